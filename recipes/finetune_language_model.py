@@ -1,0 +1,40 @@
+"""Fine-tune a pretrained language model on the text of a task (the second step of ULMFiT).
+
+    python recipes/finetune_language_model.py --model runs/general_lm --train_file reviews.csv unlabelled.csv \
+        --output_dir runs/reviews_lm --preset fastai
+
+Every text may be used here, labelled or not, but none that you will test on. A subword model keeps its vocabulary; a
+word model gets a new one, in which known words keep their rows and new ones start at the mean.
+
+The stage is finished when stage.json lies in the output folder; a second call with the same settings skips it.
+"""
+
+from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model
+
+
+def main() -> None:
+    """Read the settings, check that there is a model to go on from, fine-tune, and say what was reached."""
+    job = parse_settings(
+        LanguageModelJob,
+        description="Fine-tune a pretrained language model on the text of a task.",
+    )
+    if job.model is None:
+        raise SystemExit(
+            "finetune_language_model.py: error: --model is missing: the folder of a pretrained language model; "
+            "recipes/pretrain_language_model.py makes one"
+        )
+    metrics = run_language_model(job)
+    validation = metrics["validation"]
+    print(
+        f"validation perplexity {validation['perplexity']:.2f} a token, "
+        f"{validation['bits_per_character']:.3f} bits a character, "
+        f"next-token accuracy {validation['token_accuracy']:.3f}"
+    )
+    print(f"the language model lies in {job.output_dir}; give it to the next stage:")
+    print(
+        f"  python recipes/train_classifier.py --model {job.output_dir} --train_file train.csv --output_dir runs/mine"
+    )
+
+
+if __name__ == "__main__":
+    main()

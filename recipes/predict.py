@@ -1,0 +1,41 @@
+"""Predict every row of a CSV, TSV, JSONL or Parquet file with a trained classifier.
+
+    python recipes/predict.py --model runs/reviews/classifier --input_file new.csv --output_file predicted.csv
+
+The output holds the same rows in the same order with all their columns, and after them:
+
+label           the predicted label; for multi-label all that reach their thresholds (a list; in CSV joined with |)
+score           its probability; for multi-label the lowest among the labels given
+score_LABEL     the probability of every label, with --all_scores true
+
+An input column that is itself called label or score is kept as label_given or score_given: `label` is always the
+prediction. So a test table can be predicted as it is, and label_given set beside label.
+
+The input is checked whole before the first prediction: a row that cannot be used is named and nothing is written
+(--empty_text skip lets rows without text pass, with an empty label). Both files may be larger than memory. The output
+takes its name only when it is whole: a run that was stopped leaves an earlier file as it was.
+
+Give the folder of the classifier itself; one that holds a backward classifier is averaged with it.
+
+To predict a few texts from Python:
+
+    from ulmfit_pipe import TextPipeline
+    TextPipeline.load("runs/reviews/classifier").predict(["It works."])
+"""
+
+from ulmfit_pipe import PredictFileSettings, parse_settings, predict_file
+
+
+def main() -> None:
+    """Read the settings, predict the file, say what was done."""
+    settings = parse_settings(
+        PredictFileSettings,
+        description="Predict every row of a file: the same rows in the same order, with the columns label and score. "
+        "An input column that is itself called label or score is kept as label_given or score_given.",
+    )
+    summary = predict_file(settings)
+    print(summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The whole method on the embedded sample: nothing to download, no file to give.
+
+    python recipes/quickstart.py                # about five minutes on 2 cores
+    python recipes/quickstart.py --full true    # about half an hour: a better language model, three seeds
+
+The sample is the prose of the docstrings of the libraries installed beside the project. The task: which library does
+a paragraph come from, with the libraries' own names masked.
+
+1. A small language model is pretrained on some libraries.
+2. It is fine-tuned on unlabelled paragraphs of the libraries to tell apart.
+3. With 50 labels a class a classifier is thawed group by group.
+4. Two rivals get the same labels: the same network from scratch, and TF-IDF with logistic regression.
+
+The table at the end says who was right how often on paragraphs of source files that nobody trained on.
+"""
+
+import json
+
+from ulmfit_pipe import DemoSettings, parse_settings, run_demo
+
+
+def main() -> None:
+    """Run the demonstration and show what each stage bought."""
+    settings = parse_settings(
+        DemoSettings,
+        description="Run ULMFiT on the docstrings of the installed libraries, beside two rivals.",
+    )
+    metrics = run_demo(settings)
+    print()
+    print(metrics["table"])
+    print()
+    for example in metrics["examples"]:
+        print(f'"{example["text"]}"')
+        print(f"  -> {example['label']} ({example['score']:.2f}), in truth {example['truth']}")
+    print()
+    print("seconds:", json.dumps(metrics["seconds"]))
+    folder = metrics["classifier"]
+    print(f"the classifier lies in {folder}; try it:")
+    print(f"""  python -c 'from ulmfit_pipe import TextPipeline as T; print(T.load("{folder}").predict(["..."]))'""")
+    print("and with a table of your own, columns text and label:")
+    print(
+        f"  python recipes/run_pipeline.py --model {settings.output_dir}/general_lm --train_file YOURS.csv "
+        "--output_dir runs/mine"
+    )
+
+
+if __name__ == "__main__":
+    main()

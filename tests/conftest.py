@@ -1,0 +1,28 @@
+"""What holds for every test: no network, no screen, few threads, nothing written outside temporary folders."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CACHE = tempfile.TemporaryDirectory(prefix="ulmfit_pipe_tests_")
+
+# Set before transformers, datasets, torch or matplotlib are imported: they read these names at import.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": CACHE.name,
+    "HF_DATASETS_CACHE": str(Path(CACHE.name, "datasets")),
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "XDG_CACHE_HOME": CACHE.name,
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": str(Path(CACHE.name, "matplotlib")),
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# Two test processes share two cores; the tensors of the tests are too small to gain from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the caches of the libraries."""
+    CACHE.cleanup()

@@ -1,0 +1,279 @@
+"""Checked tables: what is accepted and how it comes out, and what each refusal says."""
+
+import json
+import logging
+import tracemalloc
+
+import datasets
+import pytest
+
+from ulmfit_pipe.data.tables import (
+    TableError,
+    check_labels_for_training,
+    load_table,
+    sort_label_names,
+    split_train_validation,
+)
+
+
+@pytest.fixture
+def csv_file(tmp_path):
+    def write(text, name="table.csv"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def json_file(tmp_path):
+    def write(*rows):
+        path = tmp_path / "table.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def test_texts_and_labels_come_out_with_names(csv_file):
+    table = load_table(csv_file("text,label,more\ngood,pos,1\nbad,neg,2\nfine,pos,3\n"))
+    assert table.column_names == ["text", "label"]
+    assert table["text"][:] == ["good", "bad", "fine"]
+    assert table.features["label"].names == ["neg", "pos"]
+    assert table["label"][:] == [1, 0, 1]
+
+
+def test_integer_labels_are_sorted_by_value(csv_file):
+    table = load_table(csv_file("text,label\na,10\nb,2\nc,-1\n"))
+    assert table.features["label"].names == ["-1", "2", "10"]
+    assert table["label"][:] == [2, 1, 0]
+    assert sort_label_names(["b", "10", "2"]) == ["10", "2", "b"]
+
+
+def test_integers_and_bools_of_a_typed_file_become_names(json_file):
+    assert load_table(json_file({"text": "a", "label": 3}, {"text": "b", "label": 11})).features["label"].names == [
+        "3",
+        "11",
+    ]
+    table = load_table(json_file({"text": "a", "label": True}, {"text": "b", "label": False}))
+    assert table.features["label"].names == ["False", "True"]
+    assert table["label"][:] == [1, 0]
+
+
+def test_names_that_training_knows_keep_their_numbers(csv_file):
+    table = load_table(csv_file("text,label\na,pos\n"), label_names=["pos", "neg", "other"])
+    assert table.features["label"].names == ["pos", "neg", "other"]
+    assert table["label"][:] == [0]
+
+
+def test_several_text_columns_are_joined_behind_marks(csv_file):
+    path = csv_file("title,body,label\nOne,two,x\n,four,y\n")
+    table = load_table(path, text_columns=["title", "body"])
+    assert table["text"][:] == ["xxfld 1 One xxfld 2 two", "xxfld 1  xxfld 2 four"]
+
+
+def test_a_list_of_files_is_one_table(csv_file):
+    first, second = csv_file("text,label\na,x\n"), csv_file("label,text\ny,b\n", "more.csv")
+    table = load_table([first, second])
+    assert table["text"][:] == ["a", "b"]
+    assert table["label"][:] == [0, 1]
+
+
+def test_unlabelled_text_needs_no_label_and_blank_rows_are_passed_over(csv_file, caplog):
+    path = csv_file('text\na\n" "\nb\n')
+    with caplog.at_level(logging.INFO, logger="ulmfit_pipe"):
+        table = load_table(path, label_column=None)
+    assert table.column_names == ["text"]
+    assert table["text"][:] == ["a", "b"]
+    assert "table.csv: skipped 1 rows without text" in caplog.text
+
+
+def test_blank_rows_are_passed_over_with_their_labels_if_asked_for(csv_file):
+    table = load_table(csv_file("text,label\na,x\n,y\nb,z\n"), skip_blank=True)
+    assert table.features["label"].names == ["x", "z"]
+    assert table["label"][:] == [0, 1]
+
+
+def test_lists_of_labels_are_multi_label(json_file):
+    path = json_file(
+        {"text": "a", "label": ["x", "z"]}, {"text": "b", "label": []}, {"text": "c", "label": ["y", "x", "y"]}
+    )
+    table = load_table(path, multi_label=True)
+    assert table.features["label"].feature.names == ["x", "y", "z"]
+    assert table["label"][:] == [[0, 2], [], [0, 1]]
+
+
+def test_joined_labels_are_multi_label(csv_file):
+    table = load_table(csv_file("text,label\na,z; x\nb,\nc,y\n"), multi_label=True, label_separator=";")
+    assert table.features["label"].feature.names == ["x", "y", "z"]
+    assert table["label"][:] == [[0, 2], [], [1]]
+
+
+def test_a_document_of_10_mb_is_loaded_whole(csv_file):
+    table = load_table(csv_file("text,label\n" + "long words " * 1_000_000 + ",x\nb,y\n"))
+    assert len(table["text"][0]) == 11_000_000
+    assert table["label"][:] == [0, 1]
+
+
+def test_memory_does_not_grow_with_the_table(csv_file):
+    path = csv_file("text,label\n" + ("word " * 200 + ",x\n") * 20_000)  # 20 MB
+    tracemalloc.start()
+    table = load_table(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table) == 20_000
+    assert peak < 10e6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("text,label\na,x\n,y\n", r"row 2 \(header not counted\), column 'text': the text is empty or only spaces"),
+        ('text,label\n" \t",y\n', "row 1 .*the text is empty or only spaces; fill it in, delete the row, or set skip"),
+        ("text,label\na,x\nb\0c,y\n", "row 2 .*, column 'text': the text holds a NUL byte at character 1"),
+        ("text,label\na,x\nb,\n", "row 2 .*, column 'label': the label is empty or only spaces"),
+        ("text,label\na,1.0\n", "row 1 .*the label is the decimal number 1.0; labels must be names or integers"),
+        ("text,label\na,0\nb,1e3\n", r"row 2 .*1e3.*table\['label'\].astype\(int\)"),
+        ("text,sentiment\na,x\n", "there is no column 'label'; there are text, sentiment"),
+        ("text,labels\na,x\n", "there is no column 'label'; there are text, labels; did you mean 'labels'?"),
+        ("Text,label\na,x\n", "no column 'text'; there are Text, label; did you mean 'Text'?"),
+        (
+            "text;label\na;x\n",
+            "no column 'text'; there are text;label; the header holds ';': save the file with commas",
+        ),
+        ("text,label,text\na,x,b\n", "the column name 'text' stands twice"),
+        ("text,label\n", "table.csv: the table is empty, it has no rows"),
+    ],
+)
+def test_a_row_or_column_that_cannot_be_used_is_named(csv_file, text, words):
+    with pytest.raises(TableError, match=words):
+        load_table(csv_file(text))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"text": None, "label": "x"}, r"table.jsonl, row 2 .*, column 'text': the text is None; fill it in"),
+        ({"label": "x"}, "row 2 .*the text is None"),
+        ({"text": 3, "label": "x"}, "row 2 .*the text must be a string, got int 3"),
+        ({"text": "a\ud800", "label": "x"}, "row 2 .*character 1 of the text is half of a surrogate pair"),
+        ({"text": "b", "label": None}, "row 2 .*, column 'label': there is no label"),
+        ({"text": "b"}, "row 2 .*, column 'label': there is no label"),
+        ({"text": "b", "label": float("nan")}, "row 2 .*there is no label"),
+        ({"text": "b", "label": 1.0}, "row 2 .*the label is the decimal number 1.0"),
+        ({"text": "b", "label": ["x"]}, r"row 2 .*the label is a list, \['x'\]; set multi_label=True"),
+        ({"text": "b", "label": {"x": 1}}, "row 2 .*the label must be a name or an integer, got dict"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(json_file, row, words):
+    with pytest.raises(TableError, match=words):
+        load_table(json_file({"text": "a", "label": "x"}, row))
+
+
+def test_several_blank_text_columns_are_named_together(csv_file):
+    with pytest.raises(TableError, match="row 1 .*, column 'a, b': the text is empty"):
+        load_table(csv_file("a,b,label\n,,x\n"), text_columns=["a", "b"])
+
+
+def test_a_label_that_training_does_not_know_is_named(csv_file):
+    path = csv_file("text,label\na,pos\nb,Neg\n")
+    words = r"row 2 .*'Neg' is not among those that training knows \(neg, pos\); did you mean 'neg'\?"
+    with pytest.raises(TableError, match=words):
+        load_table(path, label_names=["neg", "pos"])
+
+
+def test_multi_label_needs_lists_or_a_separator(csv_file, json_file):
+    with pytest.raises(TableError, match="row 1 .*multi_label=True needs a list of labels, got 'x;y'.*label_separator"):
+        load_table(csv_file("text,label\na,x;y\n"), multi_label=True)
+    with pytest.raises(TableError, match="row 1 .*there is no label; write an empty list"):
+        load_table(json_file({"text": "a", "label": None}), multi_label=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"text_columns": []}, "text_columns is empty"),
+        ({"label_column": "text"}, "'text' is named both as text and as label"),
+        ({"label_separator": ";"}, "label_separator=';' needs multi_label=True"),
+    ],
+)
+def test_settings_that_contradict_are_refused(csv_file, settings, words):
+    with pytest.raises(ValueError, match=words):
+        load_table(csv_file("text,label\na,x\n"), **settings)
+
+
+def test_no_source_is_refused():
+    with pytest.raises(ValueError, match="source is an empty list"):
+        load_table([])
+
+
+def labelled(counts):
+    names = list(counts)
+    numbers = [number for number, name in enumerate(names) for _ in range(counts[name])]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict(
+        {"text": [f"text {n}" for n in range(len(numbers))], "label": numbers}, features=features
+    )
+
+
+def test_every_class_gets_its_share_of_the_validation_set():
+    parts = split_train_validation(labelled({"a": 60, "b": 30, "c": 10}), fraction=0.2)
+    assert [parts["validation"]["label"][:].count(number) for number in range(3)] == [12, 6, 2]
+    assert [parts["train"]["label"][:].count(number) for number in range(3)] == [48, 24, 8]
+    assert not set(parts["train"]["text"][:]) & set(parts["validation"]["text"][:])
+
+
+def test_the_split_is_a_function_of_its_seed():
+    table = labelled({"a": 30, "b": 20})
+    one, same, other = (split_train_validation(table, seed=seed)["validation"]["text"][:] for seed in (3, 3, 4))
+    assert one == same
+    assert one != other
+
+
+def test_a_small_table_still_gives_every_class_a_validation_row():
+    parts = split_train_validation(labelled({"a": 4, "b": 3, "c": 2}), fraction=0.1)
+    assert sorted(parts["validation"]["label"][:]) == [0, 1, 2]
+
+
+def test_multi_label_and_unlabelled_tables_are_split_plainly(json_file):
+    rows = [{"text": f"t{n}", "label": ["x"] if n % 2 else []} for n in range(20)]
+    table = load_table(json_file(*rows), multi_label=True)
+    assert {k: len(v) for k, v in split_train_validation(table, fraction=0.25).items()} == {
+        "train": 15,
+        "validation": 5,
+    }
+    assert len(split_train_validation(table.select_columns(["text"]))["validation"]) == 2
+
+
+def test_a_class_with_one_row_is_named():
+    with pytest.raises(TableError, match="the class 'b' has one row only"):
+        split_train_validation(labelled({"a": 10, "b": 1}))
+
+
+def test_tables_too_small_to_split_are_refused():
+    with pytest.raises(TableError, match="a table of 1 row cannot be split"):
+        split_train_validation(labelled({"a": 1}))
+    with pytest.raises(TableError, match="4 rows of 2 classes are too few to hold out 3"):
+        split_train_validation(labelled({"a": 2, "b": 2}), fraction=0.75)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5])
+def test_a_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\), got"):
+        split_train_validation(labelled({"a": 9}), fraction=fraction)
+
+
+def test_one_class_only_is_refused_for_training(json_file):
+    with pytest.raises(TableError, match="all 5 rows have the label 'pos'; a classifier needs at least two classes"):
+        check_labels_for_training(labelled({"pos": 5, "neg": 0}))
+    check_labels_for_training(labelled({"pos": 5, "neg": 1}))
+
+
+def test_labels_are_needed_for_training(json_file):
+    with pytest.raises(TableError, match="the table has no labels; load it with label_column="):
+        check_labels_for_training(datasets.Dataset.from_dict({"text": ["a"]}))
+    empty = load_table(json_file({"text": "a", "label": []}, {"text": "b", "label": []}), multi_label=True)
+    with pytest.raises(TableError, match="none of the 2 rows has a label"):
+        check_labels_for_training(empty)
+    check_labels_for_training(load_table(json_file({"text": "a", "label": ["x"]}), multi_label=True))

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.fastai_weights import fastai_sizes, from_fastai_state_dict, to_fastai_state_dict
+from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+CONFIG = AwdLstmConfig(vocab_size=11, embedding_size=5, hidden_size=7, num_hidden_layers=3, num_labels=4)
+LAYER_PARTS = ("weight_hh_l0_raw", "module.weight_ih_l0", "module.bias_ih_l0", "module.bias_hh_l0")
+
+
+def stored_weights(name):
+    with np.load(REFERENCE / name, allow_pickle=False) as arrays:
+        return {
+            k.removeprefix("weights/"): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith("weights/")
+        }
+
+
+def old_layout(weights):
+    """The same language model as fastai 0.7 and salesforce wrote it."""
+    renamed = {}
+    for key, value in weights.items():
+        key = key.replace("encoder_dp.emb", "encoder_with_dropout.embed")
+        renamed[key.replace(".weight_hh_l0_raw", ".module.weight_hh_l0_raw")] = value
+    return renamed
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [("language_model.npz", AwdLstmForCausalLM), ("classifier.npz", AwdLstmForSequenceClassification)],
+)
+def test_fastais_keys_become_exactly_ours_and_back(name, model_class):
+    theirs = stored_weights(name)
+    ours = from_fastai_state_dict(theirs)
+    assert ours.keys() == model_class(CONFIG).state_dict().keys()
+    back = to_fastai_state_dict(ours)
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[key], theirs[key]) for key in theirs)
+
+
+def test_every_layer_gets_its_own_weights_by_name_whatever_the_order():
+    theirs = stored_weights("language_model.npz")
+    ours = from_fastai_state_dict(dict(reversed(theirs.items())))
+    for layer in range(3):
+        for part in LAYER_PARTS:
+            mapped = part.removeprefix("module.").removesuffix("_raw")
+            assert torch.equal(ours[f"model.layers.{layer}.{mapped}"], theirs[f"0.rnns.{layer}.{part}"])
+
+
+def test_an_encoder_file_fills_the_backbone_and_is_written_again():
+    theirs = {k.removeprefix("0."): v for k, v in stored_weights("language_model.npz").items() if k.startswith("0.")}
+    ours = from_fastai_state_dict(theirs)
+    backbone = AwdLstmModel(CONFIG)
+    backbone.load_state_dict({k.removeprefix("model."): v for k, v in ours.items()}, strict=True)
+    assert to_fastai_state_dict(backbone.state_dict()).keys() == to_fastai_state_dict(ours).keys() == theirs.keys()
+
+
+def test_the_old_layout_a_learner_file_and_a_dropped_copy_give_the_same_weights():
+    theirs = stored_weights("language_model.npz")
+    expected = from_fastai_state_dict(theirs)
+    with_copies = {**theirs, "0.rnns.1.module.weight_hh_l0": torch.zeros(28, 7)}
+    salesforce = {k.removeprefix("0.").removeprefix("1."): v for k, v in old_layout(theirs).items()}
+    for layout in (old_layout(theirs), with_copies, salesforce, {"model": theirs, "opt": {}}):
+        mapped = from_fastai_state_dict(layout)
+        assert mapped.keys() == expected.keys()
+        assert all(torch.equal(mapped[key], expected[key]) for key in expected)
+
+
+def test_the_heads_linear_is_found_at_both_indices_and_written_at_the_asked_one():
+    theirs = stored_weights("classifier.npz")
+    ours = from_fastai_state_dict(theirs)
+    without_dropout = to_fastai_state_dict(ours, linear_index=(1, 2))
+    with np.load(REFERENCE / "classifier.npz", allow_pickle=False) as arrays:
+        assert set(without_dropout) == set(arrays["keys_at_drop_mult_0"].tolist())
+    assert from_fastai_state_dict(without_dropout).keys() == ours.keys()
+
+
+def test_another_number_of_layers_fails_by_name_instead_of_filling_by_position():
+    ours = from_fastai_state_dict(stored_weights("language_model.npz"))
+    two_layers = AwdLstmForCausalLM(AwdLstmConfig(vocab_size=11, embedding_size=5, hidden_size=7, num_hidden_layers=2))
+    with pytest.raises(RuntimeError, match="model.layers.2.weight_ih_l0"):
+        two_layers.load_state_dict(ours, strict=True)
+
+
+def test_the_sizes_are_read_from_the_weights():
+    sizes = fastai_sizes(stored_weights("classifier.npz"))
+    assert sizes == {"vocab_size": 11, "embedding_size": 5, "hidden_size": 7, "num_hidden_layers": 3}
+    with pytest.raises(ValueError, match="no 'encoder.weight' among the 1 mapped keys"):
+        fastai_sizes({"1.decoder.bias": torch.zeros(11)})
+
+
+def test_foreign_and_ambiguous_keys_are_refused_by_name():
+    with pytest.raises(ValueError, match="'0.layers.0.attn.weight' is not one of a fastai AWD-LSTM"):
+        from_fastai_state_dict({"0.layers.0.attn.weight": torch.zeros(1)})
+    both = {"1.layers.0.1.weight": torch.zeros(1), "1.layers.0.2.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match="'1.layers.0.1.weight' and '1.layers.0.2.weight' both become"):
+        from_fastai_state_dict(both)
+    with pytest.raises(ValueError, match="key 'score.weight' is not one of AwdLstmModel"):
+        to_fastai_state_dict({"score.weight": torch.zeros(1)})

@@ -1,0 +1,424 @@
+"""A file in, the same rows out with label and score: every kind of file, bounded memory, nothing half-written."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ulmfit_pipe.data.table_readers import TableError
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
+from ulmfit_pipe.stages.run_context import RunContext
+
+TEXTS = [
+    "The film was dull, and its ending was duller.",
+    'She said "no",\ntwice.',
+    "A warm and funny story about three brothers. " * 30,
+    "It works; the actors seem to enjoy every minute.",
+    "Nobody expected the music to be this good! " * 9,
+]
+IDS = ["007", "1e3", "", "-0", "NULL"]
+SUFFIXES = [".csv", ".tsv", ".jsonl", ".parquet"]
+
+
+def write_table(path: Path, columns: dict[str, list]) -> Path:
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerows([columns, *(row.values() for row in rows)])
+    return path
+
+
+def read_table(path: Path) -> list[dict]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_classifier_folder):
+    return Predictor.load(tiny_classifier_folder).predict(TEXTS)
+
+
+@pytest.fixture
+def predict(tiny_classifier_folder, tmp_path):
+    """Return a function that predicts a file into another one; it gives the rows of the result."""
+
+    def run(source: Path, name: str = "out.csv", *, model: Path = tiny_classifier_folder, **settings) -> list[dict]:
+        target = tmp_path / name
+        said: list[str] = []
+        numbers = PredictFileSettings(
+            model=str(model), input_file=str(source), output_file=str(target), **{"chunk_rows": 2, **settings}
+        )
+        run.summary = predict_file(numbers, context=RunContext(say=said.append))
+        run.said = said
+        return read_table(target)
+
+    return run
+
+
+@pytest.fixture
+def table_csv(tmp_path):
+    return write_table(tmp_path / "in.csv", {"id": IDS, "text": TEXTS})
+
+
+# The rows
+
+
+@pytest.mark.parametrize("written", SUFFIXES)
+@pytest.mark.parametrize("given", SUFFIXES)
+def test_the_same_rows_come_out_in_order_with_label_and_score(predict, expected, tmp_path, given, written):
+    source = write_table(tmp_path / f"in{given}", {"id": IDS, "text": TEXTS})
+    rows = predict(source, f"out{written}")
+    assert [list(row) for row in rows] == [["id", "text", "label", "score"]] * 5
+    assert [row["id"] for row in rows] == IDS
+    assert [row["text"] for row in rows] == TEXTS
+    assert [row["label"] for row in rows] == [row["label"] for row in expected]
+    assert [float(row["score"]) for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+
+
+def test_the_pieces_in_which_a_file_is_read_do_not_change_it(predict, table_csv):
+    assert predict(table_csv, "a.csv", chunk_rows=1) == predict(table_csv, "b.csv", chunk_rows=2048)
+
+
+@pytest.mark.parametrize("written", SUFFIXES)
+def test_all_scores_adds_a_column_for_every_label(predict, table_csv, expected, written):
+    rows = predict(table_csv, f"out{written}", all_scores=True)
+    assert list(rows[0])[2:] == ["label", "score", "score_bad", "score_fair", "score_good"]
+    for row, wanted in zip(rows, expected, strict=True):
+        found = {name: float(row[f"score_{name}"]) for name in ("bad", "fair", "good")}
+        assert found == pytest.approx(wanted["scores"], abs=1e-5)
+
+
+def test_scores_are_numbers_with_seven_digits_where_the_file_knows_numbers(predict, table_csv):
+    (row, *_) = predict(table_csv, "out.parquet")
+    assert isinstance(row["score"], float)
+    assert row["score"] == float(f"{row['score']:.7g}")
+    (line, *_) = predict(table_csv, "out.jsonl")
+    assert line["score"] == row["score"]
+
+
+def test_json_rows_stay_as_they_were_written_and_get_two_more_names(predict, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"n": 1.10, "text": "It works."}\n{"text":"So","extra":[1,  2]}\n', encoding="utf-8")
+    predict(source, "out.jsonl")
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith('{"n": 1.10, "text": "It works.", "label": "')
+    assert lines[1].startswith('{"text": "So", "extra": [1,  2], "label": "')
+
+
+def test_parquet_columns_keep_their_types(predict, tmp_path):
+    kinds = {"id": pa.array([3, None], pa.int8()), "text": pa.array(["a", "b"], pa.large_string())}
+    pq.write_table(pa.table(kinds), tmp_path / "in.parquet")
+    predict(tmp_path / "in.parquet", "out.parquet")
+    schema = pq.read_schema(tmp_path / "out.parquet")
+    assert dict(zip(schema.names, schema.types, strict=True)) == {
+        "id": pa.int8(),
+        "text": pa.large_string(),
+        "label": pa.string(),
+        "score": pa.float64(),
+    }
+
+
+def test_parquet_written_by_datasets_is_still_read_by_datasets(predict, tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    table = datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1, 1]}, features=features)
+    table.to_parquet(tmp_path / "in.parquet")
+    predict(tmp_path / "in.parquet", "out.parquet")
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert loaded["label_given"][:] == [0, 1, 0, 1, 1]
+    assert set(loaded["label"]) <= {"bad", "fair", "good"}
+
+
+def test_several_text_columns_are_joined_as_in_training(predict, tiny_classifier_folder, tmp_path):
+    source = write_table(tmp_path / "in.csv", {"title": ["Dull", ""], "body": ["The film.", "It works."]})
+    rows = predict(source, text_column=["title", "body"])
+    joined = ["xxfld 1 Dull xxfld 2 The film.", "xxfld 1  xxfld 2 It works."]
+    wanted = Predictor.load(tiny_classifier_folder).predict(joined)
+    assert [row["label"] for row in rows] == [row["label"] for row in wanted]
+    assert [float(row["score"]) for row in rows] == pytest.approx([row["score"] for row in wanted], abs=1e-5)
+
+
+def test_the_summary_counts_rows_and_labels(predict, table_csv, expected):
+    predict(table_csv)
+    summary = predict.summary
+    counts = {name: sum(row["label"] == name for row in expected) for name in ("bad", "fair", "good")}
+    assert (summary.rows, summary.skipped, summary.labels) == (5, 0, counts)
+    assert str(summary).startswith("5 rows in ")
+    assert str(summary).endswith(f"written to {summary.output_file}")
+
+
+# Multi-label
+
+
+def test_multi_label_gives_lists_in_json_and_parquet_and_joined_names_in_csv(
+    predict, table_csv, tiny_multi_label_folder
+):
+    wanted = [row["label"] for row in Predictor.load(tiny_multi_label_folder).predict(TEXTS)]
+    assert any(len(labels) > 1 for labels in wanted)
+    for name in ("out.jsonl", "out.parquet"):
+        assert [row["label"] for row in predict(table_csv, name, model=tiny_multi_label_folder)] == wanted
+    for name in ("out.csv", "out.tsv"):
+        rows = predict(table_csv, name, model=tiny_multi_label_folder)
+        assert [row["label"] for row in rows] == ["|".join(labels) for labels in wanted]
+    assert predict.summary.labels["warm"] == sum("warm" in labels for labels in wanted)
+
+
+def test_labels_that_hold_the_separator_are_not_joined(predict, table_csv, save_tiny_classifier, tmp_path):
+    model = save_tiny_classifier(tmp_path / "m", labels=("a|b", "c"), problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match=r"a label holds '\|', which parts the labels of a row in .csv; write .jsonl"):
+        predict(table_csv, model=model)
+    assert len(predict(table_csv, "out.jsonl", model=model)) == 5
+
+
+# Columns that are called like ours
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_given_labels_and_scores_are_kept_under_another_name_and_it_is_said(predict, tmp_path, expected, suffix):
+    columns = {"label": ["x", "y", "z", "x", "y"], "text": TEXTS, "score": ["1", "2", "3", "4", "5"]}
+    rows = predict(write_table(tmp_path / f"in{suffix}", columns), f"out{suffix}")
+    assert list(rows[0]) == ["label_given", "text", "score_given", "label", "score"]
+    assert [row["label_given"] for row in rows] == columns["label"]
+    assert [row["score_given"] for row in rows] == columns["score"]
+    assert [row["label"] for row in rows] == [row["label"] for row in expected]
+    assert predict.said == [
+        "the input's column 'label' is kept as 'label_given'; 'label' is the prediction",
+        "the input's column 'score' is kept as 'score_given'; 'score' is the prediction",
+    ]
+
+
+def test_a_name_that_would_stand_twice_is_refused(predict, tmp_path):
+    source = write_table(tmp_path / "in.csv", {"label": ["x"], "label_given": ["y"], "text": ["It works."]})
+    with pytest.raises(TableError, match="output would have two columns 'label_given'; rename the input's"):
+        predict(source)
+
+
+def test_a_json_name_that_turns_up_late_is_renamed_too(predict, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "It works."}\n{"text": "So", "label": 5}\n', encoding="utf-8")
+    first, second = predict(source, "out.jsonl")
+    assert list(first) == ["text", "label", "score"]
+    assert list(second) == ["text", "label_given", "label", "score"]
+    assert second["label_given"] == 5
+
+
+# Bad input: nothing is predicted, nothing is written
+
+
+def bad_file(tmp_path: Path, name: str, content: str | bytes) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "id,txet\n1,x\n", "there is no column 'text'; there are id, txet; did you mean 'txet'"),
+        ("b.csv", "text,id\nx,1\n ,2\n", r"b.csv, row 2 \(header not counted\), column 'text': the text is empty"),
+        ("c.jsonl", '{"text": "x"}\n{"id": 1}\n', r"c.jsonl, row 2 .*column 'text': the text is empty"),
+        ("d.csv", b"text\nx\ncaf\xe9\n", r"d.csv is not UTF-8: byte 10 \(line 3\)"),
+        ("e.csv", "text,id\nx,1\ny\n", "e.csv, row 2 .* has 1 fields, the header has 2"),
+        ("f.csv", 'text,id\n"x,1\n', "f.csv, row 1 .* is not valid CSV: .*look for an unmatched quote"),
+        ("g.csv", "text,text\nx,y\n", "the column name 'text' stands twice; rename one of the columns"),
+        ("h.csv", "text,id\n", "h.csv: the table is empty, it has no rows to predict"),
+        ("i.jsonl", "", "i.jsonl is empty: it has no rows"),
+        ("j.jsonl", '{"text": "x"}\n{"text": 5}\n', "j.jsonl, row 2 .*'text': the text must be a string, got int 5"),
+        ("k.jsonl", '{"text": "x"}\n[1]\n', "k.jsonl, row 2 must be a JSON object"),
+        ("l.jsonl", '{"text": "x"}\n{"text": \n', "l.jsonl, row 2 is not a JSON object on one line"),
+        ("m.jsonl", '{"text": "x", "text": "y"}\n', "m.jsonl, row 1 .* the name 'text' stands there twice"),
+        ("n.csv", "text\nx\0y\n", "n.csv, row 1 .*'text': the text holds a NUL byte at character 1; remove it"),
+        ("o.jsonl", '{"text": "x\\ud800"}\n', "o.jsonl, row 1 .*: character 1 is half of a surrogate pair; remove it"),
+        ("p.parquet", "PAR1 cut", "p.parquet is not a readable Parquet file"),
+        ("q.xlsx", "", "q.xlsx: unknown suffix '.xlsx'; rows are streamed from and to .csv, .tsv, .jsonl, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_row_and_column(predict, tmp_path, name, content, words):
+    path = bad_file(tmp_path, name, content)
+    with pytest.raises(TableError, match=words):
+        predict(path)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_file_is_named(predict, tmp_path):
+    with pytest.raises(TableError, match="there is no file .*nowhere.csv"):
+        predict(tmp_path / "nowhere.csv")
+
+
+def test_a_row_that_is_wrong_at_the_end_of_the_file_is_found_before_anything_is_predicted(
+    predict, tmp_path, monkeypatch
+):
+    path = bad_file(tmp_path, "in.csv", "text,id\n" + "It works.,1\n" * 20 + "x,1,2\n")
+    monkeypatch.setattr(Predictor, "predict", lambda self, texts: pytest.fail("a text was predicted"))
+    with pytest.raises(TableError, match="row 21 .* has 3 fields, the header has 2"):
+        predict(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_without_text_can_be_skipped_and_keep_their_place(predict, tmp_path, suffix):
+    source = write_table(tmp_path / "in.csv", {"id": ["1", "2", "3"], "text": ["", "It works.", " \n"]})
+    rows = predict(source, f"out{suffix}", empty_text="skip", all_scores=True)
+    nothing = "" if suffix in (".csv", ".tsv") else None
+    assert [row["id"] for row in rows] == ["1", "2", "3"]
+    assert [row["label"] == nothing for row in rows] == [True, False, True]
+    assert [row["score_fair"] == nothing for row in rows] == [True, False, True]
+    assert (predict.summary.rows, predict.summary.skipped) == (3, 2)
+    assert str(predict.summary).startswith("3 rows, 2 of them without text in ")
+
+
+def test_text_that_csv_cannot_hold_is_refused_and_nothing_is_left(predict, tmp_path):
+    source = bad_file(tmp_path, "in.jsonl", '{"text": "x", "note": "\\ud800"}\n')
+    with pytest.raises(TableError, match=r"in.jsonl: half of a surrogate pair stands in 'x,.*, which .csv cannot keep"):
+        predict(source, "out.csv")
+    with pytest.raises(
+        TableError, match=r"column 'note' cannot be kept in Parquet \(.*surrogates not allowed\); write"
+    ):
+        predict(source, "out.parquet")
+    assert sorted(tmp_path.iterdir()) == [source]
+    assert predict(source, "out.jsonl")[0]["note"] == "\ud800"
+
+
+def test_a_file_that_changes_between_the_two_readings_is_refused(predict, table_csv, tmp_path, monkeypatch):
+    monkeypatch.setattr("ulmfit_pipe.stages.predict_files._check_rows", lambda *_args, **_settings: 4)
+    with pytest.raises(TableError, match="in.csv changed while it was read: 4 rows, then 5; run again"):
+        predict(table_csv)
+    assert sorted(tmp_path.iterdir()) == [table_csv]
+
+
+# Settings that contradict one another
+
+
+def test_the_input_is_not_overwritten(predict, table_csv, tmp_path):
+    before = table_csv.read_bytes()
+    (tmp_path / "link.csv").symlink_to(table_csv)
+    for name in ("in.csv", "link.csv"):
+        with pytest.raises(ValueError, match="output_file is the input file, .*in.csv; give it another name"):
+            predict(table_csv, name)
+    assert table_csv.read_bytes() == before
+
+
+def test_an_output_of_unknown_suffix_is_refused(predict, table_csv):
+    with pytest.raises(TableError, match=r"out.xlsx: unknown suffix '.xlsx'"):
+        predict(table_csv, "out.xlsx")
+
+
+def test_an_output_that_is_a_folder_is_refused(predict, table_csv, tmp_path):
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(ValueError, match=r"output_file .*out.csv is a folder; give a file's name in it"):
+        predict(table_csv)
+
+
+def test_chunks_of_no_rows_are_refused(predict, table_csv):
+    with pytest.raises(ValueError, match="chunk_rows must be 1 or more, got 0"):
+        predict(table_csv, chunk_rows=0)
+
+
+def test_no_text_column_is_refused(predict, table_csv):
+    with pytest.raises(ValueError, match="text_column is empty; name at least one column"):
+        predict(table_csv, text_column=[])
+
+
+def test_several_processes_are_refused(predict, table_csv, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(ValueError, match="predicted by one process, got 2; start the recipe without accelerate launch"):
+        predict(table_csv)
+
+
+# The output is whole or as it was
+
+
+class FullDisk:
+    """A writer that fails on its second chunk."""
+
+    def __init__(self, writer):
+        self.writer, self.chunks = writer, 0
+
+    def write(self, chunk):
+        self.chunks += 1
+        if self.chunks == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.writer.write(chunk)
+
+    def close(self):
+        self.writer.close()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_leaves_the_earlier_output_as_it_was(predict, table_csv, tmp_path, monkeypatch, suffix):
+    from ulmfit_pipe.stages import predict_files
+
+    (tmp_path / f"out{suffix}").write_text("earlier")
+    whole = predict_files.open_writer
+    monkeypatch.setattr(predict_files, "open_writer", lambda *given, **named: FullDisk(whole(*given, **named)))
+    with pytest.raises(
+        OSError, match="could not write .*: No space left on device; what was there before is untouched"
+    ):
+        predict(table_csv, f"out{suffix}")
+    assert (tmp_path / f"out{suffix}").read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", f"out{suffix}"]
+
+
+def test_the_output_has_its_name_only_when_it_is_whole(predict, table_csv, tmp_path, monkeypatch):
+    seen: list[bool] = []
+    original = Predictor.predict
+
+    def watching(self, texts):
+        seen.append((tmp_path / "deep" / "out.csv").exists())
+        return original(self, texts)
+
+    monkeypatch.setattr(Predictor, "predict", watching)
+    predict(table_csv, "deep/out.csv")
+    assert seen == [False] * 4  # the columns' types, and three pieces
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out.csv"]
+
+
+# Memory
+
+MEASURE = """
+import resource, sys
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
+Predictor.predict = lambda self, texts: [
+    {"label": "bad", "score": 0.5, "scores": {"bad": 0.5, "fair": 0.25, "good": 0.25}} for _ in texts
+]
+model, folder = sys.argv[1:]
+peaks = []
+for size in ("small", "large"):
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        source, target = f"{folder}/{size}{suffix}", f"{folder}/{size}_out{suffix}"
+        predict_file(PredictFileSettings(model=model, input_file=source, output_file=target, chunk_rows=100))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_a_large_file_takes_no_more_memory_than_a_small_one(tiny_classifier_folder, tmp_path):
+    text = "The film was dull, and its ending was duller. " * 40
+    for size, count in (("small", 500), ("large", 10_000)):
+        for suffix in (".csv", ".jsonl", ".parquet"):
+            write_table(tmp_path / f"{size}{suffix}", {"text": [f"{row} {text}" for row in range(count)]})
+    command = [sys.executable, "-c", MEASURE, tiny_classifier_folder, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stdout)
+    print(done.stdout)
+    grown_kib = int(done.stdout.split()[-1])
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert len(read_table(tmp_path / f"large_out{suffix}")) == 10_000
+    assert grown_kib < 20_000  # each large file holds 37 MB of text

@@ -1,0 +1,83 @@
+"""Imports go down only: recipes -> stages -> training | models | data, and reports beside them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE_FILES = sorted((ROOT / "ulmfit_pipe").rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+
+SIBLINGS = {f"ulmfit_pipe.{name}" for name in ("training", "models", "data", "stages", "reports")}
+# Folder -> what its files must not import, at the top or inside a function.
+FORBIDDEN = {
+    "training": SIBLINGS - {"ulmfit_pipe.training", "ulmfit_pipe.reports"}
+    | {"transformers", "datasets", "tokenizers", "torchvision", "PIL", "recipes"},
+    "models": SIBLINGS - {"ulmfit_pipe.models", "ulmfit_pipe.reports"} | {"datasets", "accelerate", "recipes"},
+    "data": SIBLINGS - {"ulmfit_pipe.data", "ulmfit_pipe.reports"} | {"accelerate", "recipes"},
+    "reports": SIBLINGS - {"ulmfit_pipe.reports"} | {"torch", "transformers", "datasets", "accelerate", "recipes"},
+    "stages": {"recipes"},
+}
+UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def imported_names(tree: ast.Module) -> set[str]:
+    """Dotted names that a file imports, wherever in it; `from a.b import c` gives `a.b` and `a.b.c`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_from(names: set[str], packages: set[str]) -> set[str]:
+    return {name for name in names if any(name == package or name.startswith(f"{package}.") for package in packages)}
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=shown)
+def test_a_file_imports_only_from_below(path):
+    folder = path.relative_to(ROOT / "ulmfit_pipe").parts[0]
+    names = imported_names(parse(path))
+    assert not imports_from(names, FORBIDDEN.get(folder, {"recipes"}))
+    assert not {name for name in names if name.startswith(".")}, "absolute imports only"
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES + RECIPES, ids=shown)
+def test_nothing_unpickles(path):
+    tree = parse(path)
+    assert not imports_from(imported_names(tree), UNPICKLING)
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not calls & {"torch.load", "pandas.read_pickle", "pd.read_pickle"}
+    assert "torch.load" not in imported_names(tree)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=shown)
+def test_a_recipe_imports_public_names_only_and_no_other_recipe(path):
+    names = imported_names(parse(path))
+    private = {name for name in imports_from(names, {"ulmfit_pipe"}) if any(p.startswith("_") for p in name.split("."))}
+    assert not private
+    assert not imports_from(names, {"recipes"} | {recipe.stem for recipe in RECIPES})
+
+
+def test_the_check_sees_an_import_wherever_it_stands():
+    tree = ast.parse("def f():\n    from ulmfit_pipe.data.tables import load_table\n    import torch.nn\n")
+    names = imported_names(tree)
+    assert imports_from(names, FORBIDDEN["training"]) == {
+        "ulmfit_pipe.data.tables",
+        "ulmfit_pipe.data.tables.load_table",
+    }
+    assert imports_from(names, FORBIDDEN["reports"]) >= {"torch.nn"}
+    assert not imports_from({"torchmetrics"}, {"torch"})
+    assert imports_from(imported_names(ast.parse("from ulmfit_pipe import data")), FORBIDDEN["training"])

@@ -1,0 +1,74 @@
+"""The public names are a list; adding to it, or taking from it, is a decision."""
+
+import subprocess
+import sys
+
+import ulmfit_pipe
+
+PUBLIC_NAMES = [
+    "AwdLstmConfig",
+    "AwdLstmForCausalLM",
+    "AwdLstmForSequenceClassification",
+    "AwdLstmModel",
+    "ClassificationObjective",
+    "ClassifierJob",
+    "ClassifierSettings",
+    "DemoSettings",
+    "LanguageModelJob",
+    "LanguageModelSettings",
+    "Learner",
+    "LearningRateJob",
+    "Phase",
+    "PipelineSettings",
+    "PredictFileSettings",
+    "Predictor",
+    "RunContext",
+    "Schedule",
+    "SequenceObjective",
+    "TableError",
+    "Task",
+    "TextPipeline",
+    "TrainingOptions",
+    "build_classifier_learner",
+    "build_language_model_learner",
+    "chain_thaw",
+    "find_learning_rate",
+    "freeze_to",
+    "full",
+    "gradual_unfreezing",
+    "head_only",
+    "layer_group_specs",
+    "linear_probe_then_fine_tune",
+    "load_learner",
+    "load_table",
+    "metrics_table",
+    "parse_settings",
+    "predict_file",
+    "run_classifier",
+    "run_demo",
+    "run_language_model",
+    "run_pipeline",
+    "split_layer_groups",
+    "split_train_validation",
+    "train_classifier",
+    "train_language_model",
+]
+
+
+def test_the_public_names_are_exactly_these():
+    assert sorted(getattr(ulmfit_pipe, "__all__", [])) == sorted(PUBLIC_NAMES)
+
+
+def test_every_public_name_can_be_imported_and_says_what_it_is():
+    for name in PUBLIC_NAMES:
+        assert getattr(ulmfit_pipe, name).__doc__, name
+
+
+def test_dir_lists_the_public_names():
+    assert set(PUBLIC_NAMES) <= set(dir(ulmfit_pipe))
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers():
+    code = "import sys, ulmfit_pipe; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

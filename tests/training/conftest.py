@@ -1,0 +1,31 @@
+"""What every test of the training core gets: an accelerator of its own, on the CPU."""
+
+from collections.abc import Iterator
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+
+def _forget_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collection_between_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate collects garbage after every phase, which takes longer than training a toy."""
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_options: None)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state() -> Iterator[None]:
+    """Accelerate keeps device and precision for the whole process; each test starts and ends without them."""
+    _forget_accelerate()
+    yield
+    _forget_accelerate()
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)

@@ -1,0 +1,213 @@
+import errno
+import math
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from toy_models import new_model, same, weights_of
+
+from ulmfit_pipe.training import checkpoint
+from ulmfit_pipe.training.checkpoint import (
+    BestWeights,
+    CheckpointError,
+    atomic_folder,
+    load_tensors,
+    read_json,
+    recover_folder,
+    save_tensors,
+    write_atomic,
+    write_json,
+)
+from ulmfit_pipe.training.records import EpochRecord
+
+
+def record(**metrics):
+    return EpochRecord("some", 0, 1, 1, 1.0, metrics, (1e-2,), 1.0, 1.0)
+
+
+def no_space(*_args, **_options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+# ---- best weights
+
+
+@pytest.mark.parametrize(
+    ("monitor", "better", "worse"),
+    [
+        ("loss", 0.1, 0.2),
+        ("valid_loss", 0.1, 0.2),
+        ("perplexity", 10.0, 20.0),
+        ("error_rate", 0.1, 0.2),
+        ("accuracy", 0.2, 0.1),
+        ("macro_f1", 0.2, 0.1),
+        ("a_score_of_my_own", 0.2, 0.1),
+    ],
+)
+def test_losses_are_better_when_smaller_and_scores_when_larger(monitor, better, worse):
+    best = BestWeights(monitor)
+    model = new_model()
+    for value in (worse, better, worse, math.nan):
+        best.offer(record(**{monitor: value}), model)
+    assert best.record.metrics[monitor] == better
+
+
+def test_a_tie_keeps_the_earlier_record():
+    best, model = BestWeights("loss"), new_model()
+    first = record(loss=0.5)
+    for entry in (first, record(loss=0.5)):
+        best.offer(entry, model)
+    assert best.record is first
+
+
+def test_kept_weights_are_a_copy_with_the_running_statistics():
+    model = new_model(norm="batch")
+    best = BestWeights("loss")
+    best.restore(model)  # nothing kept yet: nothing happens
+    best.offer(record(loss=0.5), model)
+    kept = weights_of(model)
+    with torch.no_grad():
+        model.body[1].running_mean += 1
+        model.head.weight.zero_()
+    best.restore(model)
+    assert same(kept, weights_of(model)) == list(kept)
+
+
+# ---- files and folders
+
+
+def test_a_folder_takes_its_place_when_the_block_ends(tmp_path):
+    for text in ("one", "two"):
+        with atomic_folder(tmp_path / "deep" / "run") as folder:
+            (folder / "file").write_text(text)
+            assert folder.parent == tmp_path / "deep"
+    assert files_of(tmp_path) == {"deep/run/file": b"two"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("no space left")])
+def test_a_full_disk_leaves_the_previous_folder_as_it_was(tmp_path, error):
+    path = tmp_path / "run"
+    with atomic_folder(path) as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(
+        CheckpointError, match=r"could not save to .*run: [Nn]o space left.*previous|untouched. Free some"
+    ):
+        with atomic_folder(path) as folder:
+            (folder / "file").write_text("half of the n")
+            raise error
+    assert files_of(tmp_path) == {"run/file": b"old"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_block_leaves_the_previous_folder_as_it_was(tmp_path, stop):
+    path = tmp_path / "run"
+    with atomic_folder(path) as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(stop):
+        with atomic_folder(path):
+            raise stop
+    assert files_of(tmp_path) == {"run/file": b"old"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_an_interruption_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, stop):
+    path = tmp_path / "run"
+    with atomic_folder(path) as folder:
+        (folder / "file").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name.endswith(".tmp"):
+            raise stop
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises((KeyboardInterrupt, CheckpointError)):
+        with atomic_folder(path) as folder:
+            (folder / "file").write_text("new")
+    assert files_of(tmp_path) == {"run/file": b"old"}
+
+
+def test_a_folder_left_aside_by_a_killed_process_is_put_back(tmp_path):
+    path = tmp_path / "run"
+    with atomic_folder(path) as folder:
+        (folder / "file").write_text("old")
+    path.rename(tmp_path / ".run.12345678.old")
+    recover_folder(path)
+    assert files_of(tmp_path) == {"run/file": b"old"}
+    recover_folder(path)
+    shutil.copytree(path, tmp_path / ".run.12345678.old")
+    recover_folder(path)
+    assert (path / "file").read_text() == "old"
+
+
+def test_a_full_disk_leaves_the_previous_file_as_it_was(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "file", b"old")
+    monkeypatch.setattr(checkpoint, "_sync", no_space)
+    with pytest.raises(CheckpointError, match="save to .*file: No space left on device; what was there before"):
+        write_atomic(tmp_path / "file", b"new")
+    assert files_of(tmp_path) == {"file": b"old"}
+
+
+def test_a_file_that_fails_inside_a_folder_is_reported_under_the_folders_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_sync", no_space)
+    with pytest.raises(CheckpointError) as caught:
+        with atomic_folder(tmp_path / "run") as folder:
+            write_json(folder / "a.json", {})
+    assert str(tmp_path / "run" / "a.json") in str(caught.value)
+    assert ".tmp" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "é"})
+    assert read_json(tmp_path / "a.json") == {"b": [1, 2.5, None], "a": "é"}
+
+
+def test_json_that_is_missing_or_cut_short_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a\.json does not exist; give the folder"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": [1, 2')
+    with pytest.raises(CheckpointError, match=r"a\.json is no whole JSON file .*cut short: save it again"):
+        read_json(tmp_path / "a.json")
+
+
+def test_tensors_come_back_bit_identical(tmp_path):
+    tensors = {"a": torch.randn(2, 3), "b": torch.arange(5), "c": torch.randn(3, 2).T}
+    digest = save_tensors(tmp_path / "t.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "t.safetensors", sha256=digest)
+    assert same(tensors, loaded) == ["a", "b", "c"]
+
+
+def test_tensors_cut_short_altered_or_missing_are_refused(tmp_path):
+    path = tmp_path / "t.safetensors"
+    digest = save_tensors(path, {"a": torch.randn(2, 3)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match="cannot be read .* it was cut short; take an earlier save"):
+        load_tensors(path)
+    path.write_bytes(whole[:-1] + b"\x00" if whole[-1] else whole[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match="is not the file that was saved .its SHA-256 differs"):
+        load_tensors(path, sha256=digest)
+    with pytest.raises(CheckpointError, match=r"missing\.safetensors does not exist"):
+        load_tensors(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("name", ["m.pkl", "m.pickle", "m.pth", "m.pt", "m.bin", "m.ckpt", "m.safetensors"])
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_pickles_are_refused_by_name_and_by_content(tmp_path, name, kind):
+    path = tmp_path / name
+    if kind == "torch":
+        torch.save({"a": torch.ones(1)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(CheckpointError, match="is a pickled checkpoint, which can run code when read, so"):
+        load_tensors(path)

@@ -1,0 +1,133 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from toy_models import CLASSES, VOCAB, ToyLanguageModel, new_model, text_rows, token_rows
+
+from ulmfit_pipe.training.objectives import (
+    ClassificationObjective,
+    SequenceObjective,
+    activation_penalty,
+    detach,
+    widened,
+)
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_summed_loss_over_count_is_torchs_mean(weights, smoothing):
+    model, batch = new_model(), text_rows(11)
+    objective = ClassificationObjective(class_weights=weights, label_smoothing=smoothing)
+    output = objective(model, batch, None)
+    expected = F.cross_entropy(
+        model(batch["input_ids"]).logits, batch["labels"], weight=weights, label_smoothing=smoothing
+    )
+    assert float(output.loss_sum.detach()) / objective.count(batch) == pytest.approx(float(expected), rel=1e-6)
+    assert output.logits.shape == (11, CLASSES)
+    assert not output.logits.requires_grad
+    assert output.penalty is None
+    assert output.carry is None
+
+
+def test_multi_label_loss_over_count_is_torchs_mean():
+    model, batch = new_model(), text_rows(11)
+    batch["labels"] = torch.rand(11, CLASSES).round()
+    logits = model(batch["input_ids"]).logits
+    plain, weighted = (
+        ClassificationObjective(multi_label=True),
+        ClassificationObjective(multi_label=True, class_weights=WEIGHTS, label_smoothing=0.2),
+    )
+    assert plain.count(batch) == weighted.count(batch) == 11
+    expected = F.binary_cross_entropy_with_logits(logits, batch["labels"])
+    assert float(plain(model, batch, None).loss_sum) / 11 == pytest.approx(float(expected), rel=1e-6)
+    smooth = batch["labels"] * 0.8 + 0.1
+    expected = F.binary_cross_entropy_with_logits(logits, smooth, weight=WEIGHTS)
+    assert float(weighted(model, batch, None).loss_sum) / 11 == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
+        ({"alpha": -1}, "alpha and beta must be 0 or more, got -1 and 0.0"),
+        ({"class_weights": torch.tensor([1.0, -1.0])}, r"class_weights must be 0 or more .* got \[1.0, -1.0\]"),
+        ({"class_weights": torch.zeros(2)}, "not all 0"),
+        ({"class_weights": torch.tensor([1.0, torch.nan])}, "class_weights must be 0 or more"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        ClassificationObjective(**options)
+
+
+class WithRawOutput(nn.Module):
+    def __init__(self, *, masked):
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor([[[1.0], [3.0], [100.0]], [[2.0], [2.0], [2.0]]]))  # (2, 3, 1)
+        self.masked = masked
+
+    def forward(self, input_ids):
+        mask = {"raw_mask": torch.tensor([[True, True, False], [True, True, True]])} if self.masked else {}
+        return SimpleNamespace(logits=self.raw[:, 0].expand(-1, 2), raw_output=self.raw, **mask)
+
+
+def test_ar_and_tar_look_at_real_positions_only_and_only_in_training():
+    objective = ClassificationObjective(alpha=2.0, beta=1.0)
+    batch = {"input_ids": torch.zeros(2, 3), "labels": torch.tensor([0, 1])}
+    model = WithRawOutput(masked=True)
+    # AR: 2 * mean(1, 9, 4, 4, 4); TAR: 1 * mean(4, 0, 0)
+    assert float(objective(model, batch, None).penalty) == pytest.approx(2 * 22 / 5 + 4 / 3)
+    assert objective(model.eval(), batch, None).penalty is None
+    assert float(objective(WithRawOutput(masked=False), batch, None).penalty) > 1000
+    assert ClassificationObjective()(WithRawOutput(masked=False), batch, None).penalty is None
+
+
+def test_tar_of_a_one_token_window_is_left_out():
+    raw = torch.full((2, 1, 3), 2.0)
+    assert float(activation_penalty(raw, raw, alpha=2.0, beta=1.0)) == 8.0
+    assert activation_penalty(raw, raw, alpha=0.0, beta=1.0) is None
+
+
+def test_the_language_model_loss_is_a_sum_over_the_targets_that_count():
+    model, batch = ToyLanguageModel(), token_rows(2)
+    batch["targets"][0, 0] = -100
+    objective = SequenceObjective(alpha=0.0, beta=0.0)
+    output = objective(model, batch, None)
+    expected = F.cross_entropy(model(batch["input_ids"]).logits.reshape(-1, VOCAB), batch["targets"].flatten())
+    assert objective.count(batch) == 5
+    assert float(output.loss_sum) / 5 == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_carried_state_continues_the_text_and_is_cut_off_its_graph():
+    model, batch = ToyLanguageModel(), token_rows(2)
+    objective = SequenceObjective()
+    first = objective(model, {key: value[:, :1] for key, value in batch.items()}, None)
+    second = objective(model, {key: value[:, 1:] for key, value in batch.items()}, first.carry)
+    whole = objective(model, batch, None)
+    assert torch.allclose(torch.cat([first.logits, second.logits], dim=1), whole.logits, atol=1e-6)
+    assert not any(part.requires_grad for part in first.carry)
+
+
+def test_penalties_of_the_language_model_are_means_and_off_in_evaluation():
+    model, batch = ToyLanguageModel(), token_rows(2)
+    raw = model(batch["input_ids"]).raw_output
+    expected = 2 * raw.pow(2).mean() + (raw[:, 1:] - raw[:, :-1]).pow(2).mean()
+    assert float(SequenceObjective()(model, batch, None).penalty) == pytest.approx(float(expected), rel=1e-6)
+    assert SequenceObjective()(model.eval(), batch, None).penalty is None
+
+
+def test_half_precision_is_widened_and_double_precision_kept():
+    assert widened(torch.ones(1, dtype=torch.bfloat16)).dtype == torch.float32
+    assert widened(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_nested_states_are_detached():
+    state = ((torch.ones(1, requires_grad=True), [torch.ones(1, requires_grad=True)]), None)
+    (first, (second,)), nothing = detach(state)
+    assert not first.requires_grad
+    assert not second.requires_grad
+    assert nothing is None

@@ -1,0 +1,179 @@
+"""Runs of the training core whose results must not depend on the number of processes.
+
+Started by torchrun it writes each process' results; imported it gives those of one process. See
+test_several_processes.py.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from toy_models import (
+    ToyBatches,
+    ToyLanguageModel,
+    groups_of,
+    lm_groups_of,
+    new_metric,
+    new_model,
+    new_phase,
+    new_task,
+    token_rows,
+    weights_of,
+)
+
+from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.loop import NonFiniteLossError, fit
+from ulmfit_pipe.training.lr_finder import lr_find
+from ulmfit_pipe.training.metrics import LanguageModelMetric
+from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
+from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
+from ulmfit_pipe.training.records import Task, TrainingOptions
+from ulmfit_pipe.training.schedules import Schedule
+
+ALL = (0, 1, 2, 3)
+ORDERS = {  # what each phase trains: everything that a wrapper made once would get wrong
+    "frozen then thawed": [(3,), ALL],
+    "thawed then frozen": [ALL, (3,)],
+    "one group after another": [(0,), (2,), (1,), ALL],
+    "all throughout": [ALL, ALL],
+}
+
+
+def shares(accelerator: Accelerator) -> dict[str, int]:
+    return {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+
+
+def result_of(model: torch.nn.Module, history: Any) -> dict[str, Any]:
+    return {
+        "losses": [step.loss for step in history.steps],
+        "lrs": [step.lrs for step in history.steps],
+        "train_losses": [record.train_loss for record in history.epochs],
+        "metrics": [record.metrics for record in history.epochs],
+        "weights": weights_of(model),
+    }
+
+
+def gradual(accelerator: Accelerator, *, accumulation: int, weights: torch.Tensor | None = None) -> dict[str, Any]:
+    """All phases of a gradual plan; batches of 4, 4 and 3 rows, of which the second process gets 2, 2 and 1."""
+    model = new_model().double()
+    task = new_task(11, batch_size=4, valid=7, **shares(accelerator))
+    task = Task(task.train_batches, ClassificationObjective(class_weights=weights), task.valid_batches, new_metric)
+    plan = Plan(
+        tuple(gradual_unfreezing(4, lr=1e-2, final_epochs=2, schedule=Schedule.one_cycle())), (*groups_of(model),)
+    )
+    options = TrainingOptions(accumulation_steps=accumulation, max_grad_norm=0.3)
+    after_epochs: list[Any] = []
+
+    def look(_record: Any) -> None:
+        after_epochs.append(weights_of(model))
+
+    history = run_phases(model, plan, task, accelerator=accelerator, options=options, on_epoch=look)
+    return {**result_of(model, history), "after_epochs": after_epochs}
+
+
+def language_model(accelerator: Accelerator) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = ToyLanguageModel().double()
+    batches = ToyBatches(token_rows(12), batch_size=4, **shares(accelerator))
+    task = Task(batches, SequenceObjective(), batches, LanguageModelMetric)
+    plan = Plan(tuple(gradual_unfreezing(2, lr=1e-2)), tuple(lm_groups_of(model)))
+    history = run_phases(model, plan, task, accelerator=accelerator, options=TrainingOptions(accumulation_steps=2))
+    return result_of(model, history)
+
+
+def order(trained: list[tuple[int, ...]], *, find_unused: bool) -> dict[str, Any]:
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=find_unused)]
+    accelerator = Accelerator(cpu=True, kwargs_handlers=handlers)
+    model = new_model().double()
+    phases = [new_phase(*groups, name=str(index)) for index, groups in enumerate(trained)]
+    plan = Plan(tuple(phases), tuple(groups_of(model)))
+    task = new_task(11, **shares(accelerator))
+    return result_of(model, run_phases(model, plan, task, accelerator=accelerator, options=TrainingOptions()))
+
+
+def sweep(accelerator: Accelerator) -> dict[str, Any]:
+    model = new_model().double()
+    before = weights_of(model)
+    task = new_task(40, **shares(accelerator))
+    settings: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 1e3, "num_steps": 60}
+    result = lr_find(model, groups_of(model), task, accelerator=accelerator, options=TrainingOptions(), **settings)
+    unchanged = all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    return {"lrs": result.lrs, "losses": result.losses, "unchanged": unchanged}
+
+
+def batch_norm(accelerator: Accelerator) -> dict[str, Any]:
+    """Batch statistics differ between processes; what is kept must not."""
+    model = new_model(norm="batch")
+    task = new_task(16, **shares(accelerator))
+    plan = Plan(tuple(gradual_unfreezing(4, lr=1e-2)), tuple(groups_of(model)))
+    history = run_phases(model, plan, task, accelerator=accelerator, options=TrainingOptions())
+    return {"weights": weights_of(model), "metrics": [record.metrics for record in history.epochs]}
+
+
+def refusals(accelerator: Accelerator, folder: Path) -> dict[str, str]:
+    """Errors that every process must raise, lest the others wait for ever."""
+    found = {}
+    model = new_model()
+    groups = groups_of(model)
+    task = new_task(8, **shares(accelerator))
+    try:
+        fit(model, groups, new_phase(), task, accelerator=accelerator, options=TrainingOptions())
+    except ValueError as error:
+        found["everything frozen"] = str(error)
+
+    class NanHere(ClassificationObjective):
+        def __call__(self, *args: Any) -> Any:
+            output = super().__call__(*args)
+            if accelerator.process_index == accelerator.num_processes - 1:
+                output.loss_sum = output.loss_sum * torch.nan
+            return output
+
+    try:
+        fit(
+            model,
+            groups,
+            new_phase(3),
+            Task(task.train_batches, NanHere()),
+            accelerator=accelerator,
+            options=TrainingOptions(),
+        )
+    except NonFiniteLossError as error:
+        found["nan on one process"] = str(error)
+    said: list[str] = []
+    learner = Learner(model, groups, task, accelerator=accelerator, say=said.append)
+    (folder / "taken").mkdir(exist_ok=True)
+    (folder / "taken" / "file").write_text("something else")
+    try:
+        learner.save(folder / "taken")
+    except CheckpointError as error:
+        found["save"] = str(error)
+    learner.save(folder / "saved")
+    found["said"] = str(len(said))
+    return found
+
+
+@mock.patch("accelerate.utils.memory.clear_device_cache", lambda **_options: None)  # slower than the toys
+def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = {
+        "gradual": gradual(accelerator, accumulation=1),
+        "gradual, accumulated": gradual(accelerator, accumulation=2, weights=torch.tensor([0.5, 2.0, 1.0, 3.0])),
+        "language model": language_model(accelerator),
+        "sweep": sweep(accelerator),
+        "batch norm": batch_norm(accelerator),
+        "refusals": refusals(accelerator, folder),
+    }
+    for name, trained in ORDERS.items():
+        for find_unused in (False, True):
+            results[f"{name}, find_unused {find_unused}"] = order(trained, find_unused=find_unused)
+    return results
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    process = Accelerator(cpu=True)
+    torch.save(everything(process, target), target / f"process{process.process_index}.pt")
+    process.end_training()

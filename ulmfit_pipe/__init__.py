@@ -1,0 +1,66 @@
+"""The ULMFiT method on today's stack: language model, classifier, gradual unfreezing, in stages.
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ulmfit_pipe.stages.pipeline": ("PipelineSettings", "TextPipeline", "metrics_table", "run_pipeline"),
+    "ulmfit_pipe.stages.jobs": (
+        "ClassifierJob",
+        "LanguageModelJob",
+        "LearningRateJob",
+        "find_learning_rate",
+        "run_classifier",
+        "run_language_model",
+    ),
+    "ulmfit_pipe.stages.predict": ("Predictor",),
+    "ulmfit_pipe.stages.predict_files": ("PredictFileSettings", "predict_file"),
+    "ulmfit_pipe.stages.settings": ("parse_settings",),
+    "ulmfit_pipe.stages.demo": ("DemoSettings", "run_demo"),
+    "ulmfit_pipe.stages.classifier": ("ClassifierSettings", "build_classifier_learner", "train_classifier"),
+    "ulmfit_pipe.stages.language_model": (
+        "LanguageModelSettings",
+        "build_language_model_learner",
+        "train_language_model",
+    ),
+    "ulmfit_pipe.stages.saved": ("load_learner",),
+    "ulmfit_pipe.stages.run_context": ("RunContext",),
+    "ulmfit_pipe.data.tables": ("TableError", "load_table", "split_train_validation"),
+    "ulmfit_pipe.models.configuration_awd_lstm": ("AwdLstmConfig",),
+    "ulmfit_pipe.models.modeling_awd_lstm": (
+        "AwdLstmForCausalLM",
+        "AwdLstmForSequenceClassification",
+        "AwdLstmModel",
+    ),
+    "ulmfit_pipe.models.group_specs": ("layer_group_specs",),
+    "ulmfit_pipe.training.layer_groups": ("freeze_to", "split_layer_groups"),
+    "ulmfit_pipe.training.learner": ("Learner",),
+    "ulmfit_pipe.training.objectives": ("ClassificationObjective", "SequenceObjective"),
+    "ulmfit_pipe.training.phases": (
+        "chain_thaw",
+        "full",
+        "gradual_unfreezing",
+        "head_only",
+        "linear_probe_then_fine_tune",
+    ),
+    "ulmfit_pipe.training.records": ("Phase", "Task", "TrainingOptions"),
+    "ulmfit_pipe.training.schedules": ("Schedule",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605  # a list; built so that a name stands once
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ulmfit_pipe' has no attribute {name!r}; its public names are {__all__}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,218 @@
+"""What a stage starts from and ends in: a folder with weights, configuration, tokenizer and ``stage.json``.
+
+A folder is whole or absent: it is written under another name and renamed. Its tokenizer is checked against the hash
+that the model's configuration holds, so that ids can never mean other tokens than they did in training.
+
+Importing ``ulmfit_pipe.stages`` registers the AWD-LSTM with transformers' Auto classes.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ulmfit_pipe.data.tokenization import UlmfitTokenizer, register_tokenizer, vocab_hash
+from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
+from ulmfit_pipe.training.checkpoint import PICKLE_SUFFIXES, CheckpointError, atomic_folder, read_json, write_json
+
+STAGE_FILE = "stage.json"
+FORMAT = 1
+TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
+
+
+class ArtifactError(ValueError):
+    """A model folder or name cannot be used; the message says why and what to give instead."""
+
+
+def register() -> None:
+    """Make transformers' Auto classes know the AWD-LSTM and its tokenizer; doing it twice is harmless."""
+    AutoConfig.register("awd_lstm", AwdLstmConfig, exist_ok=True)
+    AutoModel.register(AwdLstmConfig, AwdLstmModel, exist_ok=True)
+    AutoModelForCausalLM.register(AwdLstmConfig, AwdLstmForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(AwdLstmConfig, AwdLstmForSequenceClassification, exist_ok=True)
+    register_tokenizer()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in TRACKED_LIBRARIES}}
+
+
+def resolve_model(name: str | Path) -> str:
+    """Turn what a user gives as a model into a folder or a hub id.
+
+    Args:
+        name: A folder, or a hub id (``owner/name``).
+
+    Raises:
+        ArtifactError: It is a pickle, a file, an empty folder, or a path that does not exist.
+    """
+    path = Path(name)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise ArtifactError(
+            f"{path} is a pickled checkpoint ({path.suffix}), which can run code when read, so it is refused; "
+            "give a folder with config.json, model.safetensors and a tokenizer"
+        )
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = [child.name for child in sorted(path.iterdir()) if (child / "config.json").is_file()]
+            hint = f"did you mean {path / inside[-1]}?" if inside else "give the folder that a stage wrote"
+            raise ArtifactError(f"{path} holds no model (no config.json); {hint}")
+        return str(path)
+    if path.exists():
+        raise ArtifactError(f"{path} is a file, not a model folder; give the folder that a stage wrote")
+    text = str(name)
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or (path.parent != Path(".") and path.parent.is_dir()):
+        raise ArtifactError(f"there is no folder {text!r}; give the folder that a stage wrote, or a hub id")
+    return text
+
+
+def load_config(name: str | Path) -> Any:
+    """Load a model's configuration from a folder or the hub.
+
+    Raises:
+        ArtifactError: Nothing of that name can be had; the message says how to give a folder.
+    """
+    register()
+    return _from_name(AutoConfig.from_pretrained, name)
+
+
+def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
+    """Load a model from a folder or the hub; safetensors only.
+
+    Args:
+        name: A folder or hub id.
+        kind: An Auto class, such as ``AutoModelForCausalLM``.
+        **settings: Passed on to ``from_pretrained``.
+
+    Raises:
+        ArtifactError: The folder lacks weights or they were cut short, or the hub cannot be reached.
+    """
+    register()
+    return _from_name(kind.from_pretrained, name, use_safetensors=True, **settings)
+
+
+def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
+    """Load the tokenizer of a folder, and check that it is the model's own.
+
+    Args:
+        name: A folder or hub id.
+        config: The model's configuration; its ``vocab_hash`` must be the tokenizer's.
+
+    Raises:
+        ArtifactError: There is no tokenizer, or it belongs to another model.
+    """
+    register()
+    tokenizer = _from_name(AutoTokenizer.from_pretrained, name)
+    wanted = getattr(config, "vocab_hash", None)
+    if wanted is not None and vocab_hash(tokenizer) != wanted:
+        raise ArtifactError(
+            f"the tokenizer of {name} does not belong to the model: its vocabulary hash is "
+            f"{vocab_hash(tokenizer)[:12]}..., the model was trained with {wanted[:12]}...; "
+            "copy the tokenizer files of the folder the model came from"
+        )
+    return tokenizer
+
+
+def _from_name(load: Callable[..., Any], name: str | Path, **settings: Any) -> Any:
+    resolved = resolve_model(name)
+    try:
+        return load(resolved, **settings)
+    except (OSError, ValueError) as error:
+        if Path(resolved).is_dir():
+            raise ArtifactError(
+                f"{resolved} cannot be loaded ({_first_line(error)}); a file is missing, cut short or not ours: "
+                "take another save or train the stage again"
+            ) from error
+        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        reason = "HF_HUB_OFFLINE is set" if offline else "no network, or no such model there"
+        raise ArtifactError(
+            f"{resolved!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
+            "give a folder that holds config.json, model.safetensors and a tokenizer, for example one written by "
+            "recipes/pretrain_language_model.py"
+        ) from error
+    except Exception as error:  # safetensors and tokenizers raise their own types on a file that was cut short
+        if type(error).__module__.split(".")[0] in ("safetensors_rust", "safetensors", "tokenizers", "builtins"):
+            raise ArtifactError(
+                f"{resolved} cannot be loaded ({_first_line(error)}); a file was cut short or altered: "
+                "take another save or train the stage again"
+            ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def save_stage(
+    path: Path | str,
+    *,
+    stage: str,
+    record: dict[str, Any],
+    write: Callable[[Path], None],
+) -> Path:
+    """Write a stage's folder, whole or not at all.
+
+    Args:
+        path: The folder; an older one of the same stage is replaced, anything else there is refused.
+        stage: Name of the stage.
+        record: JSON-able facts: settings, metrics, seconds, what it was made from.
+        write: Writes the stage's files into the folder it is given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: The folder holds something that is no such stage.
+        CheckpointError: The disk is full; what was there is untouched.
+    """
+    path = Path(path)
+    refuse_foreign_folder(path, stage)
+    with atomic_folder(path) as folder:
+        write(folder)
+        full = {
+            "format": FORMAT,
+            "stage": stage,
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": library_versions(),
+            **record,
+        }
+        write_json(folder / STAGE_FILE, full)
+    return path
+
+
+def refuse_foreign_folder(path: Path, stage: str) -> None:
+    """Raise if a folder that a stage is about to write holds something else.
+
+    Raises:
+        ArtifactError: It is not empty and not an earlier result of the same stage.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is a file; choose another output folder")
+    if not any(path.iterdir()):
+        return
+    found = read_stage(path)
+    if found is None or found.get("stage") != stage:
+        what = f"a {found['stage']} stage" if found else "files that are no stage's"
+        raise ArtifactError(f"{path} holds {what}, not a {stage} stage; choose another output folder or remove it")
+
+
+def read_stage(path: Path | str) -> dict[str, Any] | None:
+    """Return the record of a finished stage, or None where there is none (or it was cut short)."""
+    file = Path(path) / STAGE_FILE
+    if not file.is_file():
+        return None
+    try:
+        record = read_json(file)
+    except CheckpointError:
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None

@@ -1,0 +1,339 @@
+"""The classifier stage: a head on the fine-tuned language model's encoder, thawed group by group.
+
+The third step of ULMFiT. The best epoch over all phases is kept, judged on validation data alone.
+
+Source: Howard & Ruder 2018, section 3.3.
+"""
+
+import copy
+import dataclasses
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from ulmfit_pipe.data.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
+from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.group_specs import layer_group_specs
+from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer, save_stage
+from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.presets import IMDB_ROWS, Dropouts, scale_epochs
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.tables_of_run import label_names_of
+from ulmfit_pipe.training.layer_groups import split_layer_groups
+from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, choose_thresholds
+from ulmfit_pipe.training.objectives import ClassificationObjective
+from ulmfit_pipe.training.phases import (
+    chain_thaw,
+    full,
+    gradual_unfreezing,
+    head_only,
+    linear_probe_then_fine_tune,
+)
+from ulmfit_pipe.training.records import Phase, Task
+
+EVALUATION_TOKENS = 16_384  # tokens of an evaluation batch, padding included: memory, not result
+STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Numbers of the classifier stage; None takes the preset's.
+
+    Attributes:
+        plan: The preset's phases, or another way to thaw: gradual, chain-thaw, lp-ft (head to convergence, then all),
+            head (the head only), full (all groups at once).
+        epochs_per_phase: Epochs of each phase that leaves something frozen.
+        final_epochs: Epochs of the last phase.
+        lr: Learning rate of the head.
+        batch_size: Documents of a step, over all processes.
+        max_tokens: Bound on the tokens of a batch, padding included; None for no bound.
+        drop_mult: Multiplies the five dropouts of the preset's classifier.
+        max_length: Cut documents to so many tokens; None reads them whole.
+        gradient_window: Tokens at a document's end that keep gradients; None takes the model's.
+        class_weights: balanced weighs each class by the inverse of its frequency.
+        label_smoothing: In [0, 1).
+        monitor: Validation metric that chooses the best epoch; None takes accuracy (micro_f1 for multi-label).
+        frozen_dropout: Dropout inside frozen groups, on or off.
+        train_norm: Whether norm layers of frozen groups train; None takes the preset's.
+        from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
+        accumulation_steps: Micro-batches an optimizer step.
+        num_workers: Processes that tokenize; None decides.
+    """
+
+    plan: Literal["preset", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "preset"
+    epochs_per_phase: int | None = None
+    final_epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    max_tokens: int | None = 65_536
+    drop_mult: float = 1.0
+    max_length: int | None = None
+    gradient_window: int | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    label_smoothing: float = 0.0
+    monitor: Literal["loss", "accuracy", "macro_f1", "micro_f1", "mean_average_precision"] | None = None
+    frozen_dropout: Literal["on", "off"] = "on"
+    train_norm: bool | None = None
+    from_scratch: bool = False
+    accumulation_steps: int = 1
+    num_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class ClassifierParts:
+    """A classifier ready to train, with what belongs to it."""
+
+    learner: Learner
+    tokenizer: UlmfitTokenizer
+    phases: list[Phase]
+    label_names: list[str]
+    multi_label: bool
+
+
+def train_classifier(
+    train: Dataset,
+    validation: Dataset,
+    *,
+    model: str,
+    output_dir: Path | str,
+    settings: ClassifierSettings | None = None,
+    context: RunContext | None = None,
+) -> StageResult:
+    """Train a classifier on labelled texts, from a language model or going on from a saved classifier.
+
+    Args:
+        train: Columns ``text`` and ``label``.
+        validation: The same, held out; it chooses the best epoch and, for multi-label, the thresholds.
+        model: Folder of a language model or of a classifier with the same labels.
+        output_dir: Folder to write; a finished stage with the same settings and data is not run again.
+        settings: Numbers of the stage.
+        context: Preset, seed, precision, time.
+
+    Returns:
+        The folder, its validation metrics and seconds.
+    """
+    settings, context = settings or ClassifierSettings(), context or RunContext()
+    data = digest_of(train["text"], train["label"], validation["text"], validation["label"])
+    identity = context.identity(settings, model=str(model), data=data)
+    done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    context.start()
+    parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
+    history = parts.learner.fit_plan(parts.phases)
+    network: Any = parts.learner.model
+    metrics = _final_metrics(parts, validation, context)
+    seconds = time.perf_counter() - started
+
+    def write(folder: Path) -> None:
+        network.save_pretrained(folder)
+        parts.tokenizer.save_pretrained(folder)
+
+    record = {
+        "identity": identity,
+        "metrics": metrics,
+        "seconds": seconds,
+        "labels": parts.label_names,
+        "plan": str(parts.learner.plan(parts.phases).describe()),
+        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+    }
+    if context.accelerator.is_main_process:
+        save_stage(output_dir, stage="classifier", record=record, write=write)
+    context.accelerator.wait_for_everyone()
+    context.tell(f"classifier saved in {output_dir}: validation {_shown(metrics)}")
+    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _final_metrics(parts: ClassifierParts, validation: Dataset, context: RunContext) -> dict[str, float]:
+    """Choose thresholds where several labels are possible, then score the kept weights on validation."""
+    network: Any = parts.learner.model
+    predictor = Predictor([network], parts.tokenizer, accelerator=context.accelerator)
+    if parts.multi_label:
+        network.config.thresholds = _thresholds(predictor, validation)
+    return predictor.score(validation)
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _thresholds(predictor: Predictor, validation: Dataset) -> list[float]:
+    probabilities = predictor.probabilities(predictor.tokenize(validation))
+    labels = torch.zeros(probabilities.shape, dtype=torch.int64)
+    for row, chosen in enumerate(validation["label"]):
+        labels[row, chosen] = 1
+    return choose_thresholds(probabilities, labels.numpy())
+
+
+def build_classifier_learner(
+    train: Dataset,
+    validation: Dataset,
+    *,
+    model: str,
+    settings: ClassifierSettings | None = None,
+    context: RunContext | None = None,
+) -> ClassifierParts:
+    """Prepare tokenizer, batches, model and phases, without training anything.
+
+    Raises:
+        ArtifactError: The model is no AWD-LSTM, its tokenizer is another's, or a classifier's labels differ.
+    """
+    settings, context = settings or ClassifierSettings(), context or RunContext()
+    recipe = context.recipe
+    names, multi_label = label_names_of(train)
+    network, tokenizer = _classifier_network(model, names, multi_label, settings, context)
+    batches = _batches(train, validation, tokenizer, settings, context, num_labels=len(names) if multi_label else None)
+    objective = ClassificationObjective(
+        class_weights=_class_weights(train, len(names)) if settings.class_weights == "balanced" else None,
+        label_smoothing=settings.label_smoothing,
+        multi_label=multi_label,
+        alpha=recipe.alpha,
+        beta=recipe.beta,
+    )
+    task = Task(
+        train_batches=batches[0],
+        objective=objective,
+        valid_batches=batches[1],
+        new_metric=lambda: MultiLabelMetric(len(names)) if multi_label else ClassificationMetric(len(names)),
+    )
+    specs = layer_group_specs(network)
+    groups = split_layer_groups(network, [spec.prefixes for spec in specs], names=[spec.name for spec in specs])
+    options = context.options(
+        recipe.classifier_optimizer,
+        accumulation_steps=settings.accumulation_steps,
+        frozen_dropout=settings.frozen_dropout,
+        train_norm=False if settings.frozen_dropout == "off" else settings.train_norm,
+    )
+    learner = Learner(
+        network,
+        groups,
+        task,
+        options=options,
+        accelerator=context.accelerator,
+        monitor=settings.monitor or ("micro_f1" if multi_label else "accuracy"),
+        pretrained=not settings.from_scratch,
+        say=context.say,
+    )
+    phases = _phases(len(groups), settings, context, rows=len(train))
+    return ClassifierParts(learner, tokenizer, phases, names, multi_label)
+
+
+def _batches(
+    train: Dataset,
+    validation: Dataset,
+    tokenizer: UlmfitTokenizer,
+    settings: ClassifierSettings,
+    context: RunContext,
+    *,
+    num_labels: int | None,
+) -> tuple[ClassifierBatches, ClassifierBatches]:
+    encoded = [
+        tokenize_dataset(dataset.select_columns(["text", "label"]), tokenizer, num_proc=settings.num_workers)
+        for dataset in (train, validation)
+    ]
+    wanted = settings.batch_size or max(8, min(context.recipe.batch_size, len(train) // STEPS_PER_EPOCH))
+    common: dict[str, Any] = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "num_labels": num_labels,
+        "max_length": settings.max_length,
+        **context.shares(),
+    }
+    return (
+        ClassifierBatches(
+            encoded[0], batch_size=wanted, max_tokens=settings.max_tokens, shuffle=True, seed=context.seed, **common
+        ),
+        ClassifierBatches(encoded[1], batch_size=256, max_tokens=EVALUATION_TOKENS, shuffle=False, **common),
+    )
+
+
+def _class_weights(train: Dataset, num_labels: int) -> Tensor:
+    """Weigh each class by n / (classes * count), scikit-learn's ``balanced``; for multi-label by presence."""
+    counts: Counter[int] = Counter()
+    for label in train["label"]:
+        counts.update(label if isinstance(label, list) else [label])
+    total = sum(counts.values())
+    return torch.tensor([total / (num_labels * max(counts[index], 1)) for index in range(num_labels)])
+
+
+def _classifier_network(
+    model: str, names: list[str], multi_label: bool, settings: ClassifierSettings, context: RunContext
+) -> tuple[AwdLstmForSequenceClassification, UlmfitTokenizer]:
+    config = load_config(model)
+    if getattr(config, "model_type", None) != "awd_lstm":
+        raise ArtifactError(
+            f"{model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; the classifier stage "
+            "trains 'awd_lstm' models; give the folder of a language model that this project wrote"
+        )
+    tokenizer = load_tokenizer(model, config=config)
+    is_classifier = "AwdLstmForSequenceClassification" in (config.architectures or [])
+    if is_classifier:
+        saved = [config.id2label[index] for index in range(len(config.id2label))]
+        if saved != names:
+            raise ArtifactError(
+                f"{model} is a classifier of {saved}, the training table has the labels {names}; to go on from a "
+                "classifier the labels must be the same: give the language model's folder for other labels"
+            )
+    new_config = _with_dropouts(config, context.recipe.classifier_dropouts, settings.drop_mult)
+    new_config.id2label = dict(enumerate(names))
+    new_config.label2id = {name: index for index, name in enumerate(names)}
+    new_config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
+    if settings.gradient_window is not None:
+        new_config.gradient_window = settings.gradient_window
+    if is_classifier and not settings.from_scratch:
+        return load_model(model, AutoModelForSequenceClassification, config=new_config), tokenizer
+    network = AwdLstmForSequenceClassification(new_config)
+    if not settings.from_scratch:
+        language_model = load_model(model, AutoModelForCausalLM)
+        network.model.load_state_dict(language_model.get_submodule("model").state_dict())
+    return network, tokenizer
+
+
+def _with_dropouts(config: AwdLstmConfig, dropouts: Dropouts, drop_mult: float) -> AwdLstmConfig:
+    config = copy.deepcopy(config)
+    for name, value in dataclasses.asdict(dropouts).items():
+        setattr(config, f"{name}_dropout", value)
+    return config.scaled_dropouts(drop_mult)
+
+
+def _phases(num_groups: int, settings: ClassifierSettings, context: RunContext, *, rows: int) -> list[Phase]:
+    phases = _named_phases(num_groups, settings, context)
+    scaled = []
+    for number, phase in enumerate(phases):
+        given = settings.final_epochs if number == len(phases) - 1 else settings.epochs_per_phase
+        fixed = given is not None or (settings.plan == "lp-ft" and number == 0)
+        epochs = phase.epochs if fixed else scale_epochs(phase.epochs, size=rows, full_size=IMDB_ROWS)
+        scaled.append(dataclasses.replace(phase, epochs=epochs))
+    return scaled
+
+
+def _named_phases(num_groups: int, settings: ClassifierSettings, context: RunContext) -> list[Phase]:
+    recipe, thaw, last = context.recipe, settings.epochs_per_phase, settings.final_epochs
+    preset = recipe.classifier_phases(num_groups, thaw, last, settings.lr)
+    if settings.plan == "preset":
+        return preset
+    head_lr, epochs = preset[0].lrs[-1], preset[-1].epochs
+    rest_lr, curve = preset[-1].lrs[-1], preset[-1].schedule
+    per_phase = preset[0].epochs
+    if settings.plan == "gradual":
+        return gradual_unfreezing(
+            num_groups, lr=head_lr, epochs_per_phase=per_phase, final_epochs=epochs, schedule=curve
+        )
+    if settings.plan == "chain-thaw":
+        return chain_thaw(num_groups, lr=rest_lr, epochs_per_phase=per_phase, final_epochs=epochs, schedule=curve)
+    if settings.plan == "lp-ft":
+        return linear_probe_then_fine_tune(num_groups, head_lr=head_lr, lr=rest_lr, epochs=epochs, schedule=curve)
+    if settings.plan == "head":
+        return head_only(num_groups, lr=head_lr, epochs=epochs, schedule=curve)
+    return full(num_groups, lr=head_lr, epochs=epochs, schedule=curve)

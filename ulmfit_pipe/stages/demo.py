@@ -1,0 +1,312 @@
+"""The embedded default: the whole method on docstring paragraphs, beside two honest rivals.
+
+A small language model is pretrained on some libraries' docstrings, fine-tuned on the unlabelled paragraphs of others,
+and classified with few labels a class. The rivals get the same labels: the same network from scratch, with the same
+epochs and the best of three learning rates by validation, and TF-IDF with logistic regression.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+
+from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
+from ulmfit_pipe.stages.artifacts import library_versions
+from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
+from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.checkpoint import write_json
+from ulmfit_pipe.training.phases import Report, format_table
+
+PRETRAINING_LIBRARIES = ("scipy", "stdlib", "sympy")
+TARGET_LIBRARIES = ("numpy", "pandas", "sklearn", "networkx", "matplotlib")
+FURTHER_LIBRARIES = ("torch", "transformers")  # more to pretrain on in the full demonstration
+MIN_WORDS = 24  # of a paragraph to classify: shorter ones often say nothing about their library
+TEST_FRACTION = 0.2  # of each library's source files
+MOST_TEST_ROWS = 2_000
+VALIDATION_LABELS = 25  # a class; they choose epochs, learning rates and C for every rival alike
+SCRATCH_FACTORS = (0.25, 0.5, 1.0)  # of the preset's rate: a random network wants its own
+REGULARIZATIONS = (0.1, 1.0, 10.0, 100.0)  # C of logistic regression
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Settings of the demonstration.
+
+    Attributes:
+        output_dir: Folder for models and metrics.json.
+        full: A wider language model, more of it, and three seeds: about half an hour instead of five minutes.
+        labels_per_class: Labelled paragraphs a class to train on.
+        seed: First seed.
+        progress: Show progress bars; null decides by the terminal.
+    """
+
+    output_dir: str = "runs/demo"
+    full: bool = False
+    labels_per_class: int = 50
+    seed: int = 0
+    progress: bool | None = None
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much of everything: what fits five minutes or half an hour on two cores."""
+
+    seeds: int
+    pretraining: LanguageModelSettings
+    fine_tuning: LanguageModelSettings
+    classifier: ClassifierSettings
+    pretraining_rows: int
+    unlabelled_rows: int
+
+
+QUICK = DemoSize(
+    seeds=1,
+    pretraining=LanguageModelSettings(
+        epochs=1, vocab_size=6_000, embedding_size=128, hidden_size=256, batch_size=32, drop_mult=0.1, lr=1e-2
+    ),
+    fine_tuning=LanguageModelSettings(epochs=2, batch_size=32, drop_mult=0.3),
+    classifier=ClassifierSettings(batch_size=32, epochs_per_phase=2, final_epochs=4),
+    pretraining_rows=20_000,
+    unlabelled_rows=8_000,
+)
+FULL = DemoSize(
+    seeds=3,
+    pretraining=LanguageModelSettings(
+        epochs=3, vocab_size=10_000, embedding_size=200, hidden_size=400, batch_size=32, drop_mult=0.1, lr=1e-2
+    ),
+    fine_tuning=LanguageModelSettings(epochs=4, batch_size=32, drop_mult=0.5),
+    classifier=ClassifierSettings(batch_size=32, epochs_per_phase=2, final_epochs=6),
+    pretraining_rows=60_000,
+    unlabelled_rows=30_000,
+)
+
+
+@dataclass(frozen=True)
+class DemoTables:
+    """Labelled, held-out and unlabelled paragraphs of one seed."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    unlabelled: Dataset
+
+
+def run_demo(settings: DemoSettings) -> dict[str, Any]:
+    """Run the demonstration and write ``metrics.json``.
+
+    Returns:
+        Accuracy and macro F1 on the test paragraphs by contestant and seed, seconds, the classifier's folder, and the
+        table as text under ``table``.
+    """
+    size = FULL if settings.full else QUICK
+    context = RunContext(preset="fastai", seed=settings.seed, progress=settings.progress)
+    output, seconds = Path(settings.output_dir), {}
+    started = time.perf_counter()
+    libraries = PRETRAINING_LIBRARIES + (FURTHER_LIBRARIES if settings.full else ())
+    general, target = build_corpus(libraries), build_corpus(TARGET_LIBRARIES)
+    seconds["corpus"] = time.perf_counter() - started
+    context.tell(
+        f"{len(general):,} paragraphs of {', '.join(libraries)} to learn English from; "
+        f"{len(target):,} of {', '.join(TARGET_LIBRARIES)} to classify (their own names are masked)"
+    )
+    rest, test = split_by_source(target, fraction=TEST_FRACTION, seed=settings.seed)
+    test = _some(_long(test), MOST_TEST_ROWS, settings.seed)
+    general_lm = _pretrain(general, size, context, output, seconds)
+    unlabelled = _some(rest, size.unlabelled_rows, settings.seed)
+    tuned_lm = _fine_tune(unlabelled, general_lm, size, context, output, seconds)
+    scores: dict[str, list[dict[str, float]]] = {}
+    for seed in range(settings.seed, settings.seed + size.seeds):
+        tables = _labelled(rest, test, unlabelled, settings.labels_per_class, seed)
+        context = dataclasses.replace(context, seed=seed)
+        for name, score in _contest(tables, general_lm, tuned_lm, size, context, output, seconds).items():
+            scores.setdefault(name, []).append(score)
+    table = contest_table(scores)
+    folder = str(output / f"classifier_seed{settings.seed}")
+    metrics = {
+        "test": _means(scores["language model fine-tuned, then thawed"]),
+        "validation": None,
+        "scores": scores,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "versions": library_versions(),
+        "seed": settings.seed,
+        "classifier": folder,
+        "table": str(table),
+        "examples": _examples(folder, test),
+    }
+    write_json(output / "metrics.json", metrics)
+    return metrics
+
+
+def _long(table: Dataset) -> Dataset:
+    """Return the paragraphs that are long enough to say where they come from."""
+    return table.select([row for row, text in enumerate(table["text"]) if len(text.split()) >= MIN_WORDS])
+
+
+def _some(table: Dataset, most: int, seed: int) -> Dataset:
+    """Return at most so many rows, chosen at random, in their order."""
+    if len(table) <= most:
+        return table
+    chosen = np.random.default_rng(seed).choice(len(table), most, replace=False)
+    return table.select(sorted(int(row) for row in chosen))
+
+
+def _pretrain(general: Dataset, size: DemoSize, context: RunContext, output: Path, seconds: dict[str, float]) -> Path:
+    table = _some(general, size.pretraining_rows, context.seed)
+    train, validation = split_by_source(table, fraction=0.03, seed=context.seed)
+    result = train_language_model(
+        train.select_columns(["text"]),
+        validation.select_columns(["text"]),
+        output_dir=output / "general_lm",
+        settings=size.pretraining,
+        context=context,
+    )
+    seconds["pretraining"] = result.seconds
+    return result.path
+
+
+def _fine_tune(
+    unlabelled: Dataset, model: Path, size: DemoSize, context: RunContext, output: Path, seconds: dict[str, float]
+) -> Path:
+    train, validation = split_by_source(unlabelled, fraction=0.05, seed=context.seed)
+    result = train_language_model(
+        train.select_columns(["text"]),
+        validation.select_columns(["text"]),
+        output_dir=output / "language_model",
+        model=str(model),
+        settings=size.fine_tuning,
+        context=context,
+    )
+    seconds["fine-tuning"] = result.seconds
+    return result.path
+
+
+def _labelled(rest: Dataset, test: Dataset, unlabelled: Dataset, labels_per_class: int, seed: int) -> DemoTables:
+    """Choose the labelled rows of one seed: validation from other source files than training."""
+    for_train, for_validation = split_by_source(_long(rest), fraction=0.3, seed=seed)
+    return DemoTables(
+        train=_per_class(for_train, labels_per_class, seed),
+        validation=_per_class(for_validation, VALIDATION_LABELS, seed),
+        test=test.select_columns(["text", "label"]),
+        unlabelled=unlabelled,
+    )
+
+
+def _per_class(table: Dataset, count: int, seed: int) -> Dataset:
+    labels = np.array(table["label"])
+    random = np.random.default_rng(seed)
+    chosen = [random.permutation(np.flatnonzero(labels == label))[:count] for label in np.unique(labels)]
+    return table.select(sorted(int(row) for rows in chosen for row in rows)).select_columns(["text", "label"])
+
+
+def _contest(
+    tables: DemoTables,
+    general_lm: Path,
+    tuned_lm: Path,
+    size: DemoSize,
+    context: RunContext,
+    output: Path,
+    seconds: dict[str, float],
+) -> dict[str, dict[str, float]]:
+    """Train every contestant on the same labels and return its test scores."""
+    seed = context.seed
+
+    def classify(model: Path, name: str, **changes: Any) -> tuple[Path, float]:
+        result = train_classifier(
+            tables.train,
+            tables.validation,
+            model=str(model),
+            output_dir=output / f"{name}_seed{seed}",
+            settings=dataclasses.replace(size.classifier, **changes),
+            context=context,
+        )
+        seconds[name] = seconds.get(name, 0.0) + result.seconds
+        return result.path, result.metrics["accuracy"]
+
+    def score(folder: Path) -> dict[str, float]:
+        return Predictor.load(folder, accelerator=context.accelerator).score(tables.test)
+
+    base_lr = context.recipe.classifier_phases(5, None, None, None)[0].lrs[-1]
+    twins = [
+        classify(
+            tuned_lm,
+            f"scratch_{factor}",
+            from_scratch=True,
+            plan="full",
+            lr=base_lr * factor,
+            final_epochs=_all_epochs(size.classifier),
+        )
+        for factor in SCRATCH_FACTORS
+    ]
+    best_twin = max(twins, key=lambda twin: twin[1])[0]
+    untuned, _ = classify(general_lm, "classifier_untuned")
+    tuned, _ = classify(tuned_lm, "classifier")
+    return {
+        "TF-IDF + logistic regression": tfidf_scores(tables),
+        "same network from scratch": score(best_twin),
+        "pretrained, not fine-tuned": score(untuned),
+        "language model fine-tuned, then thawed": score(tuned),
+    }
+
+
+def _all_epochs(settings: ClassifierSettings) -> int:
+    """Return the epochs of all phases together: four phases of the fastai preset."""
+    return 3 * (settings.epochs_per_phase or 1) + (settings.final_epochs or 2)
+
+
+def tfidf_scores(tables: DemoTables) -> dict[str, float]:
+    """Train TF-IDF (words and pairs) with logistic regression, C chosen on validation, and score it on the test."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=1)
+    train = vectorizer.fit_transform(tables.train["text"])
+    validation, test = vectorizer.transform(tables.validation["text"]), vectorizer.transform(tables.test["text"])
+    models = [LogisticRegression(C=c, max_iter=2000).fit(train, tables.train["label"]) for c in REGULARIZATIONS]
+    best = max(models, key=lambda model: model.score(validation, tables.validation["label"]))
+    predicted = best.predict(test)
+    truth = tables.test["label"]
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro")),
+        "n": len(truth),
+    }
+
+
+def contest_table(scores: dict[str, list[dict[str, float]]]) -> Report:
+    """Return the table of contestants: mean and spread over seeds, and what was gained over the line before."""
+    rows = [("on the same labels", "test accuracy", "spread", "macro F1", "seeds")]
+    for name, values in sorted(scores.items(), key=lambda item: _mean(item[1], "accuracy")):
+        accuracies = [value["accuracy"] for value in values]
+        spread = f"{min(accuracies):.3f} to {max(accuracies):.3f}" if len(values) > 1 else "-"
+        rows.append(
+            (name, f"{_mean(values, 'accuracy'):.3f}", spread, f"{_mean(values, 'macro_f1'):.3f}", str(len(values)))
+        )
+    return Report(format_table(rows))
+
+
+def _mean(values: Sequence[dict[str, float]], name: str) -> float:
+    return statistics.fmean(value[name] for value in values)
+
+
+def _means(values: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = ("accuracy", "macro_f1", "loss")
+    return {**{name: _mean(values, name) for name in names if name in values[0]}, "n": values[0]["n"]}
+
+
+def _examples(folder: str, test: Dataset) -> list[dict[str, Any]]:
+    """Return three test paragraphs with what the classifier says and what is true."""
+    names = test.features["label"].names
+    rows = [test[int(row)] for row in np.linspace(0, len(test) - 1, 3).astype(int)]
+    found = Predictor.load(folder).predict([row["text"] for row in rows])
+    return [
+        {"text": row["text"][:200], "label": result["label"], "score": result["score"], "truth": names[row["label"]]}
+        for row, result in zip(rows, found, strict=True)
+    ]

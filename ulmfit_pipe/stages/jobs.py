@@ -1,0 +1,263 @@
+"""Single stages as jobs over files: what the recipes for one stage run.
+
+Each job loads its tables, runs one stage and writes ``metrics.json`` beside the stage's folder content.
+"""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from ulmfit_pipe.data.tables import load_table, split_train_validation
+from ulmfit_pipe.stages.artifacts import library_versions
+from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.language_model import (
+    LanguageModelSettings,
+    build_language_model_learner,
+    train_language_model,
+)
+from ulmfit_pipe.stages.pipeline import METRICS_FILE
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.tables_of_run import load_run_tables
+from ulmfit_pipe.training.checkpoint import write_json
+from ulmfit_pipe.training.lr_finder import LRFinderResult
+
+PresetName = Literal["paper", "scripts-2018", "fastai"]
+
+
+@dataclass(frozen=True)
+class LanguageModelJob:
+    """Settings of a language-model run.
+
+    Attributes:
+        train_file: Table or tables of text: CSV, TSV, JSONL, Parquet, a saved dataset's folder, or a hub name.
+        output_dir: Folder to write: weights, configuration, tokenizer, metrics.json.
+        model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
+        validation_file: Text that is only measured; without it a part of the training text is held out.
+        text_column: Column of text; several are joined with field marks.
+        validation_fraction: Part held out where no validation file is given.
+        preset: Recipe.
+        seed: Seed of split, weights, dropout and order.
+        max_seconds: Stop training after so long; null for no limit.
+        mixed_precision: no, bf16, or fp16 (GPU only).
+        progress: Show progress bars; null decides by the terminal.
+        language_model: Numbers of the stage.
+    """
+
+    train_file: list[str]
+    output_dir: str
+    model: str | None = None
+    validation_file: str | None = None
+    text_column: list[str] = field(default_factory=lambda: ["text"])
+    validation_fraction: float = 0.02
+    preset: PresetName = "fastai"
+    seed: int = 0
+    max_seconds: float | None = None
+    mixed_precision: Precision = "no"
+    progress: bool | None = None
+    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+
+
+@dataclass(frozen=True)
+class ClassifierJob:
+    """Settings of a classifier run.
+
+    Attributes:
+        train_file: Labelled table or tables.
+        output_dir: Folder to write: weights, configuration, tokenizer, metrics.json.
+        model: Folder of a language model, or of a saved classifier with the same labels to go on from.
+        test_file: Labelled table that is scored once at the end.
+        validation_file: Labelled table that chooses the best epoch; without it a part is held out.
+        text_column: Column of text; several are joined with field marks.
+        label_column: Column of labels.
+        label_separator: Splits a label cell into several labels (multi-label).
+        multi_label: The label column holds lists of labels.
+        validation_fraction: Part held out where no validation file is given.
+        preset: Recipe.
+        seed: Seed of split, weights, dropout and order.
+        max_seconds: Stop training after so long; null for no limit.
+        mixed_precision: no, bf16, or fp16 (GPU only).
+        progress: Show progress bars; null decides by the terminal.
+        classifier: Numbers of the stage.
+    """
+
+    train_file: list[str]
+    output_dir: str
+    model: str
+    test_file: str | None = None
+    validation_file: str | None = None
+    text_column: list[str] = field(default_factory=lambda: ["text"])
+    label_column: str = "label"
+    label_separator: str | None = None
+    multi_label: bool = False
+    validation_fraction: float = 0.1
+    preset: PresetName = "fastai"
+    seed: int = 0
+    max_seconds: float | None = None
+    mixed_precision: Precision = "no"
+    progress: bool | None = None
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+
+
+@dataclass(frozen=True)
+class LearningRateJob:
+    """Settings of a learning-rate search.
+
+    Attributes:
+        train_file: The table to sweep over.
+        output_dir: Folder for learning_rate.png and learning_rate.json.
+        stage: Which stage the rate is for.
+        model: Folder of a language model (or classifier); null sweeps a language model from scratch.
+        freeze_to: First trained layer group, as in Learner.freeze_to; -1 is the head only, 0 everything.
+        text_column: Column of text.
+        label_column: Column of labels, for the classifier stage.
+        start_lr: First learning rate of the sweep.
+        end_lr: Last learning rate of the sweep.
+        num_steps: Steps of the sweep.
+        preset: Recipe.
+        seed: Seed of split, weights, dropout and order.
+        language_model: Numbers of the language-model stage.
+        classifier: Numbers of the classifier stage.
+    """
+
+    train_file: list[str]
+    output_dir: str
+    stage: Literal["language_model", "classifier"] = "classifier"
+    model: str | None = None
+    freeze_to: int = -1
+    text_column: list[str] = field(default_factory=lambda: ["text"])
+    label_column: str = "label"
+    start_lr: float = 1e-7
+    end_lr: float = 10.0
+    num_steps: int = 100
+    preset: PresetName = "fastai"
+    seed: int = 0
+    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+
+
+def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
+    return RunContext(
+        preset=job.preset,
+        seed=job.seed,
+        mixed_precision=job.mixed_precision,
+        progress=job.progress,
+        deadline=deadline_after(job.max_seconds),
+    )
+
+
+def _text_tables(job: LanguageModelJob | LearningRateJob, fraction: float) -> tuple[Dataset, Dataset]:
+    table = load_table(job.train_file, text_columns=tuple(job.text_column), label_column=None)
+    parts = split_train_validation(table, fraction=fraction, seed=job.seed)
+    return parts["train"], parts["validation"]
+
+
+def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
+    """Train or fine-tune a language model on files and return what ``metrics.json`` holds."""
+    context = _context(job)
+    if job.validation_file is None:
+        train, validation = _text_tables(job, job.validation_fraction)
+    else:
+        load = partial(load_table, text_columns=tuple(job.text_column), label_column=None)
+        train, validation = load(job.train_file), load(job.validation_file)
+    result = train_language_model(
+        train,
+        validation,
+        output_dir=job.output_dir,
+        model=job.model,
+        settings=job.language_model,
+        context=context,
+    )
+    return _write_metrics(
+        job, context, test=None, validation=result.metrics, seconds={"language_model": result.seconds}
+    )
+
+
+def run_classifier(job: ClassifierJob) -> dict[str, Any]:
+    """Train a classifier on files and return what ``metrics.json`` holds."""
+    context = _context(job)
+    tables = load_run_tables(
+        job.train_file,
+        validation_file=job.validation_file,
+        test_file=job.test_file,
+        text_column=job.text_column,
+        label_column=job.label_column,
+        label_separator=job.label_separator,
+        multi_label=job.multi_label,
+        validation_fraction=job.validation_fraction,
+        seed=job.seed,
+        say=context.tell,
+    )
+    result = train_classifier(
+        tables.train,
+        tables.validation,
+        model=job.model,
+        output_dir=job.output_dir,
+        settings=job.classifier,
+        context=context,
+    )
+    started = time.perf_counter()
+    predictor = Predictor.load(job.output_dir, accelerator=context.accelerator)
+    test = None if tables.test is None else predictor.score(tables.test)
+    seconds = {"classifier": result.seconds, "scoring": time.perf_counter() - started}
+    return _write_metrics(job, context, test=test, validation=result.metrics, seconds=seconds)
+
+
+def _write_metrics(
+    job: LanguageModelJob | ClassifierJob,
+    context: RunContext,
+    *,
+    test: dict[str, float] | None,
+    validation: dict[str, float],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    metrics = {
+        "test": test,
+        "validation": validation,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "versions": library_versions(),
+        "seed": job.seed,
+        "preset": job.preset,
+    }
+    if context.accelerator.is_main_process:
+        write_json(Path(job.output_dir) / METRICS_FILE, metrics)
+    return metrics
+
+
+def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
+    """Sweep the learning rate of one stage at one freeze state; write the curve and the suggestions.
+
+    Raises:
+        ValueError: The classifier stage has no model to start from.
+    """
+    context = RunContext(preset=job.preset, seed=job.seed)
+    context.start()
+    if job.stage == "language_model":
+        train, validation = _text_tables(job, 0.1)
+        learner = build_language_model_learner(
+            train, validation, model=job.model, settings=job.language_model, context=context
+        ).learner
+    else:
+        if job.model is None:
+            raise ValueError("the classifier stage starts from a language model: give --model, a folder")
+        tables = load_run_tables(
+            job.train_file,
+            text_column=job.text_column,
+            label_column=job.label_column,
+            seed=job.seed,
+            say=context.tell,
+        )
+        learner = build_classifier_learner(
+            tables.train, tables.validation, model=job.model, settings=job.classifier, context=context
+        ).learner
+    learner.freeze_to(job.freeze_to)
+    result = learner.lr_find(start_lr=job.start_lr, end_lr=job.end_lr, num_steps=job.num_steps)
+    output = Path(job.output_dir)
+    record = {"suggestions": result.suggestions, "trained": result.trained, "lrs": result.lrs, "losses": result.losses}
+    write_json(output / "learning_rate.json", record)
+    result.plot(output / "learning_rate.png")
+    return result

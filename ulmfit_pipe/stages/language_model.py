@@ -1,0 +1,316 @@
+"""The language-model stage: train one from scratch, or fine-tune a pretrained one on the target's text.
+
+The first two steps of ULMFiT. Validation text is never trained on; the stage ends in a folder that the classifier
+stage starts from.
+
+Source: Howard & Ruder 2018, sections 3.1 and 3.2.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from ulmfit_pipe.data.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.tokenization import (
+    UlmfitTokenizer,
+    tokenize_dataset,
+    tokens_in_order,
+    train_tokenizer,
+    vocab_hash,
+)
+from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.group_specs import layer_group_specs
+from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.models.vocab_transfer import transfer_vocabulary
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer, save_stage
+from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result
+from ulmfit_pipe.stages.presets import IMDB_TOKENS, Dropouts, scale_epochs
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.layer_groups import split_layer_groups
+from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.metrics import LanguageModelMetric
+from ulmfit_pipe.training.objectives import SequenceObjective
+from ulmfit_pipe.training.phases import full, gradual_unfreezing
+from ulmfit_pipe.training.records import Phase, Task
+from ulmfit_pipe.training.schedules import Schedule
+
+SCRATCH_LR = 5e-3  # peak of one cycle for a model with no pretrained weights; ours, see `find_learning_rate.py`
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings:
+    """Numbers of the language-model stage; None takes the preset's.
+
+    Attributes:
+        epochs: Epochs of the phase that trains every layer group.
+        frozen_epochs: Epochs of the first phase, where the preset has one that trains only embedding and decoder.
+        lr: Base learning rate.
+        plan: The preset's phases, all groups at once, or gradual unfreezing.
+        batch_size: Rows of text read side by side, over all processes.
+        bptt: Tokens of a window.
+        variable_bptt: Vary the window's length from step to step, as AWD-LSTM does.
+        drop_mult: Multiplies the five dropouts; smaller for small models or much text.
+        tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
+            known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
+        vocab_size: Largest size of a new vocabulary.
+        min_count: Rarest word that a new word vocabulary keeps.
+        embedding_size: Of a model from scratch.
+        hidden_size: Of a model from scratch.
+        num_hidden_layers: Of a model from scratch.
+        direction: Read text forward or backward.
+        accumulation_steps: Micro-batches an optimizer step.
+        num_workers: Processes that tokenize; None decides.
+    """
+
+    epochs: int | None = None
+    frozen_epochs: int | None = None
+    lr: float | None = None
+    plan: Literal["preset", "full", "gradual"] = "preset"
+    batch_size: int | None = None
+    bptt: int | None = None
+    variable_bptt: bool = False
+    drop_mult: float = 1.0
+    tokenizer: Literal["auto", "keep", "unigram", "bpe", "word"] = "auto"
+    vocab_size: int = 15_000
+    min_count: int = 3
+    embedding_size: int | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    direction: Literal["forward", "backward"] = "forward"
+    accumulation_steps: int = 1
+    num_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class LanguageModelParts:
+    """A language model ready to train, with what belongs to it."""
+
+    learner: Learner
+    tokenizer: UlmfitTokenizer
+    phases: list[Phase]
+    pretrained: bool
+    tokens: int
+
+
+def train_language_model(
+    train: Dataset,
+    validation: Dataset,
+    *,
+    output_dir: Path | str,
+    model: str | None = None,
+    settings: LanguageModelSettings | None = None,
+    context: RunContext | None = None,
+) -> StageResult:
+    """Train or fine-tune a language model on texts and save it with its tokenizer.
+
+    Args:
+        train: Column ``text``; what to train on.
+        validation: Column ``text``; what to measure perplexity on, never trained on.
+        output_dir: Folder to write; a finished stage with the same settings and data is not run again.
+        model: Folder or hub id of a pretrained language model; None trains from scratch.
+        settings: Numbers of the stage.
+        context: Preset, seed, precision, time.
+
+    Returns:
+        The folder, its metrics (loss, perplexity, token accuracy) and seconds.
+    """
+    settings, context = settings or LanguageModelSettings(), context or RunContext()
+    identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
+    done = finished_result(output_dir, stage="language_model", identity=identity, say=context.tell)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    context.start()
+    parts = build_language_model_learner(train, validation, model=model, settings=settings, context=context)
+    history = parts.learner.fit_plan(parts.phases)
+    metrics = parts.learner.validate()
+    metrics["bits_per_character"] = _bits_per_character(metrics, parts, validation)
+    seconds = time.perf_counter() - started
+
+    def write(folder: Path) -> None:
+        parts.learner.model.save_pretrained(folder)  # type: ignore[operator]
+        parts.tokenizer.save_pretrained(folder)
+
+    record = {
+        "identity": identity,
+        "metrics": metrics,
+        "seconds": seconds,
+        "tokens": parts.tokens,
+        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+    }
+    if context.accelerator.is_main_process:
+        save_stage(output_dir, stage="language_model", record=record, write=write)
+    context.accelerator.wait_for_everyone()
+    context.tell(f"language model saved in {output_dir}: validation perplexity {metrics['perplexity']:.2f}")
+    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _bits_per_character(metrics: dict[str, float], parts: LanguageModelParts, validation: Dataset) -> float:
+    """Turn loss per token into bits per character, which compares models of different vocabularies."""
+    characters = sum(len(text) for text in validation["text"])
+    batches: Any = parts.learner.task.valid_batches
+    return metrics["loss"] * batches.tokens_per_epoch / (0.6931471805599453 * characters)
+
+
+def build_language_model_learner(
+    train: Dataset,
+    validation: Dataset,
+    *,
+    model: str | None = None,
+    settings: LanguageModelSettings | None = None,
+    context: RunContext | None = None,
+) -> LanguageModelParts:
+    """Prepare tokenizer, batches, model and phases, without training anything.
+
+    Raises:
+        ArtifactError: The model is no AWD-LSTM language model, or its tokenizer is another's.
+        ValueError: There is too little text for one batch.
+    """
+    settings, context = settings or LanguageModelSettings(), context or RunContext()
+    recipe = context.recipe
+    network, tokenizer = _model_and_tokenizer(train, model, settings, context)
+    bptt = settings.bptt or recipe.bptt
+    encoded = {
+        name: tokenize_dataset(dataset.select_columns(["text"]), tokenizer, num_proc=settings.num_workers)
+        for name, dataset in (("train", train), ("validation", validation))
+    }
+    tokens = sum(len(ids) for ids in encoded["train"]["input_ids"])
+    batches = {
+        name: LanguageModelBatches(
+            dataset,
+            batch_size=_fitting_batch_size(dataset, settings.batch_size or recipe.batch_size, context),
+            bptt=bptt,
+            seed=context.seed,
+            shuffle=name == "train",
+            backward=settings.direction == "backward",
+            variable_bptt=settings.variable_bptt and name == "train",
+            **context.shares(),
+        )
+        for name, dataset in encoded.items()
+    }
+    context.tell(f"language model: {tokens:,} tokens to train on, vocabulary of {len(tokenizer):,}")
+    task = Task(
+        train_batches=batches["train"],
+        objective=SequenceObjective(alpha=recipe.alpha, beta=recipe.beta),
+        valid_batches=batches["validation"],
+        new_metric=LanguageModelMetric,
+    )
+    specs = layer_group_specs(network)
+    groups = split_layer_groups(network, [spec.prefixes for spec in specs], names=[spec.name for spec in specs])
+    learner = Learner(
+        network,
+        groups,
+        task,
+        options=context.options(recipe.lm_optimizer, accumulation_steps=settings.accumulation_steps),
+        accelerator=context.accelerator,
+        monitor="loss",
+        pretrained=model is not None,
+        say=context.say,
+    )
+    phases = _phases(len(groups), settings, context, pretrained=model is not None, tokens=tokens)
+    return LanguageModelParts(learner, tokenizer, phases, model is not None, tokens)
+
+
+def _fitting_batch_size(encoded: Dataset, wanted: int, context: RunContext) -> int:
+    """Narrow the batch for a short text, so that a row still holds a few windows."""
+    tokens = sum(len(ids) for ids in encoded["input_ids"])
+    least = max(1, context.accelerator.num_processes)
+    return max(least, min(wanted, tokens // 400))  # 400: rows of at least some five windows of bptt 70-72
+
+
+def _model_and_tokenizer(
+    train: Dataset, model: str | None, settings: LanguageModelSettings, context: RunContext
+) -> tuple[AwdLstmForCausalLM, UlmfitTokenizer]:
+    recipe = context.recipe
+    if model is None:
+        if settings.tokenizer == "keep":
+            raise ValueError("tokenizer 'keep' needs a pretrained model; give one, or a kind: unigram, bpe, word")
+        kind = "unigram" if settings.tokenizer == "auto" else settings.tokenizer
+        tokenizer = _new_tokenizer(train, kind, settings)
+        embedding, hidden, layers = recipe.sizes
+        config = AwdLstmConfig(
+            vocab_size=len(tokenizer),
+            embedding_size=settings.embedding_size or embedding,
+            hidden_size=settings.hidden_size or hidden,
+            num_hidden_layers=settings.num_hidden_layers or layers,
+            pad_token_id=tokenizer.pad_token_id,
+            bptt=settings.bptt or recipe.bptt,
+            direction=settings.direction,
+            vocab_hash=vocab_hash(tokenizer),
+        )
+        return AwdLstmForCausalLM(_with_dropouts(config, recipe.lm_dropouts, settings.drop_mult)), tokenizer
+    return _pretrained(train, model, settings, context)
+
+
+def _pretrained(
+    train: Dataset, model: str, settings: LanguageModelSettings, context: RunContext
+) -> tuple[AwdLstmForCausalLM, UlmfitTokenizer]:
+    config = load_config(model)
+    if getattr(config, "model_type", None) != "awd_lstm":
+        raise ArtifactError(
+            f"{model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; the language-model stage "
+            "trains 'awd_lstm' models; give a folder written by recipes/pretrain_language_model.py"
+        )
+    if config.direction != settings.direction:
+        raise ArtifactError(
+            f"{model} reads text {config.direction}, the settings ask for {settings.direction}; "
+            f"set direction to {config.direction!r} or give another model"
+        )
+    old = load_tokenizer(model, config=config)
+    config = _with_dropouts(config, context.recipe.lm_dropouts, settings.drop_mult)
+    network = load_model(model, AutoModelForCausalLM, config=config)
+    kind = settings.tokenizer
+    if kind == "auto":
+        kind = "word" if old.kind == "word" else "keep"
+    if kind == "keep":
+        return network, old
+    new = _new_tokenizer(train, kind, settings)
+    transfer = transfer_vocabulary(network, tokens_in_order(old), tokens_in_order(new), vocab_hash=vocab_hash(new))
+    context.tell(f"vocabulary: {transfer.kept:,} tokens kept their rows, {transfer.new:,} start at the mean")
+    return network, new
+
+
+def _new_tokenizer(train: Dataset, kind: str, settings: LanguageModelSettings) -> UlmfitTokenizer:
+    def texts() -> Iterator[str]:
+        for start in range(0, len(train), 1000):
+            yield from train[start : start + 1000]["text"]
+
+    return train_tokenizer(texts(), kind=kind, vocab_size=settings.vocab_size, min_count=settings.min_count)
+
+
+def _with_dropouts(config: AwdLstmConfig, dropouts: Dropouts, drop_mult: float) -> AwdLstmConfig:
+    values = {f"{name}_dropout": value for name, value in dataclasses.asdict(dropouts).items()}
+    for name, value in values.items():
+        setattr(config, name, value)
+    return config.scaled_dropouts(drop_mult)
+
+
+def _phases(
+    num_groups: int, settings: LanguageModelSettings, context: RunContext, *, pretrained: bool, tokens: int
+) -> list[Phase]:
+    if not pretrained and settings.plan == "preset":
+        return full(
+            num_groups,
+            lr=settings.lr or SCRATCH_LR,
+            epochs=settings.epochs or 10,
+            decay=1.0,
+            schedule=Schedule.one_cycle(),
+        )
+    phases = context.recipe.lm_phases(num_groups, settings.frozen_epochs, settings.epochs, settings.lr)
+    if settings.plan != "preset":
+        last = phases[-1]
+        lr, epochs = max(last.lrs), settings.epochs or last.epochs
+        if settings.plan == "full":
+            phases = full(num_groups, lr=lr, epochs=epochs, schedule=last.schedule)
+        else:
+            phases = gradual_unfreezing(num_groups, lr=lr, final_epochs=epochs, schedule=last.schedule)
+    if settings.epochs is None:
+        scaled = scale_epochs(phases[-1].epochs, size=tokens, full_size=IMDB_TOKENS)
+        phases[-1] = dataclasses.replace(phases[-1], epochs=scaled)
+    return phases

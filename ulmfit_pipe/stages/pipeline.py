@@ -1,0 +1,305 @@
+"""The whole method in one call: tables in, language model, classifier, metrics and a saved folder out.
+
+Each stage writes its own folder below the output folder; a stage that is already finished with the same settings and
+data is skipped, and says so.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ulmfit_pipe.stages.artifacts import library_versions
+from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
+from ulmfit_pipe.stages.finished import StageResult
+from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.stages.predict import BACKWARD, Predictor
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.settings import save_settings
+from ulmfit_pipe.stages.tables_of_run import RunTables, load_run_tables
+from ulmfit_pipe.training.checkpoint import write_json
+
+METRICS_FILE = "metrics.json"
+SETTINGS_FILE = "settings.yaml"
+LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """Settings of a whole run.
+
+    Attributes:
+        train_file: Labelled table or tables: CSV, TSV, JSONL, Parquet, a saved dataset's folder, or a hub name.
+        output_dir: Folder for everything the run writes.
+        model: Pretrained language model, a folder or hub id; null trains one from scratch on the texts at hand.
+        test_file: Labelled table that is scored once at the end.
+        validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
+        unlabelled_file: Further texts for the language model.
+        text_column: Column of text; several are joined with field marks.
+        label_column: Column of labels.
+        label_separator: Splits a label cell into several labels (multi-label).
+        multi_label: The label column holds lists of labels.
+        validation_fraction: Part of the training table held out where no validation file is given.
+        preset: Recipe: the paper's, its authors' 2018 scripts', or fastai's.
+        seed: Seed of split, weights, dropout and order.
+        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
+        mixed_precision: no, bf16, or fp16 (GPU only).
+        ensemble: Train a forward and a backward model and average them.
+        model_backward: Pretrained backward language model, for the ensemble.
+        fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
+        include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
+        progress: Show progress bars; null decides by the terminal.
+        language_model: Numbers of the language-model stage.
+        classifier: Numbers of the classifier stage.
+    """
+
+    train_file: list[str]
+    output_dir: str
+    model: str | None = None
+    test_file: str | None = None
+    validation_file: str | None = None
+    unlabelled_file: list[str] | None = None
+    text_column: list[str] = field(default_factory=lambda: ["text"])
+    label_column: str = "label"
+    label_separator: str | None = None
+    multi_label: bool = False
+    validation_fraction: float = 0.1
+    preset: Literal["paper", "scripts-2018", "fastai"] = "fastai"
+    seed: int = 0
+    max_seconds: float | None = None
+    mixed_precision: Precision = "no"
+    ensemble: bool = False
+    model_backward: str | None = None
+    fine_tune_language_model: bool = True
+    include_test_text: bool = False
+    progress: bool | None = None
+    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+
+
+def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
+    """Run every stage and return what ``metrics.json`` holds.
+
+    Args:
+        settings: Settings of the run.
+        context: Surroundings; made from the settings by default.
+
+    Returns:
+        ``test`` and ``validation`` metrics (``test`` is None without a test file), ``seconds`` a stage, ``versions``,
+        ``seed``, and the folder of the classifier.
+
+    Raises:
+        ValueError: The settings contradict each other, or a table or model cannot be used.
+    """
+    _check(settings)
+    deadline = deadline_after(settings.max_seconds)
+    context = context or RunContext(
+        preset=settings.preset,
+        seed=settings.seed,
+        mixed_precision=settings.mixed_precision,
+        progress=settings.progress,
+    )
+    tables = load_run_tables(
+        settings.train_file,
+        validation_file=settings.validation_file,
+        test_file=settings.test_file,
+        unlabelled_file=settings.unlabelled_file,
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+        label_separator=settings.label_separator,
+        multi_label=settings.multi_label,
+        validation_fraction=settings.validation_fraction,
+        seed=settings.seed,
+        include_test_text=settings.include_test_text,
+        say=context.tell,
+    )
+    output = Path(settings.output_dir)
+    results: dict[str, StageResult] = {}
+    for direction in _directions(settings):
+        _run_direction(settings, tables, context, direction=direction, deadline=deadline, results=results)
+    return _finish(settings, tables, context, output=output, results=results)
+
+
+def _check(settings: PipelineSettings) -> None:
+    if settings.model is None and not settings.fine_tune_language_model:
+        raise ValueError(
+            "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
+        )
+    if settings.ensemble and settings.model is not None and settings.model_backward is None:
+        raise ValueError(
+            "ensemble true needs a backward language model beside --model; give --model_backward, or leave --model "
+            "out to train both from scratch"
+        )
+
+
+def _directions(settings: PipelineSettings) -> list[Literal["forward", "backward"]]:
+    return ["forward", "backward"] if settings.ensemble else [settings.language_model.direction]
+
+
+def _run_direction(
+    settings: PipelineSettings,
+    tables: RunTables,
+    context: RunContext,
+    *,
+    direction: Literal["forward", "backward"],
+    deadline: float | None,
+    results: dict[str, StageResult],
+) -> None:
+    """Run both stages of one direction and note their results under their folders' names."""
+    second = settings.ensemble and direction == "backward"
+    suffix = f"_{BACKWARD}" if second else ""
+    output = Path(settings.output_dir)
+    start = settings.model_backward if second else settings.model
+    left = 1 if second or not settings.ensemble else 2  # directions still to come, this one included
+    encoder = start
+    if settings.fine_tune_language_model:
+        context.deadline = _share(deadline, LM_SHARE / left)
+        numbers = dataclasses.replace(settings.language_model, direction=direction)
+        results[f"language_model{suffix}"] = train_language_model(
+            tables.language_model_text(),
+            tables.validation.select_columns(["text"]),
+            output_dir=output / f"language_model{suffix}",
+            model=start,
+            settings=numbers,
+            context=context,
+        )
+        encoder = str(output / f"language_model{suffix}")
+    context.deadline = _share(deadline, 1 / left)
+    results[f"classifier{suffix}"] = train_classifier(
+        tables.train,
+        tables.validation,
+        model=str(encoder),
+        output_dir=output / f"classifier{suffix}",
+        settings=settings.classifier,
+        context=context,
+    )
+
+
+def _share(deadline: float | None, share: float) -> float | None:
+    if deadline is None:
+        return None
+    now = time.monotonic()
+    return now + share * max(deadline - now, 0.0)
+
+
+def _finish(
+    settings: PipelineSettings,
+    tables: RunTables,
+    context: RunContext,
+    *,
+    output: Path,
+    results: dict[str, StageResult],
+) -> dict[str, Any]:
+    """Score the finished classifier, put an ensemble together, and write ``metrics.json``."""
+    started = time.perf_counter()
+    folder = output / "classifier"
+    if settings.ensemble and context.accelerator.is_main_process:
+        shutil.copytree(output / f"classifier_{BACKWARD}", folder / BACKWARD, dirs_exist_ok=True)
+    context.accelerator.wait_for_everyone()
+    predictor = Predictor.load(folder, accelerator=context.accelerator)
+    test = predictor.score(tables.test) if tables.test is not None else None
+    validation = predictor.score(tables.validation)
+    seconds = {name: round(result.seconds, 2) for name, result in results.items()}
+    metrics = {
+        "test": test,
+        "validation": validation,
+        "language_model": {name: result.metrics for name, result in results.items() if "language_model" in name},
+        "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
+        "versions": library_versions(),
+        "seed": settings.seed,
+        "preset": settings.preset,
+        "classifier": str(folder),
+    }
+    if context.accelerator.is_main_process:
+        write_json(output / METRICS_FILE, metrics)
+        save_settings(settings, output / SETTINGS_FILE)
+    return metrics
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Return the metrics of a run as a small text table."""
+    lines = []
+    for name in ("validation", "test"):
+        values = metrics.get(name)
+        if values:
+            lines.append(f"{name:<12}" + "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "n"))
+    lines.append("seconds     " + "  ".join(f"{key} {value:.0f}" for key, value in metrics["seconds"].items()))
+    return "\n".join(lines)
+
+
+class TextPipeline:
+    """The method as one object: a pretrained language model in, a classifier out.
+
+    Args:
+        model: Folder or hub id of a pretrained language model; None trains one from the texts at hand.
+    """
+
+    def __init__(self, model: str | Path | None = None) -> None:
+        self.model = None if model is None else str(model)
+        self.metrics: dict[str, Any] | None = None
+        self._predictor: Predictor | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TextPipeline":
+        """Load a classifier folder that a run has written."""
+        pipeline = cls()
+        pipeline._predictor = Predictor.load(folder)
+        return pipeline
+
+    def fit(
+        self,
+        train: str | Sequence[str],
+        *,
+        output_dir: str | Path,
+        test: str | None = None,
+        unlabelled: str | Sequence[str] | None = None,
+        preset: Literal["paper", "scripts-2018", "fastai"] = "fastai",
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Run the whole method on files and keep the classifier for `predict`.
+
+        Args:
+            train: Labelled file or files.
+            output_dir: Folder for everything the run writes.
+            test: Labelled file that is scored once.
+            unlabelled: Further text for the language model.
+            preset: Recipe.
+            **settings: Any other field of `PipelineSettings`.
+
+        Returns:
+            What ``metrics.json`` holds.
+        """
+        given = PipelineSettings(
+            train_file=_listed(train),
+            output_dir=str(output_dir),
+            model=self.model,
+            test_file=test,
+            unlabelled_file=None if unlabelled is None else _listed(unlabelled),
+            preset=preset,
+            **settings,
+        )
+        self.metrics = run_pipeline(given)
+        self._predictor = Predictor.load(self.metrics["classifier"])
+        return self.metrics
+
+    @property
+    def predictor(self) -> Predictor:
+        """The classifier that predicts.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+        """
+        if self._predictor is None:
+            raise RuntimeError("there is no classifier yet: call fit, or TextPipeline.load on a classifier's folder")
+        return self._predictor
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return ``{"label", "score", "scores"}`` for each text, in order."""
+        return self.predictor.predict(texts)
+
+
+def _listed(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else [str(item) for item in value]

@@ -1,0 +1,267 @@
+"""Prediction: texts in, labels and scores out, in the order given, for texts of any length.
+
+A folder may hold a forward and, below ``backward/``, a backward classifier; their probabilities are averaged.
+Files are read and written in pieces, so that their size does not matter.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
+
+from ulmfit_pipe.data.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer
+from ulmfit_pipe.training.loop import reduce_sum, to_device
+from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
+
+BATCH_TOKENS = 16_384  # tokens of a batch, padding included: memory, not result
+BATCH_ROWS = 256  # of short texts, more gain nothing
+BACKWARD = "backward"  # folder of the second model of an ensemble
+DEFAULT_THRESHOLD = 0.5
+SMALLEST = torch.finfo(torch.float64).tiny  # keeps the logarithm of a probability finite
+
+
+class Predictor:
+    """One classifier, or several that are averaged.
+
+    Args:
+        models: Classifiers with the same labels and vocabulary.
+        tokenizer: Their tokenizer.
+        accelerator: The device, and this process' share when a table is scored.
+    """
+
+    def __init__(
+        self, models: Sequence[Any], tokenizer: UlmfitTokenizer, *, accelerator: Accelerator | None = None
+    ) -> None:
+        self.models = list(models)
+        self.tokenizer = tokenizer
+        self._accelerator = accelerator
+        self.label_names, self.multi_label = _labels_of(self.models[0].config)
+
+    @classmethod
+    def load(cls, folder: Path | str, *, accelerator: Accelerator | None = None) -> "Predictor":
+        """Load a classifier folder, and the backward one inside it if there is one.
+
+        Raises:
+            ArtifactError: The folder is no classifier, was cut short, or holds another model's tokenizer.
+        """
+        folders = [_classifier_folder(folder)]
+        if (Path(folders[0]) / BACKWARD).is_dir():
+            folders.append(Path(folders[0]) / BACKWARD)
+        configs = [load_config(path) for path in folders]
+        for path, config in zip(folders, configs, strict=True):
+            _check_config(path, config, first=configs[0])
+        tokenizer = load_tokenizer(folders[0], config=configs[0])
+        if not isinstance(tokenizer, UlmfitTokenizer):
+            raise ArtifactError(
+                f"the tokenizer of {folders[0]} is a {type(tokenizer).__name__}, not one that this project wrote; "
+                "give the folder of a classifier stage"
+            )
+        return cls([_load_whole_classifier(path) for path in folders], tokenizer, accelerator=accelerator)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Device and processes."""
+        if self._accelerator is None:
+            self._accelerator = Accelerator()
+        return self._accelerator
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Probability from which a label counts as given, for multi-label; the first model's."""
+        found = self.models[0].config.thresholds
+        return list(found) if found else [DEFAULT_THRESHOLD] * len(self.label_names)
+
+    def tokenize(self, table: Dataset) -> Dataset:
+        """Return a table with ``input_ids`` in place of ``text``."""
+        columns = [name for name in ("text", "label") if name in table.column_names]
+        return tokenize_dataset(table.select_columns(columns), self.tokenizer)
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return label, score and all scores of each text, in order.
+
+        Args:
+            texts: Texts of any length; none may be empty.
+
+        Returns:
+            ``{"label", "score", "scores"}`` a text; for multi-label ``label`` is a list of names and ``score`` the
+            lowest probability among them (or the highest of all where no label is given).
+
+        Raises:
+            TypeError: A bare string, or something in the list that is no string.
+            ValueError: A text is empty, or the model gives no number for it.
+        """
+        checked = _checked_texts(texts)
+        if not checked:
+            return []
+        ids = self.tokenizer.encode_documents(checked)
+        return [self._row(row) for row in self.probabilities(ids)]
+
+    def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
+        scores = {name: float(value) for name, value in zip(self.label_names, probabilities, strict=True)}
+        if not self.multi_label:
+            best = int(probabilities.argmax())
+            return {"label": self.label_names[best], "score": float(probabilities[best]), "scores": scores}
+        given = [
+            name
+            for name, value, threshold in zip(self.label_names, probabilities, self.thresholds, strict=True)
+            if value >= threshold
+        ]
+        score = min((scores[name] for name in given), default=float(probabilities.max()))
+        return {"label": given, "score": score, "scores": scores}
+
+    def probabilities(self, encoded: Dataset | Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the averaged probabilities, float64 (rows, num_labels), in the rows' order.
+
+        Raises:
+            ValueError: There are no rows, a row has no tokens, or the model gives no number for one.
+        """
+        if isinstance(encoded, Dataset):
+            encoded = encoded.select_columns(["input_ids"])
+        found = np.zeros((len(encoded), len(self.label_names)))
+        for batch in self._batches(encoded):
+            found[batch["row"].numpy()] = self._batch_probabilities(batch).numpy()
+        return found
+
+    def _batches(
+        self, encoded: Dataset | Sequence[Sequence[int]], *, rank: int = 0, world_size: int = 1
+    ) -> ClassifierBatches:
+        for model in self.models:
+            model.to(self.accelerator.device).eval()
+        return ClassifierBatches(
+            encoded,
+            batch_size=max(BATCH_ROWS, world_size),
+            max_tokens=BATCH_TOKENS,
+            shuffle=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+            num_labels=len(self.label_names),
+            rank=rank,
+            world_size=world_size,
+        )
+
+    @torch.no_grad()
+    def _batch_probabilities(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the models' mean probabilities of a batch, float64 (batch, num_labels), on the CPU."""
+        on_device = to_device(batch, self.accelerator)
+        total = torch.zeros(len(batch["row"]), len(self.label_names), dtype=torch.float64)
+        for model in self.models:
+            with self.accelerator.autocast():
+                logits = model(input_ids=on_device["input_ids"], attention_mask=on_device["attention_mask"]).logits
+            scores = logits.float().cpu().double()  # (batch, num_labels); not every device has float64
+            total += scores.sigmoid() if self.multi_label else scores.softmax(dim=-1)
+        broken = (~total.isfinite()).any(dim=1)
+        if broken.any():
+            raise ValueError(
+                f"the model gives no number for row {int(batch['row'][broken].min())} (counted from 0): its weights "
+                "hold NaN or infinity, or mixed_precision is too coarse for it; predict with mixed_precision 'no', "
+                "or take another save"
+            )
+        return total / len(self.models)
+
+    def score(self, table: Dataset) -> dict[str, float]:
+        """Return accuracy, macro F1, loss and n (or the multi-label metrics) on a labelled table.
+
+        Every process scores its share; the sums are added. The loss is that of the averaged probabilities.
+
+        Raises:
+            ValueError: The table's label names are not the classifier's, in its order.
+        """
+        _check_label_names(table, self.label_names)
+        accelerator = self.accelerator
+        num_labels = len(self.label_names)
+        metric = (
+            MultiLabelMetric(num_labels, thresholds=self.thresholds)
+            if self.multi_label
+            else ClassificationMetric(num_labels)
+        )
+        batches = self._batches(
+            self.tokenize(table), rank=accelerator.process_index, world_size=accelerator.num_processes
+        )
+        for batch in batches:
+            probabilities, labels = self._batch_probabilities(batch), batch["labels"]
+            if self.multi_label:
+                logits = probabilities.logit(eps=torch.finfo(torch.float64).eps)
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
+                loss_sum = loss.mean(dim=1).sum()
+            else:
+                logits = probabilities.clamp(min=SMALLEST).log()
+                loss_sum = torch.nn.functional.nll_loss(logits, labels, reduction="sum")
+            metric.update(logits, labels, loss_sum, float(len(labels)))
+        return metric.compute(reduce_sum(accelerator))
+
+
+def _classifier_folder(folder: Path | str) -> Path | str:
+    """Return the folder, or raise with the classifier that lies below it if it is a whole run's."""
+    below = Path(folder) / "classifier"
+    if (below / "config.json").is_file() and not (Path(folder) / "config.json").is_file():
+        raise ArtifactError(f"{folder} is the folder of a whole run; did you mean its classifier, {below}?")
+    return folder
+
+
+def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
+    """Refuse what is no classifier, or does not agree with the first model of an ensemble."""
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        raise ArtifactError(
+            f"{path} is no classifier but {config.architectures}; give the folder of a classifier stage"
+        )
+    if _labels_of(config) != _labels_of(first):
+        raise ArtifactError(
+            f"{path} has the labels {_labels_of(config)[0]}, the classifier it is averaged with has "
+            f"{_labels_of(first)[0]}: both must be trained on the same table; remove {path} or train it again"
+        )
+    if getattr(config, "vocab_hash", None) != getattr(first, "vocab_hash", None):
+        raise ArtifactError(
+            f"{path} was trained with another vocabulary than the classifier it is averaged with: both need the same "
+            f"tokenizer; remove {path} or train it again"
+        )
+
+
+def _labels_of(config: Any) -> tuple[list[str], bool]:
+    """Return the label names of a configuration in the order of their ids, and whether a text may have several."""
+    names = [config.id2label[index] for index in range(len(config.id2label))]
+    return names, config.problem_type == "multi_label_classification"
+
+
+def _load_whole_classifier(path: Path | str) -> Any:
+    """Load a classifier all of whose weights are in the file; transformers would fill a gap with random ones."""
+    loaded: Any = load_model(path, AutoModelForSequenceClassification, output_loading_info=True)
+    model, found = loaded
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise ArtifactError(
+            f"the weights of {path} lack {missing[0]} ({len(missing)} in all), so it is no trained classifier; "
+            "take another save or train the stage again"
+        )
+    return model
+
+
+def _check_label_names(table: Dataset, known: list[str]) -> None:
+    feature = table.features.get("label")
+    if feature is None:
+        raise ValueError(f"the table has no column 'label' to score against; it has {table.column_names}")
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names is not None and list(names) != known:
+        raise ValueError(
+            f"the table's labels are {list(names)}, the classifier's are {known}: their numbers would mean different "
+            "labels; load the table with label_names of the classifier"
+        )
+
+
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("predict takes a list of texts, got one string; write predict([text])")
+    checked = list(texts)
+    for position, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"text {position} (counted from 0) is {type(text).__name__}, not a string: {str(text)[:60]!r}"
+            )
+        if not text.strip():
+            raise ValueError(f"text {position} (counted from 0) is empty; leave it out, an empty text has no label")
+    return checked

@@ -1,0 +1,260 @@
+"""Three recipes for the method, kept apart: the paper's, its authors' 2018 scripts', and fastai 2.8's tutorial.
+
+They differ on purpose (paper and code disagree on beta1, ratio, dropout and the order of thawing). A preset gives
+numbers; stages let a user override them one by one. Numbers are for data of IMDb's size; `scale_epochs` states how
+they change with less data.
+
+Sources: `paper` Howard & Ruder 2018, sections 3 and 4.1; `scripts-2018` the authors' imdb_scripts; `fastai` fastai
+2.8 nbs/38_tutorial.text and text/models/awdlstm.py.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
+from ulmfit_pipe.training.phases import gradual_unfreezing
+from ulmfit_pipe.training.records import Phase
+from ulmfit_pipe.training.schedules import Schedule
+
+IMDB_ROWS = 25_000  # labelled rows that the classifier's epochs are meant for
+IMDB_TOKENS = 28_000_000  # tokens that the language model's epochs are meant for: 100,000 reviews
+MOST_EPOCHS = 10  # small data may raise a preset's epochs up to this
+
+# (num_groups, epochs per thawing phase, epochs of the last phase, lr) -> phases; None takes the preset's number
+PhaseBuilder = Callable[[int, int | None, int | None, float | None], list[Phase]]
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """The five dropouts of the AWD-LSTM."""
+
+    output: float
+    hidden: float
+    input: float
+    embedding: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class StageOptimizer:
+    """Adam's numbers for one stage.
+
+    Attributes:
+        betas: Averages' coefficients; a one-cycle schedule cycles the first.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled (AdamW) or as L2, see ``decoupled``.
+        decoupled: AdamW or Adam.
+        max_grad_norm: Clipping, or None.
+    """
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    max_grad_norm: float | None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One recipe.
+
+    Attributes:
+        name: What a user writes.
+        sizes: (embedding, hidden, layers) of a model that is not pretrained.
+        bptt: Window of the language model.
+        batch_size: Rows of a batch, both stages.
+        lm_dropouts: Of the language model.
+        classifier_dropouts: Of the classifier's encoder and head.
+        lm_optimizer: Of the language model stage.
+        classifier_optimizer: Of the classifier stage.
+        lm_phases: Builds the language model's phases.
+        classifier_phases: Builds the classifier's phases.
+        train_norm: Norm layers of frozen groups go on training.
+        alpha: Weight of AR in both stages.
+        beta: Weight of TAR in both stages.
+    """
+
+    name: str
+    sizes: tuple[int, int, int]
+    bptt: int
+    batch_size: int
+    lm_dropouts: Dropouts
+    classifier_dropouts: Dropouts
+    lm_optimizer: StageOptimizer
+    classifier_optimizer: StageOptimizer
+    lm_phases: PhaseBuilder
+    classifier_phases: PhaseBuilder
+    train_norm: bool = False
+    alpha: float = 2.0  # AR and TAR 2 and 1 in all three recipes
+    beta: float = 1.0
+
+
+def scale_epochs(full_epochs: int, *, size: int, full_size: int) -> int:
+    """Return epochs for a smaller data set: the number of steps falls with the square root of its size.
+
+    An epoch of a data set n times smaller has n times fewer steps; taking sqrt(n) times fewer steps in all means
+    sqrt(n) times more epochs. Bounded by `MOST_EPOCHS`, or the full number where that is larger. Ours, not the
+    paper's, which tunes epochs on validation data; the best epoch is kept either way.
+
+    Args:
+        full_epochs: Epochs at the full size.
+        size: Rows or tokens at hand.
+        full_size: Rows or tokens the number was made for.
+    """
+    if size >= full_size:
+        return full_epochs
+    raised = math.ceil(full_epochs * math.sqrt(full_size / max(size, 1)))
+    return min(raised, max(full_epochs, MOST_EPOCHS))
+
+
+def _all(
+    num_groups: int,
+    epochs: int,
+    lrs: Sequence[float],
+    schedule: Schedule,
+    *,
+    first: int = 0,
+    name: str = "all",
+) -> Phase:
+    return Phase(name, tuple(range(first, num_groups)), tuple(lrs), schedule, epochs=epochs)
+
+
+# ---- paper
+
+
+def _paper_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """All layers at once, slanted triangular, ladder of 2.6 (the paper does not thaw the language model)."""
+    del frozen
+    rates = discriminative_lrs(lr or 4e-3, num_groups)
+    return [_all(num_groups, last or 15, rates, Schedule.slanted_triangular())]  # 15: uncertain, tuned in the paper
+
+
+def _paper_classifier(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """One more group each epoch, then all; 50 epochs is the paper's bound, its choice is by validation."""
+    return gradual_unfreezing(
+        num_groups, lr=lr or 1e-2, epochs_per_phase=frozen or 1, final_epochs=last or 50, patience=10
+    )
+
+
+# ---- scripts-2018
+
+
+def _scripts_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """First the embedding and decoder alone, half rate; then all with lr/6, lr/3, lr, lr/2 (finetune_lm.py)."""
+    base = lr or 4e-3
+    curve = Schedule.slanted_triangular(cut_frac=0.1, ratio=32)
+    divisors = (
+        [6.0, 3.0, 1.0, 2.0] if num_groups == 4 else [LR_DECAY ** (num_groups - 1 - i) for i in range(num_groups)]
+    )
+    rates = [base / divisor for divisor in divisors]
+    head = [rate / 2 for rate in rates]
+    return [
+        _all(num_groups, frozen or 1, head, curve, first=num_groups - 1, name="embeddings"),
+        _all(num_groups, last or 25, rates, curve),
+    ]
+
+
+def _scripts_classifier(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """The head, the last two groups, then all (train_clas.py)."""
+    rates = discriminative_lrs(lr or 1e-2, num_groups)
+    thaw = Schedule.slanted_triangular(cut_frac=1 / 3, ratio=8)
+    final = Schedule.slanted_triangular(cut_frac=1 / 8, ratio=8)
+    return [
+        _all(num_groups, frozen or 1, rates, thaw, first=num_groups - 1, name="last 1"),
+        _all(num_groups, frozen or 1, rates, thaw, first=max(0, num_groups - 2), name="last 2"),
+        _all(num_groups, last or 50, rates, final),
+    ]
+
+
+# ---- fastai
+
+
+def _fastai_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """One epoch of embedding and decoder at 2e-2, then 10 of everything at a tenth of it, one-cycle."""
+    base = lr or 2e-2
+    return [
+        _all(
+            num_groups, frozen or 1, [base] * num_groups, Schedule.one_cycle(), first=num_groups - 1, name="embeddings"
+        ),
+        _all(num_groups, last or 10, [base / 10] * num_groups, Schedule.one_cycle()),
+    ]
+
+
+def _fastai_classifier(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """Head at 2e-2; last two at up to 1e-2; last three at up to 5e-3; all at up to 1e-3, one-cycle each."""
+    base = lr or 2e-2
+    peaks = [
+        (num_groups - 1, base, "last 1"),
+        (num_groups - 2, base / 2, "last 2"),
+        (num_groups - 3, base / 4, "last 3"),
+    ]
+    phases = [
+        _all(
+            num_groups,
+            frozen or 1,
+            discriminative_lrs(peak, num_groups),  # slice(peak / 2.6**4, peak) over 5 groups is this ladder
+            Schedule.one_cycle(),
+            first=first,
+            name=name,
+        )
+        for first, peak, name in peaks
+        if first > 0
+    ]
+    rest = discriminative_lrs(base / 20, num_groups)
+    return [*phases, _all(num_groups, last or 2, rest, Schedule.one_cycle())]
+
+
+_FASTAI_DROPOUTS = Dropouts(output=0.1, hidden=0.15, input=0.25, embedding=0.02, weight=0.2)
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        name="paper",
+        sizes=(400, 1150, 3),
+        bptt=70,
+        batch_size=64,
+        lm_dropouts=Dropouts(output=0.4, hidden=0.3, input=0.4, embedding=0.05, weight=0.5),
+        classifier_dropouts=Dropouts(output=0.4, hidden=0.3, input=0.4, embedding=0.05, weight=0.5),
+        lm_optimizer=StageOptimizer((0.7, 0.99), 1e-8, 0.0, False, None),  # eps: torch's, the paper names none
+        classifier_optimizer=StageOptimizer((0.7, 0.99), 1e-8, 0.0, False, None),
+        lm_phases=_paper_lm,
+        classifier_phases=_paper_classifier,
+    ),
+    "scripts-2018": Preset(
+        name="scripts-2018",
+        sizes=(400, 1150, 3),
+        bptt=70,
+        batch_size=64,
+        lm_dropouts=_FASTAI_DROPOUTS,
+        classifier_dropouts=Dropouts(output=0.4, hidden=0.3, input=0.4, embedding=0.05, weight=0.5),
+        lm_optimizer=StageOptimizer((0.8, 0.99), 1e-8, 1e-7, False, 0.3),
+        classifier_optimizer=StageOptimizer((0.8, 0.99), 1e-8, 1e-7, False, 25.0),
+        lm_phases=_scripts_lm,
+        classifier_phases=_scripts_classifier,
+    ),
+    "fastai": Preset(
+        name="fastai",
+        sizes=(400, 1152, 3),
+        bptt=72,
+        batch_size=64,
+        lm_dropouts=_FASTAI_DROPOUTS,
+        # the classifier's are .4 .3 .4 .05 .5 times drop_mult .5; the head's second dropout .1 is not scaled
+        classifier_dropouts=Dropouts(output=0.2, hidden=0.15, input=0.2, embedding=0.025, weight=0.25),
+        lm_optimizer=StageOptimizer((0.8, 0.99), 1e-5, 0.1, True, None),
+        classifier_optimizer=StageOptimizer((0.8, 0.99), 1e-5, 0.01, True, None),
+        lm_phases=_fastai_lm,
+        classifier_phases=_fastai_classifier,
+        train_norm=True,
+    ),
+}
+
+
+def load_preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+    return PRESETS[name]

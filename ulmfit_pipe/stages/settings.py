@@ -1,0 +1,340 @@
+"""Settings: a frozen dataclass, filled from YAML files and the command line, and written back as YAML.
+
+A stage describes its settings as a frozen dataclass; a nested dataclass is a group, whose fields get dotted names
+(`--classifier.epochs 3`). Files come first (`--config a.yaml --config b.yaml`, later ones win), the command line wins
+over them. Nothing is guessed: a name that does not exist, or is shortened, stops the run and names the nearest one; a
+value of the wrong type stops it and says what is allowed (`setting_values.py`). jsonargparse converts the values; names
+and files are handled here, because it accepts prefixes of names, suggests nothing, and lets a file that is given after
+a setting win over it.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import docstring_parser
+import yaml
+
+from ulmfit_pipe.stages.setting_values import (
+    COMMAND_LINE,
+    SettingsError,
+    describe_type,
+    is_list,
+    read_value,
+    shorten,
+    to_plain,
+    to_text,
+)
+
+SettingsT = TypeVar("SettingsT")
+
+SUGGESTION_CUTOFF = 0.6  # difflib's own default for "close"
+SUGGESTION_MARGIN = 0.15  # a name this much less alike than the best is noise beside it
+MAX_SUGGESTIONS = 3
+
+
+@dataclass(frozen=True)
+class SettingField:
+    """One setting, as the command line and `--help` know it.
+
+    Attributes:
+        name: Dotted name, for example `classifier.epochs`.
+        type: The annotation.
+        default: The default, or `dataclasses.MISSING` for a required setting.
+        doc: What the dataclass says of the field.
+        section: First line of the docstring of the dataclass that holds the field; its heading in `--help`.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    doc: str
+    section: str
+
+    @property
+    def required(self) -> bool:
+        """Whether the setting must be given."""
+        return self.default is MISSING
+
+
+def parse_settings(
+    settings_class: type[SettingsT],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str,
+    prog: str | None = None,
+) -> SettingsT:
+    """Read settings from the command line and the files it names.
+
+    A list: repeat the name (`--text_column title --text_column body`) or write `--text_column '[title, body]'`.
+    `null` stands for None where None is allowed; true and false need writing out (`--backward true`).
+
+    Args:
+        settings_class: A frozen dataclass; nested dataclasses are groups.
+        argv: The words after the program's name. None takes them from `sys.argv`, and then a mistake is printed and
+            ends the program with exit code 2.
+        description: One or two sentences for the top of `--help`.
+        prog: Name of the program in messages; the script's name if None.
+
+    Raises:
+        SettingsError: A mistake in an `argv` that was given.
+        SystemExit: `--help` (code 0), or a mistake on the real command line (code 2).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        _help_parser(settings_class, description, prog).print_help()
+        raise SystemExit(0)
+    try:
+        return _parse_words(settings_class, words)
+    except SettingsError as error:
+        if argv is not None:
+            raise
+        print(f"{prog or Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def load_settings(settings_class: type[SettingsT], path: str | Path) -> SettingsT:
+    """Read settings from one YAML file; what it does not name takes its default.
+
+    Raises:
+        SettingsError: The file cannot be read, or holds an unknown or missing name or a value that is not allowed.
+    """
+    return _build(settings_class, _read_file(settings_class, str(path)))
+
+
+def save_settings(settings: Any, path: str | Path) -> None:
+    """Write settings as YAML; `load_settings` gives an equal object back."""
+    Path(path).write_text(settings_to_yaml(settings), encoding="utf-8")
+
+
+def settings_to_yaml(settings: Any) -> str:
+    """YAML text of all fields in their order, groups as mappings."""
+    return yaml.safe_dump(to_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
+
+
+def list_settings(settings_class: type) -> list[SettingField]:
+    """All settings of a class in order, those of groups with dotted names."""
+    return list(_iterate_fields(settings_class, prefix="", defaults=MISSING))
+
+
+def _parse_words(settings_class: type[SettingsT], words: list[str]) -> SettingsT:
+    files, given = _split_words(settings_class, words)
+    values: dict[str, Any] = {}
+    for path in files:
+        values.update(_read_file(settings_class, path))
+    fields = {field.name: field for field in list_settings(settings_class)}
+    for name, texts in given.items():
+        values[name] = _read_field(fields[name], _join_texts(fields[name], texts), COMMAND_LINE)
+    return _build(settings_class, values)
+
+
+# The fields of a class
+
+
+def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iterator[SettingField]:
+    hints = typing.get_type_hints(settings_class)
+    docs = _field_docs(settings_class)
+    title = (settings_class.__doc__ or settings_class.__name__).strip().splitlines()[0].rstrip(".")
+    for field in dataclasses.fields(settings_class):
+        default = _default_of(field) if defaults is MISSING else getattr(defaults, field.name)
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _iterate_fields(typing.cast(type, hint), prefix=f"{prefix}{field.name}.", defaults=default)
+        else:
+            yield SettingField(prefix + field.name, hint, default, docs.get(field.name, ""), title)
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _field_docs(settings_class: type) -> dict[str, str]:
+    """Field name -> its text in the `Attributes:` section, or the string that stands below it."""
+    parsed = docstring_parser.parse_from_object(settings_class)
+    return {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+
+
+def _group_names(fields: Mapping[str, SettingField]) -> set[str]:
+    parts = [name.split(".") for name in fields]
+    return {".".join(part[:depth]) for part in parts for depth in range(1, len(part))}
+
+
+# Names
+
+
+def _split_words(settings_class: type, words: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Command-line words -> (config files, setting -> the texts given to it)."""
+    fields = {field.name: field for field in list_settings(settings_class)}
+    files: list[str] = []
+    given: dict[str, list[str]] = {}
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            raise SettingsError(
+                f"{word!r} follows no setting's name; write --name VALUE, again for each item of a list"
+            )
+        name, equals, text = word[2:].partition("=")
+        if name != "config" and name not in fields:
+            _refuse_name(name, fields, spelled=f"--{name}", dashes="--")
+        if not equals:
+            text = next(rest, "--")
+            if text.startswith("--"):
+                raise SettingsError(
+                    f"--{name} needs a value; write --{name} VALUE, or --{name}=VALUE if it begins with --"
+                )
+        if name == "config":
+            files.append(text)
+        else:
+            given.setdefault(name, []).append(text)
+    return files, given
+
+
+def _refuse_name(name: str, fields: Mapping[str, SettingField], *, spelled: str, dashes: str = "") -> NoReturn:
+    if name in _group_names(fields):
+        example = next(field for field in fields if field.startswith(name + "."))
+        raise SettingsError(f"{spelled} is a group of settings; set one of its fields, for example {dashes}{example}")
+    nearest = [dashes + candidate for candidate in _nearest_names(name, fields)]
+    raise SettingsError(f"unknown setting {spelled}; did you mean {' or '.join(nearest)}? (--help lists all)")
+
+
+def _nearest_names(name: str, known: Mapping[str, SettingField]) -> list[str]:
+    """The closest real names, best first; the field counts more than its group."""
+    typed_group, _, typed_field = name.rpartition(".")
+
+    def likeness(candidate: str) -> float:
+        group, _, field = candidate.rpartition(".")
+        if candidate.startswith(name) or field.startswith(name):
+            return 1.0
+        if typed_group:
+            return 0.8 * _ratio(typed_field, field) + 0.2 * _ratio(typed_group, group)
+        return max(_ratio(name, field), _ratio(name, candidate))
+
+    ranked = sorted(known, key=likeness, reverse=True)
+    enough = max(SUGGESTION_CUTOFF, likeness(ranked[0]) - SUGGESTION_MARGIN)
+    return [candidate for candidate in ranked if likeness(candidate) >= enough][:MAX_SUGGESTIONS] or ranked[:1]
+
+
+def _ratio(typed: str, real: str) -> float:
+    return difflib.SequenceMatcher(None, typed, real).ratio()
+
+
+def _join_texts(field: SettingField, texts: list[str]) -> Any:
+    """Texts given on the command line -> one value; for a list all of them, otherwise the last one."""
+    if not is_list(field.type) or texts[-1] == "null":
+        return texts[-1]
+    return texts[0] if len(texts) == 1 and texts[0].startswith("[") else texts
+
+
+def _read_field(field: SettingField, value: Any, origin: str) -> Any:
+    return read_value(value, field.type, name=field.name, origin=origin)
+
+
+# Files
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a name given twice; YAML itself would silently take the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Build the mapping after looking for a repeated key."""
+        names = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, names, strict=True):
+            if names.count(name) > 1:
+                raise SettingsError(
+                    f"{name} is given twice, the first time on line {key.start_mark.line + 1}; keep one"
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_file(settings_class: type, path: str) -> dict[str, Any]:
+    """YAML file -> setting -> checked value, for the settings it names."""
+    fields = {field.name: field for field in list_settings(settings_class)}
+    try:
+        content = yaml.load(_read_text(path), Loader=_UniqueKeyLoader)
+        if content is None:  # only comments
+            return {}
+        if not isinstance(content, dict):
+            raise SettingsError(f"expected lines of the form 'name: value', got {shorten(content)}")
+        flat = _flatten(content, fields, prefix="")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be read")
+        raise SettingsError(f"{path}: not valid YAML{place}: {problem}") from error
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    return {name: _read_field(fields[name], value, path) for name, value in flat.items()}
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    except OSError as error:
+        raise SettingsError(
+            f"the settings file cannot be read: {error.strerror}; --config takes a YAML file"
+        ) from error
+
+
+def _flatten(content: Mapping[Any, Any], fields: Mapping[str, SettingField], *, prefix: str) -> dict[str, Any]:
+    groups = _group_names(fields)
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name in fields:
+            flat[name] = value
+        elif name not in groups:
+            _refuse_name(name, fields, spelled=name)
+        elif isinstance(value, dict):
+            flat.update(_flatten(value, fields, prefix=f"{name}."))
+        elif value is not None:  # None: a group whose lines are all commented out
+            _refuse_name(name, fields, spelled=name)
+    return flat
+
+
+# The object and the help page
+
+
+def _build(settings_class: type[SettingsT], values: dict[str, Any]) -> SettingsT:
+    complete = {field.name: field.default for field in list_settings(settings_class)} | values
+    missing = [f"--{name}" for name, value in complete.items() if value is MISSING]
+    if missing:
+        raise SettingsError(f"required and not given: {', '.join(missing)}")
+    return _build_group(settings_class, complete, prefix="")
+
+
+def _build_group(settings_class: Any, values: Mapping[str, Any], *, prefix: str) -> Any:
+    hints = typing.get_type_hints(settings_class)
+    arguments = {}
+    for field in dataclasses.fields(settings_class):
+        name, hint = prefix + field.name, hints[field.name]
+        grouped = dataclasses.is_dataclass(hint)
+        arguments[field.name] = _build_group(hint, values, prefix=f"{name}.") if grouped else values[name]
+    try:
+        return settings_class(**arguments)
+    except SettingsError:
+        raise
+    except ValueError as error:  # a class's own __post_init__
+        raise SettingsError(f"{prefix.rstrip('.') or 'settings'}: {error}") from error
+
+
+def _help_parser(settings_class: type, description: str, prog: str | None) -> argparse.ArgumentParser:
+    usage = "%(prog)s [--config FILE ...] [--name VALUE ...]"
+    parser = argparse.ArgumentParser(prog=prog, description=description, usage=usage)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; may be repeated, later ones win")
+    sections: dict[str, Any] = {}
+    for field in list_settings(settings_class):
+        group = field.name.rpartition(".")[0]
+        if group not in sections:
+            sections[group] = parser.add_argument_group(field.section)
+        default = "required" if field.required else f"default: {to_text(field.default)}"
+        text = f"{field.doc} ({describe_type(field.type)}; {default})".strip().replace("%", "%%")
+        sections[group].add_argument(f"--{field.name}", metavar="VALUE", help=text)
+    return parser

@@ -1,0 +1,113 @@
+"""The tables of one run: training, validation and test kept apart, and unlabelled text that leaks neither."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from datasets import Dataset, concatenate_datasets
+
+from ulmfit_pipe.data.tables import check_labels_for_training, load_table, split_train_validation
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """What a run trains and measures on.
+
+    Attributes:
+        train: Labelled rows to train on.
+        validation: Labelled rows that choose the best epoch.
+        test: Labelled rows that are looked at once, or None.
+        unlabelled: Further texts for the language model, or None.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    unlabelled: Dataset | None
+
+    def language_model_text(self) -> Dataset:
+        """Return the texts that the language model may train on: training rows and unlabelled ones."""
+        train = self.train.select_columns(["text"])
+        return train if self.unlabelled is None else concatenate_datasets([train, self.unlabelled])
+
+
+def label_names_of(table: Dataset) -> tuple[list[str], bool]:
+    """Return a table's label names, and whether a row may have several."""
+    feature = table.features["label"]
+    if hasattr(feature, "names"):
+        return list(feature.names), False
+    return list(feature.feature.names), True
+
+
+def load_run_tables(
+    train_file: Sequence[str] | str,
+    *,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+    unlabelled_file: Sequence[str] | str | None = None,
+    text_column: Sequence[str] = ("text",),
+    label_column: str = "label",
+    label_separator: str | None = None,
+    multi_label: bool = False,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    include_test_text: bool = False,
+    say: Callable[[str], None] = print,
+) -> RunTables:
+    """Load and split the tables of a run.
+
+    Args:
+        train_file: Labelled file or files.
+        validation_file: Held-out file; without it a stratified part of the training rows is held out.
+        test_file: Test file, or None.
+        unlabelled_file: Further text for the language model, or None.
+        text_column: Column or columns of text.
+        label_column: Column of labels.
+        label_separator: Splits a label cell into several (multi-label).
+        multi_label: The label column holds lists.
+        validation_fraction: Part held out where no validation file is given.
+        seed: Seed of the split.
+        include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
+        say: Told the sizes and what was left out.
+
+    Raises:
+        TableError: A table cannot be used; file, row and column are named.
+    """
+    load = partial(
+        load_table,
+        text_columns=tuple(text_column),
+        label_column=label_column,
+        label_separator=label_separator,
+        multi_label=multi_label or label_separator is not None,
+    )
+    train = load(train_file)
+    check_labels_for_training(train)
+    names = label_names_of(train)[0]
+    if validation_file is not None:
+        validation = load(validation_file, label_names=names)
+    else:
+        parts = split_train_validation(train, fraction=validation_fraction, seed=seed)
+        train, validation = parts["train"], parts["validation"]
+    test = None if test_file is None else load(test_file, label_names=names)
+    unlabelled = None
+    if unlabelled_file is not None:
+        unlabelled = load_table(unlabelled_file, text_columns=tuple(text_column), label_column=None)
+        if not include_test_text:
+            unlabelled = _without_texts_of(unlabelled, [validation, test], say)
+    sizes = [
+        f"{len(table):,} {name}"
+        for name, table in (("training", train), ("validation", validation), ("test", test), ("unlabelled", unlabelled))
+        if table is not None
+    ]
+    say(f"rows: {', '.join(sizes)}; labels: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
+    return RunTables(train, validation, test, unlabelled)
+
+
+def _without_texts_of(unlabelled: Dataset, held_out: Sequence[Dataset | None], say: Callable[[str], None]) -> Dataset:
+    known = {hash(text) for table in held_out if table is not None for text in table["text"]}
+    kept = [row for row, text in enumerate(unlabelled["text"]) if hash(text) not in known]
+    dropped = len(unlabelled) - len(kept)
+    if dropped:
+        say(f"left out {dropped:,} unlabelled texts that also stand in the validation or test table")
+        return unlabelled.select(kept)
+    return unlabelled

@@ -1,0 +1,1 @@
+"""Training: layer groups, freezing, schedules, phases, the loop. Torch and accelerate only."""

@@ -1,0 +1,364 @@
+"""The training loop: a step, an epoch, an evaluation, and the whole of one phase.
+
+The only file that hands anything to ``accelerator.prepare``. One phase is one prepare: data-parallel wrappers do not
+see parameters that are unfrozen after wrapping, so each phase wraps the bare model afresh. Losses are summed and
+divided once by the count over all processes and micro-batches, so that 1 and N processes take the same step.
+"""
+
+import contextlib
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, set_trainable, train_mode
+from ulmfit_pipe.training.objectives import Batch, Objective
+from ulmfit_pipe.training.optim import build_optimizer, set_schedule_point
+from ulmfit_pipe.training.records import (
+    Batches,
+    EpochRecord,
+    Metric,
+    Phase,
+    StepRecord,
+    Task,
+    TrainingOptions,
+)
+from ulmfit_pipe.training.schedules import Schedule
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message names the step, the learning rates and what to try."""
+
+
+@dataclass
+class Run:
+    """Everything a step needs: the wrapped model and optimizer of one phase; what is frozen is settled by then."""
+
+    model: nn.Module
+    groups: Sequence[LayerGroup]
+    optimizer: Any
+    objective: Objective
+    accelerator: Accelerator
+    options: TrainingOptions
+    steps: list[StepRecord] = field(default_factory=list)
+    step: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Find once what no step changes."""
+        self.frozen = tuple(group.frozen for group in self.groups)
+        self.running_statistics = [
+            buffer for module in self.model.modules() if is_norm(module) for buffer in module.buffers(recurse=False)
+        ]
+
+    def current_lrs(self) -> tuple[float, ...]:
+        """Return the learning rate of each layer group, 0 where it is frozen."""
+        rates = {group["layer_group"]: float(group["lr"]) for group in self.optimizer.param_groups}
+        return tuple(0.0 if frozen else rates[index] for index, frozen in enumerate(self.frozen))
+
+
+@contextlib.contextmanager
+def prepared(
+    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> Iterator[tuple[nn.Module, Any]]:
+    """Wrap a bare model and its optimizer for one phase, and take every wrapper off again.
+
+    The bare model's own ``forward`` is put back by hand: accelerate's unwrapping also strips decorators that belong
+    to the model, and leaves a mark by which the next phase would go without mixed precision.
+
+    Raises:
+        ValueError: The accelerator accumulates gradients itself, which would scale them twice.
+    """
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"the Accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps!r}; make it "
+            "without and set accumulation_steps of TrainingOptions instead"
+        )
+    own_forward = model.__dict__.get("forward")
+    try:
+        yield accelerator.prepare(model, optimizer)
+    finally:
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(name, None)
+        if own_forward is not None:
+            model.forward = own_forward
+        accelerator.free_memory()
+
+
+def reduce_sum(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+    """Return a function that sums a tensor over the processes."""
+
+    def reduce(values: Tensor) -> Tensor:
+        if accelerator.num_processes == 1:
+            return values
+        # gloo and NCCL both add float64, but not every device holds it
+        on_device = values.to(accelerator.device, non_blocking=True)
+        return accelerator.reduce(on_device, reduction="sum").to(values.device)
+
+    return reduce
+
+
+def to_device(batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Move a batch to the process' device."""
+    return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+
+
+def share_running_statistics(run: Run) -> None:
+    """Give every process the main process' running statistics; each has seen its own share of the data."""
+    if run.accelerator.num_processes > 1:
+        for buffer in run.running_statistics:
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, float, Any]:
+    """Take one optimizer step over a window of micro-batches.
+
+    Args:
+        run: The phase's run; its learning rates are set already.
+        window: The micro-batches of the step, on any device.
+        carry: State from the batch before, or None.
+
+    Returns:
+        The mean loss over the step's items on all processes, their count, and the state for the next step.
+
+    Raises:
+        NonFiniteLossError: The loss (or, with clipping, the gradient) is NaN or infinite on any process.
+        ValueError: Nothing in the window counts.
+    """
+    accelerator = run.accelerator
+    reduce = reduce_sum(accelerator)
+    statistics = [buffer.clone() for buffer in run.running_statistics]
+    counts = [run.objective.count(batch) for batch in window]
+    total = float(reduce(torch.tensor([sum(counts)], dtype=torch.float64)))
+    if not total > 0:
+        raise ValueError(f"the batches of step {run.step} hold nothing that counts (weight {total}); drop them")
+    losses: list[Tensor] = []
+    for index, (batch, count) in enumerate(zip(window, counts, strict=True)):
+        last = index == len(window) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
+            output = run.objective(run.model, to_device(batch, accelerator), carry)
+            carry = output.carry
+            loss = output.loss_sum if output.penalty is None else output.loss_sum + output.penalty * count
+            # data parallelism averages gradients over processes; the count is over all of them
+            accelerator.backward(loss * (accelerator.num_processes / total))
+        losses.append(output.loss_sum.detach())
+    # read back once a step, after all micro-batches are on their way
+    loss_sum = torch.tensor([sum(float(loss) for loss in losses)], dtype=torch.float64)
+    mean_loss = float(reduce(loss_sum)) / total
+    if not math.isfinite(mean_loss):
+        _stop(run, f"the loss became {mean_loss}", statistics)
+    if run.options.max_grad_norm is not None:
+        norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.options.max_grad_norm))
+        if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
+            _stop(run, f"the gradient's norm became {norm}", statistics)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return mean_loss, total, carry
+
+
+def _stop(run: Run, what: str, statistics: Sequence[Tensor]) -> NoReturn:
+    """Drop the gradients, put back the running statistics of the norm layers, and raise."""
+    run.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(run.running_statistics, statistics, strict=True):
+        buffer.copy_(before)
+    raise NonFiniteLossError(_non_finite_message(run, what))
+
+
+def _non_finite_message(run: Run, what: str) -> str:
+    rates = ", ".join(f"{group.name} {lr:.2e}" for group, lr in zip(run.groups, run.current_lrs(), strict=True) if lr)
+    whole = all(bool(parameter.isfinite().all()) for parameter in run.model.parameters())
+    kept = "The weights of the step before are kept" if whole else "The weights are damaged too: load the last save"
+    return (
+        f"{what} at step {run.step} with learning rates: {rates}. {kept}. Try "
+        "a learning rate 3 to 10 times lower (lr_find shows where it diverges), max_grad_norm=1.0, "
+        "or mixed_precision='no' if it was on"
+    )
+
+
+def windows_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Group micro-batches into windows of ``size``; the last may be smaller."""
+    iterator = iter(batches)
+    while window := list(itertools.islice(iterator, size)):
+        yield window
+
+
+def count_steps(batches: Batches, epochs: int, accumulation_steps: int, *, first_epoch: int = 0) -> list[int]:
+    """Return the number of optimizer steps of each epoch (their number of batches may differ)."""
+    counts = []
+    for epoch in range(first_epoch, first_epoch + epochs):
+        batches.set_epoch(epoch)
+        counts.append(math.ceil(len(batches) / accumulation_steps))
+    if not counts or min(counts) < 1:
+        raise ValueError("there is no batch to train on; give more rows or a smaller batch size")
+    return counts
+
+
+def time_used(accelerator: Accelerator, options: TrainingOptions, *, started: float = 0.0) -> float:
+    """Return how much of the time until the deadline is used, from 0; 1 and more is over. The same on all processes.
+
+    Args:
+        accelerator: The processes.
+        options: Holds the deadline; without one nothing is ever used.
+        started: ``time.monotonic()`` at which the time began.
+    """
+    if options.deadline is None:
+        return 0.0
+    whole = max(options.deadline - started, 1e-9)
+    used = torch.tensor([(time.monotonic() - started) / whole], dtype=torch.float64)
+    return float(reduce_sum(accelerator)(used)) / accelerator.num_processes
+
+
+def train_epoch(
+    run: Run, batches: Batches, schedule: Schedule, *, total_steps: int, description: str
+) -> tuple[float, float]:
+    """Train over the batches of one epoch.
+
+    The schedule is sampled before each step at ``step / total_steps``, as fastai does. Where a deadline will cut the
+    phase short, the schedule follows the clock instead, so that the rate still comes down.
+
+    Returns:
+        Mean loss over the epoch's items, and items per second over all processes.
+    """
+    train_mode(run.model, run.groups, train_norm=run.options.train_norm, frozen_dropout=run.options.frozen_dropout)
+    carry, items, loss_sum, count = None, 0.0, 0.0, 0.0
+    started = time.perf_counter()
+    steps = math.ceil(len(batches) / run.options.accumulation_steps)
+    with progress_bar(run, steps, description) as bar:
+        for window in windows_of(batches, run.options.accumulation_steps):
+            used = time_used(run.accelerator, run.options, started=run.started)
+            if used >= 1:
+                break
+            point = max(run.step, int(used * total_steps))
+            set_schedule_point(
+                run.optimizer, schedule.factor(point, total_steps), schedule.momentum(point, total_steps)
+            )
+            loss, step_count, carry = train_step(run, window, carry)
+            lrs = run.current_lrs()
+            run.steps.append(StepRecord(run.step, loss, lrs))
+            # a step that mixed precision skipped for an overflow does not move the schedule
+            run.step += 0 if run.accelerator.optimizer_step_was_skipped else 1
+            loss_sum, count = loss_sum + loss * step_count, count + step_count
+            items += sum(_size(batch) for batch in window)
+            rate = items * run.accelerator.num_processes / (time.perf_counter() - started)
+            bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {rate:,.0f} items/s", refresh=False)
+            bar.update()
+    share_running_statistics(run)
+    seconds = time.perf_counter() - started
+    total_items = float(reduce_sum(run.accelerator)(torch.tensor([items], dtype=torch.float64)))
+    return (loss_sum / count if count else math.nan), total_items / seconds
+
+
+def _size(batch: Batch) -> int:
+    """Count what a batch holds: real tokens where it has a mask, else positions of its targets, else rows."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return batch["targets"].numel() if "targets" in batch else len(next(iter(batch.values())))
+
+
+def progress_bar(run: Run, steps: int, description: str) -> tqdm:
+    """Return a bar that only the main process shows, and only on a terminal unless asked."""
+    shown = run.options.progress
+    if shown is None:
+        shown = sys.stderr.isatty()
+    return tqdm(
+        total=steps,
+        desc=description,
+        disable=not (shown and run.accelerator.is_main_process),
+        leave=False,
+        dynamic_ncols=True,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}",
+    )
+
+
+def evaluate(
+    model: nn.Module, batches: Batches, objective: Objective, metric: Metric, accelerator: Accelerator
+) -> dict[str, float]:
+    """Run a model over all batches and return the metric's values, the same on every process.
+
+    A data-parallel model is run bare: no gradients have to meet, and the processes need not keep step. The model is
+    left in evaluation mode.
+    """
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    model.eval()
+    carry = None
+    with torch.no_grad(), accelerator.autocast():
+        for batch in batches:
+            on_device = to_device(batch, accelerator)
+            output = objective(model, on_device, carry)
+            carry = output.carry
+            metric.update(output.logits, output.labels, output.loss_sum, objective.count(on_device))
+    return metric.compute(reduce_sum(accelerator))
+
+
+def fit(
+    model: nn.Module,
+    groups: Sequence[LayerGroup],
+    phase: Phase,
+    task: Task,
+    *,
+    accelerator: Accelerator,
+    options: TrainingOptions,
+    first_epoch: int = 0,
+    on_epoch: Callable[[EpochRecord], bool] | None = None,
+) -> tuple[list[EpochRecord], list[StepRecord]]:
+    """Train one phase: freeze, build the optimizer, prepare once, run the epochs, unwrap.
+
+    Args:
+        model: The bare model, on any device; it ends on the accelerator's, in evaluation mode.
+        groups: Its layer groups.
+        phase: What to train, how fast and for how long.
+        task: Data and objective.
+        accelerator: Device, precision and processes.
+        options: Numbers of the loop.
+        first_epoch: Number that the phase's epoch 0 has for the data's order (also if `start_epoch` skips it).
+        on_epoch: Called after every epoch on every process; True ends the phase.
+
+    Returns:
+        One record an epoch and one a step.
+    """
+    set_trainable(groups, phase.trainable, train_norm=options.train_norm)
+    model.to(accelerator.device)
+    optimizer = build_optimizer(
+        groups,
+        phase.lrs,
+        weight_decay=options.weight_decay,
+        betas=options.betas,
+        eps=options.eps,
+        decoupled=options.decoupled,
+    )
+    optimizer.zero_grad(set_to_none=True)  # whatever gradients were left on the model
+    steps = count_steps(task.train_batches, phase.epochs, options.accumulation_steps, first_epoch=first_epoch)
+    records: list[EpochRecord] = []
+    with prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer):
+        run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options)
+        run.step = sum(steps[: phase.start_epoch])
+        for epoch in range(phase.start_epoch, phase.epochs):
+            task.train_batches.set_epoch(first_epoch + epoch)
+            records.append(_fit_epoch(run, phase, task, epoch=epoch, total_steps=sum(steps)))
+            if (on_epoch is not None and on_epoch(records[-1])) or time_used(
+                run.accelerator, run.options, started=run.started
+            ) >= 1:
+                break
+    model.eval()
+    return records, run.steps
+
+
+def _fit_epoch(run: Run, phase: Phase, task: Task, *, epoch: int, total_steps: int) -> EpochRecord:
+    started = time.perf_counter()
+    bar_text = f"{phase.name} {epoch + 1}/{phase.epochs}"
+    loss, speed = train_epoch(run, task.train_batches, phase.schedule, total_steps=total_steps, description=bar_text)
+    metrics: dict[str, float] = {}
+    if task.valid_batches is not None and task.new_metric is not None:
+        metrics = evaluate(run.model, task.valid_batches, task.objective, task.new_metric(), run.accelerator)
+    seconds = time.perf_counter() - started
+    lrs = run.steps[-1].lrs if run.steps else run.current_lrs()
+    return EpochRecord(phase.name, epoch, run.step, total_steps, loss, metrics, lrs, seconds, speed)

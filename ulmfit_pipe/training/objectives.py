@@ -1,0 +1,199 @@
+"""What is minimized: the summed loss of a batch and the number of items it is a sum over.
+
+Sums and counts, not means, so that unequal batches, accumulation and many processes weigh every item alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+Batch = Mapping[str, Tensor]
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+IGNORED = -100  # torch's own mark of a target that counts for nothing
+
+
+@dataclass
+class ObjectiveOutput:
+    """What an objective returns for one batch.
+
+    Attributes:
+        loss_sum: Loss summed over the items, with its graph.
+        penalty: A regularizer (a mean, not a sum) that is trained on but not reported, or None.
+        carry: State for the next batch, detached, or None.
+        logits: float (batch, ..., num_classes), detached.
+        labels: The targets that belong to the logits.
+    """
+
+    loss_sum: Tensor
+    penalty: Tensor | None
+    carry: Any
+    logits: Tensor
+    labels: Tensor
+
+
+class Objective(Protocol):
+    """A loss for `loop.fit`: counts the items of a batch and sums their losses."""
+
+    def count(self, batch: Batch) -> float:
+        """Return the weight of the batch, by which its summed loss is divided."""
+        ...
+
+    def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
+        """Run the model on the batch and return the summed loss."""
+        ...
+
+
+class ClassificationObjective:
+    """Cross-entropy, or binary cross-entropy for multi-label, from ``model(**inputs).logits``.
+
+    Args:
+        class_weights: float (num_labels,) or None; weighted as torch's mean reduction does.
+        label_smoothing: In [0, 1).
+        multi_label: Whether labels are float (batch, num_labels) of 0 and 1.
+        alpha: Weight of AR, where the model gives out ``raw_output``.
+        beta: Weight of TAR, where the model gives out ``raw_output``.
+
+    Raises:
+        ValueError: ``class_weights``, ``label_smoothing``, ``alpha`` or ``beta`` is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        multi_label: bool = False,
+        alpha: float = 0.0,
+        beta: float = 0.0,
+    ) -> None:
+        _check_penalties(alpha, beta)
+        if class_weights is not None and not (bool((class_weights >= 0).all()) and bool(class_weights.sum() > 0)):
+            raise ValueError(f"class_weights must be 0 or more and not all 0, got {class_weights.tolist()}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}; 0.1 is common")
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+        self.multi_label = multi_label
+        self.alpha = alpha
+        self.beta = beta
+
+    def count(self, batch: Batch) -> float:
+        """Return the number of rows, or the sum of their class weights."""
+        labels = batch["labels"]
+        if self.class_weights is None or self.multi_label:
+            return float(labels.shape[0])
+        return float(self.class_weights.to(labels.device)[labels].sum())
+
+    def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
+        """Run the model on everything but labels and row numbers."""
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "row")}
+        labels = batch["labels"]
+        output = model(**inputs)
+        logits = widened(output.logits)  # (batch, num_labels)
+        if self.multi_label:
+            loss_sum = self._multi_label_loss(logits, labels)
+        else:
+            weights = None if self.class_weights is None else self.class_weights.to(logits)
+            # sum reduction with smoothing and weights equals torch's mean times the summed weights
+            loss_sum = F.cross_entropy(
+                logits, labels, weight=weights, reduction="sum", label_smoothing=self.label_smoothing
+            )
+        penalty = None
+        raw = getattr(output, "raw_output", None)
+        if model.training and raw is not None:
+            mask = getattr(output, "raw_mask", None)
+            penalty = activation_penalty(raw, raw, alpha=self.alpha, beta=self.beta, mask=mask)
+        return ObjectiveOutput(loss_sum, penalty, None, logits.detach(), labels)
+
+    def _multi_label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        targets = labels.to(logits)
+        if self.label_smoothing:
+            targets = targets * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, targets, weight=weights, reduction="none")
+        return losses.mean(dim=1).sum()  # mean over labels, sum over rows
+
+
+class SequenceObjective:
+    """Next-item prediction with carried hidden state, plus the penalties AR and TAR of AWD-LSTM.
+
+    Args:
+        alpha: Weight of the mean square of the dropped output (AR).
+        beta: Weight of the mean square of its change over time (TAR), on the output before dropout.
+
+    Source: Merity et al. 2017, section 4.3; values 2 and 1 as in fastai and the 2018 code.
+    """
+
+    def __init__(self, *, alpha: float = 2.0, beta: float = 1.0) -> None:
+        _check_penalties(alpha, beta)
+        self.alpha = alpha
+        self.beta = beta
+
+    def count(self, batch: Batch) -> float:
+        """Return the number of targets that count."""
+        return float((batch["targets"] != IGNORED).sum())
+
+    def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
+        """Run the model from the carried state and sum the cross-entropy over all positions."""
+        targets = batch["targets"]
+        output = model(input_ids=batch["input_ids"], hidden_state=carry)
+        logits = output.logits  # (batch, seq_len, vocab_size)
+        loss_sum = F.cross_entropy(
+            widened(logits).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
+        )
+        penalty = None
+        if model.training:
+            penalty = activation_penalty(output.raw_output, output.dropped_output, alpha=self.alpha, beta=self.beta)
+        return ObjectiveOutput(loss_sum, penalty, detach(output.hidden_state), logits.detach(), targets)
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return half-precision values as float32 and others as they are: a loss is never summed in half precision."""
+    return values.float() if values.dtype in HALF_TYPES else values
+
+
+def _check_penalties(alpha: float, beta: float) -> None:
+    if alpha < 0 or beta < 0:
+        raise ValueError(f"alpha and beta must be 0 or more, got {alpha!r} and {beta!r}; 2 and 1 are usual")
+
+
+def activation_penalty(
+    raw: Tensor, dropped: Tensor, *, alpha: float, beta: float, mask: Tensor | None = None
+) -> Tensor | None:
+    """Return AR plus TAR, or None where both are off.
+
+    Args:
+        raw: float (batch, seq_len, hidden), the last layer's output before dropout; TAR takes it.
+        dropped: The same after dropout; AR takes it.
+        alpha: Weight of AR, the mean square of the output.
+        beta: Weight of TAR, the mean square of its change from one position to the next.
+        mask: bool (batch, seq_len), True at real positions; None means all are.
+
+    Source: Merity et al. 2017, section 4.3; fastai 2.8 callback/rnn.py.
+    """
+    terms = []
+    if alpha:
+        terms.append(alpha * _masked_mean(widened(dropped).pow(2), mask))
+    if beta and raw.shape[1] > 1:  # a window of one token has no change over time
+        change = widened(raw[:, 1:] - raw[:, :-1]).pow(2)
+        terms.append(beta * _masked_mean(change, None if mask is None else mask[:, 1:]))
+    return torch.stack(terms).sum() if terms else None
+
+
+def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values.mean()
+    count = mask.sum().clamp(min=1) * values.shape[-1]
+    return (values * mask.unsqueeze(-1)).sum() / count
+
+
+def detach(state: Any) -> Any:
+    """Cut a nested tuple of tensors off its graph."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    return None if state is None else type(state)(detach(part) for part in state)

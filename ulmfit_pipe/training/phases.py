@@ -1,0 +1,387 @@
+"""The named plans of thawing, and running one plan with best weights kept over all its phases.
+
+A plan is a list of phases made before any training, so that it can be read, drawn and checked first.
+
+Sources: gradual unfreezing, Howard & Ruder 2018, section 3.3; chain-thaw, Felbo et al. 2017; LP-FT, Kumar et al. 2022.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from accelerate import Accelerator
+from torch import nn
+
+from ulmfit_pipe.training.checkpoint import BestWeights
+from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names, resolve_index
+from ulmfit_pipe.training.loop import fit, time_used
+from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
+from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord, Task, TrainingOptions
+from ulmfit_pipe.training.schedules import Schedule
+
+
+class Report(str):
+    """A text table that shows itself as it is in a notebook or at a prompt."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return the text itself."""
+        return str(self)
+
+
+def full(
+    num_groups: int, *, lr: float, epochs: int = 1, decay: float = LR_DECAY, schedule: Schedule | None = None
+) -> list[Phase]:
+    """Train all groups at once, with discriminative rates (``decay=1`` for equal ones)."""
+    return [_phase("full", range(num_groups), num_groups, lr, epochs, decay, schedule)]
+
+
+def head_only(
+    num_groups: int,
+    *,
+    lr: float,
+    epochs: int = 1,
+    schedule: Schedule | None = None,
+    patience: int | None = None,
+) -> list[Phase]:
+    """Train the last group only: the head over a fixed encoder."""
+    return [_phase("head only", [num_groups - 1], num_groups, lr, epochs, 1.0, schedule, patience=patience)]
+
+
+def gradual_unfreezing(
+    num_groups: int,
+    *,
+    lr: float,
+    epochs_per_phase: int = 1,
+    final_epochs: int = 1,
+    decay: float = LR_DECAY,
+    schedule: Schedule | None = None,
+    patience: int | None = None,
+) -> list[Phase]:
+    """Thaw the last group first, one more each phase, and end with all of them.
+
+    Args:
+        num_groups: Layer groups of the model.
+        lr: Learning rate of the last group.
+        epochs_per_phase: Epochs of each phase that leaves something frozen.
+        final_epochs: Epochs of the last phase, with every group trained.
+        decay: Ratio of the learning rates of neighbouring groups.
+        schedule: Curve of each phase; slanted triangular by default.
+        patience: Early stop of the last phase, in epochs.
+
+    Source: Howard & Ruder 2018, section 3.3.
+    """
+    phases = [
+        _phase(
+            f"last {count}",
+            range(num_groups - count, num_groups),
+            num_groups,
+            lr,
+            epochs_per_phase,
+            decay,
+            schedule,
+        )
+        for count in range(1, num_groups)
+    ]
+    last = _phase("all", range(num_groups), num_groups, lr, final_epochs, decay, schedule, patience=patience)
+    return [*phases, last]
+
+
+def chain_thaw(
+    num_groups: int,
+    *,
+    lr: float,
+    epochs_per_phase: int = 1,
+    final_epochs: int = 1,
+    schedule: Schedule | None = None,
+    patience: int | None = None,
+) -> list[Phase]:
+    """Train the head, then each group alone from the first to the last, then all together.
+
+    Source: Felbo et al. 2017 (DeepMoji), section 3.3.
+    """
+    order = [num_groups - 1, *range(num_groups - 1)]
+    phases = [_phase(f"only {index}", [index], num_groups, lr, epochs_per_phase, 1.0, schedule) for index in order]
+    last = _phase("all", range(num_groups), num_groups, lr, final_epochs, 1.0, schedule, patience=patience)
+    return [*phases, last]
+
+
+def linear_probe_then_fine_tune(
+    num_groups: int,
+    *,
+    head_lr: float,
+    lr: float,
+    max_head_epochs: int = 20,
+    patience: int = 2,
+    epochs: int = 1,
+    decay: float = 1.0,
+    schedule: Schedule | None = None,
+) -> list[Phase]:
+    """Train the head to convergence at a constant rate, then everything from the best head on (LP-FT).
+
+    Args:
+        num_groups: Layer groups of the model.
+        head_lr: Learning rate of the head alone.
+        lr: Learning rate of the last group when all train.
+        max_head_epochs: Bound on the head's epochs.
+        patience: The head has converged after so many epochs without a better validation value.
+        epochs: Epochs with all groups.
+        decay: Ratio of neighbouring groups' rates when all train.
+        schedule: Curve of the second phase.
+
+    Source: Kumar et al. 2022.
+    """
+    head = _phase(
+        "head",
+        [num_groups - 1],
+        num_groups,
+        head_lr,
+        max_head_epochs,
+        1.0,
+        Schedule.constant(),
+        patience=patience,
+    )
+    rest = _phase("all", range(num_groups), num_groups, lr, epochs, decay, schedule, from_best=True)
+    return [head, rest]
+
+
+def _phase(
+    name: str,
+    trainable: Iterable[int],
+    num_groups: int,
+    lr: float,
+    epochs: int,
+    decay: float,
+    schedule: Schedule | None,
+    *,
+    patience: int | None = None,
+    from_best: bool = False,
+) -> Phase:
+    if num_groups < 2 and name != "full":
+        raise ValueError(f"a thawing plan needs at least 2 layer groups, got {num_groups!r}; use full() for one")
+    return Phase(
+        name=name,
+        trainable=tuple(trainable),
+        lrs=tuple(discriminative_lrs(lr, num_groups, decay=decay)),
+        schedule=schedule or Schedule.slanted_triangular(),
+        epochs=epochs,
+        patience=patience,
+        from_best=from_best,
+    )
+
+
+def phase_from(
+    n: int,
+    groups: Sequence[LayerGroup],
+    lrs: Sequence[float],
+    schedule: Schedule,
+    *,
+    epochs: int = 1,
+    name: str = "",
+) -> Phase:
+    """Make a phase that trains the groups from ``freeze_to``'s ``n`` on."""
+    first = resolve_index(groups, n)
+    label = name or ("all" if first == 0 else f"last {len(groups) - first}")
+    return Phase(label, tuple(range(first, len(groups))), tuple(lrs), schedule, epochs=epochs)
+
+
+def trainable_parameters(groups: Sequence[LayerGroup], trainable: Iterable[int], *, train_norm: bool = False) -> int:
+    """Count the scalars a phase trains, without touching the model."""
+    chosen = set(trainable)
+    total = 0
+    for group in groups:
+        norms = norm_parameter_names(group) if train_norm else frozenset()
+        total += sum(p.numel() for name, p in group.parameters if group.index in chosen or name in norms)
+    return total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Phases for a certain model, to be read before they run.
+
+    Attributes:
+        phases: The phases in order.
+        groups: Layer groups of the model they are for.
+        train_norm: Whether norm layers of frozen groups train.
+    """
+
+    phases: tuple[Phase, ...]
+    groups: tuple[LayerGroup, ...]
+    train_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that the phases fit the groups, and that their names tell them apart."""
+        if not self.phases:
+            raise ValueError("a plan needs at least one phase, got none")
+        named = [phase.name for phase in self.phases]
+        if len(set(named)) < len(named):
+            raise ValueError(f"phases of a plan need different names, got {named}")
+        for phase in self.phases:
+            if len(phase.lrs) != len(self.groups) or not set(phase.trainable) <= set(range(len(self.groups))):
+                raise ValueError(
+                    f"phase {phase.name!r} is made for {len(phase.lrs)} layer groups, the model has "
+                    f"{len(self.groups)} ({', '.join(group.name for group in self.groups)})"
+                )
+
+    def describe(self) -> Report:
+        """Return a table: phase, trainable groups, learning rate a group, schedule, epochs, parameters trained."""
+        rows = [("phase", "trains", "learning rates", "schedule", "epochs", "parameters")]
+        total = sum(group.num_parameters for group in self.groups)
+        for number, phase in enumerate(self.phases, start=1):
+            names = [self.groups[index].name for index in phase.trainable]
+            rates = ", ".join(
+                f"{phase.lrs[group.index]:.2e}" if group.index in phase.trainable else "-" for group in self.groups
+            )
+            moved = trainable_parameters(self.groups, phase.trainable, train_norm=self.train_norm)
+            epochs = str(phase.epochs) if phase.patience is None else f"<= {phase.epochs}"
+            rows.append(
+                (
+                    f"{number} {phase.name}",
+                    " ".join(names),
+                    rates,
+                    phase.schedule.describe(),
+                    epochs,
+                    f"{moved:,} of {total:,}",
+                )
+            )
+        norms = self.train_norm and any(norm_parameter_names(group) for group in self.groups[:-1])
+        note = "\nnorm layers of frozen groups train too (train_norm)" if norms else ""
+        return Report(format_table(rows) + note)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows of text out in aligned columns, the first row as a header."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+@dataclass
+class History:
+    """What a run of phases did, epoch by epoch and step by step.
+
+    Attributes:
+        epochs: One record an epoch over all phases.
+        steps: One record an optimizer step over all phases.
+        best: The record whose weights were kept, or None without validation.
+    """
+
+    epochs: list[EpochRecord] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    best: EpochRecord | None = None
+
+    def describe(self) -> Report:
+        """Return a table with a row an epoch; the epoch whose weights were kept is marked."""
+        names = list(dict.fromkeys(name for record in self.epochs for name in record.metrics))
+        rows = [("phase", "epoch", "train loss", *names, "items/s", "seconds", "")]
+        for record in self.epochs:
+            values = [_cell(record.metrics.get(name, math.nan)) for name in names]
+            rows.append(
+                (
+                    record.phase,
+                    str(record.epoch + 1),
+                    f"{record.train_loss:.4f}",
+                    *values,
+                    f"{record.items_per_second:,.0f}",
+                    f"{record.seconds:.1f}",
+                    "best" if record is self.best else "",
+                )
+            )
+        return Report(format_table(rows))
+
+
+def run_phases(
+    model: nn.Module,
+    plan: Plan,
+    task: Task,
+    *,
+    accelerator: Accelerator,
+    options: TrainingOptions,
+    monitor: str = "loss",
+    keep_best: bool = True,
+    first_epoch: int = 0,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> History:
+    """Run the phases of a plan one after another; best weights are judged over all of them.
+
+    Args:
+        model: The bare model.
+        plan: Phases and layer groups.
+        task: Data and objective.
+        accelerator: Device, precision and processes.
+        options: Numbers of the loop.
+        monitor: Validation metric that decides what is best.
+        keep_best: End with the best epoch's weights (needs validation data).
+        first_epoch: Number of the first epoch for the data's order.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        The history of all phases.
+    """
+    judge = _Judge(model, monitor, judged=task.valid_batches is not None and task.new_metric is not None)
+    for number, phase in enumerate(plan.phases):
+        if time_used(accelerator, options) >= 1:
+            break
+        judge.start(phase)
+        _, steps = fit(
+            model,
+            plan.groups,
+            phase,
+            task,
+            accelerator=accelerator,
+            options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
+            first_epoch=max(0, first_epoch + len(judge.history.epochs) - phase.start_epoch),
+            on_epoch=lambda record: judge.after_epoch(record, on_epoch),
+        )
+        judge.history.steps.extend(steps)
+    if keep_best:
+        judge.restore_best()
+    return judge.history
+
+
+def _phase_deadline(deadline: float | None, phases: Sequence[Phase]) -> float | None:
+    """Give the first of the phases to come its share of the time left, by epochs."""
+    if deadline is None:
+        return None
+    now = time.monotonic()
+    return now + (deadline - now) * phases[0].epochs / sum(phase.epochs for phase in phases)
+
+
+class _Judge:
+    """Keeps the history and the best weights over all phases, and says when a phase has run dry."""
+
+    def __init__(self, model: nn.Module, monitor: str, *, judged: bool) -> None:
+        self.model = model
+        self.history = History()
+        self.best = BestWeights(monitor)
+        self.judged = judged
+        self.patience: int | None = None
+        self.values: list[float] = []
+
+    def start(self, phase: Phase) -> None:
+        if phase.from_best:
+            self.best.restore(self.model)
+        self.patience, self.values = phase.patience, []
+
+    def after_epoch(self, record: EpochRecord, on_epoch: Callable[[EpochRecord], None] | None) -> bool:
+        self.history.epochs.append(record)
+        if on_epoch is not None:
+            on_epoch(record)
+        if not self.judged:
+            return False
+        self.best.offer(record, self.model)
+        self.values.append(self.best.value(record))
+        since_best = len(self.values) - 1 - self.values.index(max(self.values))
+        return self.patience is not None and since_best >= self.patience
+
+    def restore_best(self) -> None:
+        if self.judged:
+            self.best.restore(self.model)
+            self.history.best = self.best.record

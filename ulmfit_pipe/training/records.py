@@ -1,0 +1,167 @@
+"""What a training run is given and what it reports: plain records, no behaviour.
+
+`Phase` says what one phase trains, `Task` what it trains on, `TrainingOptions` the numbers that hold for all phases;
+`EpochRecord` and `StepRecord` are what comes back.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ulmfit_pipe.training.objectives import Objective
+from ulmfit_pipe.training.schedules import Schedule
+
+
+class Batches(Protocol):
+    """One process' share of the data: batches in an order that (seed, epoch) decides."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of the current epoch."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of batches of the current epoch, the same on every process."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, and with it the order, on this object alone: a shallow copy keeps its own."""
+        ...
+
+
+class Metric(Protocol):
+    """Sums with counts over batches, divided once."""
+
+    def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor, count: float) -> None:
+        """Add one batch."""
+        ...
+
+    def compute(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """Reduce over processes and divide."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Numbers of the loop that stay the same over all phases.
+
+    Attributes:
+        weight_decay: Decay of the decayed parameters of every group.
+        betas: Adam's coefficients; a one-cycle schedule replaces the first.
+        eps: Adam's epsilon; 1e-5 is fastai's.
+        decoupled: AdamW (True) or Adam with L2 (False).
+        max_grad_norm: Clip the gradient's L2 norm over all parameters to this, or None.
+        accumulation_steps: Micro-batches an optimizer step.
+        train_norm: Train norm layers inside frozen groups (preset ``fastai``).
+        frozen_dropout: ``on`` or ``off`` in frozen groups.
+        progress: Show progress bars; None decides by whether the error stream is a terminal.
+        deadline: Value of ``time.monotonic()`` after which training stops at the next step, or None.
+    """
+
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-5
+    decoupled: bool = True
+    max_grad_norm: float | None = None
+    accumulation_steps: int = 1
+    train_norm: bool = False
+    frozen_dropout: str = "on"
+    progress: bool | None = None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers that no other function checks."""
+        if self.accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps must be 1 or more, got {self.accumulation_steps!r}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive or None, got {self.max_grad_norm!r}; 0.25-1 is usual")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of training: what moves, how fast, along which curve, for how long.
+
+    Attributes:
+        name: Shown in tables, bars and records.
+        trainable: Indices of the layer groups that train.
+        lrs: Base learning rate of every layer group; those of frozen groups are not used.
+        schedule: Curve that multiplies the base rates over the phase's steps.
+        epochs: Epochs the schedule spans, at least 1.
+        start_epoch: Skip so many epochs of the schedule and go on from there.
+        patience: End the phase after so many epochs without a better validation value than its own best.
+        from_best: Start from the best weights seen so far instead of the latest ones.
+    """
+
+    name: str
+    trainable: tuple[int, ...]
+    lrs: tuple[float, ...]
+    schedule: Schedule
+    epochs: int = 1
+    start_epoch: int = 0
+    patience: int | None = None
+    from_best: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers of epochs."""
+        whole = isinstance(self.epochs, int) and not isinstance(self.epochs, bool)
+        if not whole or self.epochs < 1 or not 0 <= self.start_epoch < self.epochs:
+            raise ValueError(
+                f"phase {self.name!r}: epochs must be 1 or more and start_epoch in 0..epochs-1, "
+                f"got epochs={self.epochs!r}, start_epoch={self.start_epoch!r}"
+            )
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"phase {self.name!r}: patience must be 1 or more or None, got {self.patience!r}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The data of a training run and what is minimized on it.
+
+    Attributes:
+        train_batches: Training data of this process.
+        objective: What is minimized.
+        valid_batches: Validation data, or None.
+        new_metric: Makes a fresh metric for each evaluation, or None.
+    """
+
+    train_batches: Batches
+    objective: Objective
+    valid_batches: Batches | None = None
+    new_metric: Callable[[], Metric] | None = None
+
+
+@dataclass
+class EpochRecord:
+    """What one epoch did.
+
+    Attributes:
+        phase: Name of the phase.
+        epoch: Epoch within the phase, from 0.
+        step: Optimizer steps taken in the phase so far.
+        total_steps: Steps the phase's schedule was made for.
+        train_loss: Mean loss over the epoch's items, penalties left out.
+        metrics: Validation metrics, empty without validation data.
+        lrs: Learning rate of each layer group at the last step; 0 where frozen.
+        seconds: Wall time, validation included.
+        items_per_second: Tokens (or rows) trained per second, over all processes.
+    """
+
+    phase: str
+    epoch: int
+    step: int
+    total_steps: int
+    train_loss: float
+    metrics: dict[str, float]
+    lrs: tuple[float, ...]
+    seconds: float
+    items_per_second: float
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Loss and learning rates (0 where frozen) of one optimizer step."""
+
+    step: int
+    loss: float
+    lrs: tuple[float, ...]
