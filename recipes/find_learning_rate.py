@@ -4,7 +4,8 @@
         --freeze_to -1 --output_dir runs/lr
 
 Writes learning_rate.png (look at it) and learning_rate.json. The sweep leaves nothing behind: weights, random state and
-data order are as before. Sweep once for each state you are going to train: --freeze_to -1, -2, 0.
+data order are as before. Sweep once for each state you are going to train: --freeze_to -1, -2, 0
+(the head; the last two layer groups; all of them).
 
 Reading the picture: `valley` is a safe peak for one-cycle, `steep` is faster and riskier, `minimum` is a tenth of the
 rate at the lowest loss, `slide` is the end of the slope.
@@ -12,7 +13,7 @@ rate at the lowest loss, `slide` is the end of the slope.
 One rate is swept for all groups that train. Give discriminative rates afterwards, for example in Python
 `learner.fit_one_cycle(2, slice(valley / 2.6**4, valley))`: the input side gets the first, the head the last.
 
-The same sweep for a language model:
+The same sweep for a language model, with every layer group trained:
 
     python recipes/find_learning_rate.py --stage language_model --train_file text.csv --freeze_to 0 --output_dir runs/lr
 """
@@ -30,6 +31,7 @@ def main() -> None:
     print(f"{len(result.lrs)} of {job.num_steps} steps before the loss diverged")
     for name, lr in result.suggestions.items():
         print(f"{name:>8}  {lr:.2e}")
+    print(f"swept with these groups trained: {', '.join(result.trained)}")
     print(f"curve: {job.output_dir}/learning_rate.png")
     print(f"use it:  --{job.stage}.lr {result.valley:.1e}")
 

@@ -4,6 +4,7 @@ import csv
 import datetime
 import decimal
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -219,6 +220,17 @@ def test_chunks_of_long_texts_have_fewer_rows(tmp_path, suffix, monkeypatch):
     chunks = list(open_stream(copy(source, tmp_path / f"long{suffix}")).chunks(5))
     assert [int(text) for chunk in chunks for text in column_values(chunk["text"])] == [0, 1, 2, 3, 4]
     assert max(len(column_values(chunk["text"])) for chunk in chunks) <= 3
+
+
+def test_a_parquet_file_of_one_large_row_group_is_not_held_whole(tmp_path):
+    texts = [random.Random(row).randbytes(1000).hex() for row in range(10_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet", row_group_size=10_000)
+    assert (tmp_path / "in.parquet").stat().st_size > 10_000_000
+    del texts
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in open_stream(tmp_path / "in.parquet").chunks(100)]
+    assert len(held) >= 100
+    assert max(held) < 6_000_000
 
 
 @pytest.mark.parametrize("name", ["table.xlsx", "table", "table.json"])

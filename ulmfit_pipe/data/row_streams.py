@@ -22,7 +22,7 @@ from ulmfit_pipe.data.table_readers import TableError, open_rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK_CHARACTERS = 16_000_000  # a chunk ends early at so much text: memory does not grow with long documents
-PARQUET_BUFFER = 1 << 20  # bytes read ahead per column, in place of the whole row group
+PARQUET_BUFFER = 1 << 20  # bytes read ahead of a column; without it Arrow holds a whole row group
 _SPACE = re.compile(r"[ \t\r\n]*")
 _decode_value = json.JSONDecoder().raw_decode
 
@@ -194,7 +194,7 @@ class _ParquetStream:
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         try:
-            with pq.ParquetFile(self.path, buffer_size=PARQUET_BUFFER) as file:
+            with pq.ParquetFile(self.path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
                 for batch in file.iter_batches(min(rows, _fitting_rows(file.metadata))):
                     yield dict(zip(batch.schema.names, batch.columns, strict=True))
         except (pa.ArrowException, OSError) as error:

@@ -33,6 +33,7 @@ from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, choose_thresholds
 from ulmfit_pipe.training.objectives import ClassificationObjective
+from ulmfit_pipe.training.optim import LR_DECAY
 from ulmfit_pipe.training.phases import (
     chain_thaw,
     full,
@@ -56,6 +57,7 @@ class ClassifierSettings:
         epochs_per_phase: Epochs of each phase that leaves something frozen.
         final_epochs: Epochs of the last phase.
         lr: Learning rate of the head.
+        lr_decay: Ratio of neighbouring groups' rates in the plans other than the preset's; 1 for equal rates.
         batch_size: Documents of a step, over all processes.
         max_tokens: Bound on the tokens of a batch, padding included; None for no bound.
         drop_mult: Multiplies the five dropouts of the preset's classifier.
@@ -75,6 +77,7 @@ class ClassifierSettings:
     epochs_per_phase: int | None = None
     final_epochs: int | None = None
     lr: float | None = None
+    lr_decay: float = LR_DECAY
     batch_size: int | None = None
     max_tokens: int | None = 65_536
     drop_mult: float = 1.0
@@ -328,7 +331,12 @@ def _named_phases(num_groups: int, settings: ClassifierSettings, context: RunCon
     per_phase = preset[0].epochs
     if settings.plan == "gradual":
         return gradual_unfreezing(
-            num_groups, lr=head_lr, epochs_per_phase=per_phase, final_epochs=epochs, schedule=curve
+            num_groups,
+            lr=head_lr,
+            epochs_per_phase=per_phase,
+            final_epochs=epochs,
+            decay=settings.lr_decay,
+            schedule=curve,
         )
     if settings.plan == "chain-thaw":
         return chain_thaw(num_groups, lr=rest_lr, epochs_per_phase=per_phase, final_epochs=epochs, schedule=curve)
@@ -336,4 +344,4 @@ def _named_phases(num_groups: int, settings: ClassifierSettings, context: RunCon
         return linear_probe_then_fine_tune(num_groups, head_lr=head_lr, lr=rest_lr, epochs=epochs, schedule=curve)
     if settings.plan == "head":
         return head_only(num_groups, lr=head_lr, epochs=epochs, schedule=curve)
-    return full(num_groups, lr=head_lr, epochs=epochs, schedule=curve)
+    return full(num_groups, lr=head_lr, epochs=epochs, decay=settings.lr_decay, schedule=curve)

@@ -25,6 +25,19 @@ class RunTables:
     test: Dataset | None
     unlabelled: Dataset | None
 
+    def describe(self) -> str:
+        """Return one line: rows of each table, and the labels."""
+        named = {
+            "training": self.train,
+            "validation": self.validation,
+            "test": self.test,
+            "unlabelled": self.unlabelled,
+        }
+        sizes = [f"{len(table):,} {name}" for name, table in named.items() if table is not None]
+        names = label_names_of(self.train)[0]
+        shown = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+        return f"rows: {', '.join(sizes)}; labels: {shown}"
+
     def language_model_text(self) -> Dataset:
         """Return the texts that the language model may train on: training rows and unlabelled ones."""
         train = self.train.select_columns(["text"])
@@ -94,13 +107,9 @@ def load_run_tables(
         unlabelled = load_table(unlabelled_file, text_columns=tuple(text_column), label_column=None)
         if not include_test_text:
             unlabelled = _without_texts_of(unlabelled, [validation, test], say)
-    sizes = [
-        f"{len(table):,} {name}"
-        for name, table in (("training", train), ("validation", validation), ("test", test), ("unlabelled", unlabelled))
-        if table is not None
-    ]
-    say(f"rows: {', '.join(sizes)}; labels: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
-    return RunTables(train, validation, test, unlabelled)
+    tables = RunTables(train, validation, test, unlabelled)
+    say(tables.describe())
+    return tables
 
 
 def _without_texts_of(unlabelled: Dataset, held_out: Sequence[Dataset | None], say: Callable[[str], None]) -> Dataset:
