@@ -47,7 +47,7 @@ demo: $(STAMP)
 	$(BIN)/python recipes/quickstart.py --output_dir runs/demo
 
 demo-full: $(STAMP)
-	$(BIN)/python recipes/quickstart.py --full --output_dir runs/demo-full
+	$(BIN)/python recipes/quickstart.py --full true --output_dir runs/demo-full
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu and not browser" $(PYTEST_ARGS)

@@ -18,7 +18,7 @@ The same sweep for a language model, with every layer group trained:
     python recipes/find_learning_rate.py --stage language_model --train_file text.csv --freeze_to 0 --output_dir runs/lr
 """
 
-from ulmfit_pipe import LearningRateJob, find_learning_rate, parse_settings
+from ulmfit_pipe import LearningRateJob, find_learning_rate, parse_settings, run_recipe
 
 
 def main() -> None:
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -9,7 +9,7 @@ word model gets a new one, in which known words keep their rows and new ones sta
 The stage is finished when stage.json lies in the output folder; a second call with the same settings skips it.
 """
 
-from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model
+from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model, run_recipe
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
         description="Fine-tune a pretrained language model on the text of a task.",
     )
     if job.model is None:
-        raise SystemExit(
-            "finetune_language_model.py: error: --model is missing: the folder of a pretrained language model; "
+        raise ValueError(
+            "--model is missing: the folder of a pretrained language model; "
             "recipes/pretrain_language_model.py makes one"
         )
     metrics = run_language_model(job)
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

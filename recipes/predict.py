@@ -23,7 +23,7 @@ To predict a few texts from Python:
     TextPipeline.load("runs/reviews/classifier").predict(["It works."])
 """
 
-from ulmfit_pipe import PredictFileSettings, parse_settings, predict_file
+from ulmfit_pipe import PredictFileSettings, parse_settings, predict_file, run_recipe
 
 
 def main() -> None:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

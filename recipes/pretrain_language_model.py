@@ -11,7 +11,7 @@ For a backward model, the second half of an ensemble, add --language_model.direc
 How long it takes: tokens of text times epochs, over the tokens a second that the table of epochs shows.
 """
 
-from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model
+from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model, run_recipe
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def main() -> None:
         description="Train an AWD-LSTM language model from scratch on plain text.",
     )
     if job.model is not None:
-        raise SystemExit(
-            "pretrain_language_model.py: error: --model is for going on from a language model; "
+        raise ValueError(
+            "--model is for going on from a language model; "
             "use recipes/finetune_language_model.py, or leave --model out"
         )
     metrics = run_language_model(job)
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

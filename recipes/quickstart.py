@@ -16,7 +16,7 @@ The table at the end says who was right how often on paragraphs of source files 
 
 import json
 
-from ulmfit_pipe import DemoSettings, parse_settings, run_demo
+from ulmfit_pipe import DemoSettings, parse_settings, run_demo, run_recipe
 
 
 def main() -> None:
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

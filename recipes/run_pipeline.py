@@ -20,7 +20,7 @@ OUTPUT_DIR/
   settings.yaml     what was run; give it back with --config
 """
 
-from ulmfit_pipe import PipelineSettings, metrics_table, parse_settings, run_pipeline
+from ulmfit_pipe import PipelineSettings, metrics_table, parse_settings, run_pipeline, run_recipe
 
 
 def main() -> None:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -18,7 +18,7 @@ parameters      how many scalars an optimizer step may change
 With few labels, add unlabelled text to the language model first: recipes/finetune_language_model.py.
 """
 
-from ulmfit_pipe import ClassifierJob, metrics_table, parse_settings, run_classifier
+from ulmfit_pipe import ClassifierJob, metrics_table, parse_settings, run_classifier, run_recipe
 
 
 def main() -> None:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -48,6 +48,7 @@ PUBLIC_NAMES = [
     "run_demo",
     "run_language_model",
     "run_pipeline",
+    "run_recipe",
     "split_layer_groups",
     "split_train_validation",
     "train_classifier",

@@ -21,6 +21,7 @@ _HOMES = {
     "ulmfit_pipe.stages.predict": ("Predictor",),
     "ulmfit_pipe.stages.predict_files": ("PredictFileSettings", "predict_file"),
     "ulmfit_pipe.stages.settings": ("parse_settings",),
+    "ulmfit_pipe.stages.command_line": ("run_recipe",),
     "ulmfit_pipe.stages.demo": ("DemoSettings", "run_demo"),
     "ulmfit_pipe.stages.classifier": ("ClassifierSettings", "build_classifier_learner", "train_classifier"),
     "ulmfit_pipe.stages.language_model": (

@@ -1,6 +1,7 @@
 """Small random models, saved as the stages save them, for every test of stages and recipes below."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ SENTENCES = [
     "The plot goes nowhere for two long hours.",
     "It works; the actors seem to enjoy every minute.",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_garbage_collection() -> Iterator[None]:
+    """Keep the libraries' own objects out of the collections that every training phase ends with."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -211,3 +211,11 @@ def test_pickles_are_refused_by_name_and_by_content(tmp_path, name, kind):
         path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError, match="is a pickled checkpoint, which can run code when read, so"):
         load_tensors(path)
+
+
+def test_saved_files_have_the_mode_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_text("x")
+    with atomic_folder(tmp_path / "saved") as folder:
+        (folder / "private").write_text("x")
+        (folder / "private").chmod(0o600)
+    assert (tmp_path / "saved" / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -118,7 +118,7 @@ def test_smoothing_is_a_running_mean_corrected_for_its_start():
 
 
 def test_a_short_curve_says_how_short_and_what_to_do():
-    with pytest.raises(ValueError, match=r"has 15 usable points, suggestions need at least 16: .* larger num_it"):
+    with pytest.raises(ValueError, match=r"has 15 usable points, suggestions need at least 16: .* larger num_steps"):
         suggest(LRS[:15], [1.0] * 15)
     with pytest.raises(ValueError, match=r"has 0 usable points.* smaller start_lr if it diverged at once"):
         suggest([], [])

@@ -221,7 +221,9 @@ def _open_parquet(path: Path) -> RowSource:
 
     def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         try:
-            for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=list(columns)):
+            for batch in pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False).iter_batches(
+                BATCH_ROWS, columns=list(columns)
+            ):
                 yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
         except (pa.ArrowException, OSError) as error:
             raise TableError(f"{path} cannot be read to its end (cut short?): {error}") from error

@@ -25,6 +25,7 @@ from ulmfit_pipe.models.classifier_heads import (
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.document_windows import document_lengths, gradient_starts, reversed_documents
 from ulmfit_pipe.models.dropout import LstmState, TimeSharedDropout, WeightDropLSTM, drop_vocabulary_rows
+from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 
 HiddenState = tuple[LstmState, ...]  # one (h, c) per layer, each float (1, batch, that layer's width)
 
@@ -75,6 +76,11 @@ class AwdLstmPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _input_embed_layer = "embeddings"
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, without its progress bar."""
+        with quiet_transformers():
+            super().save_pretrained(*args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # Called for the modules that hold parameters themselves; one that only contains others is skipped.

@@ -6,7 +6,7 @@ that the model's configuration holds, so that ids can never mean other tokens th
 Importing ``ulmfit_pipe.stages`` registers the AWD-LSTM with transformers' Auto classes.
 """
 
-import os
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -14,12 +14,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ulmfit_pipe.data.tokenization import UlmfitTokenizer, register_tokenizer, vocab_hash
+from ulmfit_pipe.data.table_readers import HUB_TIMEOUT
+from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
+from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
-from ulmfit_pipe.training.checkpoint import PICKLE_SUFFIXES, CheckpointError, atomic_folder, read_json, write_json
+from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.training.checkpoint import (
+    PICKLE_SUFFIXES,
+    CheckpointError,
+    atomic_folder,
+    read_json,
+    recover_folder,
+    write_json,
+)
 
 STAGE_FILE = "stage.json"
 FORMAT = 1
@@ -73,6 +84,25 @@ def resolve_model(name: str | Path) -> str:
     return text
 
 
+def model_identity(name: str | Path | None) -> str | None:
+    """Return what tells a model from any other: a digest of a folder's files, wherever it lies, or the hub id.
+
+    Raises:
+        ArtifactError: As `resolve_model`.
+    """
+    if name is None:
+        return None
+    folder = Path(resolve_model(name))
+    if not folder.is_dir():
+        return str(name)
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / BACKEND_FILE]):
+        if file.is_file():
+            with file.open("rb") as content:
+                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return f"folder with digest {digest.hexdigest()[:16]}"
+
+
 def load_config(name: str | Path) -> Any:
     """Load a model's configuration from a folder or the hub.
 
@@ -95,7 +125,19 @@ def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
         ArtifactError: The folder lacks weights or they were cut short, or the hub cannot be reached.
     """
     register()
-    return _from_name(kind.from_pretrained, name, use_safetensors=True, **settings)
+    wants_info = settings.pop("output_loading_info", False)
+    model, found = _from_name(kind.from_pretrained, name, use_safetensors=True, output_loading_info=True, **settings)
+    if wants_info:
+        return model, found
+    missing = sorted(found["missing_keys"])  # transformers fills a gap with random weights
+    if missing:
+        is_classifier = any(key.startswith("classifier.") for key in found["unexpected_keys"])
+        what = "it holds a classifier; give the folder of its language model" if is_classifier else "take another save"
+        raise ArtifactError(
+            f"the weights of {name} lack {missing[0]} ({len(missing)} in all), so they are no whole "
+            f"{type(model).__name__}: {what}"
+        )
+    return model
 
 
 def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
@@ -117,26 +159,29 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
             f"{vocab_hash(tokenizer)[:12]}..., the model was trained with {wanted[:12]}...; "
             "copy the tokenizer files of the folder the model came from"
         )
+    if not isinstance(tokenizer, UlmfitTokenizer):
+        raise ArtifactError(
+            f"the tokenizer of {name} is a {type(tokenizer).__name__}, not one that this project wrote; "
+            "give the folder that a stage wrote"
+        )
     return tokenizer
 
 
 def _from_name(load: Callable[..., Any], name: str | Path, **settings: Any) -> Any:
     resolved = resolve_model(name)
+    if not Path(resolved).is_dir():
+        _ask_hub(resolved)
     try:
-        return load(resolved, **settings)
+        with quiet_transformers():
+            return load(resolved, **settings)
     except (OSError, ValueError) as error:
         if Path(resolved).is_dir():
+            _refuse_pickled_weights(Path(resolved))
             raise ArtifactError(
                 f"{resolved} cannot be loaded ({_first_line(error)}); a file is missing, cut short or not ours: "
                 "take another save or train the stage again"
             ) from error
-        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-        reason = "HF_HUB_OFFLINE is set" if offline else "no network, or no such model there"
-        raise ArtifactError(
-            f"{resolved!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
-            "give a folder that holds config.json, model.safetensors and a tokenizer, for example one written by "
-            "recipes/pretrain_language_model.py"
-        ) from error
+        raise _not_on_hub(resolved, error) from error
     except Exception as error:  # safetensors and tokenizers raise their own types on a file that was cut short
         if type(error).__module__.split(".")[0] in ("safetensors_rust", "safetensors", "tokenizers", "builtins"):
             raise ArtifactError(
@@ -144,6 +189,34 @@ def _from_name(load: Callable[..., Any], name: str | Path, **settings: Any) -> A
                 "take another save or train the stage again"
             ) from error
         raise
+
+
+def _ask_hub(name: str) -> None:
+    """Ask the hub quickly whether there is such a model, unless it is in the cache: downloads retry for long."""
+    if is_offline_mode() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except Exception as error:  # every layer below raises its own kind when the network is missing
+        raise _not_on_hub(name, error) from error
+
+
+def _not_on_hub(name: str, error: Exception) -> ArtifactError:
+    reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "no network, or no such model there"
+    return ArtifactError(
+        f"{name!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
+        "give a folder that holds config.json, model.safetensors and a tokenizer, for example one written by "
+        "recipes/pretrain_language_model.py"
+    )
+
+
+def _refuse_pickled_weights(folder: Path) -> None:
+    pickled = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise ArtifactError(
+            f"{folder} cannot be loaded: it has its weights in {pickled[0]}, a pickled checkpoint, which can run code "
+            "when read, so it is refused; convert it to model.safetensors where you trust it"
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -194,6 +267,7 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
     Raises:
         ArtifactError: It is not empty and not an earlier result of the same stage.
     """
+    recover_folder(path)
     if not path.exists():
         return
     if not path.is_dir():

@@ -23,27 +23,31 @@ from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.group_specs import layer_group_specs
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer, save_stage
-from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result
+from ulmfit_pipe.stages.artifacts import (
+    ArtifactError,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_identity,
+    save_stage,
+)
+from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.presets import IMDB_ROWS, Dropouts, scale_epochs
+from ulmfit_pipe.stages.presets import Dropouts
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, choose_thresholds
 from ulmfit_pipe.training.objectives import ClassificationObjective
 from ulmfit_pipe.training.optim import LR_DECAY
-from ulmfit_pipe.training.phases import (
-    chain_thaw,
-    full,
-    gradual_unfreezing,
-    head_only,
-    linear_probe_then_fine_tune,
-)
 from ulmfit_pipe.training.records import Phase, Task
 
 EVALUATION_TOKENS = 16_384  # tokens of an evaluation batch, padding included: memory, not result
+SINGLE_LABEL_METRICS = ("accuracy", "macro_f1", "loss")  # the first chooses the best epoch by default
+MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "mean_average_precision", "loss")
 STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
 
 
@@ -54,10 +58,10 @@ class ClassifierSettings:
     Attributes:
         plan: The preset's phases, or another way to thaw: gradual, chain-thaw, lp-ft (head to convergence, then all),
             head (the head only), full (all groups at once).
-        epochs_per_phase: Epochs of each phase that leaves something frozen.
+        epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
         final_epochs: Epochs of the last phase.
         lr: Learning rate of the head.
-        lr_decay: Ratio of neighbouring groups' rates in the plans other than the preset's; 1 for equal rates.
+        lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; 1 for equal rates.
         batch_size: Documents of a step, over all processes.
         max_tokens: Bound on the tokens of a batch, padding included; None for no bound.
         drop_mult: Multiplies the five dropouts of the preset's classifier.
@@ -91,6 +95,39 @@ class ClassifierSettings:
     from_scratch: bool = False
     accumulation_steps: int = 1
     num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training could use, before any is begun."""
+        check_choices(self)
+        least = dict.fromkeys(
+            ("epochs_per_phase", "final_epochs", "max_tokens", "accumulation_steps", "num_workers"), 1
+        )
+        check_whole(self, {**least, "max_length": 1, "gradient_window": 0})
+        check_above_zero(self, "lr", "lr_decay")
+        if self.batch_size == 1:
+            raise ValueError(
+                "batch_size must be 2 or more, got 1: the head's batch norm takes a variance over the batch"
+            )
+        check_whole(self, {"batch_size": 2})
+        if not self.drop_mult >= 0:
+            raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing!r}; 0.1 is common")
+
+    def checked_monitor(self, *, multi_label: bool) -> str:
+        """Return the metric that chooses the best epoch.
+
+        Raises:
+            ValueError: It is none that this kind of labels has.
+        """
+        known = MULTI_LABEL_METRICS if multi_label else SINGLE_LABEL_METRICS
+        monitor = self.monitor or known[0]
+        if monitor not in known:
+            kind = "several labels a row" if multi_label else "one label a row"
+            raise ValueError(
+                f"monitor {monitor!r} is no metric of a table with {kind}; choose one of {', '.join(known)}"
+            )
+        return monitor
 
 
 @dataclass(frozen=True)
@@ -127,8 +164,10 @@ def train_classifier(
         The folder, its validation metrics and seconds.
     """
     settings, context = settings or ClassifierSettings(), context or RunContext()
-    data = digest_of(train["text"], train["label"], validation["text"], validation["label"])
-    identity = context.identity(settings, model=str(model), data=data)
+    identity = {
+        **classifier_identity(train, validation, settings, context),
+        "model": model_identity(model),
+    }
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell)
     if done is not None:
         return done
@@ -136,6 +175,11 @@ def train_classifier(
     context.start()
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
     history = parts.learner.fit_plan(parts.phases)
+    if not history.steps:
+        raise ValueError(
+            f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more "
+            "seconds (stages that had finished are kept), or leave max_seconds out"
+        )
     network: Any = parts.learner.model
     metrics = _final_metrics(parts, validation, context)
     seconds = time.perf_counter() - started
@@ -146,17 +190,27 @@ def train_classifier(
 
     record = {
         "identity": identity,
+        "model": str(model),
         "metrics": metrics,
         "seconds": seconds,
         "labels": parts.label_names,
-        "plan": str(parts.learner.plan(parts.phases).describe()),
-        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+        **training_record(parts.learner, parts.phases, history),
     }
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage="classifier", record=record, write=write)
     context.accelerator.wait_for_everyone()
     context.tell(f"classifier saved in {output_dir}: validation {_shown(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def classifier_identity(
+    train: Dataset, validation: Dataset, settings: ClassifierSettings, context: RunContext
+) -> dict[str, Any]:
+    """Return all that the stage's result depends on but the model it starts from."""
+    names = label_names_of(train)[0]
+    data = digest_of(train["text"], train["label"], validation["text"], validation["label"], names)
+    identity = context.identity(settings, model=None, data=data)
+    return {name: value for name, value in identity.items() if name != "model"}
 
 
 def _final_metrics(parts: ClassifierParts, validation: Dataset, context: RunContext) -> dict[str, float]:
@@ -196,6 +250,7 @@ def build_classifier_learner(
     settings, context = settings or ClassifierSettings(), context or RunContext()
     recipe = context.recipe
     names, multi_label = label_names_of(train)
+    monitor = settings.checked_monitor(multi_label=multi_label)
     network, tokenizer = _classifier_network(model, names, multi_label, settings, context)
     batches = _batches(train, validation, tokenizer, settings, context, num_labels=len(names) if multi_label else None)
     objective = ClassificationObjective(
@@ -225,11 +280,11 @@ def build_classifier_learner(
         task,
         options=options,
         accelerator=context.accelerator,
-        monitor=settings.monitor or ("micro_f1" if multi_label else "accuracy"),
+        monitor=monitor,
         pretrained=not settings.from_scratch,
         say=context.say,
     )
-    phases = _phases(len(groups), settings, context, rows=len(train))
+    phases = classifier_phases(len(groups), settings, context.recipe, rows=len(train))
     return ClassifierParts(learner, tokenizer, phases, names, multi_label)
 
 
@@ -288,6 +343,12 @@ def _classifier_network(
                 f"{model} is a classifier of {saved}, the training table has the labels {names}; to go on from a "
                 "classifier the labels must be the same: give the language model's folder for other labels"
             )
+        if (config.problem_type == "multi_label_classification") != multi_label:
+            kinds = ("several labels", "one label") if not multi_label else ("one label", "several labels")
+            raise ArtifactError(
+                f"{model} gives a text {kinds[0]}, the training table {kinds[1]}; to go on from a classifier both must "
+                "be alike: give the language model's folder"
+            )
     new_config = _with_dropouts(config, context.recipe.classifier_dropouts, settings.drop_mult)
     new_config.id2label = dict(enumerate(names))
     new_config.label2id = {name: index for index, name in enumerate(names)}
@@ -308,40 +369,3 @@ def _with_dropouts(config: AwdLstmConfig, dropouts: Dropouts, drop_mult: float) 
     for name, value in dataclasses.asdict(dropouts).items():
         setattr(config, f"{name}_dropout", value)
     return config.scaled_dropouts(drop_mult)
-
-
-def _phases(num_groups: int, settings: ClassifierSettings, context: RunContext, *, rows: int) -> list[Phase]:
-    phases = _named_phases(num_groups, settings, context)
-    scaled = []
-    for number, phase in enumerate(phases):
-        given = settings.final_epochs if number == len(phases) - 1 else settings.epochs_per_phase
-        fixed = given is not None or (settings.plan == "lp-ft" and number == 0)
-        epochs = phase.epochs if fixed else scale_epochs(phase.epochs, size=rows, full_size=IMDB_ROWS)
-        scaled.append(dataclasses.replace(phase, epochs=epochs))
-    return scaled
-
-
-def _named_phases(num_groups: int, settings: ClassifierSettings, context: RunContext) -> list[Phase]:
-    recipe, thaw, last = context.recipe, settings.epochs_per_phase, settings.final_epochs
-    preset = recipe.classifier_phases(num_groups, thaw, last, settings.lr)
-    if settings.plan == "preset":
-        return preset
-    head_lr, epochs = preset[0].lrs[-1], preset[-1].epochs
-    rest_lr, curve = preset[-1].lrs[-1], preset[-1].schedule
-    per_phase = preset[0].epochs
-    if settings.plan == "gradual":
-        return gradual_unfreezing(
-            num_groups,
-            lr=head_lr,
-            epochs_per_phase=per_phase,
-            final_epochs=epochs,
-            decay=settings.lr_decay,
-            schedule=curve,
-        )
-    if settings.plan == "chain-thaw":
-        return chain_thaw(num_groups, lr=rest_lr, epochs_per_phase=per_phase, final_epochs=epochs, schedule=curve)
-    if settings.plan == "lp-ft":
-        return linear_probe_then_fine_tune(num_groups, head_lr=head_lr, lr=rest_lr, epochs=epochs, schedule=curve)
-    if settings.plan == "head":
-        return head_only(num_groups, lr=head_lr, epochs=epochs, schedule=curve)
-    return full(num_groups, lr=head_lr, epochs=epochs, decay=settings.lr_decay, schedule=curve)

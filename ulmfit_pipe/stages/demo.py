@@ -70,23 +70,44 @@ class DemoSize:
     unlabelled_rows: int
 
 
+# Many small steps: on a CPU a language model of this size gained most from small batches and a high rate.
 QUICK = DemoSize(
     seeds=1,
     pretraining=LanguageModelSettings(
-        epochs=1, vocab_size=6_000, embedding_size=128, hidden_size=256, batch_size=32, drop_mult=0.1, lr=1e-2
+        epochs=1,
+        vocab_size=4_000,
+        embedding_size=128,
+        hidden_size=256,
+        num_hidden_layers=2,
+        batch_size=8,
+        bptt=36,
+        drop_mult=0.1,
+        lr=2e-2,
     ),
-    fine_tuning=LanguageModelSettings(epochs=2, batch_size=32, drop_mult=0.3),
-    classifier=ClassifierSettings(batch_size=32, epochs_per_phase=2, final_epochs=4),
-    pretraining_rows=20_000,
-    unlabelled_rows=8_000,
+    fine_tuning=LanguageModelSettings(plan="full", epochs=2, batch_size=8, bptt=36, drop_mult=0.2, lr=1e-2),
+    classifier=ClassifierSettings(
+        plan="gradual", lr=1e-2, lr_decay=1.3, batch_size=8, epochs_per_phase=2, final_epochs=10
+    ),
+    pretraining_rows=24_000,
+    unlabelled_rows=10_000,
 )
 FULL = DemoSize(
     seeds=3,
     pretraining=LanguageModelSettings(
-        epochs=3, vocab_size=10_000, embedding_size=200, hidden_size=400, batch_size=32, drop_mult=0.1, lr=1e-2
+        epochs=2,
+        vocab_size=6_000,
+        embedding_size=200,
+        hidden_size=400,
+        num_hidden_layers=2,
+        batch_size=8,
+        bptt=36,
+        drop_mult=0.1,
+        lr=1e-2,
     ),
-    fine_tuning=LanguageModelSettings(epochs=4, batch_size=32, drop_mult=0.5),
-    classifier=ClassifierSettings(batch_size=32, epochs_per_phase=2, final_epochs=6),
+    fine_tuning=LanguageModelSettings(plan="full", epochs=3, batch_size=8, bptt=36, drop_mult=0.3, lr=5e-3),
+    classifier=ClassifierSettings(
+        plan="gradual", lr=1e-2, lr_decay=1.3, batch_size=8, epochs_per_phase=2, final_epochs=10
+    ),
     pretraining_rows=60_000,
     unlabelled_rows=30_000,
 )
@@ -236,15 +257,16 @@ def _contest(
     def score(folder: Path) -> dict[str, float]:
         return Predictor.load(folder, accelerator=context.accelerator).score(tables.test)
 
-    base_lr = context.recipe.classifier_phases(5, None, None, None)[0].lrs[-1]
+    base_lr = size.classifier.lr or 1e-2
     twins = [
         classify(
             tuned_lm,
             f"scratch_{factor}",
             from_scratch=True,
             plan="full",
+            lr_decay=1.0,
             lr=base_lr * factor,
-            final_epochs=_all_epochs(size.classifier),
+            final_epochs=_all_epochs(size),
         )
         for factor in SCRATCH_FACTORS
     ]
@@ -259,9 +281,10 @@ def _contest(
     }
 
 
-def _all_epochs(settings: ClassifierSettings) -> int:
-    """Return the epochs of all phases together: four phases of the fastai preset."""
-    return 3 * (settings.epochs_per_phase or 1) + (settings.final_epochs or 2)
+def _all_epochs(size: DemoSize) -> int:
+    """Return the epochs of all phases together, which the twin gets in one."""
+    groups = (size.pretraining.num_hidden_layers or 3) + 2  # embeddings, the LSTM layers, the head
+    return (groups - 1) * (size.classifier.epochs_per_phase or 1) + (size.classifier.final_epochs or 1)
 
 
 def tfidf_scores(tables: DemoTables) -> dict[str, float]:

@@ -1,12 +1,18 @@
 """Knowing a finished stage again: the same settings, model and data are not trained twice."""
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage, refuse_foreign_folder
+from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.phases import History
+from ulmfit_pipe.training.records import EpochRecord, Phase
+
+MOST_RATES = 1000  # learning rates that stage.json keeps, for the picture of the schedule
 
 
 @dataclass(frozen=True)
@@ -53,18 +59,64 @@ def finished_result(
         ArtifactError: The folder holds a finished stage of another identity, or something else.
     """
     path = Path(path)
-    refuse_foreign_folder(path, stage)
+    refuse_other_run(path, stage=stage, identity=identity)
     record = read_stage(path)
     if record is None:
         return None
-    changed = sorted(_differences(record.get("identity", {}), identity))
+    say(f"{stage}: already finished in {path} with the same settings and data, skipped")
+    if record.get("cut_short"):
+        say(f"{stage}: that training was cut short by a time limit; remove {path} to train it to its end")
+    return StageResult(path, record["metrics"], record["seconds"], skipped=True)
+
+
+def refuse_other_run(path: Path | str, *, stage: str, identity: dict[str, Any]) -> None:
+    """Raise if a stage's folder holds something else, or the same stage with another identity.
+
+    Args:
+        path: The stage's folder.
+        stage: Name of the stage.
+        identity: Everything the result depends on, or the part of it that is known by now.
+
+    Raises:
+        ArtifactError: What is there is another's; the message names what differs.
+    """
+    path = Path(path)
+    refuse_foreign_folder(path, stage)
+    record = read_stage(path)
+    if record is None:
+        return
+    known = {name: value for name, value in record.get("identity", {}).items() if name in identity}
+    changed = sorted(_differences(known, identity))
     if changed:
         raise ArtifactError(
             f"{path} holds a finished {stage} stage of another run; it differs in {', '.join(changed)}. "
             "Choose another output folder, or remove this one to train again"
         )
-    say(f"{stage}: already finished in {path} with the same settings and data, skipped")
-    return StageResult(path, record["metrics"], record["seconds"], skipped=True)
+
+
+def training_record(learner: Learner, phases: Sequence[Phase], history: History) -> dict[str, Any]:
+    """Return what ``stage.json`` keeps of a training: plan, epochs, layer groups, rates of the steps."""
+    stride = max(1, len(history.steps) // MOST_RATES)
+    return {
+        "plan": str(learner.plan(phases).describe()),
+        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+        "best": None if history.best is None else {"phase": history.best.phase, "epoch": history.best.epoch},
+        "groups": [{"group": group.name, "parameters": group.num_parameters} for group in learner.layer_groups],
+        "rates": {"stride": stride, "values": [list(step.lrs) for step in history.steps[::stride]]},
+        "cut_short": learner.options.deadline is not None and was_cut_short(history.epochs, phases),
+    }
+
+
+def was_cut_short(epochs: Sequence[EpochRecord], phases: Sequence[Phase]) -> bool:
+    """Return whether a time limit ended the training: a phase is missing, or ended before its schedule.
+
+    A phase that may stop early for want of progress does not count.
+    """
+    last = {record.phase: record for record in epochs}
+    return any(
+        phase.name not in last or (phase.patience is None and last[phase.name].step < last[phase.name].total_steps)
+        for phase in phases
+    )
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

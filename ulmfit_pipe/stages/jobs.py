@@ -11,19 +11,20 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from ulmfit_pipe.data.tables import load_table, split_train_validation
-from ulmfit_pipe.stages.artifacts import library_versions
+from ulmfit_pipe.data.tables import load_table
+from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, library_versions
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.language_model import (
     LanguageModelSettings,
     build_language_model_learner,
     train_language_model,
 )
-from ulmfit_pipe.stages.pipeline import METRICS_FILE
 from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.report import METRICS_FILE
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
-from ulmfit_pipe.stages.tables_of_run import load_run_tables
+from ulmfit_pipe.stages.tables_of_run import load_run_tables, split_texts, without_texts_of
 from ulmfit_pipe.training.checkpoint import write_json
+from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
 
 PresetName = Literal["paper", "scripts-2018", "fastai"]
@@ -115,6 +116,8 @@ class LearningRateJob:
         freeze_to: First trained layer group, as in Learner.freeze_to; -1 is the head only, 0 everything.
         text_column: Column of text.
         label_column: Column of labels, for the classifier stage.
+        label_separator: Splits a label cell into several labels (multi-label).
+        multi_label: The label column holds lists of labels.
         start_lr: First learning rate of the sweep.
         end_lr: Last learning rate of the sweep.
         num_steps: Steps of the sweep.
@@ -131,6 +134,8 @@ class LearningRateJob:
     freeze_to: int = -1
     text_column: list[str] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
+    label_separator: str | None = None
+    multi_label: bool = False
     start_lr: float = 1e-7
     end_lr: float = 10.0
     num_steps: int = 100
@@ -150,20 +155,24 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
     )
 
 
-def _text_tables(job: LanguageModelJob | LearningRateJob, fraction: float) -> tuple[Dataset, Dataset]:
+def _text_tables(
+    job: LanguageModelJob | LearningRateJob, context: RunContext, fraction: float
+) -> tuple[Dataset, Dataset]:
     table = load_table(job.train_file, text_columns=tuple(job.text_column), label_column=None)
-    parts = split_train_validation(table, fraction=fraction, seed=job.seed)
-    return parts["train"], parts["validation"]
+    return split_texts(table, fraction=fraction, seed=job.seed, say=context.tell)
 
 
 def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     """Train or fine-tune a language model on files and return what ``metrics.json`` holds."""
     context = _context(job)
     if job.validation_file is None:
-        train, validation = _text_tables(job, job.validation_fraction)
+        train, validation = _text_tables(job, context, job.validation_fraction)
     else:
         load = partial(load_table, text_columns=tuple(job.text_column), label_column=None)
-        train, validation = load(job.train_file), load(job.validation_file)
+        validation = load(job.validation_file)
+        train = without_texts_of(
+            load(job.train_file), [validation], what="training texts", where="the validation file", say=context.tell
+        )
     result = train_language_model(
         train,
         validation,
@@ -208,12 +217,13 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
 
 
 def _write_metrics(
-    job: LanguageModelJob | ClassifierJob,
+    job: LanguageModelJob | ClassifierJob | LearningRateJob,
     context: RunContext,
     *,
     test: dict[str, float] | None,
-    validation: dict[str, float],
+    validation: dict[str, float] | None,
     seconds: dict[str, float],
+    **more: Any,
 ) -> dict[str, Any]:
     metrics = {
         "test": test,
@@ -222,6 +232,7 @@ def _write_metrics(
         "versions": library_versions(),
         "seed": job.seed,
         "preset": job.preset,
+        **more,
     }
     if context.accelerator.is_main_process:
         write_json(Path(job.output_dir) / METRICS_FILE, metrics)
@@ -233,31 +244,43 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
 
     Raises:
         ValueError: The classifier stage has no model to start from.
+        ArtifactError: The output folder is a stage's.
     """
+    output, started = Path(job.output_dir), time.perf_counter()
+    if (output / STAGE_FILE).exists():
+        raise ArtifactError(f"{output} is a stage's folder; choose another output folder for the sweep")
     context = RunContext(preset=job.preset, seed=job.seed)
     context.start()
-    if job.stage == "language_model":
-        train, validation = _text_tables(job, 0.1)
-        learner = build_language_model_learner(
-            train, validation, model=job.model, settings=job.language_model, context=context
-        ).learner
-    else:
-        if job.model is None:
-            raise ValueError("the classifier stage starts from a language model: give --model, a folder")
-        tables = load_run_tables(
-            job.train_file,
-            text_column=job.text_column,
-            label_column=job.label_column,
-            seed=job.seed,
-            say=context.tell,
-        )
-        learner = build_classifier_learner(
-            tables.train, tables.validation, model=job.model, settings=job.classifier, context=context
-        ).learner
+    learner = _learner_to_sweep(job, context)
     learner.freeze_to(job.freeze_to)
     result = learner.lr_find(start_lr=job.start_lr, end_lr=job.end_lr, num_steps=job.num_steps)
-    output = Path(job.output_dir)
+    if not context.accelerator.is_main_process:
+        return result
     record = {"suggestions": result.suggestions, "trained": result.trained, "lrs": result.lrs, "losses": result.losses}
     write_json(output / "learning_rate.json", record)
     result.plot(output / "learning_rate.png")
+    seconds = {"sweep": time.perf_counter() - started}
+    _write_metrics(job, context, test=None, validation=None, seconds=seconds, suggestions=result.suggestions)
     return result
+
+
+def _learner_to_sweep(job: LearningRateJob, context: RunContext) -> Learner:
+    if job.stage == "language_model":
+        train, validation = _text_tables(job, context, 0.1)
+        return build_language_model_learner(
+            train, validation, model=job.model, settings=job.language_model, context=context
+        ).learner
+    if job.model is None:
+        raise ValueError("the classifier stage starts from a language model: give --model, a folder")
+    tables = load_run_tables(
+        job.train_file,
+        text_column=job.text_column,
+        label_column=job.label_column,
+        label_separator=job.label_separator,
+        multi_label=job.multi_label,
+        seed=job.seed,
+        say=context.tell,
+    )
+    return build_classifier_learner(
+        tables.train, tables.validation, model=job.model, settings=job.classifier, context=context
+    ).learner

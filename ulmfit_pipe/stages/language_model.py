@@ -29,9 +29,10 @@ from ulmfit_pipe.models.group_specs import layer_group_specs
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.models.vocab_transfer import transfer_vocabulary
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer, save_stage
-from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result
-from ulmfit_pipe.stages.presets import IMDB_TOKENS, Dropouts, scale_epochs
+from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
+from ulmfit_pipe.stages.presets import IMDB_TOKENS, Dropouts, Preset, scale_epochs
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import LanguageModelMetric
@@ -40,6 +41,8 @@ from ulmfit_pipe.training.phases import full, gradual_unfreezing
 from ulmfit_pipe.training.records import Phase, Task
 from ulmfit_pipe.training.schedules import Schedule
 
+SUBWORD_VOCAB_SIZE = 15_000  # about MultiFiT's (Eisenschlos et al. 2019)
+SCRATCH_EPOCHS = 10
 SCRATCH_LR = 5e-3  # peak of one cycle for a model with no pretrained weights; ours, see `find_learning_rate.py`
 
 
@@ -58,7 +61,7 @@ class LanguageModelSettings:
         drop_mult: Multiplies the five dropouts; smaller for small models or much text.
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
-        vocab_size: Largest size of a new vocabulary.
+        vocab_size: Largest size of a new vocabulary; None takes 15,000 subwords, or the preset's number of words.
         min_count: Rarest word that a new word vocabulary keeps.
         embedding_size: Of a model from scratch.
         hidden_size: Of a model from scratch.
@@ -77,14 +80,24 @@ class LanguageModelSettings:
     variable_bptt: bool = False
     drop_mult: float = 1.0
     tokenizer: Literal["auto", "keep", "unigram", "bpe", "word"] = "auto"
-    vocab_size: int = 15_000
-    min_count: int = 3
+    vocab_size: int | None = None
+    min_count: int | None = None
     embedding_size: int | None = None
     hidden_size: int | None = None
     num_hidden_layers: int | None = None
     direction: Literal["forward", "backward"] = "forward"
     accumulation_steps: int = 1
     num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training could use, before any is begun."""
+        check_choices(self)
+        ones = ("epochs", "frozen_epochs", "batch_size", "bptt", "vocab_size", "min_count", "embedding_size")
+        more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers")
+        check_whole(self, dict.fromkeys((*ones, *more), 1))
+        check_above_zero(self, "lr")
+        if not self.drop_mult >= 0:
+            raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,9 @@ def train_language_model(
     context.start()
     parts = build_language_model_learner(train, validation, model=model, settings=settings, context=context)
     history = parts.learner.fit_plan(parts.phases)
+    if not history.steps:
+        left = "as the pretrained one was" if parts.pretrained else "random"
+        context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
     metrics = parts.learner.validate()
     metrics["bits_per_character"] = _bits_per_character(metrics, parts, validation)
     seconds = time.perf_counter() - started
@@ -139,10 +155,11 @@ def train_language_model(
 
     record = {
         "identity": identity,
+        "model": model,
         "metrics": metrics,
         "seconds": seconds,
         "tokens": parts.tokens,
-        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+        **training_record(parts.learner, parts.phases, history),
     }
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage="language_model", record=record, write=write)
@@ -232,7 +249,7 @@ def _model_and_tokenizer(
         if settings.tokenizer == "keep":
             raise ValueError("tokenizer 'keep' needs a pretrained model; give one, or a kind: unigram, bpe, word")
         kind = "unigram" if settings.tokenizer == "auto" else settings.tokenizer
-        tokenizer = _new_tokenizer(train, kind, settings)
+        tokenizer = _new_tokenizer(train, kind, settings, context.recipe)
         embedding, hidden, layers = recipe.sizes
         config = AwdLstmConfig(
             vocab_size=len(tokenizer),
@@ -270,18 +287,24 @@ def _pretrained(
         kind = "word" if old.kind == "word" else "keep"
     if kind == "keep":
         return network, old
-    new = _new_tokenizer(train, kind, settings)
+    new = _new_tokenizer(train, kind, settings, context.recipe)
     transfer = transfer_vocabulary(network, tokens_in_order(old), tokens_in_order(new), vocab_hash=vocab_hash(new))
     context.tell(f"vocabulary: {transfer.kept:,} tokens kept their rows, {transfer.new:,} start at the mean")
     return network, new
 
 
-def _new_tokenizer(train: Dataset, kind: str, settings: LanguageModelSettings) -> UlmfitTokenizer:
+def _new_tokenizer(train: Dataset, kind: str, settings: LanguageModelSettings, recipe: Preset) -> UlmfitTokenizer:
     def texts() -> Iterator[str]:
         for start in range(0, len(train), 1000):
             yield from train[start : start + 1000]["text"]
 
-    return train_tokenizer(texts(), kind=kind, vocab_size=settings.vocab_size, min_count=settings.min_count)
+    words = kind == "word"
+    return train_tokenizer(
+        texts(),
+        kind=kind,
+        vocab_size=settings.vocab_size or (recipe.word_vocab_size if words else SUBWORD_VOCAB_SIZE),
+        min_count=settings.min_count or recipe.word_min_count,
+    )
 
 
 def _with_dropouts(config: AwdLstmConfig, dropouts: Dropouts, drop_mult: float) -> AwdLstmConfig:
@@ -298,18 +321,21 @@ def _phases(
         return full(
             num_groups,
             lr=settings.lr or SCRATCH_LR,
-            epochs=settings.epochs or 10,
+            epochs=settings.epochs or SCRATCH_EPOCHS,
             decay=1.0,
             schedule=Schedule.one_cycle(),
         )
     phases = context.recipe.lm_phases(num_groups, settings.frozen_epochs, settings.epochs, settings.lr)
     if settings.plan != "preset":
         last = phases[-1]
-        lr, epochs = max(last.lrs), settings.epochs or last.epochs
+        lr, curve = settings.lr or max(last.lrs), last.schedule
         if settings.plan == "full":
-            phases = full(num_groups, lr=lr, epochs=epochs, schedule=last.schedule)
+            phases = full(num_groups, lr=lr, epochs=last.epochs, schedule=curve)
         else:
-            phases = gradual_unfreezing(num_groups, lr=lr, final_epochs=epochs, schedule=last.schedule)
+            frozen = settings.frozen_epochs or 1
+            phases = gradual_unfreezing(
+                num_groups, lr=lr, epochs_per_phase=frozen, final_epochs=last.epochs, schedule=curve
+            )
     if settings.epochs is None:
         scaled = scale_epochs(phases[-1].epochs, size=tokens, full_size=IMDB_TOKENS)
         phases[-1] = dataclasses.replace(phases[-1], epochs=scaled)

@@ -5,6 +5,7 @@ data is skipped, and says so.
 """
 
 import dataclasses
+import difflib
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,17 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ulmfit_pipe.stages.artifacts import library_versions
-from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
-from ulmfit_pipe.stages.finished import StageResult
+from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, load_config, load_tokenizer
+from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
+from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
+from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
-from ulmfit_pipe.stages.settings import save_settings
-from ulmfit_pipe.stages.tables_of_run import RunTables, load_run_tables
-from ulmfit_pipe.training.checkpoint import write_json
+from ulmfit_pipe.stages.setting_checks import check_choices
+from ulmfit_pipe.stages.settings import settings_to_yaml
+from ulmfit_pipe.stages.tables_of_run import RunTables, label_names_of, load_run_tables
+from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
 
-METRICS_FILE = "metrics.json"
 SETTINGS_FILE = "settings.yaml"
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 
@@ -79,6 +81,10 @@ class PipelineSettings:
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
+    def __post_init__(self) -> None:
+        """Refuse values that are on no field's list."""
+        check_choices(self)
+
 
 def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
@@ -95,6 +101,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
     _check(settings)
+    output = Path(settings.output_dir)
+    refuse_foreign_output(output, ensemble=settings.ensemble)
     deadline = deadline_after(settings.max_seconds)
     context = context or RunContext(
         preset=settings.preset,
@@ -116,11 +124,17 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         include_test_text=settings.include_test_text,
         say=context.tell,
     )
-    output = Path(settings.output_dir)
+    settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
+    for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
+        refuse_other_run(
+            output / f"classifier{suffix}",
+            stage="classifier",
+            identity=classifier_identity(tables.train, tables.validation, settings.classifier, context),
+        )
     results: dict[str, StageResult] = {}
     for direction in _directions(settings):
         _run_direction(settings, tables, context, direction=direction, deadline=deadline, results=results)
-    return _finish(settings, tables, context, output=output, results=results)
+    return _finish(settings, tables, context, results=results)
 
 
 def _check(settings: PipelineSettings) -> None:
@@ -133,6 +147,29 @@ def _check(settings: PipelineSettings) -> None:
             "ensemble true needs a backward language model beside --model; give --model_backward, or leave --model "
             "out to train both from scratch"
         )
+    if settings.ensemble and settings.model is not None:
+        _check_pair(settings)
+
+
+def _check_pair(settings: PipelineSettings) -> None:
+    """Refuse two models that cannot be averaged, before either is trained."""
+    names = {"forward": str(settings.model), "backward": str(settings.model_backward)}
+    configs = {direction: load_config(name) for direction, name in names.items()}
+    for direction, config in configs.items():
+        found = getattr(config, "direction", None)
+        if found != direction:
+            raise ArtifactError(
+                f"{names[direction]} reads text {found}, the ensemble needs it as its {direction} model; give --model "
+                "a forward and --model_backward a backward language model"
+            )
+    kept = settings.language_model.tokenizer in ("auto", "keep")
+    if kept and configs["forward"].vocab_hash != configs["backward"].vocab_hash:
+        both_words = all(load_tokenizer(name).kind == "word" for name in names.values())
+        if not (both_words and settings.fine_tune_language_model and settings.language_model.tokenizer == "auto"):
+            raise ArtifactError(
+                f"{names['forward']} and {names['backward']} have different vocabularies, so they cannot be averaged; "
+                "train both with the same tokenizer, or set language_model.tokenizer to build a new one"
+            )
 
 
 def _directions(settings: PipelineSettings) -> list[Literal["forward", "backward"]]:
@@ -190,14 +227,14 @@ def _finish(
     tables: RunTables,
     context: RunContext,
     *,
-    output: Path,
     results: dict[str, StageResult],
 ) -> dict[str, Any]:
-    """Score the finished classifier, put an ensemble together, and write ``metrics.json``."""
-    started = time.perf_counter()
+    """Score the finished classifier, put an ensemble together, and write ``metrics.json`` and the report."""
+    started, output = time.perf_counter(), Path(settings.output_dir)
     folder = output / "classifier"
     if settings.ensemble and context.accelerator.is_main_process:
-        shutil.copytree(output / f"classifier_{BACKWARD}", folder / BACKWARD, dirs_exist_ok=True)
+        with atomic_folder(folder / BACKWARD) as whole:
+            shutil.copytree(output / f"classifier_{BACKWARD}", whole, dirs_exist_ok=True)
     context.accelerator.wait_for_everyone()
     predictor = Predictor.load(folder, accelerator=context.accelerator)
     test = predictor.score(tables.test) if tables.test is not None else None
@@ -215,7 +252,9 @@ def _finish(
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
-        save_settings(settings, output / SETTINGS_FILE)
+        write_atomic(output / SETTINGS_FILE, settings_to_yaml(settings).encode())
+        write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
+        context.tell(f"report: {output / REPORT_FILE}")
     return metrics
 
 
@@ -251,11 +290,11 @@ class TextPipeline:
 
     def fit(
         self,
-        train: str | Sequence[str],
+        train: str | Path | Sequence[str | Path],
         *,
         output_dir: str | Path,
-        test: str | None = None,
-        unlabelled: str | Sequence[str] | None = None,
+        test: str | Path | None = None,
+        unlabelled: str | Path | Sequence[str | Path] | None = None,
         preset: Literal["paper", "scripts-2018", "fastai"] = "fastai",
         **settings: Any,
     ) -> dict[str, Any]:
@@ -271,15 +310,18 @@ class TextPipeline:
 
         Returns:
             What ``metrics.json`` holds.
+
+        Raises:
+            ValueError: A setting, table or model cannot be used.
         """
         given = PipelineSettings(
             train_file=_listed(train),
             output_dir=str(output_dir),
             model=self.model,
-            test_file=test,
+            test_file=None if test is None else str(test),
             unlabelled_file=None if unlabelled is None else _listed(unlabelled),
             preset=preset,
-            **settings,
+            **_known(settings),
         )
         self.metrics = run_pipeline(given)
         self._predictor = Predictor.load(self.metrics["classifier"])
@@ -301,5 +343,17 @@ class TextPipeline:
         return self.predictor.predict(texts)
 
 
-def _listed(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else [str(item) for item in value]
+def _listed(value: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(value)] if isinstance(value, str | Path) else [str(item) for item in value]
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """Check the names of keyword settings and put a single text column into a list."""
+    names = [each.name for each in dataclasses.fields(PipelineSettings)]
+    for name in settings:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise ValueError(f"fit has no setting {name!r}; did you mean {close[0]!r}? There are {', '.join(names)}")
+    if "text_column" in settings:
+        settings = {**settings, "text_column": _listed(settings["text_column"])}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}

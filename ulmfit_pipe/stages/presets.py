@@ -5,14 +5,15 @@ numbers; stages let a user override them one by one. Numbers are for data of IMD
 they change with less data.
 
 Sources: `paper` Howard & Ruder 2018, sections 3 and 4.1; `scripts-2018` the authors' imdb_scripts; `fastai` fastai
-2.8 nbs/38_tutorial.text and text/models/awdlstm.py.
+2.8 nbs/38_tutorial.text and text/models/awdlstm.py. The numbers that are not certain are marked where they stand.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
+from ulmfit_pipe.training.optim import discriminative_lrs
 from ulmfit_pipe.training.phases import gradual_unfreezing
 from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.schedules import Schedule
@@ -20,6 +21,8 @@ from ulmfit_pipe.training.schedules import Schedule
 IMDB_ROWS = 25_000  # labelled rows that the classifier's epochs are meant for
 IMDB_TOKENS = 28_000_000  # tokens that the language model's epochs are meant for: 100,000 reviews
 MOST_EPOCHS = 10  # small data may raise a preset's epochs up to this
+
+Number = TypeVar("Number", int, float)
 
 # (num_groups, epochs per thawing phase, epochs of the last phase, lr) -> phases; None takes the preset's number
 PhaseBuilder = Callable[[int, int | None, int | None, float | None], list[Phase]]
@@ -62,6 +65,8 @@ class Preset:
     Attributes:
         name: What a user writes.
         sizes: (embedding, hidden, layers) of a model that is not pretrained.
+        word_vocab_size: Largest vocabulary of words.
+        word_min_count: Rarest word with an entry of its own.
         bptt: Window of the language model.
         batch_size: Rows of a batch, both stages.
         lm_dropouts: Of the language model.
@@ -86,6 +91,8 @@ class Preset:
     lm_phases: PhaseBuilder
     classifier_phases: PhaseBuilder
     train_norm: bool = False
+    word_vocab_size: int = 60_000  # in all three; the paper's from memory
+    word_min_count: int = 3  # fastai's; the others do not name it
     alpha: float = 2.0  # AR and TAR 2 and 1 in all three recipes
     beta: float = 1.0
 
@@ -108,6 +115,11 @@ def scale_epochs(full_epochs: int, *, size: int, full_size: int) -> int:
     return min(raised, max(full_epochs, MOST_EPOCHS))
 
 
+def _or(given: Number | None, default: Number) -> Number:
+    """Return what was given, 0 too (it is refused further on), or the default where nothing was."""
+    return default if given is None else given
+
+
 def _all(
     num_groups: int,
     epochs: int,
@@ -124,16 +136,19 @@ def _all(
 
 
 def _paper_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
-    """All layers at once, slanted triangular, ladder of 2.6 (the paper does not thaw the language model)."""
+    """All layers at once, slanted triangular, ladder of 2.6 (the paper does not thaw the language model).
+
+    15 epochs are uncertain: the paper tunes their number on validation data.
+    """
     del frozen
-    rates = discriminative_lrs(lr or 4e-3, num_groups)
-    return [_all(num_groups, last or 15, rates, Schedule.slanted_triangular())]  # 15: uncertain, tuned in the paper
+    rates = discriminative_lrs(_or(lr, 4e-3), num_groups)
+    return [_all(num_groups, _or(last, 15), rates, Schedule.slanted_triangular())]
 
 
 def _paper_classifier(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
     """One more group each epoch, then all; 50 epochs is the paper's bound, its choice is by validation."""
     return gradual_unfreezing(
-        num_groups, lr=lr or 1e-2, epochs_per_phase=frozen or 1, final_epochs=last or 50, patience=10
+        num_groups, lr=_or(lr, 1e-2), epochs_per_phase=_or(frozen, 1), final_epochs=_or(last, 50), patience=10
     )
 
 
@@ -141,29 +156,27 @@ def _paper_classifier(num_groups: int, frozen: int | None, last: int | None, lr:
 
 
 def _scripts_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
-    """First the embedding and decoder alone, half rate; then all with lr/6, lr/3, lr, lr/2 (finetune_lm.py)."""
-    base = lr or 4e-3
-    curve = Schedule.slanted_triangular(cut_frac=0.1, ratio=32)
-    divisors = (
-        [6.0, 3.0, 1.0, 2.0] if num_groups == 4 else [LR_DECAY ** (num_groups - 1 - i) for i in range(num_groups)]
-    )
-    rates = [base / divisor for divisor in divisors]
-    head = [rate / 2 for rate in rates]
-    return [
-        _all(num_groups, frozen or 1, head, curve, first=num_groups - 1, name="embeddings"),
-        _all(num_groups, last or 25, rates, curve),
-    ]
+    """All layers at once with lr/6, lr/3, lr, lr/2 (finetune_lm.py, where a frozen first epoch is commented out).
+
+    25 is the scripts' own number of epochs; their read-me gives up to 50. A model of another depth than three layers
+    gets the paper's ladder.
+    """
+    del frozen
+    base = _or(lr, 4e-3)
+    ladder = discriminative_lrs(base, num_groups)
+    rates = [base / divisor for divisor in (6.0, 3.0, 1.0, 2.0)] if num_groups == 4 else ladder
+    return [_all(num_groups, _or(last, 25), rates, Schedule.slanted_triangular(cut_frac=0.1, ratio=32))]
 
 
 def _scripts_classifier(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
     """The head, the last two groups, then all (train_clas.py)."""
-    rates = discriminative_lrs(lr or 1e-2, num_groups)
+    rates = discriminative_lrs(_or(lr, 1e-2), num_groups)
     thaw = Schedule.slanted_triangular(cut_frac=1 / 3, ratio=8)
     final = Schedule.slanted_triangular(cut_frac=1 / 8, ratio=8)
     return [
-        _all(num_groups, frozen or 1, rates, thaw, first=num_groups - 1, name="last 1"),
-        _all(num_groups, frozen or 1, rates, thaw, first=max(0, num_groups - 2), name="last 2"),
-        _all(num_groups, last or 50, rates, final),
+        _all(num_groups, _or(frozen, 1), rates, thaw, first=num_groups - 1, name="last 1"),
+        _all(num_groups, _or(frozen, 1), rates, thaw, first=max(0, num_groups - 2), name="last 2"),
+        _all(num_groups, _or(last, 50), rates, final),
     ]
 
 
@@ -172,18 +185,16 @@ def _scripts_classifier(num_groups: int, frozen: int | None, last: int | None, l
 
 def _fastai_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
     """One epoch of embedding and decoder at 2e-2, then 10 of everything at a tenth of it, one-cycle."""
-    base = lr or 2e-2
+    base, curve, first = _or(lr, 2e-2), Schedule.one_cycle(), num_groups - 1
     return [
-        _all(
-            num_groups, frozen or 1, [base] * num_groups, Schedule.one_cycle(), first=num_groups - 1, name="embeddings"
-        ),
-        _all(num_groups, last or 10, [base / 10] * num_groups, Schedule.one_cycle()),
+        _all(num_groups, _or(frozen, 1), [base] * num_groups, curve, first=first, name="embeddings"),
+        _all(num_groups, _or(last, 10), [base / 10] * num_groups, curve),
     ]
 
 
 def _fastai_classifier(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
     """Head at 2e-2; last two at up to 1e-2; last three at up to 5e-3; all at up to 1e-3, one-cycle each."""
-    base = lr or 2e-2
+    base = _or(lr, 2e-2)
     peaks = [
         (num_groups - 1, base, "last 1"),
         (num_groups - 2, base / 2, "last 2"),
@@ -192,7 +203,7 @@ def _fastai_classifier(num_groups: int, frozen: int | None, last: int | None, lr
     phases = [
         _all(
             num_groups,
-            frozen or 1,
+            _or(frozen, 1),
             discriminative_lrs(peak, num_groups),  # slice(peak / 2.6**4, peak) over 5 groups is this ladder
             Schedule.one_cycle(),
             first=first,
@@ -202,7 +213,7 @@ def _fastai_classifier(num_groups: int, frozen: int | None, last: int | None, lr
         if first > 0
     ]
     rest = discriminative_lrs(base / 20, num_groups)
-    return [*phases, _all(num_groups, last or 2, rest, Schedule.one_cycle())]
+    return [*phases, _all(num_groups, _or(last, 2), rest, Schedule.one_cycle())]
 
 
 _FASTAI_DROPOUTS = Dropouts(output=0.1, hidden=0.15, input=0.25, embedding=0.02, weight=0.2)

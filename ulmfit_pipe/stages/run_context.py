@@ -4,12 +4,14 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import Preset, StageOptimizer, load_preset
 from ulmfit_pipe.training.records import TrainingOptions
 
@@ -34,7 +36,7 @@ class RunContext:
     mixed_precision: Precision = "no"
     progress: bool | None = None
     deadline: float | None = None
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = partial(print, flush=True)
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
     @property
@@ -68,9 +70,19 @@ class RunContext:
             self.say(line)
 
     def identity(self, settings: Any, *, model: str | None, data: str) -> dict[str, Any]:
-        """Return everything a stage's result depends on; how it is computed (workers) does not count."""
+        """Return everything a stage's result depends on; how it is computed (workers) does not count.
+
+        A model's folder counts by its content, so that one trained again is another, and one moved is the same.
+        """
         numbers = {name: value for name, value in dataclasses.asdict(settings).items() if name != "num_workers"}
-        return {"settings": numbers, "model": model, "preset": self.preset, "seed": self.seed, "data": data}
+        return {
+            "settings": numbers,
+            "model": model_identity(model),
+            "preset": self.preset,
+            "seed": self.seed,
+            "mixed_precision": self.mixed_precision,
+            "data": data,
+        }
 
     def shares(self) -> dict[str, int]:
         """Return this process' place, as batches take it."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ulmfit_pipe.models.group_specs import layer_group_specs
@@ -21,7 +22,13 @@ def groups_of(model: Any) -> list[LayerGroup]:
 
 
 def load_learner(
-    path: Path | str, task: Task, *, options: TrainingOptions | None = None, say: Callable[[str], None] = print
+    path: Path | str,
+    task: Task,
+    *,
+    options: TrainingOptions | None = None,
+    accelerator: Accelerator | None = None,
+    monitor: str = "loss",
+    say: Callable[[str], None] = print,
 ) -> Learner:
     """Load what ``Learner.save`` wrote, with nothing but data to add.
 
@@ -29,6 +36,8 @@ def load_learner(
         path: The folder.
         task: Data and objective to go on with.
         options: Numbers of the loop; the saved ones by default.
+        accelerator: Device, precision and processes.
+        monitor: Validation metric by which the best epoch of further training is judged.
         say: Told in one line what is frozen.
 
     Returns:
@@ -47,6 +56,14 @@ def load_learner(
     if options is None:
         saved = dict(state["options"])
         options = TrainingOptions(**{**saved, "betas": tuple(saved["betas"])})
-    quiet = Learner(model, groups_of(model), task, options=options, say=lambda _line: None)
-    quiet._say = say
-    return quiet.load(path)
+    learner = Learner(
+        model,
+        groups_of(model),
+        task,
+        options=options,
+        accelerator=accelerator,
+        monitor=monitor,
+        say=lambda _line: None,  # what is frozen before the load is of no interest
+    )
+    learner._say = say
+    return learner.load(path)

@@ -58,7 +58,7 @@ def load_run_tables(
     validation_file: str | None = None,
     test_file: str | None = None,
     unlabelled_file: Sequence[str] | str | None = None,
-    text_column: Sequence[str] = ("text",),
+    text_column: Sequence[str] | str = ("text",),
     label_column: str = "label",
     label_separator: str | None = None,
     multi_label: bool = False,
@@ -86,9 +86,10 @@ def load_run_tables(
     Raises:
         TableError: A table cannot be used; file, row and column are named.
     """
+    columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
     load = partial(
         load_table,
-        text_columns=tuple(text_column),
+        text_columns=columns,
         label_column=label_column,
         label_separator=label_separator,
         multi_label=multi_label or label_separator is not None,
@@ -96,27 +97,59 @@ def load_run_tables(
     train = load(train_file)
     check_labels_for_training(train)
     names = label_names_of(train)[0]
-    if validation_file is not None:
-        validation = load(validation_file, label_names=names)
+    if validation_file is None:
+        train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
     else:
-        parts = split_train_validation(train, fraction=validation_fraction, seed=seed)
-        train, validation = parts["train"], parts["validation"]
+        validation = load(validation_file, label_names=names)
     test = None if test_file is None else load(test_file, label_names=names)
     unlabelled = None
     if unlabelled_file is not None:
-        unlabelled = load_table(unlabelled_file, text_columns=tuple(text_column), label_column=None)
+        unlabelled = load_table(unlabelled_file, text_columns=columns, label_column=None)
         if not include_test_text:
-            unlabelled = _without_texts_of(unlabelled, [validation, test], say)
+            where = "the validation or test table"
+            unlabelled = without_texts_of(unlabelled, [validation, test], what="unlabelled texts", where=where, say=say)
     tables = RunTables(train, validation, test, unlabelled)
+    _tell_of_repeats(tables, say)
     say(tables.describe())
     return tables
 
 
-def _without_texts_of(unlabelled: Dataset, held_out: Sequence[Dataset | None], say: Callable[[str], None]) -> Dataset:
-    known = {hash(text) for table in held_out if table is not None for text in table["text"]}
-    kept = [row for row, text in enumerate(unlabelled["text"]) if hash(text) not in known]
-    dropped = len(unlabelled) - len(kept)
-    if dropped:
-        say(f"left out {dropped:,} unlabelled texts that also stand in the validation or test table")
-        return unlabelled.select(kept)
-    return unlabelled
+def split_texts(texts: Dataset, *, fraction: float, seed: int, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
+    """Split unlabelled texts into training and validation; none of the validation texts stands in training too."""
+    parts = split_train_validation(texts, fraction=fraction, seed=seed)
+    kept = without_texts_of(
+        parts["train"], [parts["validation"]], what="training texts", where="the validation part", say=say
+    )
+    return kept, parts["validation"]
+
+
+def without_texts_of(
+    texts: Dataset, held_out: Sequence[Dataset | None], *, what: str, where: str, say: Callable[[str], None]
+) -> Dataset:
+    """Leave out the texts that also stand in a held-out table, and say how many.
+
+    Args:
+        texts: Column ``text``.
+        held_out: Tables that are only measured.
+        what: What is left out, in words.
+        where: What the held-out tables are, in words.
+        say: Told the number, if there is any.
+    """
+    known = {text for table in held_out if table is not None for text in table["text"]}
+    kept = [row for row, text in enumerate(texts["text"]) if text not in known]
+    dropped = len(texts) - len(kept)
+    if not dropped:
+        return texts
+    say(f"left out {dropped:,} {what} that also stand in {where}")
+    return texts.select(kept)
+
+
+def _tell_of_repeats(tables: RunTables, say: Callable[[str], None]) -> None:
+    known = set(tables.train["text"])
+    for name, held_out in (("validation", tables.validation), ("test", tables.test)):
+        repeats = 0 if held_out is None else sum(text in known for text in held_out["text"])
+        if held_out is not None and repeats:
+            say(
+                f"note: {repeats:,} of {len(held_out):,} {name} texts also stand in the training table, word for word; "
+                f"the {name} metrics are flattered by as much"
+            )

@@ -89,6 +89,8 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(_ordinary_mode())  # safetensors makes its files readable by their owner alone
             _sync(file)
         if path.exists():
             path.rename(old)
@@ -137,6 +139,13 @@ def write_atomic(path: Path | str, content: bytes) -> None:
         raise CheckpointError(_not_saved(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _ordinary_mode() -> int:
+    """Return the mode that a newly opened file gets here."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _sync(path: Path) -> None:

@@ -88,7 +88,7 @@ def suggest(lrs: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
         raise ValueError(
             f"the loss curve has {len(losses)} usable points, suggestions need at least {MIN_POINTS}: the first "
             f"tenth of the sweep and its last {SKIPPED_AT_END} batches are left out, and it stops where the loss "
-            "diverges. Run lr_find with a larger num_it, or with a smaller start_lr if it diverged at once"
+            "diverges. Run lr_find with a larger num_steps, or with a smaller start_lr if it diverged at once"
         )
     if not all(map(math.isfinite, losses)):
         raise ValueError("the losses hold NaN or infinity; cut them with usable_part first")

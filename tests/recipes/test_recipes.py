@@ -1,0 +1,185 @@
+"""Each recipe as a person runs it, on tables of a few dozen rows, one after the other in one folder."""
+
+import json
+import os
+import random
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMES = [
+    "find_learning_rate",
+    "finetune_language_model",
+    "predict",
+    "pretrain_language_model",
+    "quickstart",
+    "run_pipeline",
+    "train_classifier",
+]
+REPORTED = {"test", "validation", "seconds", "versions", "seed"}
+TINY = "--language_model.embedding_size 10 --language_model.hidden_size 14 --language_model.num_hidden_layers 2".split()
+SHORT = "--language_model.epochs 1 --language_model.bptt 11 --language_model.batch_size 2".split()
+ONE_EPOCH = "--classifier.epochs_per_phase 1 --classifier.final_epochs 1".split()
+
+
+def rows(count, seed):
+    chance = random.Random(seed)
+    told = {"bad": "dull slow poor weak".split(), "good": "warm funny great fine".split()}
+    filler = "the film and its music were made by three brothers in two hours".split()
+    for number in range(count):
+        label = ("bad", "good")[number % 2]
+        words = [chance.choice(filler) for _ in range(7)] + [chance.choice(told[label]) for _ in range(3)]
+        yield f"{' '.join(words)}.,{label}\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with tables, in which one recipe after the other writes."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, count, seed in (("train", 30, 0), ("test", 6, 1), ("more", 10, 2)):
+        (folder / f"{name}.csv").write_text("text,label\n" + "".join(rows(count, seed)))
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, place):
+    """Return a function that runs a recipe in that folder; it gives the exit code and what was printed."""
+
+    def run(name, *words):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", [f"recipes/{name}.py", *map(str, words)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "recipes" / f"{name}.py"), run_name="__main__")
+        except SystemExit as exit_:
+            code = exit_.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def metrics_in(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_there_is_a_test_for_every_recipe():
+    assert sorted(path.stem for path in (ROOT / "recipes").glob("*.py")) == NAMES
+
+
+def test_1_pretraining_makes_a_general_language_model(run, place):
+    code, out, err = run("pretrain_language_model", "--train_file", "more.csv", "--output_dir", "lm", *TINY, *SHORT)
+    assert (code, err) == (0, "")
+    assert "validation perplexity" in out
+    assert "the language model lies in lm; give it to the next stage:" in out
+    assert metrics_in(place / "lm").keys() >= REPORTED
+
+
+def test_2_fine_tuning_goes_on_from_it(run, place):
+    words = ["--model", "lm", "--train_file", "train.csv", "--train_file", "more.csv", "--output_dir", "tuned"]
+    code, out, err = run("finetune_language_model", *words, *SHORT)
+    assert (code, err) == (0, "")
+    assert "python recipes/train_classifier.py --model tuned" in out
+    assert metrics_in(place / "tuned")["validation"]["perplexity"] > 1
+
+
+def test_3_a_learning_rate_is_found_for_the_head(run, place):
+    words = ["--model", "tuned", "--train_file", "train.csv", "--output_dir", "lr", "--num_steps", 60]
+    code, out, err = run("find_learning_rate", *words)
+    assert (code, err) == (0, "")
+    assert "swept with these groups trained: head" in out
+    assert "use it:  --classifier.lr " in out
+    assert metrics_in(place / "lr").keys() >= REPORTED
+
+
+def test_4_a_classifier_is_trained_on_it(run, place):
+    words = ["--model", "tuned", "--train_file", "train.csv", "--test_file", "test.csv", "--output_dir", "classifier"]
+    code, out, err = run("train_classifier", *words, *ONE_EPOCH, "--classifier.plan", "gradual")
+    assert (code, err) == (0, "")
+    metrics = metrics_in(place / "classifier")
+    assert metrics.keys() >= REPORTED
+    assert metrics["test"].keys() >= {"accuracy", "macro_f1", "loss", "n"}
+    assert (metrics["test"]["n"], metrics["validation"]["n"]) == (6, 3)
+
+
+def test_5_and_predicts_a_file(run, place):
+    words = ["--model", "classifier", "--input_file", "more.csv", "--output_file", "predicted.csv"]
+    code, out, err = run("predict", *words)
+    assert (code, err) == (0, "")
+    assert len((place / "predicted.csv").read_text().splitlines()) == 1 + 10
+
+
+def test_6_the_whole_pipeline_runs_and_a_second_call_skips_it(run, place):
+    words = ["--train_file", "train.csv", "--test_file", "test.csv", "--unlabelled_file", "more.csv"]
+    words += ["--text_column", "text", "--label_column", "label", "--model", "lm", "--output_dir", "run"]
+    words += ["--preset", "fastai", "--seed", 3, "--max_seconds", 60, *SHORT, *ONE_EPOCH]
+    code, out, err = run("run_pipeline", *words)
+    assert (code, err) == (0, "")
+    assert "the classifier lies in run/classifier; use it with" in out
+    metrics = metrics_in(place / "run")
+    assert metrics.keys() >= REPORTED
+    assert metrics["test"].keys() >= {"accuracy", "macro_f1", "loss", "n"}
+    assert metrics["seconds"].keys() >= {"language_model", "classifier"}
+    assert metrics["seed"] == 3
+    assert (place / "run/report.html").is_file()
+    code, out, err = run("run_pipeline", "--config", "run/settings.yaml")
+    assert (code, err, out.count("skipped")) == (0, "", 2)
+
+
+def test_a_mistake_is_one_line_and_code_2(run):
+    code, out, err = run("run_pipeline", "--train_file", "trian.csv", "--output_dir", "none")
+    assert code == 2
+    assert err.startswith("run_pipeline.py: error: there is no file trian.csv; the folder . holds ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("finetune_language_model", ["--train_file", "more.csv"], "--model is missing: the folder of a pretrained"),
+        ("pretrain_language_model", ["--train_file", "more.csv", "--model", "x"], "--model is for going on from a"),
+        ("train_classifier", ["--train_file", "t.csv", "--model", "lm.pth"], "there is no file t.csv"),
+        ("train_classifier", ["--train_file", "train.csv", "--model", "lm.pth"], "lm.pth is a pickled checkpoint"),
+        ("find_learning_rate", ["--train_file", "train.csv"], "give --model, a folder"),
+        ("run_pipeline", ["--train_file", "train.csv", "--max_seconds", "0"], "max_seconds must be positive, got 0"),
+        ("run_pipeline", ["--train_file", "train.csv", "--classifier.lr", "-1"], "classifier: lr must be a number abo"),
+        ("run_pipeline", ["--train_file", "train.csv", "--language_model.epochs", "-1"], "epochs must be a whole num"),
+    ],
+)
+def test_every_recipe_tells_its_mistakes_so(run, place, name, words, told):
+    code, _, err = run(name, *words, "--output_dir", "refused")
+    assert code == 2
+    assert err.startswith(f"{name}.py: error: ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert not (place / "refused").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_describes_every_setting(run, name):
+    code, out, err = run(name, "--help")
+    assert (code, err) == (0, "")
+    settings = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
+    assert len(settings) >= 3
+    assert out.startswith(f"usage: {name}.py [--config FILE ...] [--name VALUE ...]")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_and_abbreviated_names_are_refused_with_the_nearest(run, name):
+    code, _, err = run(name, "--progres", "true")
+    assert code == 2
+    known = "--preset" if name == "find_learning_rate" else "--progress"
+    assert f"{name}.py: error: unknown setting --progres; did you mean " in err
+    assert known in err
+
+
+def test_a_recipe_starts_as_a_program_of_its_own(place):
+    words = [sys.executable, ROOT / "recipes/run_pipeline.py", "--train_file", "none.csv", "--output_dir", "nowhere"]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=place, env=surroundings, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("run_pipeline.py: error: there is no file none.csv; the folder . holds ")

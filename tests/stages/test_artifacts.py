@@ -1,0 +1,126 @@
+"""Model names, folders that are whole or absent, and what tells one model from another."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_runs import folder_bytes
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from ulmfit_pipe.stages.artifacts import (
+    ArtifactError,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_identity,
+    read_stage,
+    refuse_foreign_folder,
+    resolve_model,
+    save_stage,
+)
+
+
+def test_a_folder_resolves_to_itself_and_a_hub_id_to_its_name(tiny_language_model_folder):
+    assert resolve_model(tiny_language_model_folder) == str(tiny_language_model_folder)
+    assert resolve_model("owner/name") == "owner/name"
+
+
+def test_a_folder_without_a_model_names_the_one_inside_it(tiny_language_model_folder, tmp_path):
+    shutil.copytree(tiny_language_model_folder, tmp_path / "run/language_model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ArtifactError, match=r"run holds no model \(no config.json\); did you mean .*run/language_model"
+    ):
+        resolve_model(tmp_path / "run")
+    with pytest.raises(ArtifactError, match="holds no model .*; give the folder that a stage wrote"):
+        resolve_model(tmp_path / "empty")
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "table.csv").write_text("text\n")
+    with pytest.raises(ArtifactError, match="table.csv is a file, not a model folder"):
+        resolve_model(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("name", ["./lm", "/nowhere/lm", "a/b/c"])
+def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(name):
+    with pytest.raises(ArtifactError, match=f"there is no folder '{name}'; give the folder that a stage wrote"):
+        resolve_model(name)
+
+
+def test_a_model_is_known_by_its_files_not_by_its_place(tiny_language_model_folder, tiny_classifier_folder, tmp_path):
+    known = model_identity(tiny_language_model_folder)
+    moved = shutil.copytree(tiny_language_model_folder, tmp_path / "moved")
+    (moved / "stage.json").write_text("{}")
+    assert model_identity(moved) == known
+    assert model_identity(tiny_classifier_folder) != known
+    (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
+    assert model_identity(moved) != known
+    assert (model_identity("owner/name"), model_identity(None)) == ("owner/name", None)
+
+
+def test_a_tokenizer_that_is_not_ours_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ArtifactError, match="not one that this project wrote"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_loading_and_saving_is_quiet(tiny_language_model_folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    load_model(tiny_language_model_folder, AutoModelForCausalLM).save_pretrained(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_ends_also_when_loading_fails(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    verbosity = logging.get_verbosity()
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        load_config(tmp_path)
+    assert logging.get_verbosity() == verbosity
+
+
+def test_a_stage_is_written_whole_with_its_record_and_replaced_by_the_same_stage_only(tmp_path):
+    def write(text):
+        return lambda folder: (folder / "weights").write_text(text)
+
+    path = save_stage(tmp_path / "lm", stage="language_model", record={"seconds": 2.0}, write=write("one"))
+    record = read_stage(path)
+    assert (record["stage"], record["seconds"], record["format"]) == ("language_model", 2.0, 1)
+    assert "torch" in record["versions"]
+    save_stage(path, stage="language_model", record={}, write=write("two"))
+    assert (path / "weights").read_text() == "two"
+    before = folder_bytes(path)
+    with pytest.raises(ArtifactError, match="holds a language_model stage, not a classifier stage"):
+        save_stage(path, stage="classifier", record={}, write=write("three"))
+    assert folder_bytes(path) == before
+
+
+def test_a_stage_that_was_cut_short_is_none(tmp_path):
+    assert read_stage(tmp_path) is None
+    (tmp_path / "stage.json").write_text('{"format": 1, "sta')
+    assert read_stage(tmp_path) is None
+    with pytest.raises(ArtifactError, match="holds files that are no stage's"):
+        refuse_foreign_folder(tmp_path, "classifier")
+
+
+def test_an_old_folder_that_a_killed_save_left_aside_is_put_back(tmp_path):
+    path = save_stage(tmp_path / "lm", stage="language_model", record={"seconds": 2.0}, write=lambda folder: None)
+    path.rename(tmp_path / ".lm.0123abcd.old")
+    refuse_foreign_folder(path, "language_model")
+    assert read_stage(path)["seconds"] == 2.0
+
+
+def test_random_state_is_not_touched_by_a_load(tiny_language_model_folder):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    load_config(tiny_language_model_folder)
+    assert torch.equal(torch.rand(2), expected)

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from ulmfit_pipe.data.docstrings import build_corpus
+from ulmfit_pipe.stages import demo
+from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.stages.demo import DemoSettings, DemoSize, DemoTables, contest_table, run_demo, tfidf_scores
+from ulmfit_pipe.stages.language_model import LanguageModelSettings
+
+TINY = DemoSize(
+    seeds=2,
+    pretraining=LanguageModelSettings(
+        epochs=1, vocab_size=200, embedding_size=8, hidden_size=12, num_hidden_layers=2, batch_size=4, bptt=20
+    ),
+    fine_tuning=LanguageModelSettings(plan="full", epochs=1, batch_size=4, bptt=20),
+    classifier=ClassifierSettings(plan="gradual", batch_size=8, epochs_per_phase=1, final_epochs=2),
+    pretraining_rows=60,
+    unlabelled_rows=80,
+)
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch):
+    monkeypatch.setattr(demo, "QUICK", TINY)
+    monkeypatch.setattr(demo, "PRETRAINING_LIBRARIES", ("joblib",))
+    monkeypatch.setattr(demo, "TARGET_LIBRARIES", ("jinja2", "fsspec"))
+    monkeypatch.setattr(demo, "MIN_WORDS", 12)
+    monkeypatch.setattr(demo, "MOST_TEST_ROWS", 30)
+    monkeypatch.setattr(demo, "VALIDATION_LABELS", 5)
+
+
+def test_the_demonstration_sets_the_method_beside_its_rivals_on_the_same_labels(tiny_demo, tmp_path):
+    metrics = run_demo(DemoSettings(output_dir=str(tmp_path / "demo"), labels_per_class=9))
+    assert set(metrics["scores"]) == {
+        "TF-IDF + logistic regression",
+        "same network from scratch",
+        "pretrained, not fine-tuned",
+        "language model fine-tuned, then thawed",
+    }
+    assert all(len(scores) == 2 for scores in metrics["scores"].values())
+    assert {scores["n"] for values in metrics["scores"].values() for scores in values} == {30}
+    assert len(metrics["examples"]) == 3
+    assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["test"]["n"] == 30
+    assert (tmp_path / "demo" / "classifier_seed0" / "stage.json").is_file()
+
+
+def test_the_labelled_rows_share_no_source_file_with_the_validation_rows(tiny_demo):
+    corpus = build_corpus(("jinja2", "fsspec"))
+    rest, test = demo.split_by_source(corpus, fraction=0.2, seed=0)
+    tables = demo._labelled(rest, test, rest, 9, 3)
+    source = dict(zip(corpus["text"], corpus["source"], strict=True))
+    assert not {source[text] for text in tables.train["text"]} & {source[text] for text in tables.validation["text"]}
+    assert sorted(tables.train["label"]) == [0] * 9 + [1] * 9
+    assert sorted(tables.validation["label"]) == [0] * 5 + [1] * 5
+
+
+def test_the_scratch_twin_gets_the_epochs_of_all_phases():
+    assert demo._all_epochs(TINY) == 3 * 1 + 2
+    assert demo._all_epochs(demo.QUICK) == 3 * 2 + 10
+
+
+def test_tfidf_tells_apart_what_words_tell_apart():
+    rows = {
+        "text": [f"{word} alpha {number}" for number in range(6) for word in ("apple", "stone")],
+        "label": [0, 1] * 6,
+    }
+    table = demo.Dataset.from_dict(rows)
+    scores = tfidf_scores(DemoTables(table, table, table, table))
+    assert scores == {"accuracy": 1.0, "macro_f1": 1.0, "n": 12}
+
+
+def test_the_table_gives_mean_and_spread_and_puts_the_best_last():
+    table = contest_table(
+        {
+            "a": [{"accuracy": 0.9, "macro_f1": 0.8}],
+            "b": [{"accuracy": 0.5, "macro_f1": 0.4}, {"accuracy": 0.7, "macro_f1": 0.6}],
+        }
+    )
+    lines = str(table).splitlines()
+    assert lines[2].split() == ["b", "0.600", "0.500", "to", "0.700", "0.500", "2"]
+    assert lines[3].split() == ["a", "0.900", "-", "0.800", "1"]

@@ -1,0 +1,272 @@
+"""The whole method on tables of a few dozen rows."""
+
+import dataclasses
+import json
+import math
+import re
+import time
+
+import pytest
+import yaml
+from tiny_runs import CLASSIFIER, LM, folder_bytes, reviews, write_csv
+
+from ulmfit_pipe import TextPipeline, metrics_table
+from ulmfit_pipe.stages.artifacts import ArtifactError
+from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.settings import load_settings
+
+SMALL = {"language_model": LM, "classifier": CLASSIFIER}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Return a folder with train.csv, test.csv and more.csv."""
+    folder = tmp_path_factory.mktemp("tables")
+    write_csv(folder / "train.csv", reviews(30))
+    write_csv(folder / "test.csv", reviews(8, seed=1))
+    write_csv(folder / "more.csv", [(text,) for text, _ in reviews(12, seed=2)], columns=("text",))
+    return folder
+
+
+def settings_for(tables, output, **changes):
+    given = {"train_file": [str(tables / "train.csv")], "output_dir": str(output), **SMALL, **changes}
+    return PipelineSettings(**given)
+
+
+@pytest.fixture(scope="module")
+def whole(tables, tmp_path_factory):
+    """Return settings, metrics and what was said of one whole run."""
+    settings = settings_for(
+        tables,
+        tmp_path_factory.mktemp("runs") / "reviews",
+        test_file=str(tables / "test.csv"),
+        unlabelled_file=[str(tables / "more.csv")],
+    )
+    said: list[str] = []
+    return settings, run_pipeline(settings, context=RunContext(say=said.append)), said
+
+
+def test_metrics_json_holds_what_every_run_reports(whole):
+    settings, metrics, _ = whole
+    stored = json.loads(open(f"{settings.output_dir}/metrics.json").read())
+    assert stored == metrics
+    assert set(metrics["test"]) == set(metrics["validation"]) == {"accuracy", "macro_f1", "loss", "n"}
+    assert (metrics["test"]["n"], metrics["validation"]["n"]) == (8, 3)
+    assert set(metrics["seconds"]) == {"language_model", "classifier", "scoring"}
+    assert {"python", "torch", "transformers", "datasets", "ulmfit_pipe"} <= set(metrics["versions"])
+    assert (metrics["seed"], metrics["preset"]) == (0, "fastai")
+    assert metrics["language_model"]["language_model"]["perplexity"] > 1
+
+
+def test_the_language_model_reads_training_and_unlabelled_text(whole):
+    settings, _, said = whole
+    assert said[0] == "rows: 27 training, 3 validation, 8 test, 12 unlabelled; labels: bad, good"
+
+
+def test_the_settings_are_kept_and_give_the_same_run_back(whole):
+    settings, _, _ = whole
+    assert load_settings(PipelineSettings, f"{settings.output_dir}/settings.yaml") == settings
+    assert yaml.safe_load(open(f"{settings.output_dir}/settings.yaml"))["classifier"]["batch_size"] == 8
+
+
+def test_running_again_skips_every_stage_says_so_and_gives_the_same_numbers(whole):
+    settings, metrics, _ = whole
+    said: list[str] = []
+    again = run_pipeline(settings, context=RunContext(say=said.append))
+    assert [line for line in said if "skipped" in line] == [
+        f"{name}: already finished in {settings.output_dir}/{name} with the same settings and data, skipped"
+        for name in ("language_model", "classifier")
+    ]
+    assert (again["test"], again["validation"]) == (metrics["test"], metrics["validation"])
+    assert {**again["seconds"], "scoring": 0} == {**metrics["seconds"], "scoring": 0}
+
+
+def test_a_changed_setting_of_the_last_stage_stops_before_the_first_is_trained(whole, tables):
+    settings, _, _ = whole
+    before = folder_bytes(tables.parent)
+    changed = dataclasses.replace(settings, classifier=dataclasses.replace(CLASSIFIER, lr=0.5))
+    with pytest.raises(ArtifactError, match=re.escape("settings.lr (None there, 0.5 now)")):
+        run_pipeline(changed, context=RunContext(say=str))
+    assert folder_bytes(tables.parent) == before
+
+
+def test_metrics_are_shown_as_a_small_table(whole):
+    lines = metrics_table(whole[1]).splitlines()
+    assert lines[0].startswith("validation  accuracy ")
+    assert lines[1].startswith("test        accuracy ")
+    assert lines[2].startswith("seconds     language_model ")
+
+
+def test_the_example_of_the_read_me_runs_word_for_word(tables, tmp_path, monkeypatch, tiny_language_model_folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/general_lm").symlink_to(tiny_language_model_folder)
+    for name in ("train", "test", "more"):
+        (tmp_path / f"{name}.csv").symlink_to(tables / f"{name}.csv")
+    # word for word, but for the time that the preset's ten epochs would take
+    monkeypatch.setattr("ulmfit_pipe.stages.presets.MOST_EPOCHS", 1)
+    monkeypatch.setattr("ulmfit_pipe.stages.language_model.scale_epochs", lambda *args, **sizes: 1)
+    pipe = TextPipeline("runs/general_lm")
+    pipe.fit("train.csv", test="test.csv", unlabelled="more.csv", output_dir="runs/reviews", preset="fastai")
+    (row,) = pipe.predict(["It works."])
+    assert set(row) == {"label", "score", "scores"}
+    assert row["label"] in ("bad", "good")
+    assert row["score"] == max(row["scores"].values())
+    assert sum(row["scores"].values()) == pytest.approx(1)
+    loaded = TextPipeline.load("runs/reviews/classifier")
+    assert loaded.predict(["It works."]) == [row]
+
+
+def test_predictions_keep_the_order_and_do_not_depend_on_their_neighbours(whole):
+    pipe = TextPipeline.load(f"{whole[0].output_dir}/classifier")
+    texts = [text * (1 + 7 * (index % 3)) for index, (text, _) in enumerate(reviews(9, seed=5))]
+    together = [row["score"] for row in pipe.predict(texts)]
+    assert together == pytest.approx([pipe.predict([text])[0]["score"] for text in texts], abs=1e-5)
+    assert [row["score"] for row in pipe.predict(texts[::-1])] == pytest.approx(together[::-1], abs=1e-5)
+
+
+def test_predicting_before_anything_is_fitted_says_what_to_do():
+    with pytest.raises(RuntimeError, match="there is no classifier yet: call fit, or TextPipeline.load"):
+        TextPipeline().predict(["x"])
+
+
+def test_without_a_test_file_test_is_null(tables, tmp_path, tiny_language_model_folder):
+    settings = settings_for(
+        tables, tmp_path / "run", model=str(tiny_language_model_folder), fine_tune_language_model=False
+    )
+    metrics = run_pipeline(settings, context=RunContext(say=str))
+    assert metrics["test"] is None
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["test"] is None
+    assert set(metrics["seconds"]) == {"classifier", "scoring"}
+    assert "test " not in metrics_table(metrics)
+
+
+@pytest.fixture(scope="module")
+def ensemble(tables, tmp_path_factory):
+    settings = settings_for(tables, tmp_path_factory.mktemp("runs") / "both", ensemble=True)
+    return settings, run_pipeline(settings, context=RunContext(say=str))
+
+
+def test_an_ensemble_averages_a_forward_and_a_backward_classifier(ensemble):
+    settings, metrics = ensemble
+    assert set(metrics["seconds"]) == {
+        "language_model",
+        "classifier",
+        "language_model_backward",
+        "classifier_backward",
+        "scoring",
+    }
+    predictor = TextPipeline.load(f"{settings.output_dir}/classifier").predictor
+    assert [model.config.direction for model in predictor.models] == ["forward", "backward"]
+    alone = TextPipeline.load(f"{settings.output_dir}/classifier_backward").predict(["a warm film"])[0]
+    first = type(predictor)(predictor.models[:1], predictor.tokenizer).predict(["a warm film"])[0]
+    both = predictor.predict(["a warm film"])[0]
+    assert both["scores"]["good"] == pytest.approx((alone["scores"]["good"] + first["scores"]["good"]) / 2)
+
+
+def test_an_ensemble_is_not_taken_for_a_single_model(ensemble):
+    single = dataclasses.replace(ensemble[0], ensemble=False)
+    with pytest.raises(
+        ArtifactError, match="is an ensemble with a backward classifier, the settings say ensemble false"
+    ):
+        run_pipeline(single, context=RunContext(say=str))
+
+
+def test_an_ensemble_is_run_again_from_its_folders(ensemble):
+    again = run_pipeline(ensemble[0], context=RunContext(say=str))
+    assert again["validation"] == ensemble[1]["validation"]
+
+
+def test_an_ensemble_from_one_pretrained_model_says_what_is_missing(tables, tmp_path, tiny_language_model_folder):
+    settings = settings_for(tables, tmp_path / "run", ensemble=True, model=str(tiny_language_model_folder))
+    with pytest.raises(ValueError, match="needs a backward language model beside --model; give --model_backward"):
+        run_pipeline(settings)
+
+
+def test_an_ensemble_of_two_forward_models_is_refused_before_training(tables, tmp_path, tiny_language_model_folder):
+    name = str(tiny_language_model_folder)
+    settings = settings_for(tables, tmp_path / "run", ensemble=True, model=name, model_backward=name)
+    with pytest.raises(ArtifactError, match="reads text forward, the ensemble needs it as its backward model"):
+        run_pipeline(settings)
+
+
+def test_an_ensemble_of_two_vocabularies_is_refused_before_training(
+    tables, tmp_path, tiny_language_model_folder, ensemble
+):
+    settings = settings_for(
+        tables,
+        tmp_path / "run",
+        ensemble=True,
+        model=str(tiny_language_model_folder),
+        model_backward=f"{ensemble[0].output_dir}/language_model_backward",
+    )
+    with pytest.raises(ArtifactError, match="have different vocabularies, so they cannot be averaged"):
+        run_pipeline(settings)
+
+
+def test_skipping_the_language_model_needs_a_pretrained_one(tables, tmp_path):
+    with pytest.raises(ValueError, match="fine_tune_language_model false needs a pretrained model; give --model"):
+        run_pipeline(settings_for(tables, tmp_path / "run", fine_tune_language_model=False))
+
+
+def test_a_preset_that_does_not_exist_is_refused_at_once(tables, tmp_path):
+    with pytest.raises(ValueError, match="preset must be one of paper, scripts-2018, fastai, got 'fast'"):
+        settings_for(tables, tmp_path / "run", preset="fast")
+
+
+def test_a_time_limit_ends_a_long_run_soon_with_a_usable_classifier(tables, tmp_path, tiny_language_model_folder):
+    settings = settings_for(
+        tables,
+        tmp_path / "run",
+        max_seconds=3.0,
+        model=str(tiny_language_model_folder),
+        fine_tune_language_model=False,
+        classifier=ClassifierSettings(epochs_per_phase=300, final_epochs=300),
+    )
+    said: list[str] = []
+    started = time.monotonic()
+    metrics = run_pipeline(settings, context=RunContext(say=said.append))
+    assert time.monotonic() - started < 15  # 3 of training; reading, scoring and the report beside it
+    assert math.isfinite(metrics["validation"]["loss"])
+    assert TextPipeline.load(tmp_path / "run/classifier").predict(["a warm film"])[0]["label"] in ("bad", "good")
+    phases = {epoch["phase"] for epoch in json.loads((tmp_path / "run/classifier/stage.json").read_text())["epochs"]}
+    assert phases == {"last 1", "last 2", "last 3", "all"}  # every phase got its share
+    run_pipeline(settings, context=RunContext(say=said.append))
+    assert sum("cut short by a time limit" in line for line in said) == 1
+
+
+def test_a_time_limit_over_before_the_first_step_says_so_and_keeps_what_is_finished(tables, tmp_path):
+    settings = settings_for(tables, tmp_path / "run", max_seconds=1e-6)
+    with pytest.raises(ValueError, match="max_seconds were over before the classifier took a step"):
+        run_pipeline(settings, context=RunContext(say=str))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["language_model"]
+    more = dataclasses.replace(settings, max_seconds=None)
+    said: list[str] = []
+    metrics = run_pipeline(more, context=RunContext(say=said.append))
+    assert metrics["validation"]["n"] == 3
+    assert any("that training was cut short by a time limit" in line for line in said)
+
+
+def test_several_text_columns_and_labels_joined_by_a_separator(tmp_path):
+    rows = [("title", text, label if index % 3 else "bad;good") for index, (text, label) in enumerate(reviews(30))]
+    path = write_csv(tmp_path / "several.csv", rows, columns=("title", "body", "tags"))
+    metrics = TextPipeline().fit(
+        path,
+        output_dir=tmp_path / "run",
+        text_column=["title", "body"],
+        label_column="tags",
+        label_separator=";",
+        **SMALL,
+    )
+    assert {"micro_f1", "macro_f1", "mean_average_precision", "loss", "n"} <= set(metrics["validation"])
+    config = json.loads((tmp_path / "run/classifier/config.json").read_text())
+    assert (len(config["thresholds"]), config["problem_type"]) == (2, "multi_label_classification")
+
+
+def test_transformers_bars_and_reports_stay_off_the_terminal(whole, capfd):
+    TextPipeline.load(f"{whole[0].output_dir}/classifier")
+    run_pipeline(whole[0], context=RunContext(say=str))
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")

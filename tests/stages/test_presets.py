@@ -1,0 +1,171 @@
+"""Every number of the three recipes, as the reference table gives it."""
+
+import pytest
+
+from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.stages.presets import PRESETS, Dropouts, load_preset, scale_epochs
+from ulmfit_pipe.training.schedules import Schedule
+
+LM_GROUPS, CLASSIFIER_GROUPS = 4, 5  # of three layers
+
+
+def plan(phases):
+    return [(phase.name, phase.trainable, phase.epochs, phase.schedule) for phase in phases]
+
+
+def rates(phase):
+    return pytest.approx(phase.lrs, rel=1e-12)
+
+
+def test_there_are_three_presets():
+    assert sorted(PRESETS) == ["fastai", "paper", "scripts-2018"]
+    assert {name: preset.name for name, preset in PRESETS.items()} == {name: name for name in PRESETS}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "bptt"),
+    [("paper", (400, 1150, 3), 70), ("scripts-2018", (400, 1150, 3), 70), ("fastai", (400, 1152, 3), 72)],
+)
+def test_sizes_windows_batches_and_vocabulary(name, sizes, bptt):
+    preset = PRESETS[name]
+    assert (preset.sizes, preset.bptt, preset.batch_size) == (sizes, bptt, 64)
+    assert (preset.word_vocab_size, preset.word_min_count) == (60_000, 3)
+
+
+@pytest.mark.parametrize("name", ["paper", "scripts-2018", "fastai"])
+def test_ar_and_tar_are_2_and_1_everywhere(name):
+    assert (PRESETS[name].alpha, PRESETS[name].beta) == (2.0, 1.0)
+
+
+def test_dropouts_of_the_language_model():
+    of_the_code = Dropouts(input=0.25, output=0.1, weight=0.2, embedding=0.02, hidden=0.15)
+    assert PRESETS["paper"].lm_dropouts == Dropouts(input=0.4, output=0.4, weight=0.5, embedding=0.05, hidden=0.3)
+    assert PRESETS["scripts-2018"].lm_dropouts == of_the_code
+    assert PRESETS["fastai"].lm_dropouts == of_the_code
+
+
+def test_dropouts_of_the_classifier():
+    of_the_paper = Dropouts(output=0.4, hidden=0.3, input=0.4, embedding=0.05, weight=0.5)
+    assert PRESETS["paper"].classifier_dropouts == of_the_paper
+    assert PRESETS["scripts-2018"].classifier_dropouts == of_the_paper
+    half = Dropouts(output=0.2, hidden=0.15, input=0.2, embedding=0.025, weight=0.25)
+    assert PRESETS["fastai"].classifier_dropouts == half
+    assert AwdLstmConfig().head_dropout == 0.1
+
+
+def test_optimizers():
+    paper, scripts, fastai = PRESETS["paper"], PRESETS["scripts-2018"], PRESETS["fastai"]
+    assert paper.lm_optimizer == paper.classifier_optimizer
+    assert (paper.lm_optimizer.betas, paper.lm_optimizer.weight_decay) == ((0.7, 0.99), 0.0)
+    assert paper.lm_optimizer.max_grad_norm is None
+    for optimizer, clip in ((scripts.lm_optimizer, 0.3), (scripts.classifier_optimizer, 25.0)):
+        assert (optimizer.betas, optimizer.weight_decay) == ((0.8, 0.99), 1e-7)
+        assert (optimizer.decoupled, optimizer.max_grad_norm) == (False, clip)
+    for optimizer, decay in ((fastai.lm_optimizer, 0.1), (fastai.classifier_optimizer, 0.01)):
+        assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.8, 0.99), 1e-5, decay)
+        assert (optimizer.decoupled, optimizer.max_grad_norm) == (True, None)
+
+
+def test_only_fastai_trains_the_norms_of_frozen_groups():
+    assert {name: preset.train_norm for name, preset in PRESETS.items()} == {
+        "paper": False,
+        "scripts-2018": False,
+        "fastai": True,
+    }
+
+
+def test_the_papers_language_model_trains_all_layers_at_once():
+    (only,) = PRESETS["paper"].lm_phases(LM_GROUPS, None, None, None)
+    assert plan([only]) == [("all", (0, 1, 2, 3), 15, Schedule.slanted_triangular(cut_frac=0.1, ratio=32))]
+    assert rates(only) == [4e-3 / 2.6**3, 4e-3 / 2.6**2, 4e-3 / 2.6, 4e-3]
+
+
+def test_the_papers_classifier_thaws_one_group_an_epoch():
+    phases = PRESETS["paper"].classifier_phases(CLASSIFIER_GROUPS, None, None, None)
+    triangle = Schedule.slanted_triangular(cut_frac=0.1, ratio=32)
+    assert plan(phases) == [
+        ("last 1", (4,), 1, triangle),
+        ("last 2", (3, 4), 1, triangle),
+        ("last 3", (2, 3, 4), 1, triangle),
+        ("last 4", (1, 2, 3, 4), 1, triangle),
+        ("all", (0, 1, 2, 3, 4), 50, triangle),
+    ]
+    for phase in phases:
+        assert rates(phase) == [1e-2 / 2.6**power for power in (4, 3, 2, 1, 0)]
+
+
+def test_the_scripts_language_model_has_their_own_rates_and_no_frozen_phase():
+    (only,) = PRESETS["scripts-2018"].lm_phases(LM_GROUPS, None, None, None)
+    assert plan([only]) == [("all", (0, 1, 2, 3), 25, Schedule.slanted_triangular(cut_frac=1 / 10, ratio=32))]
+    assert rates(only) == [4e-3 / 6, 4e-3 / 3, 4e-3, 4e-3 / 2]
+
+
+def test_the_scripts_language_model_of_another_depth_gets_the_papers_ladder():
+    (only,) = PRESETS["scripts-2018"].lm_phases(3, None, None, None)
+    assert rates(only) == [4e-3 / 2.6**2, 4e-3 / 2.6, 4e-3]
+
+
+def test_the_scripts_classifier_thaws_last_one_last_two_all():
+    phases = PRESETS["scripts-2018"].classifier_phases(CLASSIFIER_GROUPS, None, None, None)
+    thaw = Schedule.slanted_triangular(cut_frac=1 / 3, ratio=8)
+    assert plan(phases) == [
+        ("last 1", (4,), 1, thaw),
+        ("last 2", (3, 4), 1, thaw),
+        ("all", (0, 1, 2, 3, 4), 50, Schedule.slanted_triangular(cut_frac=1 / 8, ratio=8)),
+    ]
+    for phase in phases:
+        assert rates(phase) == [1e-2 / 2.6**power for power in (4, 3, 2, 1, 0)]
+
+
+def test_fastais_language_model_warms_the_embedding_then_trains_all():
+    first, rest = PRESETS["fastai"].lm_phases(LM_GROUPS, None, None, None)
+    cycle = Schedule.one_cycle(pct_start=0.25, div=25.0, div_final=1e5, moms=(0.8, 0.7, 0.8))
+    assert plan([first, rest]) == [("embeddings", (3,), 1, cycle), ("all", (0, 1, 2, 3), 10, cycle)]
+    assert rates(first) == [2e-2] * 4
+    assert rates(rest) == [2e-3] * 4
+
+
+def test_fastais_classifier_has_the_tutorials_four_phases():
+    phases = PRESETS["fastai"].classifier_phases(CLASSIFIER_GROUPS, None, None, None)
+    cycle = Schedule.one_cycle()
+    assert plan(phases) == [
+        ("last 1", (4,), 1, cycle),
+        ("last 2", (3, 4), 1, cycle),
+        ("last 3", (2, 3, 4), 1, cycle),
+        ("all", (0, 1, 2, 3, 4), 2, cycle),
+    ]
+    assert phases[0].lrs[4] == 2e-2
+    for phase, peak in zip(phases[1:], (1e-2, 5e-3, 1e-3), strict=True):
+        assert rates(phase) == [peak / 2.6**4 * 2.6**index for index in range(5)]  # slice(peak / 2.6**4, peak)
+
+
+@pytest.mark.parametrize("name", ["paper", "scripts-2018", "fastai"])
+def test_given_epochs_and_rates_take_the_presets_place(name):
+    phases = PRESETS[name].classifier_phases(CLASSIFIER_GROUPS, 3, 7, 0.5)
+    assert [phase.epochs for phase in phases] == [3] * (len(phases) - 1) + [7]
+    assert phases[0].lrs[4] == 0.5
+    assert PRESETS[name].lm_phases(LM_GROUPS, 3, 7, 0.5)[-1].epochs == 7
+
+
+@pytest.mark.parametrize("name", ["paper", "scripts-2018", "fastai"])
+def test_a_zero_is_refused_and_never_taken_for_nothing_given(name):
+    for build in (PRESETS[name].lm_phases, PRESETS[name].classifier_phases):
+        with pytest.raises(ValueError, match="epochs must be 1 or more.* got epochs=0"):
+            build(CLASSIFIER_GROUPS, None, 0, None)
+    with pytest.raises(ValueError, match=r"a learning rate must be a positive number, got 0\.0"):
+        PRESETS[name].classifier_phases(CLASSIFIER_GROUPS, None, None, 0.0)
+
+
+def test_epochs_grow_with_the_square_root_of_missing_data_up_to_ten():
+    assert scale_epochs(2, size=25_000, full_size=25_000) == 2
+    assert scale_epochs(2, size=99_000, full_size=25_000) == 2
+    assert scale_epochs(2, size=6_250, full_size=25_000) == 4  # a quarter: twice the epochs
+    assert scale_epochs(2, size=5_452, full_size=25_000) == 5  # TREC-6: 4.28, rounded up
+    assert scale_epochs(2, size=100, full_size=25_000) == 10
+    assert scale_epochs(50, size=100, full_size=25_000) == 50
+    assert scale_epochs(1, size=0, full_size=25_000) == 10
+
+
+def test_an_unknown_preset_names_those_there_are():
+    with pytest.raises(ValueError, match=r"preset must be one of \['fastai', 'paper', 'scripts-2018'\], got 'fast'"):
+        load_preset("fast")

@@ -1,0 +1,65 @@
+"""Which layer groups of the classifier thaw when: the preset's phases, or a named plan with the preset's numbers."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ulmfit_pipe.stages.presets import IMDB_ROWS, Preset, scale_epochs
+from ulmfit_pipe.training.phases import (
+    chain_thaw,
+    full,
+    gradual_unfreezing,
+    head_only,
+    linear_probe_then_fine_tune,
+)
+from ulmfit_pipe.training.records import Phase
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.stages.classifier import ClassifierSettings
+
+
+def classifier_phases(num_groups: int, settings: "ClassifierSettings", recipe: Preset, *, rows: int) -> list[Phase]:
+    """Return the phases that the settings ask for; epochs that they do not give are scaled to the table's size.
+
+    Args:
+        num_groups: Layer groups of the classifier.
+        settings: Numbers of the stage; None takes the preset's.
+        recipe: The preset.
+        rows: Labelled rows to train on.
+    """
+    phases = _named_phases(num_groups, settings, recipe)
+    scaled = []
+    for number, phase in enumerate(phases):
+        given = settings.final_epochs if number == len(phases) - 1 else settings.epochs_per_phase
+        fixed = given is not None or (settings.plan == "lp-ft" and number == 0)
+        epochs = phase.epochs if fixed else scale_epochs(phase.epochs, size=rows, full_size=IMDB_ROWS)
+        scaled.append(dataclasses.replace(phase, epochs=epochs))
+    return scaled
+
+
+def _named_phases(num_groups: int, settings: "ClassifierSettings", recipe: Preset) -> list[Phase]:
+    thaw, last = settings.epochs_per_phase, settings.final_epochs
+    preset = recipe.classifier_phases(num_groups, thaw, last, settings.lr)
+    if settings.plan == "preset":
+        return preset
+    head_lr, epochs = preset[0].lrs[-1], preset[-1].epochs
+    rest_lr, curve = preset[-1].lrs[-1], preset[-1].schedule
+    per_phase = preset[0].epochs
+    if settings.plan == "gradual":
+        return gradual_unfreezing(
+            num_groups,
+            lr=head_lr,
+            epochs_per_phase=per_phase,
+            final_epochs=epochs,
+            decay=settings.lr_decay,
+            schedule=curve,
+        )
+    if settings.plan == "chain-thaw":
+        return chain_thaw(num_groups, lr=rest_lr, epochs_per_phase=per_phase, final_epochs=epochs, schedule=curve)
+    if settings.plan == "lp-ft":
+        bound = {} if thaw is None else {"max_head_epochs": thaw}
+        return linear_probe_then_fine_tune(
+            num_groups, head_lr=head_lr, lr=rest_lr, epochs=epochs, schedule=curve, **bound
+        )
+    if settings.plan == "head":
+        return head_only(num_groups, lr=head_lr, epochs=epochs, schedule=curve)
+    return full(num_groups, lr=head_lr, epochs=epochs, decay=settings.lr_decay, schedule=curve)

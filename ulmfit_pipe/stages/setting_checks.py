@@ -1,0 +1,65 @@
+"""What a stage's settings must satisfy, checked when they are made: before any table is read or step is taken."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+def check_choices(settings: Any) -> None:
+    """Raise unless every field with a closed list of values holds one of them.
+
+    Raises:
+        ValueError: A value is not on its field's list; the nearest one is named.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        allowed = _choices(hints[field.name])
+        value = getattr(settings, field.name)
+        if allowed and value not in allowed:
+            close = difflib.get_close_matches(str(value), [str(one) for one in allowed], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}{hint}")
+
+
+def _choices(hint: Any) -> list[Any]:
+    parts = [hint, *typing.get_args(hint)]
+    found = [value for part in parts if typing.get_origin(part) is Literal for value in typing.get_args(part)]
+    return [*found, None] if found and type(None) in parts else found
+
+
+def check_whole(settings: Any, least: Mapping[str, int]) -> None:
+    """Raise unless every named field is None or a whole number of at least its bound.
+
+    Raises:
+        ValueError: A field is below its bound or no whole number.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+            raise ValueError(
+                f"{name} must be a whole number of {bound} or more, got {value!r}{_advice(settings, name)}"
+            )
+
+
+def check_above_zero(settings: Any, *names: str) -> None:
+    """Raise unless every named field is None or a finite number above 0.
+
+    Raises:
+        ValueError: A field is 0, negative, infinite or no number.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a number above 0, got {value!r}{_advice(settings, name)}")
+
+
+def _advice(settings: Any, name: str) -> str:
+    default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
+    return "; leave it out for the default" if default is None else f"; the default is {default!r}"
