@@ -1,10 +1,18 @@
 """Training, validation and test kept apart, and unlabelled text that leaks neither."""
 
 import pytest
+from datasets import Dataset
 from tiny_runs import heard, reviews, texts_of, write_csv
 
 from ulmfit_pipe.data.tables import TableError
-from ulmfit_pipe.stages.tables_of_run import label_names_of, load_run_tables, split_texts, without_texts_of
+from ulmfit_pipe.stages.tables_of_run import (
+    RowLimits,
+    label_names_of,
+    load_run_tables,
+    some_rows,
+    split_texts,
+    without_texts_of,
+)
 
 
 @pytest.fixture
@@ -108,3 +116,26 @@ def test_nothing_is_said_where_nothing_is_left_out():
     table = texts_of("a", "b")
     kept = without_texts_of(table, [texts_of("c"), None], what="texts", where="the test", say=said.append)
     assert (kept, said) == (table, [])
+
+
+def test_some_rows_are_chosen_by_the_seed_and_keep_their_order():
+    table = Dataset.from_dict({"text": [str(number) for number in range(20)]})
+    chosen = some_rows(table, 7, seed=1)["text"]
+    assert len(chosen) == 7
+    assert [int(text) for text in chosen] == sorted(int(text) for text in chosen)
+    assert list(some_rows(table, 7, seed=1)["text"]) == list(chosen)
+    assert list(some_rows(table, 7, seed=2)["text"]) != list(chosen)
+    assert some_rows(table, None, seed=1) is table
+    assert some_rows(table, 20, seed=1) is table
+
+
+def test_a_limit_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="train must be 1 or more rows, or null for all, got 0"):
+        RowLimits(train=0)
+
+
+def test_limits_apply_before_the_validation_part_is_held_out(files):
+    tables = load(files, [], max_rows=RowLimits(train=12, test=3, unlabelled=5))
+    assert len(tables.train) + len(tables.validation) == 12
+    assert len(tables.test) == 3
+    assert len(tables.unlabelled) <= 5

@@ -25,6 +25,7 @@ from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.phases import Report, format_table
 
@@ -142,9 +143,9 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         f"{len(target):,} of {', '.join(TARGET_LIBRARIES)} to classify (their own names are masked)"
     )
     rest, test = split_by_source(target, fraction=TEST_FRACTION, seed=settings.seed)
-    test = _some(_long(test), MOST_TEST_ROWS, settings.seed)
+    test = some_rows(_long(test), MOST_TEST_ROWS, seed=settings.seed)
     general_lm = _pretrain(general, size, context, output, seconds)
-    unlabelled = _some(rest, size.unlabelled_rows, settings.seed)
+    unlabelled = some_rows(rest, size.unlabelled_rows, seed=settings.seed)
     tuned_lm = _fine_tune(unlabelled, general_lm, size, context, output, seconds)
     scores: dict[str, list[dict[str, float]]] = {}
     for seed in range(settings.seed, settings.seed + size.seeds):
@@ -174,16 +175,8 @@ def _long(table: Dataset) -> Dataset:
     return table.select([row for row, text in enumerate(table["text"]) if len(text.split()) >= MIN_WORDS])
 
 
-def _some(table: Dataset, most: int, seed: int) -> Dataset:
-    """Return at most so many rows, chosen at random, in their order."""
-    if len(table) <= most:
-        return table
-    chosen = np.random.default_rng(seed).choice(len(table), most, replace=False)
-    return table.select(sorted(int(row) for row in chosen))
-
-
 def _pretrain(general: Dataset, size: DemoSize, context: RunContext, output: Path, seconds: dict[str, float]) -> Path:
-    table = _some(general, size.pretraining_rows, context.seed)
+    table = some_rows(general, size.pretraining_rows, seed=context.seed)
     train, validation = split_by_source(table, fraction=0.03, seed=context.seed)
     result = train_language_model(
         train.select_columns(["text"]),

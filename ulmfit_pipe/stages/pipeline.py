@@ -22,7 +22,7 @@ from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, refuse_foreign_
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import check_choices
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.stages.tables_of_run import RunTables, label_names_of, load_run_tables
+from ulmfit_pipe.stages.tables_of_run import RowLimits, RunTables, label_names_of, load_run_tables
 from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
 
 SETTINGS_FILE = "settings.yaml"
@@ -54,6 +54,7 @@ class PipelineSettings:
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
         progress: Show progress bars; null decides by the terminal.
+        max_rows: Use only so many rows of each table, for a quick look or a learning curve.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
     """
@@ -78,6 +79,7 @@ class PipelineSettings:
     fine_tune_language_model: bool = True
     include_test_text: bool = False
     progress: bool | None = None
+    max_rows: RowLimits = field(default_factory=RowLimits)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
@@ -122,6 +124,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         validation_fraction=settings.validation_fraction,
         seed=settings.seed,
         include_test_text=settings.include_test_text,
+        max_rows=settings.max_rows,
         say=context.tell,
     )
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])

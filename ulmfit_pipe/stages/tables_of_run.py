@@ -1,12 +1,35 @@
 """The tables of one run: training, validation and test kept apart, and unlabelled text that leaks neither."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ulmfit_pipe.data.tables import check_labels_for_training, load_table, split_train_validation
+
+
+@dataclass(frozen=True)
+class RowLimits:
+    """Use only so many rows of a table, chosen at random by the seed; null takes all.
+
+    Attributes:
+        train: Of the labelled rows, before the validation part is held out.
+        test: Of the test table.
+        unlabelled: Of the further texts.
+    """
+
+    train: int | None = None
+    test: int | None = None
+    unlabelled: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, count in dataclasses.asdict(self).items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be 1 or more rows, or null for all, got {count!r}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,7 @@ def load_run_tables(
     validation_fraction: float = 0.1,
     seed: int = 0,
     include_test_text: bool = False,
+    max_rows: RowLimits | None = None,
     say: Callable[[str], None] = print,
 ) -> RunTables:
     """Load and split the tables of a run.
@@ -81,6 +105,7 @@ def load_run_tables(
         validation_fraction: Part held out where no validation file is given.
         seed: Seed of the split.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
+        max_rows: Use only so many rows of each table.
         say: Told the sizes and what was left out.
 
     Raises:
@@ -94,17 +119,21 @@ def load_run_tables(
         label_separator=label_separator,
         multi_label=multi_label or label_separator is not None,
     )
-    train = load(train_file)
+    limits = max_rows or RowLimits()
+    train = some_rows(load(train_file), limits.train, seed=seed)
     check_labels_for_training(train)
     names = label_names_of(train)[0]
     if validation_file is None:
         train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
     else:
         validation = load(validation_file, label_names=names)
-    test = None if test_file is None else load(test_file, label_names=names)
+    test = None
+    if test_file is not None:
+        test = some_rows(load(test_file, label_names=names), limits.test, seed=seed)
     unlabelled = None
     if unlabelled_file is not None:
-        unlabelled = load_table(unlabelled_file, text_columns=columns, label_column=None)
+        texts = load_table(unlabelled_file, text_columns=columns, label_column=None)
+        unlabelled = some_rows(texts, limits.unlabelled, seed=seed)
         if not include_test_text:
             where = "the validation or test table"
             unlabelled = without_texts_of(unlabelled, [validation, test], what="unlabelled texts", where=where, say=say)
@@ -112,6 +141,14 @@ def load_run_tables(
     _tell_of_repeats(tables, say)
     say(tables.describe())
     return tables
+
+
+def some_rows(table: Dataset, most: int | None, *, seed: int) -> Dataset:
+    """Return at most so many rows, chosen at random, in the table's order."""
+    if most is None or len(table) <= most:
+        return table
+    chosen = np.random.default_rng(seed).choice(len(table), most, replace=False)
+    return table.select(sorted(int(row) for row in chosen))
 
 
 def split_texts(texts: Dataset, *, fraction: float, seed: int, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
