@@ -127,16 +127,14 @@ def load_run_tables(
         train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
     else:
         validation = load(validation_file, label_names=names)
-    test = None
-    if test_file is not None:
-        test = some_rows(load(test_file, label_names=names), limits.test, seed=seed)
+    test = None if test_file is None else some_rows(load(test_file, label_names=names), limits.test, seed=seed)
     unlabelled = None
     if unlabelled_file is not None:
         texts = load_table(unlabelled_file, text_columns=columns, label_column=None)
+        held_out = [] if include_test_text else [validation, test]
+        where = "the validation or test table"
         unlabelled = some_rows(texts, limits.unlabelled, seed=seed)
-        if not include_test_text:
-            where = "the validation or test table"
-            unlabelled = without_texts_of(unlabelled, [validation, test], what="unlabelled texts", where=where, say=say)
+        unlabelled = without_texts_of(unlabelled, held_out, what="unlabelled texts", where=where, say=say)
     tables = RunTables(train, validation, test, unlabelled)
     _tell_of_repeats(tables, say)
     say(tables.describe())
