@@ -104,7 +104,7 @@ def load_run_tables(
         multi_label: The label column holds lists.
         validation_fraction: Part held out where no validation file is given.
         seed: Seed of the split.
-        include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
+        include_test_text: Keep unlabelled texts that also stand in validation or test.
         max_rows: Use only so many rows of each table.
         say: Told the sizes and what was left out.
 
@@ -112,13 +112,9 @@ def load_run_tables(
         TableError: A table cannot be used; file, row and column are named.
     """
     columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
-    load = partial(
-        load_table,
-        text_columns=columns,
-        label_column=label_column,
-        label_separator=label_separator,
-        multi_label=multi_label or label_separator is not None,
-    )
+    many = multi_label or label_separator is not None
+    labels = {"label_column": label_column, "label_separator": label_separator, "multi_label": many}
+    load: Callable[..., Dataset] = partial(load_table, text_columns=columns, **labels)  # type: ignore[arg-type]
     limits = max_rows or RowLimits()
     train = some_rows(load(train_file), limits.train, seed=seed)
     check_labels_for_training(train)
@@ -132,13 +128,16 @@ def load_run_tables(
     if unlabelled_file is not None:
         texts = load_table(unlabelled_file, text_columns=columns, label_column=None)
         held_out = [] if include_test_text else [validation, test]
-        where = "the validation or test table"
-        unlabelled = some_rows(texts, limits.unlabelled, seed=seed)
-        unlabelled = without_texts_of(unlabelled, held_out, what="unlabelled texts", where=where, say=say)
+        unlabelled = _not_held_out(some_rows(texts, limits.unlabelled, seed=seed), held_out, say)
     tables = RunTables(train, validation, test, unlabelled)
     _tell_of_repeats(tables, say)
     say(tables.describe())
     return tables
+
+
+def _not_held_out(texts: Dataset, held_out: Sequence[Dataset | None], say: Callable[[str], None]) -> Dataset:
+    where = "the validation or test table"
+    return without_texts_of(texts, held_out, what="unlabelled texts", where=where, say=say)
 
 
 def some_rows(table: Dataset, most: int | None, *, seed: int) -> Dataset:
