@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -58,3 +61,15 @@ def test_a_model_gets_the_new_vocabulary_and_keeps_its_tie_and_its_answers(tied,
 def test_a_padding_id_that_changes_its_meaning_is_refused():
     with pytest.raises(ValueError, match="pad_token_id 1 is 'pad' in the old vocabulary and 'dog' in the new one"):
         transfer_vocabulary(language_model(), OLD, ["unk", "dog", "pad"])
+
+
+def test_rows_move_as_fastais_match_embeds_moves_them():
+    with np.load(Path(__file__).parents[1] / "reference" / "language_model.npz", allow_pickle=False) as stored:
+        old_tokens, new_tokens = stored["old_tokens"].tolist(), stored["new_tokens"].tolist()
+        weight = torch.from_numpy(stored["weights/0.encoder.weight"])
+        bias = torch.from_numpy(stored["weights/1.decoder.bias"])
+        moved_weight, moved_bias = torch.from_numpy(stored["moved_weight"]), torch.from_numpy(stored["moved_bias"])
+    ours_weight, ours_bias, counts = remap_embeddings(weight, bias, old_tokens, new_tokens)
+    torch.testing.assert_close(ours_weight, moved_weight, rtol=0, atol=1e-7)
+    torch.testing.assert_close(ours_bias, moved_bias, rtol=0, atol=1e-7)
+    assert counts == VocabTransfer(kept=5, new=2)
