@@ -152,6 +152,16 @@ def test_parquet_columns_keep_their_types_and_the_file_its_metadata(typed_parque
     assert str(after.to_pylist()) == str(before.to_pylist())
 
 
+def test_a_parquet_file_damaged_inside_is_refused(tmp_path):
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": ["good film", "bad film"]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:40] = b"\xff" * 36  # the first page; the footer, read on opening, is whole
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=r"in\.parquet cannot be read to its end \(cut short\?\)"):
+        list(open_stream(path).chunks(2))
+
+
 def test_parquet_values_become_cells(typed_parquet, tmp_path):
     assert read_cells(copy(typed_parquet, tmp_path / "out.csv")) == [
         ["int", "float", "day", "price", "kind", "tags", "yes"],

@@ -159,10 +159,19 @@ def test_a_parquet_file_cut_short_is_refused(tmp_path):
         open_rows(path)
 
 
+def test_a_parquet_file_damaged_inside_is_refused(tmp_path):
+    path = make_table(tmp_path, "parquet")
+    content = bytearray(path.read_bytes())
+    content[4:40] = b"\xff" * 36  # the first page; the footer, read on opening, is whole
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=rf"{path.name} cannot be read to its end \(cut short\?\)"):
+        read_all(path)
+
+
 def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
     column = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "latin.parquet")
-    with pytest.raises(TableError, match="that is not UTF-8|cannot be read to its end"):
+    with pytest.raises(TableError, match="holds text that is not UTF-8"):
         read_all(tmp_path / "latin.parquet", ["text"])
 
 

@@ -3,9 +3,15 @@ import warnings
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from ulmfit_pipe.models.dropout import TimeSharedDropout, WeightDropLSTM, _in_one_chunk, drop_vocabulary_rows
+from ulmfit_pipe.models.dropout import (
+    TimeSharedDropout,
+    WeightDropLSTM,
+    _in_one_chunk,
+    drop_elements,
+    drop_vocabulary_rows,
+    dropout_mask,
+)
 
 NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
 
@@ -16,6 +22,42 @@ def lstm_pair(weight_dropout=0.0):
     ours, torchs = WeightDropLSTM(5, 7, weight_dropout=weight_dropout), torch.nn.LSTM(5, 7, batch_first=True)
     torchs.load_state_dict(ours.state_dict())
     return ours, torchs
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.97])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_mask_drops_the_share_asked_for_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.ones(1, dtype=dtype), (301, 503), p)  # not a multiple of four numbers
+    assert mask.dtype == dtype and mask.shape == (301, 503)
+    kept = torch.ones(1, dtype=dtype).div_(1 - p).item()
+    assert mask.unique().tolist() == [0, kept]
+    tolerance = 4 * (p * (1 - p) / mask.numel()) ** 0.5  # four standard deviations
+    assert (mask == 0).double().mean().item() == pytest.approx(p, abs=tolerance)
+    by_place = (mask == 0).flatten()[: mask.numel() // 4 * 4].reshape(-1, 4).double().mean(0)
+    assert by_place.tolist() == pytest.approx([p] * 4, abs=2 * tolerance)  # all four draws of a number
+
+
+def test_neighbours_in_a_mask_are_dropped_independently():
+    torch.manual_seed(0)
+    dropped = (dropout_mask(torch.ones(1), (400_000,), 0.5) == 0).double() - 0.5
+    for distance in (1, 2, 3, 4):
+        assert abs((dropped[distance:] * dropped[:-distance]).mean().item()) < 4 * 0.25 / 400_000**0.5
+
+
+def test_a_share_of_all_but_nothing_is_kept_apart_from_all():
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.ones(1), (2**18,), 1 - 1e-9)
+    assert 0 <= (mask > 0).sum() < 20
+
+
+def test_dropped_elements_pass_their_gradient_by():
+    torch.manual_seed(0)
+    weight = torch.ones(7, 5, requires_grad=True)
+    dropped = drop_elements(weight, 0.5)
+    dropped.sum().backward()
+    assert set(dropped.detach().unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(weight.grad, dropped.detach())
 
 
 def test_time_shared_dropout_has_one_mask_for_all_steps_and_another_for_each_row():
@@ -60,7 +102,7 @@ def test_in_training_the_recurrent_weight_is_dropped_elementwise_once_per_forwar
     out, _ = ours(x)
     torch.manual_seed(7)
     with torch.no_grad():
-        torchs.weight_hh_l0.copy_(F.dropout(before, 0.5))
+        torchs.weight_hh_l0.copy_(drop_elements(before, 0.5))
     torch.testing.assert_close(out, torchs(x)[0], atol=1e-7, rtol=0)
     assert not torch.equal(out, ours(x)[0])
     assert torch.equal(ours.weight_hh_l0, before)

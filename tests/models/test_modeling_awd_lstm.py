@@ -53,6 +53,14 @@ def test_the_state_of_another_batch_or_model_is_refused_with_its_shapes():
         model(words(2, 3), hidden_state=state[:2])
 
 
+def test_embedding_dropout_rests_while_the_embedding_alone_is_in_eval():
+    config = AwdLstmConfig(**SIZES, embedding_dropout=0.5, input_dropout=0, weight_dropout=0, hidden_dropout=0)
+    model, ids = AwdLstmModel(config).train(), words(2, 3)
+    assert not torch.equal(model(ids).last_hidden_state, model(ids).last_hidden_state)
+    model.embeddings.eval()
+    assert torch.equal(model(ids).last_hidden_state, model(ids).last_hidden_state)
+
+
 def test_initialization_is_fastais_and_torchs():
     model = AwdLstmForCausalLM(AwdLstmConfig(vocab_size=500, embedding_size=50, hidden_size=64))
     assert 0.099 < model.model.embeddings.weight.abs().max() <= 0.1

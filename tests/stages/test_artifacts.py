@@ -9,6 +9,7 @@ from tiny_runs import folder_bytes
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
@@ -59,6 +60,13 @@ def test_a_model_is_known_by_its_files_not_by_its_place(tiny_language_model_fold
     (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
     assert model_identity(moved) != known
     assert (model_identity("owner/name"), model_identity(None)) == ("owner/name", None)
+
+
+def test_a_folder_without_a_tokenizer_says_how_a_learner_is_saved_with_one(tmp_path):
+    AwdLstmConfig(vocab_size=11, embedding_size=5, hidden_size=7).save_pretrained(tmp_path)
+    words = r"holds no tokenizer \(ulmfit_tokenizer.json\); .*save\(folder, add_files=tokenizer.save_pretrained\)"
+    with pytest.raises(ArtifactError, match=words):
+        load_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_that_is_not_ours_is_refused(tmp_path):

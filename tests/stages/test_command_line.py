@@ -64,7 +64,7 @@ def test_ctrl_c_says_that_finished_stages_are_kept(capsys):
 
     code, err = ended(main, capsys)
     assert code == 130
-    assert err == "recipe.py: stopped; the stages that had finished are kept, run the same command again to go on\n"
+    assert err == "recipe.py: stopped; run the same command again, stages that had finished are kept\n"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():

@@ -14,6 +14,7 @@ from ulmfit_pipe.stages.jobs import (
     run_classifier,
     run_language_model,
 )
+from ulmfit_pipe.stages.settings import load_settings
 
 REPORTED = {"test", "validation", "seconds", "versions", "seed", "preset"}
 
@@ -31,13 +32,15 @@ def test_a_language_model_job_holds_text_out_and_writes_metrics(train_csv, tmp_p
     assert (metrics["test"], metrics["seed"]) == (None, 0)
     assert {"perplexity", "loss", "token_accuracy", "bits_per_character"} <= set(metrics["validation"])
     assert set(metrics["seconds"]) == {"language_model"}
+    assert load_settings(LanguageModelJob, tmp_path / "lm/settings.yaml") == job
+    assert "ULMFiT run lm" in (tmp_path / "lm/report.html").read_text()
 
 
 def test_a_validation_file_is_measured_and_its_texts_are_not_trained_on(train_csv, tmp_path, capsys):
     validation = write_csv(tmp_path / "validation.csv", reviews(30)[:5])
     job = LanguageModelJob([train_csv], str(tmp_path / "lm"), validation_file=str(validation), language_model=LM)
     run_language_model(job)
-    assert "left out 5 training texts that also stand in the validation file" in capsys.readouterr().out
+    assert "left out 5 of 30 training texts that also stand in the validation file" in capsys.readouterr().out
 
 
 def test_a_classifier_job_scores_the_test_file(train_csv, tmp_path, tiny_language_model_folder):
@@ -51,6 +54,8 @@ def test_a_classifier_job_scores_the_test_file(train_csv, tmp_path, tiny_languag
     assert (metrics["test"]["n"], metrics["validation"]["n"]) == (6, 3)
     assert set(metrics["seconds"]) == {"classifier", "scoring"}
     assert (tmp_path / "c/stage.json").is_file()
+    assert load_settings(ClassifierJob, tmp_path / "c/settings.yaml") == job
+    assert "classifier: loss and validation scores" in (tmp_path / "c/report.html").read_text()
     assert run_classifier(job)["test"] == metrics["test"]  # finished: scored again, not trained again
 
 

@@ -106,10 +106,10 @@ def test_all_scores_adds_a_column_for_every_label(predict, table_csv, expected, 
         assert found == pytest.approx(wanted["scores"], abs=1e-5)
 
 
-def test_scores_are_numbers_with_seven_digits_where_the_file_knows_numbers(predict, table_csv):
+def test_scores_are_numbers_with_six_digits_where_the_file_knows_numbers(predict, table_csv):
     (row, *_) = predict(table_csv, "out.parquet")
     assert isinstance(row["score"], float)
-    assert row["score"] == float(f"{row['score']:.7g}")
+    assert row["score"] == float(f"{row['score']:.6g}")
     (line, *_) = predict(table_csv, "out.jsonl")
     assert line["score"] == row["score"]
 
@@ -309,7 +309,7 @@ def test_the_input_is_not_overwritten(predict, table_csv, tmp_path):
     before = table_csv.read_bytes()
     (tmp_path / "link.csv").symlink_to(table_csv)
     for name in ("in.csv", "link.csv"):
-        with pytest.raises(ValueError, match="output_file is the input file, .*in.csv; give it another name"):
+        with pytest.raises(ValueError, match="the input file, .*in.csv; give another name, the input is never"):
             predict(table_csv, name)
     assert table_csv.read_bytes() == before
 

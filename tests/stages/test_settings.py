@@ -276,7 +276,8 @@ def test_help_shows_every_setting_with_its_text_type_and_default(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.startswith("usage: run.py [--config FILE ...] [--name VALUE ...] Trains it.")
     assert "The whole pipeline: --train_file VALUE Table with texts and labels. (text; required)" in shown
-    assert '--text_column VALUE Columns that hold text. (a list, each item text; default: ["text"])' in shown
+    listed = '(a list, each item text; repeat the name for each; default: ["text"])'
+    assert f"--text_column VALUE Columns that hold text. {listed}" in shown
     assert "--preset VALUE Recipe. (one of paper, scripts-2018, fastai; default: fastai)" in shown
     assert "--max_seconds VALUE Time limit. (a number or null; default: null)" in shown
     assert "Classifier stage: --classifier.learning_rate VALUE Rate of the last layer group. (a number;" in shown

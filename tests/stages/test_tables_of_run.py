@@ -59,7 +59,7 @@ def test_unlabelled_texts_of_validation_and_test_are_left_out_and_it_is_said(fil
     held_out = {*tables.validation["text"], *tables.test["text"]}
     assert not held_out & set(tables.language_model_text()["text"])
     assert len(tables.language_model_text()) == 18 + 8
-    assert said[0] == "left out 6 unlabelled texts that also stand in the validation or test table"
+    assert said[0] == "left out 6 of 14 unlabelled texts that also stand in the validation or test table"
 
 
 def test_they_are_read_where_that_is_asked_for(files):
@@ -102,13 +102,25 @@ def test_a_column_of_several_labels_is_told_apart(tmp_path):
     assert label_names_of(tables.train) == (["x", "y"], True)
 
 
+def test_labels_that_look_like_several_in_one_cell_are_pointed_out(tmp_path):
+    rows = [("a", "x|y"), ("b", "y"), ("c", "x"), ("d", "x"), ("e", "y"), ("f", "x|y")]
+    path = write_csv(tmp_path / "joined.csv", rows)
+    said, _ = heard()
+    load_run_tables(str(path), validation_fraction=0.5, say=said.append)
+    expected = "note: the label 'x|y' counts as one label beside 'x' and 'y'; if it means several, set label_separator"
+    assert f"{expected} to '|'" in said
+    said.clear()
+    load_run_tables(str(path), validation_fraction=0.5, label_separator="|", say=said.append)
+    assert not any(line.startswith("note: the label") for line in said)
+
+
 def test_split_texts_shares_no_text_even_where_the_table_repeats_them():
     said, _ = heard()
     train, validation = split_texts(texts_of(*"abcde" * 4), fraction=0.1, seed=0, say=said.append)
     assert len(validation) == 2
     assert not set(train["text"]) & set(validation["text"])
     left_out = 18 - len(train)
-    assert said == [f"left out {left_out} training texts that also stand in the validation part"]
+    assert said == [f"left out {left_out} of 18 training texts that also stand in the validation part"]
 
 
 def test_nothing_is_said_where_nothing_is_left_out():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from toy_models import new_model, same, weights_of
+from toy_models import ToyLanguageModel, new_model, same, weights_of
 
 from ulmfit_pipe.training import checkpoint
 from ulmfit_pipe.training.checkpoint import (
@@ -66,6 +66,20 @@ def test_a_tie_keeps_the_earlier_record():
     for entry in (first, record(loss=0.5)):
         best.offer(entry, model)
     assert best.record is first
+
+
+def test_a_tied_weight_is_kept_once():
+    model = ToyLanguageModel()
+    best = BestWeights("loss")
+    best.offer(record(loss=0.5), model)
+    kept = best.weights
+    assert list(kept) == list(model.state_dict())
+    assert kept["lm_head.weight"] is kept["embeddings.weight"]
+    before = weights_of(model)
+    with torch.no_grad():
+        model.embeddings.weight.add_(1.0)
+    best.restore(model)
+    assert same(before, weights_of(model)) == list(before) and model.lm_head.weight is model.embeddings.weight
 
 
 def test_kept_weights_are_a_copy_with_the_running_statistics():
@@ -219,3 +233,10 @@ def test_saved_files_have_the_mode_of_any_new_file(tmp_path):
         (folder / "private").write_text("x")
         (folder / "private").chmod(0o600)
     assert (tmp_path / "saved" / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_tie_goes_to_the_lower_loss_where_the_loss_is_known():
+    best, model = BestWeights("accuracy"), new_model()
+    for loss in (0.3, 0.1, 0.2):
+        best.offer(record(accuracy=1.0, loss=loss), model)
+    assert best.record.metrics == {"accuracy": 1.0, "loss": 0.1}

@@ -418,3 +418,17 @@ def test_an_accelerator_is_made_when_first_needed_and_other_processes_stay_silen
     learner = Learner(model, groups_of(model), new_task(), say=said.append)
     assert len(said) == 1
     assert learner.accelerator is learner.accelerator
+
+
+def test_another_librarys_name_for_the_rate_is_answered_with_ours(new_learner):
+    with pytest.raises(TypeError, match=r"the peak rate is called lr here, not max_lr: fit_one_cycle\(2, slice"):
+        new_learner().fit_one_cycle(2, max_lr=slice(1e-6, 1e-4))
+
+
+def test_going_on_with_a_table_instead_of_batches_is_refused_at_once(new_learner):
+    with pytest.raises(TypeError, match="continue_on takes batches, such as ClassifierBatches, got list"):
+        new_learner().continue_on([{"text": "a"}])
+
+
+def test_a_layer_group_shows_its_name_and_not_its_tensors(new_learner):
+    assert "tensor" not in repr(new_learner().layer_groups)

@@ -472,6 +472,24 @@ def test_evaluation_is_exact_and_leaves_weights_and_gradients_alone(accelerator)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_evaluation_counts_batches_where_they_come_from(accelerator, monkeypatch):
+    on_device, counted = [], []
+
+    def moved(batch, _accelerator):
+        on_device.append(dict(batch))
+        return on_device[-1]
+
+    class Counting(ClassificationObjective):
+        def count(self, batch):
+            counted.append(batch)
+            return super().count(batch)
+
+    monkeypatch.setattr(loop, "to_device", moved)
+    evaluate(new_model(), ToyBatches(text_rows(7), batch_size=3), Counting(), new_metric(), accelerator)
+    assert len(counted) == len(on_device) == 3
+    assert not any(batch is copy for batch in counted for copy in on_device)  # no wait for the device
+
+
 def test_evaluation_of_a_bare_model_uses_the_accelerators_precision():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model, kinds = new_model(), []

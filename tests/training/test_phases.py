@@ -225,6 +225,17 @@ def test_without_keep_best_the_last_weights_stay(accelerator):
     assert same(seen[-1], weights_of(model)) == list(seen[-1])
 
 
+@pytest.mark.parametrize(("from_best", "copies"), [(False, 0), (True, 1)])
+def test_without_keep_best_weights_are_kept_only_for_a_phase_that_starts_from_them(
+    accelerator, monkeypatch, from_best, copies
+):
+    offers = []
+    monkeypatch.setattr(phases_module.BestWeights, "offer", lambda _self, record, _model: offers.append(record))
+    phases = [new_phase(3), new_phase(2, 3, name="other", from_best=from_best)]
+    run(accelerator, new_model(), phases, scripted_task([0.9, 0.1]), keep_best=False)
+    assert len(offers) == 2 * copies
+
+
 def test_an_unknown_monitor_names_those_there_are(accelerator):
     with pytest.raises(KeyError, match=r"no validation metric is called 'f1'; there are \['accuracy', 'loss'"):
         run(accelerator, new_model(), full(4, lr=1e-2), monitor="f1")

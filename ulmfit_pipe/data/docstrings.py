@@ -145,7 +145,7 @@ def split_by_source(corpus: Dataset, *, fraction: float, seed: int) -> tuple[Dat
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie in (0, 1), got {fraction!r}; 0.2 sets a fifth aside")
-    labels, sources = np.array(corpus["label"]), np.array(corpus["source"])
+    labels, sources = np.array(corpus["label"][:]), np.array(corpus["source"][:])
     aside = np.zeros(len(corpus), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

@@ -171,7 +171,7 @@ def split_train_validation(dataset: datasets.Dataset, *, fraction: float = 0.1, 
     held_out = max(1, round(fraction * len(dataset)))
     stratify = "label" if isinstance(dataset.features.get("label"), datasets.ClassLabel) else None
     if stratify:
-        names, counts = dataset.features["label"].names, Counter(dataset["label"])
+        names, counts = dataset.features["label"].names, Counter(dataset["label"][:])
         for number, count in sorted(counts.items()):
             if count == 1:
                 raise TableError(
@@ -198,10 +198,10 @@ def check_labels_for_training(dataset: datasets.Dataset) -> None:
         raise TableError("the table has no labels; load it with label_column=")
     feature = dataset.features["label"]
     if not isinstance(feature, datasets.ClassLabel):
-        if not any(len(row) for row in dataset["label"]):
+        if not any(len(row) for row in dataset["label"][:]):
             raise TableError(f"none of the {len(dataset)} rows has a label; multi-label training needs some")
         return
-    seen = set(dataset["label"])
+    seen = set(dataset["label"][:])
     if len(seen) < 2:
         name = feature.int2str(next(iter(seen)))
         raise TableError(f"all {len(dataset)} rows have the label {name!r}; a classifier needs at least two classes")

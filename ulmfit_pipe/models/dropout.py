@@ -13,8 +13,24 @@ LstmState = tuple[torch.Tensor, torch.Tensor]  # (h, c), each (1, batch, hidden)
 
 
 def dropout_mask(like: torch.Tensor, shape: tuple[int, ...], p: float) -> torch.Tensor:
-    """Return a mask of 0 and 1/(1-p) of `shape`, with the dtype and device of `like`."""
-    return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+    """Return a mask of 0 and 1/(1-p) of `shape`, with the dtype and device of `like`.
+
+    On a CPU p is rounded to a multiple of 2**-16: torch's `bernoulli_` takes 10 ns a number on an AMD EPYC, four
+    16-bit draws out of one 64-bit number take 2.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+    count = math.prod(shape)
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2**16 values a draw may have, the lowest
+    return (draws >= dropped - 2**15).to(like.dtype).div_(1 - p).view(shape)
+
+
+def drop_elements(weight: torch.Tensor, p: float) -> torch.Tensor:
+    """Drop single elements of a weight of any shape and scale the others by 1/(1-p)."""
+    if weight.device.type != "cpu":
+        return F.dropout(weight, p)  # one fused operation that keeps a mask of single bytes
+    return weight * dropout_mask(weight, tuple(weight.shape), p)
 
 
 class TimeSharedDropout(nn.Module):
@@ -88,8 +104,10 @@ class WeightDropLSTM(nn.Module):
         if state is None:
             zeros = x.new_zeros(1, x.shape[0], self.hidden_size)
             state = (zeros, zeros)
-        weight_hh = F.dropout(self.weight_hh_l0, self.weight_dropout, training=self.training)
-        weights = [self.weight_ih_l0, weight_hh, self.bias_ih_l0, self.bias_hh_l0]
+        weight_hh: torch.Tensor = self.weight_hh_l0
+        if self.training and self.weight_dropout > 0:
+            weight_hh = drop_elements(weight_hh, self.weight_dropout)
+        weights: list[torch.Tensor] = [self.weight_ih_l0, weight_hh, self.bias_ih_l0, self.bias_hh_l0]
         if x.is_cuda:
             weights = _in_one_chunk(weights)
         # `train` only keeps what backward needs here (inter-layer dropout is 0), also when gradients are taken in eval.

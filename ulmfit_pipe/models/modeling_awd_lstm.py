@@ -135,7 +135,7 @@ class AwdLstmModel(AwdLstmPreTrainedModel):
         """
         state = self._checked_state(hidden_state, input_ids.shape[0])
         x = self.embeddings(input_ids)  # (batch, seq_len, embedding)
-        if self.training and self.config.embedding_dropout > 0:
+        if self.embeddings.training and self.config.embedding_dropout > 0:  # off with the embedding's own layer group
             x = drop_vocabulary_rows(
                 x, input_ids, vocab_size=self.embeddings.num_embeddings, p=self.config.embedding_dropout
             )

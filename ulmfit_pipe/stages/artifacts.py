@@ -33,6 +33,7 @@ from ulmfit_pipe.training.checkpoint import (
 )
 
 STAGE_FILE = "stage.json"
+TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json")
 FORMAT = 1
 TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
@@ -151,6 +152,7 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
         ArtifactError: There is no tokenizer, or it belongs to another model.
     """
     register()
+    _require_tokenizer(Path(resolve_model(name)))
     tokenizer = _from_name(AutoTokenizer.from_pretrained, name)
     wanted = getattr(config, "vocab_hash", None)
     if wanted is not None and vocab_hash(tokenizer) != wanted:
@@ -165,6 +167,15 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
             "give the folder that a stage wrote"
         )
     return tokenizer
+
+
+def _require_tokenizer(folder: Path) -> None:
+    """Raise if a folder holds weights and architecture only, as a learner saves them unless told to add more."""
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ArtifactError(
+            f"{folder} holds no tokenizer ({BACKEND_FILE}); save a learner together with its own: "
+            "learner.save(folder, add_files=tokenizer.save_pretrained), or copy it from the folder the model came from"
+        )
 
 
 def _from_name(load: Callable[..., Any], name: str | Path, **settings: Any) -> Any:

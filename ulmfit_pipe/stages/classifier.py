@@ -53,7 +53,7 @@ STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """Numbers of the classifier stage; None takes the preset's.
+    """Numbers of the classifier stage; null takes the preset's.
 
     Attributes:
         plan: The preset's phases, or another way to thaw: gradual, chain-thaw, lp-ft (head to convergence, then all),
@@ -63,18 +63,18 @@ class ClassifierSettings:
         lr: Learning rate of the head.
         lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; 1 for equal rates.
         batch_size: Documents of a step, over all processes.
-        max_tokens: Bound on the tokens of a batch, padding included; None for no bound.
+        max_tokens: Bound on the tokens of a batch, padding included; null for no bound.
         drop_mult: Multiplies the five dropouts of the preset's classifier.
-        max_length: Cut documents to so many tokens; None reads them whole.
-        gradient_window: Tokens at a document's end that keep gradients; None takes the model's.
+        max_length: Cut documents to so many tokens; null reads them whole.
+        gradient_window: Tokens at a document's end that keep gradients; null takes the model's.
         class_weights: balanced weighs each class by the inverse of its frequency.
         label_smoothing: In [0, 1).
-        monitor: Validation metric that chooses the best epoch; None takes accuracy (micro_f1 for multi-label).
+        monitor: Validation metric that chooses the best epoch; null takes accuracy (micro_f1 for multi-label).
         frozen_dropout: Dropout inside frozen groups, on or off.
-        train_norm: Whether norm layers of frozen groups train; None takes the preset's.
+        train_norm: Whether norm layers of frozen groups train; null takes the preset's.
         from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
         accumulation_steps: Micro-batches an optimizer step.
-        num_workers: Processes that tokenize; None decides.
+        num_workers: Processes that tokenize; null decides.
     """
 
     plan: Literal["preset", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "preset"

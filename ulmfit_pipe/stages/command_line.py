@@ -28,7 +28,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        _end("stopped; the stages that had finished are kept, run the same command again to go on", INTERRUPTED)
+        _end("stopped; run the same command again, stages that had finished are kept", INTERRUPTED)
     except Exception as error:
         message = _told_in_one_line(error)
         if message is None or os.environ.get(SHOW_TRACEBACK, "") not in ("", "0"):

@@ -1,6 +1,7 @@
 """Single stages as jobs over files: what the recipes for one stage run.
 
-Each job loads its tables, runs one stage and writes ``metrics.json`` beside the stage's folder content.
+Each job loads its tables, runs one stage and writes ``metrics.json`` and ``settings.yaml`` beside the stage's files,
+and ``report.html`` where something was trained.
 """
 
 import time
@@ -14,16 +15,18 @@ from datasets import Dataset
 from ulmfit_pipe.data.tables import load_table
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, library_versions
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.language_model import (
     LanguageModelSettings,
     build_language_model_learner,
     train_language_model,
 )
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.report import METRICS_FILE
+from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import load_run_tables, split_texts, without_texts_of
-from ulmfit_pipe.training.checkpoint import write_json
+from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
 
@@ -36,7 +39,7 @@ class LanguageModelJob:
 
     Attributes:
         train_file: Table or tables of text: CSV, TSV, JSONL, Parquet, a saved dataset's folder, or a hub name.
-        output_dir: Folder to write: weights, configuration, tokenizer, metrics.json.
+        output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
         model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
         validation_file: Text that is only measured; without it a part of the training text is held out.
         text_column: Column of text; several are joined with field marks.
@@ -69,7 +72,7 @@ class ClassifierJob:
 
     Attributes:
         train_file: Labelled table or tables.
-        output_dir: Folder to write: weights, configuration, tokenizer, metrics.json.
+        output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
         model: Folder of a language model, or of a saved classifier with the same labels to go on from.
         test_file: Labelled table that is scored once at the end.
         validation_file: Labelled table that chooses the best epoch; without it a part is held out.
@@ -181,9 +184,10 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
         settings=job.language_model,
         context=context,
     )
-    return _write_metrics(
-        job, context, test=None, validation=result.metrics, seconds={"language_model": result.seconds}
-    )
+    seconds = {"language_model": result.seconds}
+    metrics = _write_metrics(job, context, test=None, validation=result.metrics, seconds=seconds)
+    _write_report(job, context, metrics, {"language_model": result})
+    return metrics
 
 
 def run_classifier(job: ClassifierJob) -> dict[str, Any]:
@@ -213,7 +217,9 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     predictor = Predictor.load(job.output_dir, accelerator=context.accelerator)
     test = None if tables.test is None else predictor.score(tables.test)
     seconds = {"classifier": result.seconds, "scoring": time.perf_counter() - started}
-    return _write_metrics(job, context, test=test, validation=result.metrics, seconds=seconds)
+    metrics = _write_metrics(job, context, test=test, validation=result.metrics, seconds=seconds)
+    _write_report(job, context, metrics, {"classifier": result})
+    return metrics
 
 
 def _write_metrics(
@@ -236,7 +242,19 @@ def _write_metrics(
     }
     if context.accelerator.is_main_process:
         write_json(Path(job.output_dir) / METRICS_FILE, metrics)
+        write_atomic(Path(job.output_dir) / SETTINGS_FILE, settings_to_yaml(job).encode())
     return metrics
+
+
+def _write_report(
+    job: LanguageModelJob | ClassifierJob,
+    context: RunContext,
+    metrics: dict[str, Any],
+    results: dict[str, StageResult],
+) -> None:
+    if context.accelerator.is_main_process:
+        path = write_report(Path(job.output_dir) / REPORT_FILE, settings=job, metrics=metrics, results=results)
+        context.tell(f"report: {path}")
 
 
 def find_learning_rate(job: LearningRateJob) -> LRFinderResult:

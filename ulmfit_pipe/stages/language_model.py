@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from ulmfit_pipe.data.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.token_arrays import read_token_arrays
 from ulmfit_pipe.data.tokenization import (
     UlmfitTokenizer,
     tokenize_dataset,
@@ -48,7 +49,7 @@ SCRATCH_LR = 5e-3  # peak of one cycle for a model with no pretrained weights; o
 
 @dataclass(frozen=True)
 class LanguageModelSettings:
-    """Numbers of the language-model stage; None takes the preset's.
+    """Numbers of the language-model stage; null takes the preset's.
 
     Attributes:
         epochs: Epochs of the phase that trains every layer group.
@@ -61,14 +62,14 @@ class LanguageModelSettings:
         drop_mult: Multiplies the five dropouts; smaller for small models or much text.
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
-        vocab_size: Largest size of a new vocabulary; None takes 15,000 subwords, or the preset's number of words.
+        vocab_size: Largest size of a new vocabulary; null takes 15,000 subwords, or the preset's number of words.
         min_count: Rarest word that a new word vocabulary keeps.
         embedding_size: Of a model from scratch.
         hidden_size: Of a model from scratch.
         num_hidden_layers: Of a model from scratch.
         direction: Read text forward or backward.
         accumulation_steps: Micro-batches an optimizer step.
-        num_workers: Processes that tokenize; None decides.
+        num_workers: Processes that tokenize; null decides.
     """
 
     epochs: int | None = None
@@ -197,7 +198,7 @@ def build_language_model_learner(
         name: tokenize_dataset(dataset.select_columns(["text"]), tokenizer, num_proc=settings.num_workers)
         for name, dataset in (("train", train), ("validation", validation))
     }
-    tokens = sum(len(ids) for ids in encoded["train"]["input_ids"])
+    tokens = _count_tokens(encoded["train"])
     batches = {
         name: LanguageModelBatches(
             dataset,
@@ -234,9 +235,13 @@ def build_language_model_learner(
     return LanguageModelParts(learner, tokenizer, phases, model is not None, tokens)
 
 
+def _count_tokens(encoded: Dataset) -> int:
+    return int(read_token_arrays(encoded).lengths.sum())
+
+
 def _fitting_batch_size(encoded: Dataset, wanted: int, context: RunContext) -> int:
     """Narrow the batch for a short text, so that a row still holds a few windows."""
-    tokens = sum(len(ids) for ids in encoded["input_ids"])
+    tokens = _count_tokens(encoded)
     least = max(1, context.accelerator.num_processes)
     return max(least, min(wanted, tokens // 400))  # 400: rows of at least some five windows of bptt 70-72
 

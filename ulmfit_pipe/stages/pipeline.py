@@ -18,14 +18,13 @@ from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identit
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
-from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, refuse_foreign_output, write_report
+from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import check_choices
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import RowLimits, RunTables, label_names_of, load_run_tables
 from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
 
-SETTINGS_FILE = "settings.yaml"
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 
 

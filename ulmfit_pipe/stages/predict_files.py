@@ -27,7 +27,7 @@ from ulmfit_pipe.stages.run_context import Precision, RunContext
 LABEL, SCORE = "label", "score"
 GIVEN = "_given"  # an input column that is called like one of ours is kept under its name with this after it
 LABEL_SEPARATOR = "|"  # between the labels of a multi-label row in CSV and TSV, which know no lists
-SCORE_DIGITS = 7  # significant digits; a float32 model has no more
+SCORE_DIGITS = 6  # significant digits; the seventh of a float32 model depends on what stands in the same batch
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class PredictFileSettings:
     Attributes:
         model: Folder of a classifier; one that holds a backward classifier is averaged with it.
         input_file: CSV, TSV, JSONL or Parquet, told by its suffix; UTF-8.
-        output_file: CSV, TSV, JSONL or Parquet, told by its suffix. It holds all rows and columns of the input in their
-            order, then label and score (for multi-label a list and its lowest score; in CSV and TSV joined with |). An
-            input column that is itself called label or score is kept as label_given or score_given.
+        output_file: CSV, TSV, JSONL or Parquet, told by its suffix; an older one is replaced. It holds all rows
+            and columns of the input in their order, then label and score (for multi-label a list and its lowest score;
+            in CSV and TSV joined with |). An input column that is itself called label or score is kept as label_given
+            or score_given.
         text_column: Column of text; several are joined with field marks, as in training.
         all_scores: Add a column score_LABEL for every label.
         empty_text: error names the first row without text before anything is predicted; skip leaves its label empty.
@@ -228,7 +229,7 @@ def _checked_paths(settings: PredictFileSettings) -> tuple[Path, Path]:
     if target.is_dir():
         raise ValueError(f"output_file {target} is a folder; give a file's name in it")
     if target.exists() and source.exists() and target.samefile(source):
-        raise ValueError(f"output_file is the input file, {source}; give it another name, nothing is overwritten")
+        raise ValueError(f"output_file is the input file, {source}; give another name, the input is never overwritten")
     return source, target
 
 

@@ -16,7 +16,8 @@ from ulmfit_pipe.stages.setting_values import to_plain
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
-RUN_FILES = (METRICS_FILE, REPORT_FILE, "settings.yaml")
+SETTINGS_FILE = "settings.yaml"
+RUN_FILES = (METRICS_FILE, REPORT_FILE, SETTINGS_FILE)
 BACKWARD = "backward"
 
 

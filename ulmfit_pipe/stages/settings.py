@@ -335,6 +335,7 @@ def _help_parser(settings_class: type, description: str, prog: str | None) -> ar
         if group not in sections:
             sections[group] = parser.add_argument_group(field.section)
         default = "required" if field.required else f"default: {to_text(field.default)}"
-        text = f"{field.doc} ({describe_type(field.type)}; {default})".strip().replace("%", "%%")
+        again = "; repeat the name for each" if is_list(field.type) else ""
+        text = f"{field.doc} ({describe_type(field.type)}{again}; {default})".strip().replace("%", "%%")
         sections[group].add_argument(f"--{field.name}", metavar="VALUE", help=text)
     return parser

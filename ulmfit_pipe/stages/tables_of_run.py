@@ -10,6 +10,8 @@ from datasets import Dataset, concatenate_datasets
 
 from ulmfit_pipe.data.tables import check_labels_for_training, load_table, split_train_validation
 
+LIKELY_SEPARATORS = "|;,/+"  # what people put between the labels of one cell
+
 
 @dataclass(frozen=True)
 class RowLimits:
@@ -131,6 +133,7 @@ def load_run_tables(
         unlabelled = _not_held_out(some_rows(texts, limits.unlabelled, seed=seed), held_out, say)
     tables = RunTables(train, validation, test, unlabelled)
     _tell_of_repeats(tables, say)
+    _tell_of_joined_labels(*label_names_of(train), say)
     say(tables.describe())
     return tables
 
@@ -174,7 +177,7 @@ def without_texts_of(
     dropped = len(texts) - len(kept)
     if not dropped:
         return texts
-    say(f"left out {dropped:,} {what} that also stand in {where}")
+    say(f"left out {dropped:,} of {len(texts):,} {what} that also stand in {where}")
     return texts.select(kept)
 
 
@@ -187,3 +190,16 @@ def _tell_of_repeats(tables: RunTables, say: Callable[[str], None]) -> None:
                 f"note: {repeats:,} of {len(held_out):,} {name} texts also stand in the training table, word for word; "
                 f"the {name} metrics are flattered by as much"
             )
+
+
+def _tell_of_joined_labels(names: Sequence[str], several: bool, say: Callable[[str], None]) -> None:
+    """Say so where labels look like several in one cell: each part of ``a|b`` is itself a label of the table."""
+    for separator in LIKELY_SEPARATORS if not several else "":
+        for name in names:
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and all(part in names for part in parts):
+                say(
+                    f"note: the label {name!r} counts as one label beside {' and '.join(map(repr, parts))}; if it "
+                    f"means several, set label_separator to {separator!r}"
+                )
+                return

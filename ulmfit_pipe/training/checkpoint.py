@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -58,11 +57,17 @@ class BestWeights:
         return -math.inf if math.isnan(value) else value
 
     def offer(self, record: EpochRecord, model: nn.Module) -> None:
-        """Keep the model's weights if the record is better than any before."""
-        if self.record is None or self.value(record) > self.value(self.record):
+        """Keep the model's weights if the record is better than any before; a tie goes to the lower loss, if known."""
+        if self.record is None or self._rank(record) > self._rank(self.record):
             self.record = record
-            with torch.no_grad():
-                self.weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+            state = model.state_dict(keep_vars=True)
+            tensors = {id(value): value for value in state.values()}  # a tied weight has two names and is copied once
+            copies = {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}
+            self.weights = {name: copies[id(value)] for name, value in state.items()}
+
+    def _rank(self, record: EpochRecord) -> tuple[float, float]:
+        loss = record.metrics.get("loss", math.inf)
+        return self.value(record), -math.inf if math.isnan(loss) else -loss
 
     def restore(self, model: nn.Module) -> None:
         """Put the kept weights back into the model, if there are any."""

@@ -8,7 +8,7 @@ Source: Howard & Ruder 2018, sections 3.2 and 3.3; the meaning of ``freeze_to`` 
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -38,8 +38,8 @@ class LayerGroup:
     index: int
     name: str
     prefixes: tuple[str, ...]
-    parameters: tuple[tuple[str, nn.Parameter], ...]
-    modules: tuple[tuple[str, nn.Module], ...]
+    parameters: tuple[tuple[str, nn.Parameter], ...] = field(repr=False)
+    modules: tuple[tuple[str, nn.Module], ...] = field(repr=False)
 
     @property
     def num_parameters(self) -> int:
@@ -264,7 +264,7 @@ def train_mode(
         train_norm: False holds the running statistics of norm layers in frozen groups.
         frozen_dropout: ``"on"`` keeps dropout in frozen groups as a regularizer (the paper's and fastai's
             behaviour); ``"off"`` runs frozen groups in evaluation mode, the same for every pass over a text.
-            Dropout that lies between groups is off where everything around it is frozen.
+            Dropout that lies between groups is off only where the whole module that holds it is frozen.
 
     Raises:
         ValueError: ``frozen_dropout`` is neither choice, or ``"off"`` is asked for with ``train_norm``.

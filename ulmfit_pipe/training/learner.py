@@ -155,7 +155,15 @@ class Learner:
             lr: Peak rates: a number, ``slice(lo, hi)``, ``slice(hi)``, a list or a mapping by group name.
             start_epoch: Go on at this epoch of the cycle instead of its start.
             **curve: ``pct_start``, ``div``, ``div_final``, ``moms`` of `schedules.one_cycle`.
+
+        Raises:
+            TypeError: The rate is given under another library's name for it.
         """
+        for name in ("max_lr", "lr_max"):
+            if name in curve:
+                raise TypeError(
+                    f"the peak rate is called lr here, not {name}: fit_one_cycle({epochs}, {curve[name]!r})"
+                )
         return self._fit("one-cycle", epochs, lr, Schedule.one_cycle(**curve), start_epoch)
 
     def fit_slanted_triangular(
@@ -275,7 +283,16 @@ class Learner:
         Args:
             train_batches: The data to train on from now on.
             valid_batches: Validation data; by default what was there stays.
+
+        Raises:
+            TypeError: What is given is a table or list, not batches.
         """
+        for given in (train_batches, valid_batches):
+            if given is not None and not hasattr(given, "set_epoch"):
+                raise TypeError(
+                    f"continue_on takes batches, such as ClassifierBatches, got {type(given).__name__}; make them from "
+                    "the tokenized table, or build a learner from the new table and load the saved one into it"
+                )
         if valid_batches is None:
             valid_batches = self.task.valid_batches
         self.task = replace(self.task, train_batches=train_batches, valid_batches=valid_batches)

@@ -292,10 +292,10 @@ def evaluate(
     carry = None
     with torch.no_grad(), accelerator.autocast():
         for batch in batches:
-            on_device = to_device(batch, accelerator)
-            output = objective(model, on_device, carry)
+            output = objective(model, to_device(batch, accelerator), carry)
             carry = output.carry
-            metric.update(output.logits, output.labels, output.loss_sum, objective.count(on_device))
+            # counted where the batch came from: the device is not waited for
+            metric.update(output.logits, output.labels, output.loss_sum, objective.count(batch))
     return metric.compute(reduce_sum(accelerator))
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_mode, trainable_indices
 from ulmfit_pipe.training.loop import NonFiniteLossError, Run, prepared, train_step, windows_of
-from ulmfit_pipe.training.lr_suggestions import SMOOTHING, suggest, usable_part
+from ulmfit_pipe.training.lr_suggestions import smooth_losses, suggest, usable_part
 from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import Batches, Task, TrainingOptions
@@ -139,7 +139,7 @@ def _sweep(
     )
     lrs: list[float] = []
     losses: list[float] = []
-    mean, best = 0.0, float("inf")
+    raw: list[float] = []
     with prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer):
         run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options)
         train_mode(wrapped, groups, train_norm=options.train_norm, frozen_dropout=options.frozen_dropout)
@@ -152,12 +152,10 @@ def _sweep(
             except NonFiniteLossError:
                 break
             run.step += 1
-            mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-            smooth = mean / (1 - SMOOTHING**run.step)
             lrs.append(lr)
-            losses.append(smooth)
-            best = min(best, smooth)
-            if smooth > DIVERGED * best:
+            raw.append(loss)
+            losses = smooth_losses(raw)
+            if losses[-1] > DIVERGED * min(losses):
                 break
     return lrs, losses
 

@@ -325,7 +325,12 @@ def run_phases(
     Returns:
         The history of all phases.
     """
-    judge = _Judge(model, monitor, judged=task.valid_batches is not None and task.new_metric is not None)
+    judge = _Judge(
+        model,
+        monitor,
+        judged=task.valid_batches is not None and task.new_metric is not None,
+        keeps=keep_best or any(phase.from_best for phase in plan.phases),
+    )
     for number, phase in enumerate(plan.phases):
         if time_used(accelerator, options) >= 1:
             break
@@ -357,11 +362,12 @@ def _phase_deadline(deadline: float | None, phases: Sequence[Phase]) -> float | 
 class _Judge:
     """Keeps the history and the best weights over all phases, and says when a phase has run dry."""
 
-    def __init__(self, model: nn.Module, monitor: str, *, judged: bool) -> None:
+    def __init__(self, model: nn.Module, monitor: str, *, judged: bool, keeps: bool) -> None:
         self.model = model
         self.history = History()
         self.best = BestWeights(monitor)
         self.judged = judged
+        self.keeps = keeps  # without anyone to restore them, the weights are not copied
         self.patience: int | None = None
         self.values: list[float] = []
 
@@ -376,7 +382,8 @@ class _Judge:
             on_epoch(record)
         if not self.judged:
             return False
-        self.best.offer(record, self.model)
+        if self.keeps:
+            self.best.offer(record, self.model)
         self.values.append(self.best.value(record))
         since_best = len(self.values) - 1 - self.values.index(max(self.values))
         return self.patience is not None and since_best >= self.patience
