@@ -85,12 +85,12 @@ QUICK = DemoSize(
         drop_mult=0.1,
         lr=2e-2,
     ),
-    fine_tuning=LanguageModelSettings(plan="full", epochs=2, batch_size=8, bptt=36, drop_mult=0.2, lr=1e-2),
+    fine_tuning=LanguageModelSettings(plan="full", epochs=3, batch_size=8, bptt=36, drop_mult=0.2, lr=1e-2),
     classifier=ClassifierSettings(
         plan="gradual", lr=1e-2, lr_decay=1.3, batch_size=8, epochs_per_phase=2, final_epochs=10
     ),
-    pretraining_rows=24_000,
-    unlabelled_rows=10_000,
+    pretraining_rows=32_000,
+    unlabelled_rows=12_000,
 )
 FULL = DemoSize(
     seeds=3,
