@@ -26,7 +26,8 @@ def test_summed_loss_over_count_is_torchs_mean(weights, smoothing):
     expected = F.cross_entropy(
         model(batch["input_ids"]).logits, batch["labels"], weight=weights, label_smoothing=smoothing
     )
-    assert float(output.loss_sum.detach()) / objective.count(batch) == pytest.approx(float(expected), rel=1e-6)
+    mean = float(output.loss_sum.detach()) / objective.count(batch)
+    assert mean == pytest.approx(float(expected.detach()), rel=1e-6)
     assert output.logits.shape == (11, CLASSES)
     assert not output.logits.requires_grad
     assert output.penalty is None
