@@ -47,7 +47,9 @@ def test_multi_label_loss_over_count_is_torchs_mean():
     assert float(plain(model, batch, None).loss_sum.detach()) / 11 == pytest.approx(float(expected.detach()), rel=1e-6)
     smooth = batch["labels"] * 0.8 + 0.1
     expected = F.binary_cross_entropy_with_logits(logits, smooth, weight=WEIGHTS)
-    assert float(weighted(model, batch, None).loss_sum) / 11 == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(weighted(model, batch, None).loss_sum.detach()) / 11 == pytest.approx(
+        float(expected.detach()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
