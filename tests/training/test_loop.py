@@ -405,7 +405,7 @@ def test_the_bar_shows_itself_only_on_a_terminal_unless_asked(accelerator, monke
         assert "thaw 1/1" in text
         assert "lr 0.0e+00..1.0e-02" in text
         assert "loss " in text
-        assert "items/s" in text
+        assert "rows/s" in text
 
 
 def test_the_bar_is_quiet_on_other_processes(accelerator, monkeypatch):
@@ -535,3 +535,10 @@ def test_a_deadline_that_cuts_a_phase_short_still_brings_the_rate_down(accelerat
     elapsed[0] = 0.0
     _, steps = run(accelerator, new_model(), phase, task, deadline=began + 1000.0)
     assert [step.lrs[-1] for step in steps] == [1e-2 * schedule.factor(step, 20) for step in range(20)]
+
+
+def test_speed_is_counted_in_tokens_where_a_batch_holds_tokens():
+    tokens = torch.ones(2, 3, dtype=torch.int64)
+    assert loop._unit({"input_ids": tokens, "attention_mask": tokens}) == "tokens"
+    assert loop._unit({"input_ids": tokens, "targets": tokens}) == "tokens"
+    assert loop._unit({"pixel_values": torch.ones(2, 3)}) == "rows"

@@ -249,7 +249,8 @@ def train_epoch(
             loss_sum, count = loss_sum + loss * step_count, count + step_count
             items += sum(_size(batch) for batch in window)
             rate = items * run.accelerator.num_processes / (time.perf_counter() - started)
-            bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {rate:,.0f} items/s", refresh=False)
+            speed = f"{rate:,.0f} {_unit(window[0])}/s"
+            bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {speed}", refresh=False)
             bar.update()
     share_running_statistics(run)
     seconds = time.perf_counter() - started
@@ -262,6 +263,10 @@ def _size(batch: Batch) -> int:
     if "attention_mask" in batch:
         return int(batch["attention_mask"].sum())
     return batch["targets"].numel() if "targets" in batch else len(next(iter(batch.values())))
+
+
+def _unit(batch: Batch) -> str:
+    return "tokens" if "attention_mask" in batch or "targets" in batch else "rows"
 
 
 def progress_bar(run: Run, steps: int, description: str) -> tqdm:
