@@ -48,7 +48,7 @@ def test_the_demonstration_sets_the_method_beside_its_rivals_on_the_same_labels(
 def test_the_labelled_rows_share_no_source_file_with_the_validation_rows(tiny_demo):
     corpus = build_corpus(("jinja2", "fsspec"))
     rest, test = demo.split_by_source(corpus, fraction=0.2, seed=0)
-    tables = demo._labelled(rest, test, rest, 9, 3)
+    tables = demo._labelled(rest, test, 9, 3)
     source = dict(zip(corpus["text"], corpus["source"], strict=True))
     assert not {source[text] for text in tables.train["text"]} & {source[text] for text in tables.validation["text"]}
     assert sorted(tables.train["label"]) == [0] * 9 + [1] * 9
@@ -66,7 +66,7 @@ def test_tfidf_tells_apart_what_words_tell_apart():
         "label": [0, 1] * 6,
     }
     table = demo.Dataset.from_dict(rows)
-    scores = tfidf_scores(DemoTables(table, table, table, table))
+    scores = tfidf_scores(DemoTables(table, table, table))
     assert scores == {"accuracy": 1.0, "macro_f1": 1.0, "n": 12}
 
 

@@ -5,8 +5,6 @@ The third step of ULMFiT. The best epoch over all phases is kept, judged on vali
 Source: Howard & Ruder 2018, section 3.3.
 """
 
-import copy
-import dataclasses
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -20,8 +18,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
 from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.group_specs import layer_group_specs
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
@@ -34,11 +30,11 @@ from ulmfit_pipe.stages.artifacts import (
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.presets import Dropouts
+from ulmfit_pipe.stages.presets import with_dropouts
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.tables_of_run import label_names_of
-from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, choose_thresholds
 from ulmfit_pipe.training.objectives import ClassificationObjective
@@ -266,8 +262,7 @@ def build_classifier_learner(
         valid_batches=batches[1],
         new_metric=lambda: MultiLabelMetric(len(names)) if multi_label else ClassificationMetric(len(names)),
     )
-    specs = layer_group_specs(network)
-    groups = split_layer_groups(network, [spec.prefixes for spec in specs], names=[spec.name for spec in specs])
+    groups = groups_of(network)
     options = context.options(
         recipe.classifier_optimizer,
         accumulation_steps=settings.accumulation_steps,
@@ -349,7 +344,7 @@ def _classifier_network(
                 f"{model} gives a text {kinds[0]}, the training table {kinds[1]}; to go on from a classifier both must "
                 "be alike: give the language model's folder"
             )
-    new_config = _with_dropouts(config, context.recipe.classifier_dropouts, settings.drop_mult)
+    new_config = with_dropouts(config, context.recipe.classifier_dropouts, settings.drop_mult)
     new_config.id2label = dict(enumerate(names))
     new_config.label2id = {name: index for index, name in enumerate(names)}
     new_config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
@@ -362,10 +357,3 @@ def _classifier_network(
         language_model = load_model(model, AutoModelForCausalLM)
         network.model.load_state_dict(language_model.get_submodule("model").state_dict())
     return network, tokenizer
-
-
-def _with_dropouts(config: AwdLstmConfig, dropouts: Dropouts, drop_mult: float) -> AwdLstmConfig:
-    config = copy.deepcopy(config)
-    for name, value in dataclasses.asdict(dropouts).items():
-        setattr(config, f"{name}_dropout", value)
-    return config.scaled_dropouts(drop_mult)

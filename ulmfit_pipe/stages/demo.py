@@ -116,12 +116,11 @@ FULL = DemoSize(
 
 @dataclass(frozen=True)
 class DemoTables:
-    """Labelled, held-out and unlabelled paragraphs of one seed."""
+    """Labelled and held-out paragraphs of one seed."""
 
     train: Dataset
     validation: Dataset
     test: Dataset
-    unlabelled: Dataset
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     tuned_lm = _fine_tune(unlabelled, general_lm, size, context, output, seconds)
     scores: dict[str, list[dict[str, float]]] = {}
     for seed in range(settings.seed, settings.seed + size.seeds):
-        tables = _labelled(rest, test, unlabelled, settings.labels_per_class, seed)
+        tables = _labelled(rest, test, settings.labels_per_class, seed)
         context = dataclasses.replace(context, seed=seed)
         for name, score in _contest(tables, general_lm, tuned_lm, size, context, output, seconds).items():
             scores.setdefault(name, []).append(score)
@@ -205,14 +204,13 @@ def _fine_tune(
     return result.path
 
 
-def _labelled(rest: Dataset, test: Dataset, unlabelled: Dataset, labels_per_class: int, seed: int) -> DemoTables:
+def _labelled(rest: Dataset, test: Dataset, labels_per_class: int, seed: int) -> DemoTables:
     """Choose the labelled rows of one seed: validation from other source files than training."""
     for_train, for_validation = split_by_source(_long(rest), fraction=0.3, seed=seed)
     return DemoTables(
         train=_per_class(for_train, labels_per_class, seed),
         validation=_per_class(for_validation, VALIDATION_LABELS, seed),
         test=test.select_columns(["text", "label"]),
-        unlabelled=unlabelled,
     )
 
 

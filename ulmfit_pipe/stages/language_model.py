@@ -26,15 +26,14 @@ from ulmfit_pipe.data.tokenization import (
     vocab_hash,
 )
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.group_specs import layer_group_specs
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.models.vocab_transfer import transfer_vocabulary
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer, save_stage
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
-from ulmfit_pipe.stages.presets import IMDB_TOKENS, Dropouts, Preset, scale_epochs
+from ulmfit_pipe.stages.presets import IMDB_TOKENS, Preset, scale_epochs, with_dropouts
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
-from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
@@ -219,8 +218,7 @@ def build_language_model_learner(
         valid_batches=batches["validation"],
         new_metric=LanguageModelMetric,
     )
-    specs = layer_group_specs(network)
-    groups = split_layer_groups(network, [spec.prefixes for spec in specs], names=[spec.name for spec in specs])
+    groups = groups_of(network)
     learner = Learner(
         network,
         groups,
@@ -266,7 +264,7 @@ def _model_and_tokenizer(
             direction=settings.direction,
             vocab_hash=vocab_hash(tokenizer),
         )
-        return AwdLstmForCausalLM(_with_dropouts(config, recipe.lm_dropouts, settings.drop_mult)), tokenizer
+        return AwdLstmForCausalLM(with_dropouts(config, recipe.lm_dropouts, settings.drop_mult)), tokenizer
     return _pretrained(train, model, settings, context)
 
 
@@ -285,7 +283,7 @@ def _pretrained(
             f"set direction to {config.direction!r} or give another model"
         )
     old = load_tokenizer(model, config=config)
-    config = _with_dropouts(config, context.recipe.lm_dropouts, settings.drop_mult)
+    config = with_dropouts(config, context.recipe.lm_dropouts, settings.drop_mult)
     network = load_model(model, AutoModelForCausalLM, config=config)
     kind = settings.tokenizer
     if kind == "auto":
@@ -310,13 +308,6 @@ def _new_tokenizer(train: Dataset, kind: str, settings: LanguageModelSettings, r
         vocab_size=settings.vocab_size or (recipe.word_vocab_size if words else SUBWORD_VOCAB_SIZE),
         min_count=settings.min_count or recipe.word_min_count,
     )
-
-
-def _with_dropouts(config: AwdLstmConfig, dropouts: Dropouts, drop_mult: float) -> AwdLstmConfig:
-    values = {f"{name}_dropout": value for name, value in dataclasses.asdict(dropouts).items()}
-    for name, value in values.items():
-        setattr(config, name, value)
-    return config.scaled_dropouts(drop_mult)
 
 
 def _phases(

@@ -8,11 +8,14 @@ Sources: `paper` Howard & Ruder 2018, sections 3 and 4.1; `scripts-2018` the aut
 2.8 nbs/38_tutorial.text and text/models/awdlstm.py. The numbers that are not certain are marked where they stand.
 """
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.training.optim import discriminative_lrs
 from ulmfit_pipe.training.phases import gradual_unfreezing
 from ulmfit_pipe.training.records import Phase
@@ -95,6 +98,14 @@ class Preset:
     word_min_count: int = 3  # fastai's; the others do not name it
     alpha: float = 2.0  # AR and TAR 2 and 1 in all three recipes
     beta: float = 1.0
+
+
+def with_dropouts(config: AwdLstmConfig, dropouts: Dropouts, drop_mult: float) -> AwdLstmConfig:
+    """Return a copy of a configuration with these dropouts, multiplied by ``drop_mult``."""
+    config = copy.deepcopy(config)
+    for name, value in dataclasses.asdict(dropouts).items():
+        setattr(config, f"{name}_dropout", value)
+    return config.scaled_dropouts(drop_mult)
 
 
 def scale_epochs(full_epochs: int, *, size: int, full_size: int) -> int:
