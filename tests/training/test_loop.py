@@ -542,3 +542,19 @@ def test_speed_is_counted_in_tokens_where_a_batch_holds_tokens():
     assert loop._unit({"input_ids": tokens, "attention_mask": tokens}) == "tokens"
     assert loop._unit({"input_ids": tokens, "targets": tokens}) == "tokens"
     assert loop._unit({"pixel_values": torch.ones(2, 3)}) == "rows"
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cpu", 1), ("meta", 0)])
+def test_preparing_on_a_cpu_asks_the_allocator_to_keep_what_a_step_frees(monkeypatch, device, asked):
+    calls = []
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: calls.append(1))
+    model = torch.nn.Linear(3, 2)
+    accelerator = SimpleNamespace(
+        gradient_accumulation_steps=1,
+        device=torch.device(device),
+        prepare=lambda *parts: parts,
+        free_memory=lambda: None,
+    )
+    with loop.prepared(model, torch.optim.SGD(model.parameters()), accelerator):
+        pass
+    assert len(calls) == asked

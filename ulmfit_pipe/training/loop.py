@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, set_trainable, train_mode
 from ulmfit_pipe.training.objectives import Batch, Objective
 from ulmfit_pipe.training.optim import build_optimizer, set_schedule_point
+from ulmfit_pipe.training.process_memory import keep_freed_memory
 from ulmfit_pipe.training.records import (
     Batches,
     EpochRecord,
@@ -83,6 +84,8 @@ def prepared(
             f"the Accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps!r}; make it "
             "without and set accumulation_steps of TrainingOptions instead"
         )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     own_forward = model.__dict__.get("forward")
     try:
         yield accelerator.prepare(model, optimizer)
