@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ulmfit_pipe.data.english_words import cut_words
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS, UNK
 from ulmfit_pipe.data.ulmfit_tokenizer import KINDS, UlmfitTokenizer, prepare_text
 from ulmfit_pipe.data.unigram_training import train_unigram
@@ -30,14 +31,6 @@ _PUNCTUATION = r"!-/:-@\[-`{-~¡-©«-±´¶-¸»¿×÷‐-‧‰-⁞、-〃〈-
 _LETTER = rf"[^{_PUNCTUATION}▁\s]"
 # A word behind its space mark is cut into: an English ending, a run of letters, a run of punctuation.
 _SUBWORD_PATTERN = rf"['’](?:s|t|re|ve|m|ll|d)(?!{_LETTER})|▁?{_LETTER}+|▁?[{_PUNCTUATION}]+|▁"
-# Words and punctuation in the manner of spaCy's English tokens, which fastai uses: newlines are kept, abbreviations
-# and numbers stay whole, "don't" is "do" + "n't", other endings are cut off, a hyphen stands alone.
-_ENDING = r"['’](?:s|re|ve|ll|d|m)(?!\w)"
-_WORD_PATTERN = (
-    r"\n+|(?:[^\W\d_]\.){2,}|\d+(?:[.,:]\d+)+"
-    rf"|n['’]t(?!\w)|{_ENDING}|\w+?(?=n['’]t(?!\w))|\w+(?:(?!{_ENDING})['’]\w+)*"
-    r"|\.{2,}|-{2,}|[^\w\s]"
-)
 _SPECIAL_WORD = re.compile(rf"\b(?:{'|'.join(SPECIAL_TOKENS)})\b")
 _ALPHABET = string.ascii_lowercase + string.digits + "▁"  # pieces of every subword vocabulary
 MIN_CHARACTER_COUNT = 5  # a rarer character gets no piece of its own and becomes xxunk (unigram)
@@ -73,7 +66,7 @@ def train_tokenizer(
         raise ValueError(f"vocab_size must be at least {smallest[kind]} for kind {kind!r}, got {vocab_size}")
     if min_count < 1:
         raise ValueError(f"min_count must be at least 1, got {min_count}")
-    segments = _training_segments(texts)
+    segments = _training_segments(texts, words=kind == "word")
     first = next(segments, None)
     if first is None:
         raise ValueError("there is no word to train a vocabulary on: the texts are empty")
@@ -104,7 +97,7 @@ def build_word_tokenizer(tokens: Sequence[str]) -> UlmfitTokenizer:
             raise ValueError(f"token {token!r} stands twice in the vocabulary, at {vocabulary[name]} and {number}")
         vocabulary[name] = number
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_PATTERN), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")  # UlmfitTokenizer puts a space between words
     return _wrap(backend, "word")
 
 
@@ -193,14 +186,15 @@ def hash_tokens(tokens: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(tokens)).encode()).hexdigest()
 
 
-def _training_segments(texts: Iterable[str]) -> Iterator[str]:
-    """Prepared texts without special tokens: what stands between two of them, blank pieces left out."""
+def _training_segments(texts: Iterable[str], *, words: bool) -> Iterator[str]:
+    """Prepared texts, cut into words if asked, without special tokens: what stands between two, no blank pieces."""
     if isinstance(texts, str):
         raise ValueError("texts must be many documents, got one string; put it in a list")
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise ValueError(f"every text must be a string, number {number} is {text!r}")
-        for segment in _SPECIAL_WORD.split(prepare_text(text)):
+        prepared = prepare_text(text)
+        for segment in _SPECIAL_WORD.split(" ".join(cut_words(prepared)) if words else prepared):
             if segment and not segment.isspace():
                 yield segment
 
@@ -265,7 +259,7 @@ def _train_bpe_backend(segments: Iterable[str], vocab_size: int) -> Tokenizer:
 def _frequent_words(segments: Iterable[str], vocab_size: int, min_count: int) -> list[str]:
     """Words seen often enough, most frequent first, equal ones in alphabetical order."""
     backend = Tokenizer(models.WordLevel(unk_token=UNK))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_PATTERN), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, min_frequency=min_count, show_progress=False)
     backend.train_from_iterator(segments, trainer)
     vocabulary = backend.get_vocab()

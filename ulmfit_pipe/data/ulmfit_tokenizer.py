@@ -22,6 +22,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from ulmfit_pipe.data.english_words import cut_words
 from ulmfit_pipe.data.text_rules import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, apply_rules, undo_marks
 
 BACKEND_FILE = "ulmfit_tokenizer.json"
@@ -104,7 +105,12 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
 
     def _words(self, text: str) -> list[str]:
         prepared = prepare_text(text)
-        return (prepared if self.kind == "word" else prepared.replace("\n", " ")).split(" ")
+        return cut_words(prepared) if self.kind == "word" else prepared.replace("\n", " ").split(" ")
+
+    def _prepare(self, text: str) -> str:
+        """The text as the backend cuts it: its words are put between spaces, as they are for ``_words``."""
+        prepared = prepare_text(text)
+        return " ".join(cut_words(prepared)) if self.kind == "word" else prepared
 
     def _encode_words(self, documents: list[list[str]]) -> list[list[int]]:
         if len(self._word_ids) > REMEMBERED_WORDS:
@@ -130,7 +136,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         if kwargs.get("is_split_into_words"):
             raise ValueError("is_split_into_words is not supported: the text rules need the whole text")
         if isinstance(text, str):
-            return super()._encode_plus(text=prepare_text(text), **kwargs)
+            return super()._encode_plus(text=self._prepare(text), **kwargs)
         if not isinstance(text, list | tuple):
             raise ValueError(f"the text must be a string or a list of strings, got {text!r}")
         for position, document in enumerate(text):
@@ -138,7 +144,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
                 raise ValueError(f"every text must be a string, number {position} of the batch is {document!r}")
         if not text:
             return BatchEncoding({name: [] for name in self.model_input_names})
-        return super()._encode_plus(text=[prepare_text(document) for document in text], **kwargs)
+        return super()._encode_plus(text=[self._prepare(document) for document in text], **kwargs)
 
     def _decode(
         self,
