@@ -4,9 +4,18 @@ import sys
 import warnings
 
 import pytest
+from matplotlib import image
 from matplotlib.colors import to_hex
 
-from ulmfit_pipe.reports.plots import plot_history, plot_lr_find, plot_schedule, plot_weight_change
+from ulmfit_pipe.reports.plots import (
+    LABEL_GAP,
+    _kept_apart,
+    plot_history,
+    plot_label_curves,
+    plot_lr_find,
+    plot_schedule,
+    plot_weight_change,
+)
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -140,3 +149,62 @@ def test_drawing_gives_no_warning(tmp_path):
         plot_schedule({"all": [1e-3]}, phases=[("all", 0)], path=tmp_path / "one.png")
         plot_history([{"phase": "all", "train_loss": math.nan}], path=tmp_path / "nan.png")
         plot_lr_find([1e-3], [1.0], {"valley": 1e-3}, path=tmp_path / "point.png")
+
+
+def curve(labels, *errors):
+    return [
+        {"labels": count, "error": error, "lowest": error - 0.02, "highest": error + 0.03}
+        for count, error in zip(labels, errors, strict=True)
+    ]
+
+
+CURVES = {"from scratch": curve([2000, 100, 500], 0.2, 0.4, 0.3), "ULMFiT": curve([100, 500], 0.15, 0.1)}
+
+
+def test_label_curves_are_a_line_and_a_band_a_method_in_per_cent_over_a_log_axis(tmp_path):
+    figure = plot_label_curves({"Reviews": CURVES}, path=tmp_path / "curve.png")
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert (axes.get_title(), axes.get_ylabel()) == ("Reviews", "test error, %")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "500", "2,000"]
+    scratch, method = axes.get_lines()
+    assert list(scratch.get_xdata()) == [100, 500, 2000]
+    assert list(scratch.get_ydata()) == pytest.approx([40, 30, 20])
+    assert scratch.get_color() != method.get_color()
+    assert scratch.get_marker() != method.get_marker()
+    band = axes.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((18, 43))
+    picture = image.imread(tmp_path / "curve.png")
+    assert picture.shape[:2] == (920, 1600)
+    assert len({tuple(pixel) for row in picture[::20] for pixel in row[::20]}) > 5  # not blank
+
+
+def test_label_curves_bear_their_names_at_their_ends_kept_apart():
+    figure = plot_label_curves({"Reviews": {"low": curve([100], 0.200), "high": curve([100], 0.205)}})
+    names = {text.get_text(): text for text in figure.axes[0].texts}
+    heights = {name: text.xy[1] for name, text in names.items()}
+    assert list(heights) == ["low", "high"]
+    assert heights["high"] - heights["low"] == pytest.approx(LABEL_GAP * figure.axes[0].get_ylim()[1])
+    assert (heights["high"] + heights["low"]) / 2 == pytest.approx(20.25)
+    colors = {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+    assert {name: text.get_color() for name, text in names.items()} == colors
+
+
+def test_names_far_apart_stay_where_their_lines_end():
+    assert _kept_apart([1.0, 5.0, 5.5, 9.0], gap=1.0) == pytest.approx([1.0, 4.75, 5.75, 9.0])
+    assert _kept_apart([5.0, 5.0, 5.0], gap=1.0) == pytest.approx([4.0, 5.0, 6.0])
+    assert _kept_apart([4.0, 5.0, 5.0], gap=1.0) == pytest.approx([11 / 3, 14 / 3, 17 / 3])
+
+
+def test_a_method_has_one_colour_in_every_panel():
+    figure = plot_label_curves({"Reviews": CURVES, "Questions": {"ULMFiT": CURVES["ULMFiT"]}})
+    colors = [{line.get_label(): line.get_color() for line in axes.get_lines()} for axes in figure.axes]
+    assert len(colors) == 2
+    assert colors[0]["ULMFiT"] == colors[1]["ULMFiT"]
+
+
+def test_label_curves_without_points_are_refused():
+    with pytest.raises(ValueError, match="a picture of label curves needs points, got none for any data set"):
+        plot_label_curves({})
+    with pytest.raises(ValueError, match="needs points, got none for Questions"):
+        plot_label_curves({"Reviews": CURVES, "Questions": {"ULMFiT": []}})

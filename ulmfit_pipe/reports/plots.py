@@ -1,4 +1,4 @@
-"""Pictures of a run, from plain lists and dictionaries: learning-rate finder, schedule, history, weight change.
+"""Pictures from plain lists and dictionaries: learning-rate finder, schedule, history, weight change, label curves.
 
 Every function returns a matplotlib `Figure` and saves a PNG where `path` is given. Figures are built by matplotlib's
 object interface: no window, no global state, safe on servers and in threads.
@@ -20,6 +20,10 @@ INK, MUTED, GRID = "#222222", "#6b7280", "#e5e7eb"
 BLUE, ORANGE = "#2563eb", "#d97706"  # training, validation
 MARKED = ("#d97706", "#059669", "#c026d3", "#dc2626", "#0891b2", "#65a30d")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+PRINTED_DOTS_PER_INCH = 200  # of a picture for a page
+# Okabe and Ito's colours, told apart by colour-blind readers too; each also has a mark of its own
+APART = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222", "#e69f00")
+LABEL_GAP = 0.055  # of the axes' height between two names at the curves' ends
 LOSS_HEADROOM = 1.6  # a diverging loss is drawn up to this many times the span between first and lowest
 
 
@@ -170,6 +174,78 @@ def plot_weight_change(changes: Mapping[str, float], *, path: str | Path | None 
     axes.grid(False, axis="y")
     axes.set(xlabel="relative change of the weights", title="What training changed (input at the bottom)")
     return _finished(figure, path)
+
+
+def plot_label_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], *, path: str | Path | None = None
+) -> Figure:
+    """Draw test error against the number of labels (log axis), a panel a data set, a line a method.
+
+    The line is the mean, the band goes from the lowest to the highest seed; each line bears its name at its end.
+
+    Args:
+        panels: Title -> name of a method -> its points: `labels`, and `error`, `lowest`, `highest` in [0, 1].
+        path: Where to save a PNG, or None.
+
+    Raises:
+        ValueError: There is no panel, or one has no point.
+    """
+    empty = [title for title, curves in panels.items() if not any(curves.values())]
+    if empty or not panels:
+        raise ValueError(f"a picture of label curves needs points, got none for {', '.join(empty) or 'any data set'}")
+    figure = Figure(
+        figsize=(WIDTH * (0.9 + 0.4 * len(panels)) / 1.3, 4.6), dpi=PRINTED_DOTS_PER_INCH, layout="constrained"
+    )
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _styled(axes)
+        ends: dict[str, tuple[float, str]] = {}
+        for name, points in curves.items():
+            place = names.index(name)
+            color, mark = APART[place % len(APART)], MARKERS[place % len(MARKERS)]
+            points = sorted(points, key=lambda point: point["labels"])
+            labels = [point["labels"] for point in points]
+            low, mean, high = ([100 * point[key] for point in points] for key in ("lowest", "error", "highest"))
+            axes.fill_between(labels, low, high, color=color, alpha=0.16, linewidth=0)
+            axes.plot(labels, mean, color=color, marker=mark, markersize=5.5, linewidth=1.8, label=name)
+            ends[name] = (mean[-1], color)
+        axes.set_xscale("log")
+        sizes = sorted({point["labels"] for points in curves.values() for point in points})
+        axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+        axes.minorticks_off()
+        axes.set(xlabel="labelled training rows (log scale)", ylabel="test error, %", title=title)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.06)
+        _name_ends(axes, ends)
+    return _finished(figure, path)
+
+
+def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
+    """Write each line's name right of the axes, at the height where the line ends, names kept apart."""
+    ordered = sorted(ends.items(), key=lambda item: item[1])
+    heights = _kept_apart([end for _, (end, _) in ordered], gap=LABEL_GAP * axes.get_ylim()[1])
+    for (name, (_, color)), height in zip(ordered, heights, strict=True):
+        place = (1.02, height)
+        axes.annotate(
+            name, place, xycoords=("axes fraction", "data"), color=color, fontsize=9, va="center", annotation_clip=False
+        )
+
+
+def _kept_apart(heights: Sequence[float], *, gap: float) -> list[float]:
+    """Move rising heights as little as need be until neighbours are a gap apart: those too close share a middle."""
+    blocks: list[list[float]] = []  # each is a run of heights that is set a gap apart around its mean
+    for height in heights:
+        blocks.append([height])
+        while (
+            len(blocks) > 1
+            and _middle(blocks[-1]) - _middle(blocks[-2]) < gap * (len(blocks[-1]) + len(blocks[-2])) / 2
+        ):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    return [_middle(block) + gap * (place - (len(block) - 1) / 2) for block in blocks for place in range(len(block))]
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _figure(*, height: float) -> tuple[Figure, Axes]:

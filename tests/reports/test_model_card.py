@@ -1,0 +1,148 @@
+"""What a model card says, and that it says so where nothing is known."""
+
+import copy
+
+import pytest
+import yaml
+
+from ulmfit_pipe.reports.model_card import model_card
+
+LEG = {
+    "started_from": None,
+    "tokens_seen": 1_234_567,
+    "tokens_available": 9_876_543,
+    "steps": 4_321,
+    "epochs": 1,
+    "seconds": 5_400.0,
+    "precision": "bf16",
+    "processes": 1,
+    "threads": 2,
+    "processor": "Slide Rule 7",
+    "train_files": ["wiki-0.parquet", "wiki-1.parquet"],
+    "perplexity": 61.25,
+    "perplexity_per_word": 123.45,
+    "bits_per_character": 1.4567,
+    "seed": 3,
+    "date": "2026-11-23",
+}
+RECORD = {
+    "name": "awd-lstm-en",
+    "parameters": 7_550_688,
+    "weight_bytes": 15_102_736,
+    "direction": "forward",
+    "tokenizer": "unigram",
+    "sizes": {"vocab_size": 12_000, "embedding_size": 256, "hidden_size": 512, "num_hidden_layers": 3},
+    "metrics": {
+        "perplexity": 60.5,
+        "perplexity_per_word": 120.25,
+        "bits_per_character": 1.4321,
+        "token_accuracy": 0.314,
+        "n": 186_816,
+    },
+    "measured_on": "validation.parquet",
+    "measured_in": "fp32",
+    "sample": {
+        "prompt": "The city",
+        "text": "The city lies\non a river.",
+        "tokens": 5,
+        "seed": 9,
+        "temperature": 0.7,
+        "top_k": 40,
+    },
+    "lineage": [
+        LEG,
+        {**LEG, "started_from": "en_lm", "tokens_seen": 1_000_000, "seconds": 1_800.0, "precision": "fp32"},
+    ],
+    "trained_with": {"torch": "2.13.0"},
+    "hardware": None,
+    "data_note": "English Wikipedia: plain text.",
+    "license": "cc-by-sa-4.0",
+    "license_note": "Given under CC BY-SA 4.0.",
+}
+
+
+def card(**changes):
+    return model_card({**copy.deepcopy(RECORD), **changes})
+
+
+def test_the_front_matter_is_the_hubs():
+    text = card()
+    assert text.startswith("---\n")
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert (header["language"], header["license"], header["pipeline_tag"]) == (
+        ["en"],
+        "cc-by-sa-4.0",
+        "text-generation",
+    )
+    (result,) = header["model-index"][0]["results"]
+    assert header["model-index"][0]["name"] == "awd-lstm-en"
+    assert [(metric["name"], metric["value"]) for metric in result["metrics"]] == [
+        ("perplexity of a token", 60.5),
+        ("perplexity of a word", 120.25),
+    ]
+    assert result["dataset"] == {"name": "English Wikipedia: plain text.", "type": "validation.parquet"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "an AWD-LSTM of\n3 layers (embedding 256, hidden 512) over\n12,000 tokens (unigram), 7,550,688 parameters",
+        "15.1 MB in float16 and are loaded as float32",
+        'pipe = TextPipeline("awd-lstm-en")',
+        "import ulmfit_pipe.stages",
+        "English Wikipedia: plain text.\n\nGiven under CC BY-SA 4.0.",
+        "- Tokens seen: 2,234,567 (over 2 legs of training).",
+        "- Wall time: 2.00 hours",
+        "- Hardware: Slide Rule 7 (1 x 2 threads).",
+        "- Precision: bf16, fp32;",
+        "- Made with: torch 2.13.0.",
+        "| 1 | 2026-11-23 | random weights | wiki-0.parquet, wiki-1.parquet | 1,234,567 | 9,876,543 | 4,321 | 1.50 "
+        "| bf16 | 61.25 | 123.5 | 1.457 | 3 |",
+        "| 2 | 2026-11-23 | en_lm |",
+        "| perplexity a token | 60.50 |",
+        "| perplexity a word (words as white space cuts them) | 120.2 |",
+        "| bits a character | 1.432 |",
+        "| next token right | 31.4% |",
+        "Measured with these float16 weights, computing in fp32, on `validation.parquet`.",
+        "`generate` with seed 9, temperature 0.7, the 40 likeliest tokens and\n5 new tokens",
+        "The text begins with the prompt `The city`:\n\n> The city lies\n> on a river.",
+        "- It is small: 7.6 million parameters.",
+        "It reads English only",
+        "this bias was neither\n  measured nor reduced",
+        "recipes/pretrain_language_model.py --model awd-lstm-en",
+        "--output_dir ulmfit_pipe/models/pretrained/awd-lstm-en",
+    ],
+)
+def test_the_card_says(words):
+    assert words in card()
+
+
+def test_what_the_record_does_not_know_is_not_recorded():
+    unknown = {name: None for name in LEG if name not in ("tokens_seen", "tokens_available", "steps", "epochs")}
+    text = card(lineage=[{**LEG, **unknown}], trained_with=None, metrics={"perplexity": 60.5}, measured_on=None)
+    assert "- Tokens seen: 1,234,567 (over 1 leg of training)." in text
+    for line in ("- Wall time: not recorded,", "- Hardware: not recorded.", "- Made with: not recorded."):
+        assert line in text
+    row = "| 1 | not recorded | random weights | not recorded | 1,234,567 | 9,876,543 | 4,321 | not recorded |"
+    assert row in text
+    assert "| bits a character | not recorded |" in text
+    assert "Measured by the training stage on the text it held out, before the weights were rounded" in text
+
+
+def test_hardware_in_words_comes_before_what_was_recorded():
+    assert "- Hardware: 2 cores of a server." in card(hardware="2 cores of a server")
+
+
+def test_a_first_leg_that_started_from_an_unknown_model_says_so():
+    text = card(lineage=[{**LEG, "started_from": "older_lm"}])
+    assert "The first leg started from `older_lm`, whose own training was not recorded." in text
+    assert "whose own training" not in card()
+
+
+def test_a_backward_model_says_how_it_is_used():
+    text = card(name="awd-lstm-en-backward", direction="backward")
+    assert "It reads text from its end to its start" in text
+    assert 'TextPipeline("awd-lstm-en")' in text
+    assert 'model_backward="awd-lstm-en-backward", ensemble=True' in text
+    assert "--language_model.direction backward" in text
+    assert "The text ends with the prompt" in text
