@@ -3,9 +3,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.fastai_weights import fastai_sizes, from_fastai_state_dict, to_fastai_state_dict
+from ulmfit_pipe.models.fastai_weights import (
+    fastai_head_sizes,
+    fastai_sizes,
+    from_fastai_state_dict,
+    to_fastai_state_dict,
+)
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -38,7 +44,7 @@ def test_fastais_keys_become_exactly_ours_and_back(name, model_class):
     ours = from_fastai_state_dict(theirs)
     assert ours.keys() == model_class(CONFIG).state_dict().keys()
     back = to_fastai_state_dict(ours)
-    assert back.keys() == theirs.keys()
+    assert list(back) == list(theirs), "fastai's load_pretrained goes by position"
     assert all(torch.equal(back[key], theirs[key]) for key in theirs)
 
 
@@ -101,3 +107,78 @@ def test_foreign_and_ambiguous_keys_are_refused_by_name():
         from_fastai_state_dict(both)
     with pytest.raises(ValueError, match="key 'score.weight' is not one of AwdLstmModel"):
         to_fastai_state_dict({"score.weight": torch.zeros(1)})
+
+
+def old_classifier(kind, *, labels=4):
+    """A classifier of fastai 1 or 0.7, whose head has biases; and that head as a torch module."""
+    torch.manual_seed(3)
+    head = nn.Sequential(
+        nn.BatchNorm1d(15),
+        nn.Dropout(),
+        nn.Linear(15, 6),
+        nn.ReLU(),
+        nn.BatchNorm1d(6),
+        nn.Dropout(),
+        nn.Linear(6, labels),
+    )
+    for norm in (head[0], head[4]):
+        norm.running_mean.uniform_(-1, 1)
+        norm.bias.data.uniform_(-1, 1)
+    encoder = {k: v for k, v in stored_weights("classifier.npz").items() if k.startswith("0.")}
+    weights = head.state_dict()
+    if kind == "0.7":
+        names = {"0": "0.bn", "2": "0.lin", "4": "1.bn", "6": "1.lin"}
+        weights = {f"{names[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in weights.items() if "tracked" not in k}
+    return {**encoder, **{f"1.layers.{k}": v for k, v in weights.items()}}, head.eval()
+
+
+@pytest.mark.parametrize("kind", ["1", "0.7"])
+def test_an_older_head_with_biases_gives_the_same_scores(kind):
+    theirs, head = old_classifier(kind)
+    assert fastai_head_sizes(theirs) == {"head_hidden_size": 6, "num_labels": 4}
+    config = AwdLstmConfig(**fastai_sizes(theirs), head_hidden_size=6, num_labels=4)
+    model = AwdLstmForSequenceClassification(config).eval()
+    model.load_state_dict(from_fastai_state_dict(dict(reversed(theirs.items()))), strict=True)
+    pooled = torch.randn(8, 15)
+    torch.testing.assert_close(model.classifier(pooled), head(pooled), rtol=0, atol=1e-5)
+
+
+def test_head_sizes_are_read_and_none_where_there_is_no_head():
+    assert fastai_head_sizes(stored_weights("classifier.npz")) == {"head_hidden_size": 50, "num_labels": 4}
+    assert fastai_head_sizes(stored_weights("language_model.npz")) == {}
+
+
+def test_heads_that_cannot_be_mapped_are_refused():
+    theirs, _ = old_classifier("1")
+    with pytest.raises(ValueError, match="the head has 2 norms but 1 linear layers; it is cut short"):
+        from_fastai_state_dict({k: v for k, v in theirs.items() if not k.startswith("1.layers.6")})
+    wide, _ = old_classifier("1", labels=7)
+    with pytest.raises(ValueError, match=r"layer of shape \(7, 6\) has a bias that cannot be moved into its norm"):
+        from_fastai_state_dict(wide)
+    three = {**stored_weights("classifier.npz"), "1.layers.2.2.weight": torch.zeros(4, 4)}
+    with pytest.raises(ValueError, match=r"the head has a block 2 \('1.layers.2.2.weight'\); a head of two blocks"):
+        from_fastai_state_dict(three)
+    one = {k: v for k, v in stored_weights("classifier.npz").items() if not k.startswith("1.layers.1")}
+    with pytest.raises(ValueError, match="no linear layer in block 1; this is not a complete classifier"):
+        fastai_head_sizes(one)
+
+
+@pytest.mark.parametrize("hidden", [1150, 1152])
+def test_the_published_widths_are_read_from_the_tensors(hidden):
+    weights = {"0.encoder.weight": torch.empty(2, 400, device="meta")}
+    for layer, (inside, outside) in enumerate([(400, hidden), (hidden, hidden), (hidden, 400)]):
+        weights[f"0.rnns.{layer}.module.weight_ih_l0"] = torch.empty(4 * outside, inside, device="meta")
+        weights[f"0.rnns.{layer}.module.weight_hh_l0_raw"] = torch.empty(4 * outside, outside, device="meta")
+    sizes = fastai_sizes(weights)
+    assert sizes == {"vocab_size": 2, "embedding_size": 400, "hidden_size": hidden, "num_hidden_layers": 3}
+
+
+def test_an_embedding_without_layers_is_no_checkpoint():
+    with pytest.raises(ValueError, match="no 'rnns.0.weight_hh_l0_raw' among the 1 mapped keys"):
+        fastai_sizes({"0.encoder.weight": torch.zeros(11, 5)})
+
+
+def test_a_model_without_its_tied_copy_is_written_in_fastais_order():
+    ours = from_fastai_state_dict(stored_weights("language_model.npz"))
+    del ours["lm_head.weight"]
+    assert list(to_fastai_state_dict(ours))[-2:] == ["1.decoder.weight", "1.decoder.bias"]

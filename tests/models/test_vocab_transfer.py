@@ -58,6 +58,29 @@ def test_a_model_gets_the_new_vocabulary_and_keeps_its_tie_and_its_answers(tied,
     assert torch.equal(loaded(known).logits, model(known).logits)
 
 
+def test_subwords_move_to_another_subword_vocabulary_and_back():
+    old, new = ["unk", "pad", "▁the", "cat"], ["unk", "pad", "cat", "▁th", "e", "the", "▁the"]
+    model = language_model()
+    rows, biases = model.model.embeddings.weight.detach().clone(), model.lm_head.bias.detach().clone()
+    assert transfer_vocabulary(model, old, new) == VocabTransfer(kept=4, new=3)
+    mean = rows.mean(0)
+    expected = torch.stack([rows[0], rows[1], rows[3], mean, mean, mean, rows[2]])
+    torch.testing.assert_close(model.model.embeddings.weight.detach(), expected)
+    torch.testing.assert_close(model.lm_head.bias.detach(), torch.tensor([0.0, 1, 9, 3, 3, 3, 2]))
+    assert transfer_vocabulary(model, new, old) == VocabTransfer(kept=4, new=0)
+    assert torch.equal(model.model.embeddings.weight, rows) and torch.equal(model.lm_head.bias, biases)
+
+
+def test_the_vocabulary_of_another_model_is_refused_by_its_hash_though_its_size_fits():
+    model = language_model(vocab_hash="a" * 64)
+    with pytest.raises(
+        ValueError, match=r"has the hash bbbbbbbbbbbb..., the model was trained with aaaaaaaaaaaa\.\.\."
+    ):
+        transfer_vocabulary(model, OLD, NEW, vocab_hash="c", old_vocab_hash="b" * 64)
+    assert transfer_vocabulary(model, OLD, NEW, vocab_hash="c", old_vocab_hash="a" * 64).kept == 3
+    assert model.config.vocab_hash == "c"
+
+
 def test_a_padding_id_that_changes_its_meaning_is_refused():
     with pytest.raises(ValueError, match="pad_token_id 1 is 'pad' in the old vocabulary and 'dog' in the new one"):
         transfer_vocabulary(language_model(), OLD, ["unk", "dog", "pad"])

@@ -2,16 +2,21 @@
 
 Read: fastai 2 and 1 (`weight_hh_l0_raw` beside the inner module), fastai 0.7 and salesforce (`_raw` inside it,
 `encoder_with_dropout.embed`), each as language model, encoder file or classifier. Written: fastai 2.8.
+
+One thing is computed: the head of fastai 1 and 0.7 has a bias in its linear layers, ours (and fastai 2's) none. It is
+moved into the bias of the norm in front of the layer, which gives the same scores.
 """
 
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
 
 _LSTM_WEIGHT = r"(?P<weight>(?:weight|bias)_(?:ih|hh)_l0)"
+_LSTM_ORDER = ("weight_hh_l0", "weight_ih_l0", "bias_ih_l0", "bias_hh_l0")  # in fastai's state dict
 _HEAD_NORM = r"(?P<norm>weight|bias|running_mean|running_var|num_batches_tracked)"
 _ENCODER = r"(?:0\.)?(?:module\.)?"
 _INNER = r"(?:module\.)?"
@@ -24,6 +29,11 @@ _KEY_RULES = [  # fastai key -> ours; None drops a copy of another key
     (re.compile(rf"1\.layers\.(?P<block>\d+)\.0\.{_HEAD_NORM}"), "classifier.blocks.{block}.norm.{norm}"),
     (re.compile(r"1\.layers\.(?P<block>\d+)\.[12]\.weight"), "classifier.blocks.{block}.linear.weight"),
 ]
+_OLD_HEADS = [  # fastai 1 (a flat list of modules), fastai 0.7
+    re.compile(rf"1\.layers\.(?P<module>\d+)\.{_HEAD_NORM}"),
+    re.compile(rf"1\.layers\.(?P<module>\d+)\.(?P<kind>lin|bn)\.{_HEAD_NORM}"),
+]
+HEAD_BLOCKS = 2  # of our classifier, and of fastai's unless lin_ftrs was given
 _RAW = re.compile(rf"(?P<stem>{_ENCODER}rnns\.\d+\.){_INNER}weight_hh_l0_raw")
 
 
@@ -39,10 +49,12 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
         tied weight stays in it under its own name.
 
     Raises:
-        ValueError: A key is none of the known layouts', or two keys would become one; both are named.
+        ValueError: A key is none of the known layouts', two keys would become one (both are named), or a head has
+            not two blocks.
     """
     if set(state_dict) == {"model", "opt"}:
         state_dict = state_dict["model"]  # type: ignore[assignment]
+    state_dict = _with_fastai_2_head(state_dict)
     dropped_copies = {match["stem"] for key in state_dict if (match := _RAW.fullmatch(key))}
     ours: StateDict = {}
     origin: dict[str, str] = {}
@@ -56,6 +68,46 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
     return ours
 
 
+def _with_fastai_2_head(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Bring the head of fastai 1 or 0.7 into fastai 2's layout; anything else is returned as it is."""
+    modules: dict[tuple[int, str], dict[str, Tensor]] = {}
+    rest: StateDict = {}
+    for key, tensor in state_dict.items():
+        match = next((found for pattern in _OLD_HEADS if (found := pattern.fullmatch(key))), None)
+        if match is None:
+            rest[key] = tensor
+        else:
+            kind = match.groupdict().get("kind", "")
+            modules.setdefault((int(match["module"]), kind), {})[match["norm"]] = tensor
+    if not modules:
+        return state_dict
+    ordered = [modules[place] for place in sorted(modules)]
+    norms = [module for module in ordered if "running_mean" in module]
+    linears = [module for module in ordered if "running_mean" not in module]
+    if len(norms) != len(linears):
+        raise ValueError(f"the head has {len(norms)} norms but {len(linears)} linear layers; it is cut short")
+    for block, (norm, linear) in enumerate(zip(norms, linears, strict=True)):
+        moved = {**norm, "bias": _with_bias_moved(norm["bias"], linear)}
+        moved.setdefault("num_batches_tracked", torch.tensor(0))
+        rest |= {f"1.layers.{block}.0.{name}": tensor for name, tensor in moved.items()}
+        rest[f"1.layers.{block}.2.weight"] = linear["weight"]
+    return rest
+
+
+def _with_bias_moved(norm_bias: Tensor, linear: Mapping[str, Tensor]) -> Tensor:
+    """Return the norm's bias b' for which weight @ b' is weight @ b + the linear layer's own bias."""
+    if "bias" not in linear:
+        return norm_bias
+    weight, bias = linear["weight"].double(), linear["bias"].double()
+    shift = torch.linalg.pinv(weight) @ bias
+    if not torch.allclose(weight @ shift, bias, atol=1e-6):
+        raise ValueError(
+            f"the head's linear layer of shape {tuple(weight.shape)} has a bias that cannot be moved into its norm, "
+            "because its rows depend on one another; train a classifier on the encoder instead"
+        )
+    return norm_bias + shift.to(norm_bias.dtype)
+
+
 def _is_dropped_copy(key: str, stems: set[str]) -> bool:
     """Tell whether this is the once dropped recurrent weight beside a `_raw` one."""
     return key.endswith("weight_hh_l0") and any(key.startswith(stem) for stem in stems)
@@ -64,6 +116,8 @@ def _is_dropped_copy(key: str, stems: set[str]) -> bool:
 def _our_name(key: str) -> str | None:
     for pattern, template in _KEY_RULES:
         if match := pattern.fullmatch(key):
+            if int(match.groupdict().get("block") or 0) >= HEAD_BLOCKS:
+                raise ValueError(f"the head has a block {match['block']} ({key!r}); a head of two blocks can be mapped")
             return template and template.format(**match.groupdict())
     raise ValueError(
         f"key {key!r} is not one of a fastai AWD-LSTM language model, encoder or classifier; "
@@ -81,7 +135,7 @@ def to_fastai_state_dict(state_dict: Mapping[str, Tensor], *, linear_index: tupl
             dropout is 0 (fastai leaves the dropout out).
 
     Returns:
-        fastai keys, the tied copies included.
+        fastai keys in fastai's order (`load_pretrained` goes by position), the tied copies included.
 
     Raises:
         ValueError: A key is not one of ours.
@@ -92,13 +146,22 @@ def to_fastai_state_dict(state_dict: Mapping[str, Tensor], *, linear_index: tupl
         prefix = "0.module."
     else:
         prefix = ""
+    if prefix == "0." and "lm_head.weight" not in state_dict:
+        state_dict = {**state_dict, "lm_head.weight": state_dict["model.embeddings.weight"]}
     theirs: StateDict = {}
-    for key, tensor in state_dict.items():
+    for key in sorted(state_dict, key=_fastai_place):
         for name in _fastai_names(key, prefix, linear_index):
-            theirs[name] = tensor
-    if prefix == "0." and "1.decoder.weight" not in theirs:
-        theirs["1.decoder.weight"] = theirs["0.encoder.weight"]
+            theirs[name] = state_dict[key]
     return theirs
+
+
+def _fastai_place(key: str) -> tuple[int, int, int]:
+    """Sort our keys as fastai's modules stand; what this does not part keeps its order."""
+    if match := re.search(rf"layers\.(?P<layer>\d+)\.{_LSTM_WEIGHT}", key):
+        return 1, int(match["layer"]), _LSTM_ORDER.index(match["weight"])
+    if match := re.search(r"blocks\.(?P<block>\d+)\.(?P<kind>norm|linear)", key):
+        return 2, int(match["block"]), ("norm", "linear").index(match["kind"])
+    return (0 if key.endswith("embeddings.weight") else 2), 0, int(key.endswith("bias"))
 
 
 def _fastai_names(key: str, prefix: str, linear_index: tuple[int, int]) -> list[str]:
@@ -124,8 +187,12 @@ def fastai_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
         ValueError: As `from_fastai_state_dict`, or no embedding is in it.
     """
     ours = from_fastai_state_dict(state_dict)
-    if "model.embeddings.weight" not in ours:
-        raise ValueError(f"no 'encoder.weight' among the {len(ours)} mapped keys; this is not a complete checkpoint")
+    for needed, theirs in (
+        ("embeddings.weight", "encoder.weight"),
+        ("layers.0.weight_hh_l0", "rnns.0.weight_hh_l0_raw"),
+    ):
+        if f"model.{needed}" not in ours:
+            raise ValueError(f"no {theirs!r} among the {len(ours)} mapped keys; this is not a complete checkpoint")
     vocab_size, embedding_size = ours["model.embeddings.weight"].shape
     return {
         "vocab_size": vocab_size,
@@ -133,3 +200,19 @@ def fastai_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
         "hidden_size": ours["model.layers.0.weight_hh_l0"].shape[1],
         "num_hidden_layers": sum(key.endswith("weight_ih_l0") for key in ours),
     }
+
+
+def fastai_head_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the sizes of a fastai classifier's head as keyword arguments of an `AwdLstmConfig`; {} if it has none.
+
+    Raises:
+        ValueError: As `from_fastai_state_dict`, or one of the two blocks is missing.
+    """
+    ours = from_fastai_state_dict(state_dict)
+    names = [f"classifier.blocks.{block}.linear.weight" for block in range(HEAD_BLOCKS)]
+    if not any(key.startswith("classifier.") for key in ours):
+        return {}
+    for block, name in enumerate(names):
+        if name not in ours:
+            raise ValueError(f"the head has no linear layer in block {block}; this is not a complete classifier")
+    return {"head_hidden_size": ours[names[0]].shape[0], "num_labels": ours[names[1]].shape[0]}

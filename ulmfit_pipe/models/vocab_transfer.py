@@ -74,18 +74,29 @@ def transfer_vocabulary(
     new_tokens: Sequence[str],
     *,
     vocab_hash: str | None = None,
+    old_vocab_hash: str | None = None,
 ) -> VocabTransfer:
     """Give a language model a new vocabulary, in place; tied weights stay tied.
+
+    Tokens are compared as strings, words and subwords alike.
 
     Args:
         model: The language model; its embedding and decoder are replaced.
         old_tokens: Its vocabulary, position = id.
         new_tokens: The vocabulary it gets, position = id.
         vocab_hash: The new vocabulary's hash, written to the configuration.
+        old_vocab_hash: The old vocabulary's hash; it must be the one that the model was trained with.
 
     Raises:
-        ValueError: As `remap_embeddings`; or the padding id means different tokens in the two vocabularies.
+        ValueError: As `remap_embeddings`; the old vocabulary is another model's, by its hash; or the padding id means
+            different tokens in the two vocabularies.
     """
+    trained_with = model.config.vocab_hash
+    if None not in (old_vocab_hash, trained_with) and old_vocab_hash != trained_with:
+        raise ValueError(
+            f"the old vocabulary has the hash {str(old_vocab_hash)[:12]}..., the model was trained with "
+            f"{str(trained_with)[:12]}...; give the vocabulary this model was trained with"
+        )
     _check_padding(model.config.pad_token_id, old_tokens, new_tokens)
     embeddings, decoder = model.model.embeddings, model.lm_head
     tied = decoder.weight is embeddings.weight

@@ -1,0 +1,205 @@
+"""Read the two pickled files of a fastai model without running what is in them, and write such files.
+
+The only file of the package that touches pickles. Weights go through torch's `weights_only` reader; what fastai keeps
+of its optimizer beside them is read into inert stand-ins and thrown away. A vocabulary may hold nothing but lists of
+strings: its reader refuses every class and function, by name.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import torch
+from torch import Tensor
+
+from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER
+
+PROTOCOL = 2  # of what is written; fastai's own files have it, and every Python 3 reads it
+# What fastai's optimizer state names besides tensors: `L`, and numpy's floats (learning rates).
+_OPTIMIZER_NAMES = (
+    "fastcore.foundation.L",
+    "numpy.dtype",
+    "numpy.dtypes.Float64DType",
+    "numpy.dtypes.Float32DType",
+    "numpy.dtypes.Int64DType",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
+_AS_PLAIN_LISTS = (
+    "save it again as plain lists where it was made: `import pickle; pickle.dump(list(learn.dls.vocab), "
+    "open('vocab.pkl', 'wb'))`, for a classifier `pickle.dump([list(learn.dls.vocab[0]), "
+    "[str(name) for name in learn.dls.vocab[1]]], open('vocab.pkl', 'wb'))`"
+)
+
+
+class UnsafePickleError(ValueError):
+    """A pickle holds something that is not allowed in it, or is no pickle; the message names what."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a vocabulary file holds.
+
+    Attributes:
+        tokens: Position = id.
+        labels: Names of a classifier's labels, position = output; None where the file has tokens alone.
+    """
+
+    tokens: list[str]
+    labels: list[str] | None = None
+
+
+class _Ignored:
+    """Stands in for a part of an optimizer's state: takes anything and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Ignored":  # noqa: ARG004
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _ListsOnly(pickle.Unpickler):
+    """Reads lists, tuples and plain values; every class or function is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse the name.
+
+        Raises:
+            UnsafePickleError: Always.
+        """
+        raise UnsafePickleError(f"it names {module}.{name}, and only lists of strings are read; {_AS_PLAIN_LISTS}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        """Refuse a reference to something outside the file.
+
+        Raises:
+            UnsafePickleError: Always.
+        """
+        raise UnsafePickleError(f"it refers to something outside it ({pid!r}), and only lists of strings are read")
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read the weights of a `.pth` file that fastai or torch wrote, on the CPU.
+
+    Args:
+        path: A saved state dict, or {"model": state dict, "opt": ...} as `Learner.save` writes it; the optimizer's
+            part is left out.
+
+    Raises:
+        UnsafePickleError: The file names a class or function that is neither a tensor nor a known part of fastai's
+            optimizer state, is no such file, or holds something that is no tensor; the message names it.
+        OSError: It cannot be opened.
+    """
+    path = Path(path)
+    stand_ins: list[Any] = [(_Ignored, name) for name in _OPTIMIZER_NAMES]
+    try:
+        with path.open("rb") as file, torch.serialization.safe_globals(stand_ins):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a broken file fails in many ways
+        raise UnsafePickleError(f"{path} is refused: {_reason(error)}") from error
+    if isinstance(content, Mapping) and set(content) == {"model", "opt"}:
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise UnsafePickleError(f"{path} holds a {type(content).__name__}, not a dict of tensors by name")
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise UnsafePickleError(f"{path}: {_shown(name)} stands where the name of a tensor should")
+        if not isinstance(value, Tensor):
+            raise UnsafePickleError(f"{path}: under {name!r} stands {_shown(value)}, not a tensor")
+    if not content:
+        raise UnsafePickleError(f"{path} holds no weights")
+    return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if named := re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported class ([\w.]+)", text):
+        return (
+            f"it names {named[1]}, and only tensors by name are read; save the weights alone where it was made: "
+            "`learn.save(name, with_opt=False)`, not `learn.export`"
+        )
+    return f"it is no file of tensors by name, or was cut short ({text[:160] or type(error).__name__})"
+
+
+def read_vocabulary(path: Path | str) -> Vocabulary:
+    """Read a vocabulary file: a list of tokens, or [tokens, labels] of a classifier; any pickle protocol.
+
+    Args:
+        path: The `.pkl` beside the weights (`itos.pkl` in fastai 0.7).
+
+    Raises:
+        UnsafePickleError: The file names any class or function (the message says which), is no pickle, or holds
+            something other than strings (the message says where and what).
+        ValueError: A token other than the filler xxfake stands twice, or there is none.
+        OSError: The file cannot be opened.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content = _read_lists(file)
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{path} is refused: {error}") from error.__cause__
+    labels = None
+    if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(p, list | tuple) for p in content):
+        content, labels = content
+        labels = _checked_strings(path, labels, "label")
+    tokens = _checked_strings(path, content, "token")
+    if not tokens:
+        raise ValueError(f"{path} holds no token")
+    _refuse_twice(path, tokens, "token")
+    _refuse_twice(path, labels or [], "label")
+    return Vocabulary(tokens, labels)
+
+
+def _read_lists(file: BinaryIO) -> Any:
+    try:
+        return _ListsOnly(file, encoding="utf-8").load()
+    except UnsafePickleError:
+        raise
+    except Exception as error:  # a broken pickle fails in many ways
+        text = " ".join(str(error).split())[:160]
+        raise UnsafePickleError(f"it is no pickled list, or was cut short ({text or type(error).__name__})") from error
+
+
+def _checked_strings(path: Path, values: Any, what: str) -> list[str]:
+    if not isinstance(values, list | tuple):
+        raise UnsafePickleError(f"{path} holds a {type(values).__name__}, not a list of strings; {_AS_PLAIN_LISTS}")
+    for position, value in enumerate(values):
+        if not isinstance(value, str):
+            raise UnsafePickleError(
+                f"{path}: {what} {position} is {_shown(value)}, not a string; every {what} must be one"
+            )
+    return [str(value) for value in values]
+
+
+def _shown(value: Any) -> str:
+    return f"the {type(value).__name__} {repr(value)[:60]}"
+
+
+def _refuse_twice(path: Path, values: Sequence[str], what: str) -> None:
+    seen: dict[str, int] = {}
+    for position, value in enumerate(values):
+        if value in seen and not (what == "token" and value == FASTAI_FILLER):
+            raise ValueError(f"{path}: {what} {value!r} stands twice, at {seen[value]} and {position}")
+        seen[value] = position
+
+
+def write_weights(path: Path | str, weights: Mapping[str, Tensor]) -> None:
+    """Write tensors by name as `torch.save` does; keys that share a tensor share it in the file."""
+    torch.save(dict(weights), path, pickle_protocol=PROTOCOL)
+
+
+def write_vocabulary(path: Path | str, vocabulary: Vocabulary) -> None:
+    """Write a list of tokens, or [tokens, labels], as a pickle of plain lists."""
+    content = vocabulary.tokens if vocabulary.labels is None else [vocabulary.tokens, vocabulary.labels]
+    with Path(path).open("wb") as file:
+        pickle.dump(content, file, protocol=PROTOCOL)
