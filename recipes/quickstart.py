@@ -1,12 +1,14 @@
 """The whole method on the embedded sample: nothing to download, no file to give.
 
     python recipes/quickstart.py                # about five minutes on 2 cores
-    python recipes/quickstart.py --full true    # about half an hour: a better language model, three seeds
+    python recipes/quickstart.py --full true    # about half an hour: more text, three seeds
+    python recipes/quickstart.py --model null   # a small language model of its own, pretrained on docstrings
 
 The sample is the prose of the docstrings of the libraries installed beside the project. The task: which library does
 a paragraph come from, with the libraries' own names masked.
 
-1. A small language model is pretrained on some libraries.
+1. The built-in language model, awd-lstm-en, is what it starts from (with --model null: one pretrained on the docstrings
+   of some other libraries).
 2. It is fine-tuned on unlabelled paragraphs of the libraries to tell apart.
 3. With 50 labels a class a classifier is thawed group by group.
 4. Two rivals get the same labels: the same network from scratch, and TF-IDF with logistic regression.
@@ -39,7 +41,7 @@ def main() -> None:
     print(f"""  python -c 'from ulmfit_pipe import TextPipeline as T; print(T.load("{folder}").predict(["..."]))'""")
     print("and with a table of your own, columns text and label:")
     print(
-        f"  python recipes/run_pipeline.py --model {settings.output_dir}/general_lm --train_file YOURS.csv "
+        f"  python recipes/run_pipeline.py --model {metrics['general_model']} --train_file YOURS.csv "
         "--output_dir runs/mine"
     )
 

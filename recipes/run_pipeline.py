@@ -1,12 +1,12 @@
 """From tables to a saved classifier by the whole method.
 
-    python recipes/run_pipeline.py --train_file train.csv --test_file test.csv --model runs/general_lm \
-        --output_dir runs/reviews --preset fastai
+    python recipes/run_pipeline.py --train_file train.csv --test_file test.csv --output_dir runs/reviews
 
 What happens, in this order:
 
 1. The tables are read and checked; a validation part is held out unless a file is given.
-2. The language model is fine-tuned on the training and unlabelled texts (or trained from scratch without --model).
+2. The language model is fine-tuned on the training and unlabelled texts: the built-in awd-lstm-en, or another with
+   --model FOLDER; --model null trains one from scratch.
 3. Its encoder gets a classifier head and is thawed group by group; the plan's table is shown first.
 4. The best epoch on validation data is scored once on the test table.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import runpy
 import subprocess
 import sys
@@ -10,10 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from ulmfit_pipe import AblationSettings, LanguageModelJob, LowShotSettings, PipelineSettings, parse_settings
+from ulmfit_pipe.stages.settings import list_settings
+
 ROOT = Path(__file__).parents[2]
 NAMES = [
+    "ablation",
+    "benchmark_training",
+    "export_fastai",
     "find_learning_rate",
     "finetune_language_model",
+    "import_fastai",
+    "low_shot",
+    "package_language_model",
     "predict",
     "pretrain_language_model",
     "quickstart",
@@ -79,6 +89,22 @@ def test_1_pretraining_makes_a_general_language_model(run, place):
     assert metrics_in(place / "lm").keys() >= REPORTED
 
 
+def test_1_and_goes_on_from_one(run, place):
+    words = ["--model", "lm", "--train_file", "more.csv", "--output_dir", "lm_on", *SHORT]
+    code, out, err = run("pretrain_language_model", *words)
+    assert (code, err) == (0, "")
+    assert "one-cycle" in out
+    assert len(json.loads((place / "lm_on/stage.json").read_text())["lineage"]) == 2
+
+
+def test_1_and_is_packaged_with_a_card(run, place):
+    words = ["--model", "lm_on", "--output_dir", "shipped", "--validation_file", "test.csv", "--sample_tokens", 3]
+    code, out, err = run("package_language_model", *words)
+    assert (code, err) == (0, "")
+    assert "the model lies in shipped, its card in shipped/README.md; use it:" in out
+    assert "over 2 legs of training" in (place / "shipped/README.md").read_text()
+
+
 def test_2_fine_tuning_goes_on_from_it(run, place):
     words = ["--model", "lm", "--train_file", "train.csv", "--train_file", "more.csv", "--output_dir", "tuned"]
     code, out, err = run("finetune_language_model", *words, *SHORT)
@@ -130,6 +156,89 @@ def test_6_the_whole_pipeline_runs_and_a_second_call_skips_it(run, place):
     assert (code, err, out.count("skipped")) == (0, "", 2)
 
 
+LEAST = "--development_rows 6 --classifier.lr 0.005 --classifier.epochs_per_phase 1 --classifier.final_epochs 2".split()
+
+
+def test_7_few_labels_are_measured_and_drawn(run, place):
+    words = ["--train_file", "train.csv", "--test_file", "test.csv", "--model", "lm", "--output_dir", "few", *LEAST]
+    words += ["--language_model_text", "training", *SHORT, "--sizes", 6, "--sizes", 12, "--seeds", 1]
+    code, out, err = run("low_shot", *words, "--figure", "few.png")
+    assert (code, err) == (0, "")
+    assert "| from scratch " in out
+    assert out.endswith("picture: few.png\n")
+    assert (place / "few.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = run("low_shot", *words, "--stage", "language_model")
+    assert (code, err, out.splitlines()[-1]) == (0, "", "language models: few/language_model")
+    code, out, err = run(
+        "low_shot", "--combine", "few/results.json", "--combine", "few/results.json", "--figure", "b.png"
+    )
+    assert (code, err, out.count("| ULMFiT ")) == (0, "", 2)
+
+
+def test_8_ways_to_thaw_are_compared(run, place):
+    words = ["--train_file", "train.csv", "--test_file", "test.csv", "--model", "few/language_model", *LEAST]
+    words += ["--output_dir", "ways", "--size", 12, "--seeds", 1, "--variants", "full", "--variants", "gradual"]
+    code, out, err = run("ablation", *words, "--stage", "plans")
+    assert (code, err) == (0, "")
+    assert "gradual: last 1 (1), last 2 (1), last 3 (1), all (2), 5 epochs, constant" in out
+    assert not (place / "ways").exists()
+    code, out, err = run("ablation", *words)
+    assert (code, err) == (0, "")
+    assert "| gradual | last 1 (1), last 2 (1), last 3 (1), all (2) | 12 " in out
+
+
+def test_9_a_model_goes_to_fastais_files_and_comes_back(run, place):
+    words = ["--train_file", "more.csv", "--output_dir", "words", "--language_model.tokenizer", "word", *TINY, *SHORT]
+    assert run("pretrain_language_model", *words)[0] == 0
+    code, out, err = run("export_fastai", "--model", "words", "--output_dir", "theirs")
+    assert (code, err) == (0, "")
+    assert "the language model lies in theirs as model.pth, encoder.pth and vocab.pkl; in fastai:" in out
+    files = ["--weights", "theirs/encoder.pth", "--vocab", "theirs/vocab.pkl"]
+    code, out, err = run("import_fastai", *files, "--output_dir", "back")
+    assert (code, err) == (0, "")
+    assert out.startswith("the file holds an encoder and no decoder: the decoder shares the embedding's weight\n")
+    assert "finetune_language_model.py --model back --train_file" in out
+    code, out, err = run("finetune_language_model", "--model", "back", *words[:2], "--output_dir", "back_tuned", *SHORT)
+    assert (code, err) == (0, "")
+
+
+def test_training_can_be_timed(run):
+    sizes = "--vocab_size 50 --embedding_size 4 --hidden_size 6 --batch_size 2 --bptt 5 --steps 2".split()
+    code, out, err = run("benchmark_training", *sizes, "--side", "float32")
+    assert (code, err) == (0, "")
+    assert float(out) > 0
+
+
+@pytest.mark.slow
+def test_every_side_of_the_timing_is_run_in_a_process_of_its_own(place):
+    sizes = "--vocab_size 50 --embedding_size 4 --hidden_size 6 --batch_size 2 --bptt 5 --steps 2 --repeats 1".split()
+    words = [sys.executable, ROOT / "recipes/benchmark_training.py", *sizes]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=place, env=surroundings, check=True)
+    head, *sides = done.stdout.splitlines()
+    assert head.split() == ["side", "tokens/s", "lowest", "highest", "ratio"]
+    assert [line[:26].rstrip() for line in sides] == [
+        "float32, memory returned",
+        "float32",
+        "bfloat16, memory returned",
+        "bfloat16",
+    ]
+    assert sides[0].endswith("  1.00")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_can_be_read_by_the_recipe_of_its_command(path):
+    jobs = {
+        "ablation": AblationSettings,
+        "low_shot": LowShotSettings,
+        "pretrain_language_model": LanguageModelJob,
+        "run_pipeline": PipelineSettings,
+    }
+    job = jobs[re.search(r"python recipes/(\w+)\.py", path.read_text())[1]]
+    required = [word for field in list_settings(job) if field.required for word in (f"--{field.name}", "x")]
+    assert parse_settings(job, [*required, "--config", str(path)], description="")
+
+
 def test_a_mistake_is_one_line_and_code_2(run):
     code, out, err = run("run_pipeline", "--train_file", "trian.csv", "--output_dir", "none")
     assert code == 2
@@ -141,7 +250,10 @@ def test_a_mistake_is_one_line_and_code_2(run):
     ("name", "words", "told"),
     [
         ("finetune_language_model", ["--train_file", "more.csv"], "--model is missing: the folder of a pretrained"),
-        ("pretrain_language_model", ["--train_file", "more.csv", "--model", "x"], "--model is for going on from a"),
+        ("pretrain_language_model", ["--train_file", "more.csv", "--model", "./x"], "there is no folder './x'"),
+        ("package_language_model", ["--model", "./x"], "there is no folder './x'; give the folder that a stage wrote"),
+        ("import_fastai", ["--weights", "no.pth", "--vocab", "no.pkl"], "there is no file 'no.pth'; give a .pth file"),
+        ("export_fastai", ["--model", "./x"], "there is no folder './x'; give the folder that a stage wrote"),
         ("train_classifier", ["--train_file", "t.csv", "--model", "lm.pth"], "there is no file t.csv"),
         ("train_classifier", ["--train_file", "train.csv", "--model", "lm.pth"], "lm.pth is a pickled checkpoint"),
         ("find_learning_rate", ["--train_file", "train.csv"], "give --model, a folder"),
@@ -172,7 +284,9 @@ def test_help_describes_every_setting(run, name):
 def test_unknown_and_abbreviated_names_are_refused_with_the_nearest(run, name):
     code, _, err = run(name, "--progres", "true")
     assert code == 2
-    known = "--preset" if name == "find_learning_rate" else "--progress"
+    nearest = {"find_learning_rate": "preset", "package_language_model": "prompt"}
+    nearest |= {"import_fastai": "labels", "export_fastai": "model", "benchmark_training": "repeats"}
+    known = f"--{nearest.get(name, 'progress')}"
     assert f"{name}.py: error: unknown setting --progres; did you mean " in err
     assert known in err
 

@@ -9,6 +9,7 @@ import torch
 
 from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
+from ulmfit_pipe.models import builtin_models
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
 
@@ -82,6 +83,18 @@ def tiny_language_model_folder(tmp_path_factory, tiny_tokenizer) -> Path:
     AwdLstmForCausalLM(tiny_config(tiny_tokenizer)).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def builtin(tmp_path, monkeypatch, tiny_tokenizer) -> dict[str, Path]:
+    """Put small random twins in the place of the built-in models, and return their folders by name."""
+    pretrained = tmp_path / "package/models/pretrained"
+    for seed, (name, direction) in enumerate([("awd-lstm-en", "forward"), ("awd-lstm-en-backward", "backward")]):
+        torch.manual_seed(seed)
+        AwdLstmForCausalLM(tiny_config(tiny_tokenizer, direction=direction)).save_pretrained(pretrained / name)
+        tiny_tokenizer.save_pretrained(pretrained / name)
+    monkeypatch.setattr(builtin_models, "PRETRAINED", pretrained)
+    return builtin_models.builtin_models()
 
 
 def _normalize_head(model: AwdLstmForSequenceClassification, tokenizer: UlmfitTokenizer) -> None:

@@ -278,3 +278,43 @@ def test_a_full_disk_says_so(tiny_language_model_folder, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left on device"):
         fit(tiny_language_model_folder, tmp_path / "full")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_epoch_is_kept_where_asked_and_needs_no_validation_rows(tiny_language_model_folder, tmp_path):
+    settings = ClassifierSettings(plan="full", final_epochs=3, batch_size=8, keep="last")
+    judged = fit(tiny_language_model_folder, tmp_path / "judged", settings=settings)
+    said, context = heard()
+    alone = fit(tiny_language_model_folder, tmp_path / "alone", validation=None, settings=settings, context=context)
+    assert (alone.metrics, judged.metrics["n"]) == ({}, 10)
+    assert said[-1] == f"classifier saved in {tmp_path / 'alone'}: the last epoch's weights, not validated"
+    records = [read_stage(tmp_path / name) for name in ("judged", "alone")]
+    assert [record["best"] for record in records] == [None, None]
+    losses = [[epoch["train_loss"] for epoch in record["epochs"]] for record in records]
+    assert losses[0] == losses[1]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("judged", "alone")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    scores = Predictor.load(tmp_path / "judged").score(VALIDATION)
+    assert scores == pytest.approx(records[0]["epochs"][-1]["metrics"], rel=1e-4)
+
+
+def test_the_best_epoch_cannot_be_found_without_validation_rows(tiny_language_model_folder):
+    with pytest.raises(ValueError, match=r"keep 'best' needs validation rows to judge by; give some, or set keep to"):
+        build(tiny_language_model_folder, validation=None)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("schedule", ["slanted-triangular", "one-cycle", "constant"])
+def test_a_schedule_that_is_asked_for_holds_in_every_phase_but_the_head_of_lp_ft(
+    tiny_language_model_folder, plan, schedule
+):
+    phases = build(tiny_language_model_folder, plan=plan, schedule=schedule).phases
+    names = [phase.schedule.name for phase in phases]
+    asked = schedule.replace("-", "_")
+    assert names == [asked] * len(phases) if plan != "lp-ft" else ["constant", asked]
+
+
+def test_rest_lr_is_the_rate_of_chain_thaw_and_of_lp_ft_after_its_head(tiny_language_model_folder):
+    chain = build(tiny_language_model_folder, plan="chain-thaw", lr=1e-2, rest_lr=3e-3).phases
+    assert {rate for phase in chain for rate in phase.lrs} == {3e-3}
+    head, rest = build(tiny_language_model_folder, plan="lp-ft", lr=1e-2, rest_lr=3e-3).phases
+    assert (set(head.lrs), set(rest.lrs)) == ({1e-2}, {3e-3})

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,25 +6,34 @@ import pytest
 from ulmfit_pipe.data.docstrings import build_corpus
 from ulmfit_pipe.stages import demo
 from ulmfit_pipe.stages.classifier import ClassifierSettings
-from ulmfit_pipe.stages.demo import DemoSettings, DemoSize, DemoTables, contest_table, run_demo, tfidf_scores
+from ulmfit_pipe.stages.demo import (
+    DemoSettings,
+    DemoSize,
+    DemoTables,
+    Pretraining,
+    contest_table,
+    demo_size,
+    run_demo,
+    tfidf_scores,
+)
 from ulmfit_pipe.stages.language_model import LanguageModelSettings
 
+SMALL = LanguageModelSettings(
+    epochs=1, vocab_size=200, embedding_size=8, hidden_size=12, num_hidden_layers=2, batch_size=4, bptt=20
+)
 TINY = DemoSize(
     seeds=2,
-    pretraining=LanguageModelSettings(
-        epochs=1, vocab_size=200, embedding_size=8, hidden_size=12, num_hidden_layers=2, batch_size=4, bptt=20
-    ),
     fine_tuning=LanguageModelSettings(plan="full", epochs=1, batch_size=4, bptt=20),
     classifier=ClassifierSettings(plan="gradual", batch_size=8, epochs_per_phase=1, final_epochs=2),
-    pretraining_rows=60,
     unlabelled_rows=80,
+    pretraining=Pretraining(("joblib",), rows=60, settings=SMALL),
 )
 
 
 @pytest.fixture
 def tiny_demo(monkeypatch):
     monkeypatch.setattr(demo, "QUICK", TINY)
-    monkeypatch.setattr(demo, "PRETRAINING_LIBRARIES", ("joblib",))
+    monkeypatch.setattr(demo, "QUICK_GIVEN", dataclasses.replace(TINY, seeds=1, pretraining=None))
     monkeypatch.setattr(demo, "TARGET_LIBRARIES", ("jinja2", "fsspec"))
     monkeypatch.setattr(demo, "MIN_WORDS", 12)
     monkeypatch.setattr(demo, "MOST_TEST_ROWS", 30)
@@ -31,7 +41,8 @@ def tiny_demo(monkeypatch):
 
 
 def test_the_demonstration_sets_the_method_beside_its_rivals_on_the_same_labels(tiny_demo, tmp_path):
-    metrics = run_demo(DemoSettings(output_dir=str(tmp_path / "demo"), labels_per_class=9))
+    metrics = run_demo(DemoSettings(output_dir=str(tmp_path / "demo"), model=None, labels_per_class=9))
+    assert metrics["general_model"] == str(tmp_path / "demo/general_lm")
     assert set(metrics["scores"]) == {
         "TF-IDF + logistic regression",
         "same network from scratch",
@@ -56,8 +67,26 @@ def test_the_labelled_rows_share_no_source_file_with_the_validation_rows(tiny_de
 
 
 def test_the_scratch_twin_gets_the_epochs_of_all_phases():
-    assert demo._all_epochs(TINY) == 3 * 1 + 2
-    assert demo._all_epochs(demo.QUICK) == 3 * 2 + 10
+    assert demo._all_epochs(TINY, layers=2) == 3 * 1 + 2
+    assert demo._all_epochs(dataclasses.replace(TINY, classifier=demo.CLASSIFIER), layers=3) == 4 * 2 + 10
+
+
+def test_the_demonstration_starts_from_the_built_in_model_and_pretrains_nothing(tiny_demo, tmp_path, builtin):
+    metrics = run_demo(DemoSettings(output_dir=str(tmp_path / "demo"), labels_per_class=9))
+    assert metrics["general_model"] == "awd-lstm-en"
+    assert "pretraining" not in metrics["seconds"]
+    assert not (tmp_path / "demo/general_lm").exists()
+    start, end = (builtin["awd-lstm-en"], tmp_path / "demo/scratch_1.0_seed0")
+    sizes = ("embedding_size", "hidden_size", "num_hidden_layers", "vocab_hash")
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (start, end)]
+    assert [configs[0][name] for name in sizes] == [configs[1][name] for name in sizes]  # the twin is as large
+
+
+def test_only_a_demonstration_without_a_model_pretrains():
+    assert demo_size(DemoSettings()).pretraining is None
+    assert demo_size(DemoSettings(full=True)).pretraining is None
+    assert demo_size(DemoSettings(model=None)).pretraining == demo.QUICK.pretraining
+    assert demo_size(DemoSettings(model=None, full=True)).seeds == 3
 
 
 def test_tfidf_tells_apart_what_words_tell_apart():

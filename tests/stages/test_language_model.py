@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import FILLERS, LM, TINY_LM, folder_bytes, heard, reviews, texts_of
 
+from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
 from ulmfit_pipe.data.tokenization import build_word_tokenizer, tokens_in_order, vocab_hash
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
@@ -19,6 +20,7 @@ from ulmfit_pipe.stages.language_model import (
     train_language_model,
 )
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
+from ulmfit_pipe.training.schedules import Schedule
 
 TRAIN = texts_of(*[text for text, _ in reviews(40)])
 VALIDATION = texts_of(*[text for text, _ in reviews(10, seed=7)])
@@ -69,6 +71,47 @@ def test_a_model_from_scratch_ends_in_a_folder_with_all_that_belongs_to_it(train
     assert [config[name] for name in ("embedding_size", "hidden_size", "num_hidden_layers", "bptt")] == [10, 14, 2, 11]
     assert config["vocab_hash"] == vocab_hash(load_tokenizer(folder))
     assert any(line.startswith("language model: ") and "tokens to train on, vocabulary of" in line for line in said)
+
+
+def test_perplexity_per_word_is_the_loss_over_what_white_space_cuts(trained):
+    folder, _, result = trained
+    tokens = sum(len(ids) for ids in load_tokenizer(folder)(VALIDATION["text"][:])["input_ids"])
+    words = sum(len(text.split()) for text in VALIDATION["text"])
+    expected = result.metrics["loss"] * tokens / words
+    assert math.log(result.metrics["perplexity_per_word"]) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_backward_twin_takes_its_tokenizer_over(trained, tmp_path):
+    folder, _, _ = trained
+    sizes = {name: value for name, value in TINY_LM.items() if name != "vocab_size"}
+    settings = LanguageModelSettings(**sizes, epochs=1, batch_size=4, direction="backward", tokenizer_of=str(folder))
+    train_language_model(TRAIN, VALIDATION, output_dir=tmp_path / "twin", settings=settings, context=heard()[1])
+    config = json.loads((tmp_path / "twin" / "config.json").read_text())
+    assert config["direction"] == "backward"
+    assert config["vocab_hash"] == vocab_hash(load_tokenizer(folder)) == vocab_hash(load_tokenizer(tmp_path / "twin"))
+
+
+@pytest.mark.parametrize(("setting", "value"), [("vocab_size", 100), ("min_count", 2), ("tokenizer", "bpe")])
+def test_a_tokenizer_cannot_be_taken_over_and_made_at_once(setting, value):
+    with pytest.raises(ValueError, match=f"tokenizer_of takes the tokenizer of lm as it is, so {setting} has no mean"):
+        LanguageModelSettings(tokenizer_of="lm", **{setting: value})
+
+
+def test_a_pretrained_model_keeps_its_own_tokenizer(trained, tmp_path):
+    folder, _, _ = trained
+    with pytest.raises(ValueError, match=r"has a tokenizer of its own; leave tokenizer_of \(.*general\) out"):
+        build_language_model_learner(
+            TRAIN, VALIDATION, model=str(folder), settings=LanguageModelSettings(tokenizer_of=str(folder))
+        )
+
+
+def test_pretraining_goes_on_from_a_model_with_one_rate_and_one_cycle(trained):
+    folder, _, _ = trained
+    settings = LanguageModelSettings(plan="pretrain", lr=3e-3, epochs=2)
+    parts = build_language_model_learner(TRAIN, VALIDATION, model=str(folder), settings=settings, context=heard()[1])
+    (phase,) = parts.phases
+    assert (phase.trainable, phase.lrs, phase.epochs) == ((0, 1, 2), (3e-3, 3e-3, 3e-3), 2)
+    assert phase.schedule == Schedule.one_cycle()
 
 
 def test_bits_per_character_are_the_loss_over_the_characters(trained):
@@ -163,6 +206,24 @@ def test_a_word_model_gets_a_new_vocabulary_and_known_words_keep_their_rows(word
     torch.testing.assert_close(state["lm_head.bias"][funny], bias.mean())
     kept = len(set(old) & set(new))
     assert f"vocabulary: {kept} tokens kept their rows, {len(new) - kept} start at the mean" in said
+    assert parts.learner.model.config.vocab_hash == vocab_hash(parts.tokenizer)
+
+
+def test_a_subword_model_gets_another_subword_vocabulary_by_token_string(tiny_language_model_folder):
+    said, context = heard()
+    settings = LanguageModelSettings(tokenizer="unigram", vocab_size=110)
+    parts = build_language_model_learner(
+        TRAIN, VALIDATION, model=str(tiny_language_model_folder), settings=settings, context=context
+    )
+    old, new = tokens_in_order(load_tokenizer(tiny_language_model_folder)), tokens_in_order(parts.tokenizer)
+    stored, state = weights_in(tiny_language_model_folder), parts.learner.model.state_dict()
+    shared = set(old) & set(new)
+    assert len(SPECIAL_TOKENS) < len(shared) < len(new)
+    rows = stored["model.embeddings.weight"]
+    for number, token in enumerate(new):
+        expected = rows[old.index(token)] if token in shared else rows.mean(0)
+        torch.testing.assert_close(state["model.embeddings.weight"][number], expected)
+    assert f"vocabulary: {len(shared)} tokens kept their rows, {len(new) - len(shared)} start at the mean" in said
     assert parts.learner.model.config.vocab_hash == vocab_hash(parts.tokenizer)
 
 
@@ -297,3 +358,11 @@ def test_a_time_limit_that_is_over_leaves_the_pretrained_model_and_says_so(tiny_
     )
     assert again.skipped
     assert "that training was cut short by a time limit; remove" in said[1]
+
+
+def test_the_metrics_are_those_of_the_weights_that_were_kept(trained):
+    folder, _, result = trained
+    parts = build_language_model_learner(
+        TRAIN, VALIDATION, model=str(folder), settings=LanguageModelSettings(batch_size=4, bptt=11), context=heard()[1]
+    )
+    assert parts.learner.validate()["loss"] == pytest.approx(result.metrics["loss"], rel=1e-6)

@@ -274,8 +274,16 @@ def test_weights_without_a_head_are_refused_not_filled_with_random_ones(classifi
 
 
 def test_a_language_model_is_refused(tiny_language_model_folder):
-    with pytest.raises(ArtifactError, match=r"is no classifier but \['AwdLstmForCausalLM'\]; give the folder of a"):
+    with pytest.raises(ArtifactError, match="is a language model, which knows no labels: train a classifier from it"):
         Predictor.load(tiny_language_model_folder)
+
+
+def test_a_bare_encoder_is_refused(tiny_classifier_folder, tmp_path):
+    folder = shutil.copytree(tiny_classifier_folder, tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["AwdLstmModel"]}))
+    with pytest.raises(ArtifactError, match=r"is no classifier but \['AwdLstmModel'\]; give the folder of a"):
+        Predictor.load(folder)
 
 
 def test_the_folder_of_a_whole_run_names_its_classifier(tiny_classifier_folder, tmp_path):

@@ -6,6 +6,7 @@ that the model's configuration holds, so that ids can never mean other tokens th
 Importing ``ulmfit_pipe.stages`` registers the AWD-LSTM with transformers' Auto classes.
 """
 
+import difflib
 import hashlib
 import platform
 import time
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from ulmfit_pipe.data.table_readers import HUB_TIMEOUT
 from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer
+from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, builtin_models
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
@@ -35,6 +37,7 @@ from ulmfit_pipe.training.checkpoint import (
 STAGE_FILE = "stage.json"
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json")
 FORMAT = 1
+NEAR_NAME = 0.8  # likeness of two names, by difflib, from which one is taken for the other mistyped
 TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
@@ -60,16 +63,20 @@ def resolve_model(name: str | Path) -> str:
     """Turn what a user gives as a model into a folder or a hub id.
 
     Args:
-        name: A folder, or a hub id (``owner/name``).
+        name: A folder, the name of a built-in model (a folder of that name with a model in it comes first), or a hub
+            id (``owner/name``).
 
     Raises:
-        ArtifactError: It is a pickle, a file, an empty folder, or a path that does not exist.
+        ArtifactError: It is a pickle, a file, an empty folder, a path that does not exist, or nearly a built-in name.
     """
-    path = Path(name)
+    path, text, builtin = Path(name), str(name), builtin_models()
+    if text in builtin and not (path / "config.json").is_file():
+        return str(builtin[text])
     if path.suffix in PICKLE_SUFFIXES:
         raise ArtifactError(
             f"{path} is a pickled checkpoint ({path.suffix}), which can run code when read, so it is refused; "
-            "give a folder with config.json, model.safetensors and a tokenizer"
+            "give a folder with config.json, model.safetensors and a tokenizer; recipes/import_fastai.py makes one "
+            "out of fastai's files"
         )
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -79,14 +86,36 @@ def resolve_model(name: str | Path) -> str:
         return str(path)
     if path.exists():
         raise ArtifactError(f"{path} is a file, not a model folder; give the folder that a stage wrote")
-    text = str(name)
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or (path.parent != Path(".") and path.parent.is_dir()):
-        raise ArtifactError(f"there is no folder {text!r}; give the folder that a stage wrote, or a hub id")
+        raise ArtifactError(f"there is no folder {text!r}; give the folder that a stage wrote, {_other_names()}")
+    _refuse_nearly_builtin(text)
     return text
 
 
+def _other_names() -> str:
+    """Say what else than a folder can be given."""
+    names = ", ".join(builtin_models())
+    return f"a built-in model ({names}) or a hub id" if names else "or a hub id"
+
+
+def _refuse_nearly_builtin(name: str) -> None:
+    """Raise for a mistyped built-in name, and for one that this installation lacks; neither is asked of the hub."""
+    if name in BUILTIN_NAMES:
+        raise ArtifactError(
+            f"the built-in model {name!r} is not in this installation; give the folder that a stage wrote, "
+            f"{_other_names()}, or train one with recipes/pretrain_language_model.py"
+        )
+    known = {*BUILTIN_NAMES, *builtin_models()}
+    nearest = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=NEAR_NAME)
+    if nearest and "/" not in name:
+        raise ArtifactError(
+            f"there is no model {name!r}; did you mean {nearest[0]!r}? Else give the folder that a stage wrote, "
+            f"{_other_names()}"
+        )
+
+
 def model_identity(name: str | Path | None) -> str | None:
-    """Return what tells a model from any other: a digest of a folder's files, wherever it lies, or the hub id.
+    """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
 
     Raises:
         ArtifactError: As `resolve_model`.
@@ -105,7 +134,7 @@ def model_identity(name: str | Path | None) -> str | None:
 
 
 def load_config(name: str | Path) -> Any:
-    """Load a model's configuration from a folder or the hub.
+    """Load a model's configuration from a folder, a built-in model or the hub.
 
     Raises:
         ArtifactError: Nothing of that name can be had; the message says how to give a folder.
@@ -115,18 +144,19 @@ def load_config(name: str | Path) -> Any:
 
 
 def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
-    """Load a model from a folder or the hub; safetensors only.
+    """Load a model from a folder, the package or the hub; safetensors only.
 
     Args:
-        name: A folder or hub id.
+        name: A folder, a built-in name or a hub id.
         kind: An Auto class, such as ``AutoModelForCausalLM``.
-        **settings: Passed on to ``from_pretrained``.
+        **settings: Passed on to ``from_pretrained``; weights are turned to float32 unless ``dtype`` says otherwise.
 
     Raises:
         ArtifactError: The folder lacks weights or they were cut short, or the hub cannot be reached.
     """
     register()
     wants_info = settings.pop("output_loading_info", False)
+    settings.setdefault("dtype", "float32")
     model, found = _from_name(kind.from_pretrained, name, use_safetensors=True, output_loading_info=True, **settings)
     if wants_info:
         return model, found
@@ -145,7 +175,7 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
     """Load the tokenizer of a folder, and check that it is the model's own.
 
     Args:
-        name: A folder or hub id.
+        name: A folder, a built-in name or a hub id.
         config: The model's configuration; its ``vocab_hash`` must be the tokenizer's.
 
     Raises:
@@ -217,8 +247,13 @@ def _not_on_hub(name: str, error: Exception) -> ArtifactError:
     return ArtifactError(
         f"{name!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
         "give a folder that holds config.json, model.safetensors and a tokenizer, for example one written by "
-        "recipes/pretrain_language_model.py"
+        f"recipes/pretrain_language_model.py{_builtin_advice()}"
     )
+
+
+def _builtin_advice() -> str:
+    names = ", ".join(builtin_models())
+    return f"; or a built-in model: {names}" if names else ""
 
 
 def _refuse_pickled_weights(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The classifier stage: a head on the fine-tuned language model's encoder, thawed group by group.
 
-The third step of ULMFiT. The best epoch over all phases is kept, judged on validation data alone.
+The third step of ULMFiT. The best epoch over all phases is kept, judged on validation data alone; or the last one
+(``keep``), which needs no validation data.
 
 Source: Howard & Ruder 2018, section 3.3.
 """
@@ -57,7 +58,9 @@ class ClassifierSettings:
         epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
         final_epochs: Epochs of the last phase.
         lr: Learning rate of the head.
+        rest_lr: Learning rate of chain-thaw, and of lp-ft once all groups train; null takes the preset's last phase's.
         lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; 1 for equal rates.
+        schedule: Curve of every phase; preset takes the preset's. The head of lp-ft always trains at a constant rate.
         batch_size: Documents of a step, over all processes.
         max_tokens: Bound on the tokens of a batch, padding included; null for no bound.
         drop_mult: Multiplies the five dropouts of the preset's classifier.
@@ -66,6 +69,7 @@ class ClassifierSettings:
         class_weights: balanced weighs each class by the inverse of its frequency.
         label_smoothing: In [0, 1).
         monitor: Validation metric that chooses the best epoch; null takes accuracy (micro_f1 for multi-label).
+        keep: End with the weights of the best epoch on validation data, or of the last epoch.
         frozen_dropout: Dropout inside frozen groups, on or off.
         train_norm: Whether norm layers of frozen groups train; null takes the preset's.
         from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
@@ -77,7 +81,9 @@ class ClassifierSettings:
     epochs_per_phase: int | None = None
     final_epochs: int | None = None
     lr: float | None = None
+    rest_lr: float | None = None
     lr_decay: float = LR_DECAY
+    schedule: Literal["preset", "slanted-triangular", "one-cycle", "constant"] = "preset"
     batch_size: int | None = None
     max_tokens: int | None = 65_536
     drop_mult: float = 1.0
@@ -86,6 +92,7 @@ class ClassifierSettings:
     class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = 0.0
     monitor: Literal["loss", "accuracy", "macro_f1", "micro_f1", "mean_average_precision"] | None = None
+    keep: Literal["best", "last"] = "best"
     frozen_dropout: Literal["on", "off"] = "on"
     train_norm: bool | None = None
     from_scratch: bool = False
@@ -99,7 +106,7 @@ class ClassifierSettings:
             ("epochs_per_phase", "final_epochs", "max_tokens", "accumulation_steps", "num_workers"), 1
         )
         check_whole(self, {**least, "max_length": 1, "gradient_window": 0})
-        check_above_zero(self, "lr", "lr_decay")
+        check_above_zero(self, "lr", "rest_lr", "lr_decay")
         if self.batch_size == 1:
             raise ValueError(
                 "batch_size must be 2 or more, got 1: the head's batch norm takes a variance over the batch"
@@ -139,7 +146,7 @@ class ClassifierParts:
 
 def train_classifier(
     train: Dataset,
-    validation: Dataset,
+    validation: Dataset | None,
     *,
     model: str,
     output_dir: Path | str,
@@ -150,7 +157,8 @@ def train_classifier(
 
     Args:
         train: Columns ``text`` and ``label``.
-        validation: The same, held out; it chooses the best epoch and, for multi-label, the thresholds.
+        validation: The same, held out; it chooses the best epoch and, for multi-label, the thresholds. None where the
+            last epoch is kept anyway: then nothing is measured, and a label counts as given from 0.5 on.
         model: Folder of a language model or of a classifier with the same labels.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         settings: Numbers of the stage.
@@ -160,24 +168,21 @@ def train_classifier(
         The folder, its validation metrics and seconds.
     """
     settings, context = settings or ClassifierSettings(), context or RunContext()
-    identity = {
-        **classifier_identity(train, validation, settings, context),
-        "model": model_identity(model),
-    }
+    identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell)
     if done is not None:
         return done
     started = time.perf_counter()
     context.start()
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
-    history = parts.learner.fit_plan(parts.phases)
+    history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     if not history.steps:
         raise ValueError(
             f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more "
             "seconds (stages that had finished are kept), or leave max_seconds out"
         )
     network: Any = parts.learner.model
-    metrics = _final_metrics(parts, validation, context)
+    metrics = {} if validation is None else _final_metrics(parts, validation, context)
     seconds = time.perf_counter() - started
 
     def write(folder: Path) -> None:
@@ -195,16 +200,17 @@ def train_classifier(
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage="classifier", record=record, write=write)
     context.accelerator.wait_for_everyone()
-    context.tell(f"classifier saved in {output_dir}: validation {_shown(metrics)}")
+    context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
 def classifier_identity(
-    train: Dataset, validation: Dataset, settings: ClassifierSettings, context: RunContext
+    train: Dataset, validation: Dataset | None, settings: ClassifierSettings, context: RunContext
 ) -> dict[str, Any]:
     """Return all that the stage's result depends on but the model it starts from."""
     names = label_names_of(train)[0]
-    data = digest_of(train["text"], train["label"], validation["text"], validation["label"], names)
+    columns = [table[name] for table in (train, validation) if table is not None for name in ("text", "label")]
+    data = digest_of(*columns, names)
     identity = context.identity(settings, model=None, data=data)
     return {name: value for name, value in identity.items() if name != "model"}
 
@@ -219,7 +225,8 @@ def _final_metrics(parts: ClassifierParts, validation: Dataset, context: RunCont
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return f"validation {values}" if values else "the last epoch's weights, not validated"
 
 
 def _thresholds(predictor: Predictor, validation: Dataset) -> list[float]:
@@ -232,7 +239,7 @@ def _thresholds(predictor: Predictor, validation: Dataset) -> list[float]:
 
 def build_classifier_learner(
     train: Dataset,
-    validation: Dataset,
+    validation: Dataset | None,
     *,
     model: str,
     settings: ClassifierSettings | None = None,
@@ -242,9 +249,12 @@ def build_classifier_learner(
 
     Raises:
         ArtifactError: The model is no AWD-LSTM, its tokenizer is another's, or a classifier's labels differ.
+        ValueError: The best epoch is to be kept, and there is nothing to judge it by.
     """
     settings, context = settings or ClassifierSettings(), context or RunContext()
     recipe = context.recipe
+    if validation is None and settings.keep == "best":
+        raise ValueError("keep 'best' needs validation rows to judge by; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)
     monitor = settings.checked_monitor(multi_label=multi_label)
     network, tokenizer = _classifier_network(model, names, multi_label, settings, context)
@@ -285,16 +295,17 @@ def build_classifier_learner(
 
 def _batches(
     train: Dataset,
-    validation: Dataset,
+    validation: Dataset | None,
     tokenizer: UlmfitTokenizer,
     settings: ClassifierSettings,
     context: RunContext,
     *,
     num_labels: int | None,
-) -> tuple[ClassifierBatches, ClassifierBatches]:
+) -> tuple[ClassifierBatches, ClassifierBatches | None]:
     encoded = [
         tokenize_dataset(dataset.select_columns(["text", "label"]), tokenizer, num_proc=settings.num_workers)
         for dataset in (train, validation)
+        if dataset is not None
     ]
     wanted = settings.batch_size or max(8, min(context.recipe.batch_size, len(train) // STEPS_PER_EPOCH))
     common: dict[str, Any] = {
@@ -303,11 +314,13 @@ def _batches(
         "max_length": settings.max_length,
         **context.shares(),
     }
-    return (
-        ClassifierBatches(
-            encoded[0], batch_size=wanted, max_tokens=settings.max_tokens, shuffle=True, seed=context.seed, **common
-        ),
-        ClassifierBatches(encoded[1], batch_size=256, max_tokens=EVALUATION_TOKENS, shuffle=False, **common),
+    train_batches = ClassifierBatches(
+        encoded[0], batch_size=wanted, max_tokens=settings.max_tokens, shuffle=True, seed=context.seed, **common
+    )
+    if validation is None:
+        return train_batches, None
+    return train_batches, ClassifierBatches(
+        encoded[1], batch_size=256, max_tokens=EVALUATION_TOKENS, shuffle=False, **common
     )
 
 

@@ -12,9 +12,16 @@ from ulmfit_pipe.training.phases import (
     linear_probe_then_fine_tune,
 )
 from ulmfit_pipe.training.records import Phase
+from ulmfit_pipe.training.schedules import Schedule
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.classifier import ClassifierSettings
+
+SCHEDULES = {
+    "slanted-triangular": Schedule.slanted_triangular(),
+    "one-cycle": Schedule.one_cycle(),
+    "constant": Schedule.constant(),
+}
 
 
 def classifier_phases(num_groups: int, settings: "ClassifierSettings", recipe: Preset, *, rows: int) -> list[Phase]:
@@ -30,9 +37,11 @@ def classifier_phases(num_groups: int, settings: "ClassifierSettings", recipe: P
     scaled = []
     for number, phase in enumerate(phases):
         given = settings.final_epochs if number == len(phases) - 1 else settings.epochs_per_phase
-        fixed = given is not None or (settings.plan == "lp-ft" and number == 0)
+        head_of_lp_ft = settings.plan == "lp-ft" and number == 0  # trains until it has converged: no curve fits
+        fixed = given is not None or head_of_lp_ft
         epochs = phase.epochs if fixed else scale_epochs(phase.epochs, size=rows, full_size=IMDB_ROWS)
-        scaled.append(dataclasses.replace(phase, epochs=epochs))
+        curve = phase.schedule if head_of_lp_ft else SCHEDULES.get(settings.schedule, phase.schedule)
+        scaled.append(dataclasses.replace(phase, epochs=epochs, schedule=curve))
     return scaled
 
 
@@ -42,7 +51,7 @@ def _named_phases(num_groups: int, settings: "ClassifierSettings", recipe: Prese
     if settings.plan == "preset":
         return preset
     head_lr, epochs = preset[0].lrs[-1], preset[-1].epochs
-    rest_lr, curve = preset[-1].lrs[-1], preset[-1].schedule
+    rest_lr, curve = settings.rest_lr or preset[-1].lrs[-1], preset[-1].schedule
     per_phase = preset[0].epochs
     if settings.plan == "gradual":
         return gradual_unfreezing(

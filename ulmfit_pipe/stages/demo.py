@@ -1,8 +1,9 @@
 """The embedded default: the whole method on docstring paragraphs, beside two honest rivals.
 
-A small language model is pretrained on some libraries' docstrings, fine-tuned on the unlabelled paragraphs of others,
-and classified with few labels a class. The rivals get the same labels: the same network from scratch, with the same
-epochs and the best of three learning rates by validation, and TF-IDF with logistic regression.
+The built-in language model (or a small one, pretrained here on some libraries' docstrings) is fine-tuned on the
+unlabelled paragraphs of other libraries, and classified with few labels a class. The rivals get the same labels: the
+same network from scratch, with the same epochs and the best of three learning rates by validation, and TF-IDF with
+logistic regression.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
-from ulmfit_pipe.stages.artifacts import library_versions
+from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
+from ulmfit_pipe.stages.artifacts import library_versions, load_config
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
@@ -46,13 +48,17 @@ class DemoSettings:
 
     Attributes:
         output_dir: Folder for models and metrics.json.
-        full: A wider language model, more of it, and three seeds: about half an hour instead of five minutes.
+        model: Language model to start from, a built-in name, a folder or a hub id; null pretrains a small one on
+            docstrings.
+        full: More text, a wider language model where one is pretrained, and three seeds: about half an hour instead
+            of five minutes.
         labels_per_class: Labelled paragraphs a class to train on.
         seed: First seed.
         progress: Show progress bars; null decides by the terminal.
     """
 
     output_dir: str = "runs/demo"
+    model: str | None = DEFAULT_MODEL
     full: bool = False
     labels_per_class: int = 50
     seed: int = 0
@@ -60,56 +66,66 @@ class DemoSettings:
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """A small language model of the demonstration's own, on docstrings."""
+
+    libraries: tuple[str, ...]
+    rows: int
+    settings: LanguageModelSettings
+
+
+@dataclass(frozen=True)
 class DemoSize:
     """How much of everything: what fits five minutes or half an hour on two cores."""
 
     seeds: int
-    pretraining: LanguageModelSettings
     fine_tuning: LanguageModelSettings
     classifier: ClassifierSettings
-    pretraining_rows: int
     unlabelled_rows: int
+    pretraining: Pretraining | None = None
 
 
 # Many small steps: on a CPU a language model of this size gained most from small batches and a high rate.
+CLASSIFIER = ClassifierSettings(
+    plan="gradual", lr=1e-2, lr_decay=1.3, batch_size=8, epochs_per_phase=2, final_epochs=10
+)
+SMALL = LanguageModelSettings(
+    epochs=1,
+    vocab_size=4_000,
+    embedding_size=128,
+    hidden_size=256,
+    num_hidden_layers=2,
+    batch_size=8,
+    bptt=36,
+    drop_mult=0.1,
+    lr=2e-2,
+)
+WIDER = dataclasses.replace(SMALL, epochs=2, vocab_size=6_000, embedding_size=200, hidden_size=400, lr=1e-2)
 QUICK = DemoSize(
     seeds=1,
-    pretraining=LanguageModelSettings(
-        epochs=1,
-        vocab_size=4_000,
-        embedding_size=128,
-        hidden_size=256,
-        num_hidden_layers=2,
-        batch_size=8,
-        bptt=36,
-        drop_mult=0.1,
-        lr=2e-2,
-    ),
     fine_tuning=LanguageModelSettings(plan="full", epochs=3, batch_size=8, bptt=36, drop_mult=0.2, lr=1e-2),
-    classifier=ClassifierSettings(
-        plan="gradual", lr=1e-2, lr_decay=1.3, batch_size=8, epochs_per_phase=2, final_epochs=10
-    ),
-    pretraining_rows=32_000,
+    classifier=CLASSIFIER,
     unlabelled_rows=12_000,
+    pretraining=Pretraining(PRETRAINING_LIBRARIES, rows=32_000, settings=SMALL),
 )
 FULL = DemoSize(
     seeds=3,
-    pretraining=LanguageModelSettings(
-        epochs=2,
-        vocab_size=6_000,
-        embedding_size=200,
-        hidden_size=400,
-        num_hidden_layers=2,
-        batch_size=8,
-        bptt=36,
-        drop_mult=0.1,
-        lr=1e-2,
-    ),
     fine_tuning=LanguageModelSettings(plan="full", epochs=3, batch_size=8, bptt=36, drop_mult=0.3, lr=5e-3),
-    classifier=ClassifierSettings(
-        plan="gradual", lr=1e-2, lr_decay=1.3, batch_size=8, epochs_per_phase=2, final_epochs=10
-    ),
-    pretraining_rows=60_000,
+    classifier=CLASSIFIER,
+    unlabelled_rows=30_000,
+    pretraining=Pretraining((*PRETRAINING_LIBRARIES, *FURTHER_LIBRARIES), rows=60_000, settings=WIDER),
+)
+# From a model that has read much more and is wider: no pretraining, one gentler reading of the texts, fewer epochs.
+QUICK_GIVEN = DemoSize(
+    seeds=1,
+    fine_tuning=LanguageModelSettings(plan="full", epochs=1, batch_size=16, bptt=64, drop_mult=0.2, lr=5e-3),
+    classifier=dataclasses.replace(CLASSIFIER, epochs_per_phase=1, final_epochs=6),
+    unlabelled_rows=8_000,
+)
+FULL_GIVEN = DemoSize(
+    seeds=3,
+    fine_tuning=LanguageModelSettings(plan="full", epochs=3, batch_size=16, bptt=64, drop_mult=0.3, lr=5e-3),
+    classifier=CLASSIFIER,
     unlabelled_rows=30_000,
 )
 
@@ -130,20 +146,20 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         Accuracy and macro F1 on the test paragraphs by contestant and seed, seconds, the classifier's folder, and the
         table as text under ``table``.
     """
-    size = FULL if settings.full else QUICK
+    size = demo_size(settings)
     context = RunContext(preset="fastai", seed=settings.seed, progress=settings.progress)
     output, seconds = Path(settings.output_dir), {}
     started = time.perf_counter()
-    libraries = PRETRAINING_LIBRARIES + (FURTHER_LIBRARIES if settings.full else ())
-    general, target = build_corpus(libraries), build_corpus(TARGET_LIBRARIES)
+    target = build_corpus(TARGET_LIBRARIES)
     seconds["corpus"] = time.perf_counter() - started
     context.tell(
-        f"{len(general):,} paragraphs of {', '.join(libraries)} to learn English from; "
-        f"{len(target):,} of {', '.join(TARGET_LIBRARIES)} to classify (their own names are masked)"
+        f"{len(target):,} paragraphs of {', '.join(TARGET_LIBRARIES)} to classify (their own names are masked)"
     )
     rest, test = split_by_source(target, fraction=TEST_FRACTION, seed=settings.seed)
     test = some_rows(_long(test), MOST_TEST_ROWS, seed=settings.seed)
-    general_lm = _pretrain(general, size, context, output, seconds)
+    general_lm = str(settings.model)
+    if size.pretraining is not None:
+        general_lm = str(_pretrain(size.pretraining, context, output, seconds))
     unlabelled = some_rows(rest, size.unlabelled_rows, seed=settings.seed)
     tuned_lm = _fine_tune(unlabelled, general_lm, size, context, output, seconds)
     scores: dict[str, list[dict[str, float]]] = {}
@@ -162,6 +178,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         "versions": library_versions(),
         "seed": settings.seed,
         "classifier": folder,
+        "general_model": general_lm,
         "table": str(table),
         "examples": _examples(folder, test),
     }
@@ -174,14 +191,25 @@ def _long(table: Dataset) -> Dataset:
     return table.select([row for row, text in enumerate(table["text"]) if len(text.split()) >= MIN_WORDS])
 
 
-def _pretrain(general: Dataset, size: DemoSize, context: RunContext, output: Path, seconds: dict[str, float]) -> Path:
-    table = some_rows(general, size.pretraining_rows, seed=context.seed)
+def demo_size(settings: DemoSettings) -> DemoSize:
+    """Return how much of everything the settings ask for; a given model needs no pretraining."""
+    if settings.model is None:
+        return FULL if settings.full else QUICK
+    return FULL_GIVEN if settings.full else QUICK_GIVEN
+
+
+def _pretrain(pretraining: Pretraining, context: RunContext, output: Path, seconds: dict[str, float]) -> Path:
+    started = time.perf_counter()
+    general = build_corpus(pretraining.libraries)
+    seconds["corpus"] += time.perf_counter() - started
+    context.tell(f"{len(general):,} paragraphs of {', '.join(pretraining.libraries)} to learn English from")
+    table = some_rows(general, pretraining.rows, seed=context.seed)
     train, validation = split_by_source(table, fraction=0.03, seed=context.seed)
     result = train_language_model(
         train.select_columns(["text"]),
         validation.select_columns(["text"]),
         output_dir=output / "general_lm",
-        settings=size.pretraining,
+        settings=pretraining.settings,
         context=context,
     )
     seconds["pretraining"] = result.seconds
@@ -189,14 +217,14 @@ def _pretrain(general: Dataset, size: DemoSize, context: RunContext, output: Pat
 
 
 def _fine_tune(
-    unlabelled: Dataset, model: Path, size: DemoSize, context: RunContext, output: Path, seconds: dict[str, float]
+    unlabelled: Dataset, model: str, size: DemoSize, context: RunContext, output: Path, seconds: dict[str, float]
 ) -> Path:
     train, validation = split_by_source(unlabelled, fraction=0.05, seed=context.seed)
     result = train_language_model(
         train.select_columns(["text"]),
         validation.select_columns(["text"]),
         output_dir=output / "language_model",
-        model=str(model),
+        model=model,
         settings=size.fine_tuning,
         context=context,
     )
@@ -223,7 +251,7 @@ def _per_class(table: Dataset, count: int, seed: int) -> Dataset:
 
 def _contest(
     tables: DemoTables,
-    general_lm: Path,
+    general_lm: str,
     tuned_lm: Path,
     size: DemoSize,
     context: RunContext,
@@ -233,7 +261,7 @@ def _contest(
     """Train every contestant on the same labels and return its test scores."""
     seed = context.seed
 
-    def classify(model: Path, name: str, **changes: Any) -> tuple[Path, float]:
+    def classify(model: Path | str, name: str, **changes: Any) -> tuple[Path, float]:
         result = train_classifier(
             tables.train,
             tables.validation,
@@ -257,7 +285,7 @@ def _contest(
             plan="full",
             lr_decay=1.0,
             lr=base_lr * factor,
-            final_epochs=_all_epochs(size),
+            final_epochs=_all_epochs(size, layers=load_config(tuned_lm).num_hidden_layers),
         )
         for factor in SCRATCH_FACTORS
     ]
@@ -272,9 +300,9 @@ def _contest(
     }
 
 
-def _all_epochs(size: DemoSize) -> int:
+def _all_epochs(size: DemoSize, *, layers: int) -> int:
     """Return the epochs of all phases together, which the twin gets in one."""
-    groups = (size.pretraining.num_hidden_layers or 3) + 2  # embeddings, the LSTM layers, the head
+    groups = layers + 2  # embeddings, the LSTM layers, the head
     return (groups - 1) * (size.classifier.epochs_per_phase or 1) + (size.classifier.final_epochs or 1)
 
 

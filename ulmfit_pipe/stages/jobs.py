@@ -183,6 +183,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
         model=job.model,
         settings=job.language_model,
         context=context,
+        train_files=job.train_file,
     )
     seconds = {"language_model": result.seconds}
     metrics = _write_metrics(job, context, test=None, validation=result.metrics, seconds=seconds)

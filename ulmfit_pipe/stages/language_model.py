@@ -8,10 +8,10 @@ Source: Howard & Ruder 2018, sections 3.1 and 3.2.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
@@ -30,6 +30,8 @@ from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.models.vocab_transfer import transfer_vocabulary
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer, save_stage
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
+from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularies, fitting_batch_size
+from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import IMDB_TOKENS, Preset, scale_epochs, with_dropouts
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
@@ -37,7 +39,7 @@ from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, c
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
-from ulmfit_pipe.training.phases import full, gradual_unfreezing
+from ulmfit_pipe.training.phases import History, full, gradual_unfreezing
 from ulmfit_pipe.training.records import Phase, Task
 from ulmfit_pipe.training.schedules import Schedule
 
@@ -54,13 +56,16 @@ class LanguageModelSettings:
         epochs: Epochs of the phase that trains every layer group.
         frozen_epochs: Epochs of the first phase, where the preset has one that trains only embedding and decoder.
         lr: Base learning rate.
-        plan: The preset's phases, all groups at once, or gradual unfreezing.
+        plan: The preset's phases, all groups at once, gradual unfreezing, or (what a model from scratch gets) one cycle
+            with one rate for all groups.
         batch_size: Rows of text read side by side, over all processes.
         bptt: Tokens of a window.
         variable_bptt: Vary the window's length from step to step, as AWD-LSTM does.
         drop_mult: Multiplies the five dropouts; smaller for small models or much text.
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
+        tokenizer_of: Folder or name of a model whose tokenizer a model from scratch takes over as it is, such as the
+            forward twin of a backward model; null makes one.
         vocab_size: Largest size of a new vocabulary; null takes 15,000 subwords, or the preset's number of words.
         min_count: Rarest word that a new word vocabulary keeps.
         embedding_size: Of a model from scratch.
@@ -74,12 +79,13 @@ class LanguageModelSettings:
     epochs: int | None = None
     frozen_epochs: int | None = None
     lr: float | None = None
-    plan: Literal["preset", "full", "gradual"] = "preset"
+    plan: Literal["preset", "full", "gradual", "pretrain"] = "preset"
     batch_size: int | None = None
     bptt: int | None = None
     variable_bptt: bool = False
     drop_mult: float = 1.0
     tokenizer: Literal["auto", "keep", "unigram", "bpe", "word"] = "auto"
+    tokenizer_of: str | None = None
     vocab_size: int | None = None
     min_count: int | None = None
     embedding_size: int | None = None
@@ -96,6 +102,13 @@ class LanguageModelSettings:
         more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers")
         check_whole(self, dict.fromkeys((*ones, *more), 1))
         check_above_zero(self, "lr")
+        makes_one = [name for name in ("vocab_size", "min_count") if getattr(self, name) is not None]
+        makes_one += ["tokenizer"] if self.tokenizer != "auto" else []
+        if self.tokenizer_of is not None and makes_one:
+            raise ValueError(
+                f"tokenizer_of takes the tokenizer of {self.tokenizer_of} as it is, so {makes_one[0]} has no meaning; "
+                "leave one of the two out"
+            )
         if not self.drop_mult >= 0:
             raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
 
@@ -119,6 +132,7 @@ def train_language_model(
     model: str | None = None,
     settings: LanguageModelSettings | None = None,
     context: RunContext | None = None,
+    train_files: Sequence[str | Path] = (),
 ) -> StageResult:
     """Train or fine-tune a language model on texts and save it with its tokenizer.
 
@@ -126,9 +140,10 @@ def train_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure perplexity on, never trained on.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
-        model: Folder or hub id of a pretrained language model; None trains from scratch.
+        model: Pretrained language model: a folder, a built-in name or a hub id; None trains from scratch.
         settings: Numbers of the stage.
         context: Preset, seed, precision, time.
+        train_files: Where the texts came from, for the record: base names are kept.
 
     Returns:
         The folder, its metrics (loss, perplexity, token accuracy) and seconds.
@@ -145,8 +160,7 @@ def train_language_model(
     if not history.steps:
         left = "as the pretrained one was" if parts.pretrained else "random"
         context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
-    metrics = parts.learner.validate()
-    metrics["bits_per_character"] = _bits_per_character(metrics, parts, validation)
+    metrics = _final_metrics(parts, history, validation)
     seconds = time.perf_counter() - started
 
     def write(folder: Path) -> None:
@@ -159,6 +173,9 @@ def train_language_model(
         "metrics": metrics,
         "seconds": seconds,
         "tokens": parts.tokens,
+        "lineage": lineage_after(
+            parts.learner, history, metrics, model, context, seconds=seconds, tokens=parts.tokens, files=train_files
+        ),
         **training_record(parts.learner, parts.phases, history),
     }
     if context.accelerator.is_main_process:
@@ -168,11 +185,11 @@ def train_language_model(
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
-def _bits_per_character(metrics: dict[str, float], parts: LanguageModelParts, validation: Dataset) -> float:
-    """Turn loss per token into bits per character, which compares models of different vocabularies."""
-    characters = sum(len(text) for text in validation["text"])
-    batches: Any = parts.learner.task.valid_batches
-    return metrics["loss"] * batches.tokens_per_epoch / (0.6931471805599453 * characters)
+def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, float]:
+    """Return what validation says of the weights that were kept; it was measured when their epoch ended."""
+    metrics = dict(history.best.metrics) if history.best is not None else parts.learner.validate()
+    tokens = parts.learner.task.valid_batches.tokens_per_epoch  # type: ignore[union-attr]
+    return {**metrics, **compared_across_vocabularies(metrics["loss"], tokens=tokens, texts=validation)}
 
 
 def build_language_model_learner(
@@ -201,7 +218,11 @@ def build_language_model_learner(
     batches = {
         name: LanguageModelBatches(
             dataset,
-            batch_size=_fitting_batch_size(dataset, settings.batch_size or recipe.batch_size, context),
+            batch_size=fitting_batch_size(
+                _count_tokens(dataset),
+                settings.batch_size or recipe.batch_size,
+                processes=context.accelerator.num_processes,
+            ),
             bptt=bptt,
             seed=context.seed,
             shuffle=name == "train",
@@ -237,22 +258,23 @@ def _count_tokens(encoded: Dataset) -> int:
     return int(read_token_arrays(encoded).lengths.sum())
 
 
-def _fitting_batch_size(encoded: Dataset, wanted: int, context: RunContext) -> int:
-    """Narrow the batch for a short text, so that a row still holds a few windows."""
-    tokens = _count_tokens(encoded)
-    least = max(1, context.accelerator.num_processes)
-    return max(least, min(wanted, tokens // 400))  # 400: rows of at least some five windows of bptt 70-72
-
-
 def _model_and_tokenizer(
     train: Dataset, model: str | None, settings: LanguageModelSettings, context: RunContext
 ) -> tuple[AwdLstmForCausalLM, UlmfitTokenizer]:
     recipe = context.recipe
+    if model is not None and settings.tokenizer_of is not None:
+        raise ValueError(
+            f"{model} has a tokenizer of its own; leave tokenizer_of ({settings.tokenizer_of}) out, or give model "
+            "null to train one from scratch"
+        )
     if model is None:
         if settings.tokenizer == "keep":
             raise ValueError("tokenizer 'keep' needs a pretrained model; give one, or a kind: unigram, bpe, word")
         kind = "unigram" if settings.tokenizer == "auto" else settings.tokenizer
-        tokenizer = _new_tokenizer(train, kind, settings, context.recipe)
+        if settings.tokenizer_of is not None:
+            tokenizer = load_tokenizer(settings.tokenizer_of)
+        else:
+            tokenizer = _new_tokenizer(train, kind, settings, context.recipe)
         embedding, hidden, layers = recipe.sizes
         config = AwdLstmConfig(
             vocab_size=len(tokenizer),
@@ -282,6 +304,11 @@ def _pretrained(
             f"{model} reads text {config.direction}, the settings ask for {settings.direction}; "
             f"set direction to {config.direction!r} or give another model"
         )
+    sizes = ("embedding_size", "hidden_size", "num_hidden_layers")
+    ignored = [name for name in sizes if getattr(settings, name) not in (None, getattr(config, name))]
+    if ignored:
+        kept = ", ".join(f"{name} {getattr(config, name)}" for name in ignored)
+        context.tell(f"note: {model} keeps its sizes ({kept}); the settings' are for a model from scratch, model null")
     old = load_tokenizer(model, config=config)
     config = with_dropouts(config, context.recipe.lm_dropouts, settings.drop_mult)
     network = load_model(model, AutoModelForCausalLM, config=config)
@@ -291,7 +318,9 @@ def _pretrained(
     if kind == "keep":
         return network, old
     new = _new_tokenizer(train, kind, settings, context.recipe)
-    transfer = transfer_vocabulary(network, tokens_in_order(old), tokens_in_order(new), vocab_hash=vocab_hash(new))
+    transfer = transfer_vocabulary(
+        network, tokens_in_order(old), tokens_in_order(new), vocab_hash=vocab_hash(new), old_vocab_hash=vocab_hash(old)
+    )
     context.tell(f"vocabulary: {transfer.kept:,} tokens kept their rows, {transfer.new:,} start at the mean")
     return network, new
 
@@ -313,7 +342,7 @@ def _new_tokenizer(train: Dataset, kind: str, settings: LanguageModelSettings, r
 def _phases(
     num_groups: int, settings: LanguageModelSettings, context: RunContext, *, pretrained: bool, tokens: int
 ) -> list[Phase]:
-    if not pretrained and settings.plan == "preset":
+    if settings.plan == "pretrain" or (settings.plan == "preset" and not pretrained):
         return full(
             num_groups,
             lr=settings.lr or SCRATCH_LR,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, load_config, load_tokenizer
+from ulmfit_pipe.models.builtin_models import BACKWARD_MODEL, DEFAULT_MODEL, builtin_models
+from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, load_config, load_tokenizer, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
@@ -35,7 +36,8 @@ class PipelineSettings:
     Attributes:
         train_file: Labelled table or tables: CSV, TSV, JSONL, Parquet, a saved dataset's folder, or a hub name.
         output_dir: Folder for everything the run writes.
-        model: Pretrained language model, a folder or hub id; null trains one from scratch on the texts at hand.
+        model: Pretrained language model, a built-in name, a folder or a hub id; null trains one from scratch on the
+            texts at hand.
         test_file: Labelled table that is scored once at the end.
         validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
         unlabelled_file: Further texts for the language model.
@@ -49,7 +51,7 @@ class PipelineSettings:
         max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
         mixed_precision: no, bf16, or fp16 (GPU only).
         ensemble: Train a forward and a backward model and average them.
-        model_backward: Pretrained backward language model, for the ensemble.
+        model_backward: Pretrained backward language model, for the ensemble; the built-in forward model brings its own.
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
         progress: Show progress bars; null decides by the terminal.
@@ -60,7 +62,7 @@ class PipelineSettings:
 
     train_file: list[str]
     output_dir: str
-    model: str | None = None
+    model: str | None = DEFAULT_MODEL
     test_file: str | None = None
     validation_file: str | None = None
     unlabelled_file: list[str] | None = None
@@ -101,6 +103,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     Raises:
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
+    settings = _with_backward_twin(settings)
     _check(settings)
     output = Path(settings.output_dir)
     refuse_foreign_output(output, ensemble=settings.ensemble)
@@ -139,6 +142,16 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     return _finish(settings, tables, context, results=results)
 
 
+def _with_backward_twin(settings: PipelineSettings) -> PipelineSettings:
+    """Add the built-in backward model to an ensemble that starts from the built-in forward one, if there is any."""
+    if not settings.ensemble or settings.model != DEFAULT_MODEL or settings.model_backward is not None:
+        return settings
+    builtin = builtin_models()
+    is_builtin = DEFAULT_MODEL in builtin and resolve_model(DEFAULT_MODEL) == str(builtin[DEFAULT_MODEL])
+    found = is_builtin and BACKWARD_MODEL in builtin
+    return dataclasses.replace(settings, model_backward=BACKWARD_MODEL) if found else settings
+
+
 def _check(settings: PipelineSettings) -> None:
     if settings.model is None and not settings.fine_tune_language_model:
         raise ValueError(
@@ -146,8 +159,8 @@ def _check(settings: PipelineSettings) -> None:
         )
     if settings.ensemble and settings.model is not None and settings.model_backward is None:
         raise ValueError(
-            "ensemble true needs a backward language model beside --model; give --model_backward, or leave --model "
-            "out to train both from scratch"
+            f"ensemble true needs a backward language model beside --model {settings.model}; give --model_backward, or "
+            "--model null to train both from scratch"
         )
     if settings.ensemble and settings.model is not None:
         _check_pair(settings)
@@ -204,6 +217,7 @@ def _run_direction(
             model=start,
             settings=numbers,
             context=context,
+            train_files=[*settings.train_file, *(settings.unlabelled_file or [])],
         )
         encoder = str(output / f"language_model{suffix}")
     context.deadline = _share(deadline, 1 / left)
@@ -275,10 +289,16 @@ class TextPipeline:
     """The method as one object: a pretrained language model in, a classifier out.
 
     Args:
-        model: Folder or hub id of a pretrained language model; None trains one from the texts at hand.
+        model: A pretrained language model: a built-in name, a folder or a hub id; None trains one from the texts at
+            hand. It has no labels, so `predict` raises until `fit` has trained a classifier from it.
+
+    Raises:
+        ArtifactError: There is no such model; a hub id is only asked for when it is used.
     """
 
-    def __init__(self, model: str | Path | None = None) -> None:
+    def __init__(self, model: str | Path | None = DEFAULT_MODEL) -> None:
+        if model is not None:
+            resolve_model(model)
         self.model = None if model is None else str(model)
         self.metrics: dict[str, Any] | None = None
         self._predictor: Predictor | None = None
@@ -286,7 +306,7 @@ class TextPipeline:
     @classmethod
     def load(cls, folder: str | Path) -> "TextPipeline":
         """Load a classifier folder that a run has written."""
-        pipeline = cls()
+        pipeline = cls(model=None)
         pipeline._predictor = Predictor.load(folder)
         return pipeline
 
@@ -337,7 +357,10 @@ class TextPipeline:
             RuntimeError: Nothing was fitted or loaded yet.
         """
         if self._predictor is None:
-            raise RuntimeError("there is no classifier yet: call fit, or TextPipeline.load on a classifier's folder")
+            start = "" if self.model is None else f" ({self.model} is what fit starts from; it knows no labels)"
+            raise RuntimeError(
+                f"there is no classifier yet: call fit, or TextPipeline.load on a classifier's folder{start}"
+            )
         return self._predictor
 
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -207,6 +207,11 @@ def _classifier_folder(folder: Path | str) -> Path | str:
 def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
     """Refuse what is no classifier, or does not agree with the first model of an ensemble."""
     if not any("SequenceClassification" in name for name in config.architectures or []):
+        if any("CausalLM" in name for name in config.architectures or []):
+            raise ArtifactError(
+                f"{path} is a language model, which knows no labels: train a classifier from it, for example with "
+                f"recipes/run_pipeline.py --model {path}, and give the folder of its classifier stage"
+            )
         raise ArtifactError(
             f"{path} is no classifier but {config.architectures}; give the folder of a classifier stage"
         )

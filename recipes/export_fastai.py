@@ -1,0 +1,41 @@
+"""Write a model of ours as files that fastai 2.8 loads.
+
+    python recipes/export_fastai.py --model runs/reviews/classifier --output_dir runs/for_fastai
+
+Three files are written:
+
+model.pth       the weights, as `learn.save("model", with_opt=False)` writes them; read by `learn.load("model")`
+encoder.pth     the part without decoder or head, for `learn.load_encoder("encoder")`
+vocab.pkl       the list of tokens, position = id; for a classifier [tokens, labels]
+
+A language model can also be given as `pretrained_fnames=["model", "vocab"]`, which fits it to the words of other texts.
+
+fastai must number tokens as vocab.pkl does. Give its list to the loaders, for example
+
+    vocab = load_pickle("runs/for_fastai/vocab.pkl")
+    dls = TextDataLoaders.from_df(df, is_lm=True, text_vocab=vocab)      # a language model
+    dls = TextDataLoaders.from_df(df, text_vocab=vocab[0])               # a classifier; vocab[1] are its labels
+
+A model of subwords is written too, but how it cuts text is not part of fastai's files.
+"""
+
+from ulmfit_pipe import ExportFastaiSettings, export_fastai, parse_settings, run_recipe
+
+
+def main() -> None:
+    """Read the settings, write the files, show how fastai loads them."""
+    settings = parse_settings(
+        ExportFastaiSettings,
+        description="Write a language model or classifier as .pth and .pkl files that fastai 2.8 loads.",
+    )
+    summary = export_fastai(settings)
+    for note in summary.notes:
+        print(f"note: {note}")
+    print(f"the {summary.kind} lies in {summary.output_dir} as model.pth, encoder.pth and vocab.pkl; in fastai:")
+    print("  from fastai.text.all import *")
+    for line in summary.loading:
+        print(f"  {line}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

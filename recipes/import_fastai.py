@@ -1,0 +1,44 @@
+"""Make a folder that every recipe takes out of a model that fastai saved.
+
+    python recipes/import_fastai.py --weights models/wt103.pth --vocab models/wt103.pkl --output_dir runs/wt103
+
+--weights: a language model (`learn.save`), an encoder (`learn.save_encoder`) or a classifier, of fastai 2, 1 or 0.7
+(`fwd_wt103.h5`) or of the salesforce scripts; it must be an AWD-LSTM.
+--vocab: the pickled list of its tokens (`itos.pkl` in fastai 0.7); for a classifier [tokens, labels], or a list of
+tokens and the labels as --labels NAME, once for each output in its order.
+
+Both files are pickles, which can run code when they are read in the usual way. Here they are not: weights go through
+torch's reader of plain tensors, and from a vocabulary nothing but lists of strings is taken. A file that names any
+class or function is refused, with that name. fastai's own vocabulary of a classifier is such a one; save it as lists:
+
+    pickle.dump([list(learn.dls.vocab[0]), [str(name) for name in learn.dls.vocab[1]]], open("vocab.pkl", "wb"))
+
+Text is cut into words as fastai's spaCy tokenizer does. Every row stays with its token; what was decided on the way
+(old names of special tokens, a decoder that the file lacks) is printed and kept in the folder's stage.json.
+"""
+
+from ulmfit_pipe import ImportFastaiSettings, import_fastai, parse_settings, run_recipe
+
+NEXT = {
+    "language model": "finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned",
+    "encoder": "finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned",
+    "classifier": "predict.py --model {} --input_file FILE --output_file OUT.csv",
+}
+
+
+def main() -> None:
+    """Read the settings, import the files, say what was made and how to use it."""
+    settings = parse_settings(
+        ImportFastaiSettings,
+        description="Make a folder that every stage takes out of a fastai .pth and its .pkl vocabulary.",
+    )
+    summary = import_fastai(settings)
+    print(f"{summary.kind}: {', '.join(f'{name} {size:,}' for name, size in summary.sizes.items())}")
+    if summary.labels:
+        print(f"labels: {', '.join(summary.labels)}")
+    print(f"it lies in {summary.output_dir}; go on with")
+    print(f"  python recipes/{NEXT[summary.kind].format(summary.output_dir)}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,23 @@
+"""Weights that fastai 2.8.12 made (tests/reference), and vocabularies of their eleven rows."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+TOKENS = [*SPECIAL_TOKENS, "film", "good"]
+OLD_TOKENS = ["_unk_", "_pad_", "the", "film", "tk_rep", "xbos", "t_up", "good", "xxfake", "xfld", "xxfake"]
+
+
+def stored(name: str) -> dict[str, torch.Tensor]:
+    """Return the stored arrays of numbers."""
+    with np.load(REFERENCE / name, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files if arrays[key].dtype.kind in "fiu"}
+
+
+def weights_of(arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state dict among them."""
+    return {key.removeprefix("weights/"): value for key, value in arrays.items() if key.startswith("weights/")}

@@ -1,0 +1,73 @@
+"""How well a language model predicts held-out text, in numbers that can be compared between vocabularies."""
+
+import math
+from typing import Any
+
+from datasets import Dataset
+
+from ulmfit_pipe.data.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.token_arrays import read_token_arrays
+from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.loop import evaluate
+from ulmfit_pipe.training.metrics import LanguageModelMetric
+from ulmfit_pipe.training.objectives import SequenceObjective
+from ulmfit_pipe.training.process_memory import keep_freed_memory
+
+MAX_EXPONENT = 700.0  # of what math.exp can hold
+
+
+def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) -> dict[str, float]:
+    """Spread the loss over what does not depend on the vocabulary: characters, and words as white space cuts them.
+
+    Args:
+        loss: Mean loss of a token, in nats.
+        tokens: Tokens it is the mean of.
+        texts: Column ``text``, what was read.
+
+    Returns:
+        ``bits_per_character`` and ``perplexity_per_word``.
+    """
+    characters = sum(len(text) for text in texts["text"])
+    words = sum(len(text.split()) for text in texts["text"])
+    nats = loss * tokens
+    return {
+        "bits_per_character": nats / (math.log(2) * characters),
+        "perplexity_per_word": math.exp(min(nats / words, MAX_EXPONENT)),
+    }
+
+
+def fitting_batch_size(tokens: int, wanted: int, *, processes: int = 1) -> int:
+    """Narrow the batch for a short text, so that a row still holds a few windows."""
+    return max(1, processes, min(wanted, tokens // 400))  # 400: rows of at least some five windows of bptt 70-72
+
+
+def score_language_model(
+    model: Any, tokenizer: UlmfitTokenizer, texts: Dataset, *, batch_size: int, context: RunContext
+) -> dict[str, float]:
+    """Measure a language model on texts as its stage does: one stream, with carried state.
+
+    Args:
+        model: The language model; its configuration gives direction and window.
+        tokenizer: Its tokenizer.
+        texts: Column ``text``.
+        batch_size: Rows of text read side by side; fewer where there is little text.
+        context: Device and precision.
+
+    Returns:
+        Loss, perplexity and accuracy of a token, bits a character, perplexity of a word.
+    """
+    encoded = tokenize_dataset(texts.select_columns(["text"]), tokenizer)
+    batches = LanguageModelBatches(
+        encoded,
+        batch_size=fitting_batch_size(int(read_token_arrays(encoded).lengths.sum()), batch_size),
+        bptt=model.config.bptt,
+        shuffle=False,
+        backward=model.config.direction == "backward",
+    )
+    model.to(context.accelerator.device)
+    if context.accelerator.device.type == "cpu":
+        keep_freed_memory()
+    objective = SequenceObjective(alpha=0.0, beta=0.0)
+    metrics = evaluate(model, batches, objective, LanguageModelMetric(), context.accelerator)
+    return {**metrics, **compared_across_vocabularies(metrics["loss"], tokens=batches.tokens_per_epoch, texts=texts)}

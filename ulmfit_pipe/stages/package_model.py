@@ -1,0 +1,239 @@
+"""Making a trained language model fit to be shipped: half the size on disk, no trace of the machine, and a model card.
+
+The weights are rounded to float16 and load as float32 again. What the card says is taken from the record of the
+training, and measured again on the rounded weights where a validation file is given.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from transformers import AutoModelForCausalLM
+
+from ulmfit_pipe.data.tables import load_table
+from ulmfit_pipe.data.tokenization import UlmfitTokenizer
+from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
+from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.reports.model_card import model_card
+from ulmfit_pipe.stages.artifacts import (
+    ArtifactError,
+    load_model,
+    load_tokenizer,
+    read_stage,
+    resolve_model,
+    save_stage,
+)
+from ulmfit_pipe.stages.language_model_scores import score_language_model
+from ulmfit_pipe.stages.lineage import lineage_of, precision_name
+from ulmfit_pipe.stages.presets import load_preset
+from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.training.checkpoint import write_atomic
+
+MOST_BYTES = 32_000_000  # of a built-in model's weights: it travels in the wheel
+CARD_FILE = "README.md"
+PROMPTS = {"forward": "The city lies on the", "backward": "in the nineteenth century."}
+WIKIPEDIA = "English Wikipedia: the plain text of its articles, one article a row."
+WIKIPEDIA_LICENCE = (
+    "Wikipedia's text was written by its many authors and is licensed under CC BY-SA 4.0 (3.0 before June 2023). "
+    "These weights are derived from that text and are given under CC BY-SA 4.0. The code of ulmfit_pipe is Apache-2.0."
+)
+
+
+@dataclass(frozen=True)
+class PackageSettings:
+    """Settings of packaging; the notes are for a model of English Wikipedia, change them for any other.
+
+    Attributes:
+        model: Folder of a language model that a stage wrote.
+        output_dir: Folder to write; ulmfit_pipe/models/pretrained/NAME makes it a built-in model.
+        name: Name on the card; a backward model's ends in -backward.
+        validation_file: Text to measure the rounded weights on; without it the card has the training stage's figures.
+        text_column: Column of text; several are joined with field marks.
+        mixed_precision: Of measuring: no, bf16 (faster on many processors), or fp16 (GPU only).
+        prompt: Start of the sample that the card shows (its end, for a backward model); null takes a neutral one.
+        temperature: Of the sample; lower is more careful.
+        top_k: The sample is drawn from so many likeliest tokens at each step.
+        sample_tokens: New tokens of the sample.
+        seed: Seed of the sample.
+        hardware: What it was trained on, in words; null takes what the record knows.
+        data_note: What the text is, in words.
+        license: Licence of the weights, as the hub spells it.
+        license_note: Where the licence comes from, in words.
+    """
+
+    model: str
+    output_dir: str
+    name: str = DEFAULT_MODEL
+    validation_file: str | None = None
+    text_column: list[str] = field(default_factory=lambda: ["text"])
+    mixed_precision: Precision = "no"
+    prompt: str | None = None
+    temperature: float = 0.7
+    top_k: int = 40
+    sample_tokens: int = 100
+    seed: int = 0
+    hardware: str | None = None
+    data_note: str = WIKIPEDIA
+    license: str = "cc-by-sa-4.0"
+    license_note: str = WIKIPEDIA_LICENCE
+
+
+def package_language_model(settings: PackageSettings, *, context: RunContext | None = None) -> dict[str, Any]:
+    """Write a language model's folder as it is shipped, with its model card.
+
+    Args:
+        settings: What to package and what to say of it.
+        context: Device and precision of measuring.
+
+    Returns:
+        What its ``stage.json`` holds.
+
+    Raises:
+        ArtifactError: The model has no record of its training, is too large, does not fit into float16, or its name
+            contradicts its direction; or the output folder holds something else.
+    """
+    context = context or RunContext(seed=settings.seed, mixed_precision=settings.mixed_precision)
+    source = Path(resolve_model(settings.model))
+    trained = _training_record_of(source)
+    network = load_model(source, AutoModelForCausalLM)
+    tokenizer = load_tokenizer(source, config=network.config)
+    _check_name(settings.name, network.config.direction)
+    weights = _rounded_weights(network, source)
+    record: dict[str, Any] = {
+        "name": settings.name,
+        "model": source.name,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "weight_bytes": len(weights),
+        "direction": network.config.direction,
+        "tokenizer": tokenizer.kind,
+        "sizes": {name: getattr(network.config, name) for name in _SIZES},
+        "metrics": _metrics(network, tokenizer, trained, settings, context),
+        "measured_on": Path(settings.validation_file).name if settings.validation_file else trained.get("measured_on"),
+        "measured_in": precision_name(context.mixed_precision)
+        if settings.validation_file
+        else trained.get("measured_in"),
+        "sample": _sample(network, tokenizer, settings),
+        "lineage": without_paths(lineage_of(trained)),
+        "settings": without_paths(_settings_of(trained)),
+        "preset": _preset_of(trained),
+        "trained_with": trained.get("trained_with", trained.get("versions")),
+        **{name: getattr(settings, name) for name in ("hardware", "data_note", "license", "license_note")},
+    }
+
+    def write(folder: Path) -> None:
+        network.save_pretrained(folder)
+        write_atomic(folder / "model.safetensors", weights)
+        tokenizer.save_pretrained(folder)
+        write_atomic(folder / CARD_FILE, model_card(record).encode())
+
+    if context.accelerator.is_main_process:
+        save_stage(settings.output_dir, stage="package", record=record, write=write)
+    context.accelerator.wait_for_everyone()
+    return record
+
+
+_SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers")
+
+
+def _training_record_of(source: Path) -> dict[str, Any]:
+    record = read_stage(source) if source.is_dir() else None
+    if record is None or not lineage_of(record):
+        raise ArtifactError(
+            f"{source} has no record of a language model's training (stage.json), so its card would say nothing; give "
+            "the folder that recipes/pretrain_language_model.py wrote"
+        )
+    return record
+
+
+def _settings_of(trained: dict[str, Any]) -> dict[str, Any]:
+    """Return the training's numbers: of a stage's record, or of one that was packaged before."""
+    return trained["identity"]["settings"] if "identity" in trained else trained.get("settings", {})
+
+
+def _preset_of(trained: dict[str, Any]) -> str:
+    return trained.get("identity", trained).get("preset", "fastai")
+
+
+def _check_name(name: str, direction: str) -> None:
+    if name.endswith("-backward") != (direction == "backward"):
+        fitting = f"{name}-backward" if direction == "backward" else name.removesuffix("-backward")
+        raise ArtifactError(f"the model reads text {direction}, so {name!r} would mislead; name it {fitting!r}")
+
+
+def _rounded_weights(network: Any, source: Path) -> bytes:
+    """Round a network's weights to float16 in place (they stay float32) and return them as a safetensors file.
+
+    Raises:
+        ArtifactError: A weight is too large for float16, or all of them are too many.
+    """
+    halves, known = {}, set()
+    for name, value in network.state_dict().items():
+        if value.data_ptr() in known:  # tied weights are stored once, under their first name
+            continue
+        known.add(value.data_ptr())
+        half = value.half()
+        if not bool(half.isfinite().all()):
+            raise ArtifactError(
+                f"{name} of {source} does not fit into float16 (its largest weight is {float(value.abs().max()):.3g}, "
+                f"float16 ends at {torch.finfo(torch.float16).max:,.0f}); train it again with a lower rate"
+            )
+        value.copy_(half)
+        halves[name] = half.contiguous()
+    content = save(halves, metadata={"format": "pt"})
+    if len(content) > MOST_BYTES:
+        raise ArtifactError(
+            f"the weights of {source} take {len(content) / 1e6:.1f} MB in float16, more than the "
+            f"{MOST_BYTES / 1e6:g} MB that a built-in model may take; train a narrower one or a smaller vocabulary"
+        )
+    return content
+
+
+def _metrics(
+    network: Any, tokenizer: UlmfitTokenizer, trained: dict[str, Any], settings: PackageSettings, context: RunContext
+) -> dict[str, Any]:
+    if settings.validation_file is None:
+        return dict(trained["metrics"])
+    wanted = _settings_of(trained).get("batch_size") or load_preset(_preset_of(trained)).batch_size
+    texts = load_table(settings.validation_file, text_columns=tuple(settings.text_column), label_column=None)
+    return score_language_model(network, tokenizer, texts, batch_size=wanted, context=context)
+
+
+def _sample(network: Any, tokenizer: UlmfitTokenizer, settings: PackageSettings) -> dict[str, Any]:
+    """Write on from the prompt, or towards it where the model reads backward; marks and padding are not drawn."""
+    backward = network.config.direction == "backward"
+    prompt = settings.prompt or PROMPTS[network.config.direction]
+    ids = tokenizer(prompt)["input_ids"]
+    ids = ids[:0:-1] if backward else ids  # backward without xxbos, which stands at a text's start
+    never = [tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    network.eval()
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.manual_seed(settings.seed)
+        found = network.generate(
+            torch.tensor([ids], device=network.device),
+            do_sample=True,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            max_new_tokens=settings.sample_tokens,
+            suppress_tokens=never,
+        )[0].tolist()
+    text = tokenizer.decode(found[::-1] if backward else found, skip_special_tokens=True)
+    numbers = {"seed": settings.seed, "temperature": settings.temperature, "top_k": settings.top_k}
+    return {"prompt": prompt, "text": text, "tokens": len(found) - len(ids), **numbers}
+
+
+def without_paths(value: Any) -> Any:
+    """Return a record in which every path is its last part: where files lay on a machine is nobody's business."""
+    if isinstance(value, dict):
+        return {name: without_paths(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(part) for part in value]
+    if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
+        return Path(value).name
+    return copy.copy(value)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", "~", "./", "../")) or ("/" in text and " " not in text)
