@@ -75,7 +75,10 @@ The weights take {record["weight_bytes"] / MEGA:.1f} MB in float16 and are loade
 def _how_to_load(record: Mapping[str, Any]) -> str:
     name = record["name"]
     backward = record["direction"] == "backward"
-    fit = f', model_backward="{name}", ensemble=True' if backward else ""
+    both = f"""pipe.fit(
+    "train.csv", output_dir="runs/mine", model_backward="{name}", ensemble=True
+)  # columns text and label"""
+    fit = both if backward else 'pipe.fit("train.csv", output_dir="runs/mine")  # columns text and label'
     start = "awd-lstm-en" if backward else name
     return f"""## How to load it
 
@@ -85,7 +88,7 @@ It lies in the package, so no network is asked:
 from ulmfit_pipe import TextPipeline
 
 pipe = TextPipeline("{start}")
-pipe.fit("train.csv", output_dir="runs/mine"{fit})  # columns text and label
+{fit}
 print(pipe.predict(["It works."]))
 ```
 
