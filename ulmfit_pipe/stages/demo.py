@@ -24,13 +24,17 @@ from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.artifacts import library_versions, load_config
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
+from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.grid_training import total_epochs
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.phases import Report, format_table
 
+PRESET = "fastai"
 PRETRAINING_LIBRARIES = ("scipy", "stdlib", "sympy")
 TARGET_LIBRARIES = ("numpy", "pandas", "sklearn", "networkx", "matplotlib")
 FURTHER_LIBRARIES = ("torch", "transformers")  # more to pretrain on in the full demonstration
@@ -147,7 +151,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         table as text under ``table``.
     """
     size = demo_size(settings)
-    context = RunContext(preset="fastai", seed=settings.seed, progress=settings.progress)
+    context = RunContext(preset=PRESET, seed=settings.seed, progress=settings.progress)
     output, seconds = Path(settings.output_dir), {}
     started = time.perf_counter()
     target = build_corpus(TARGET_LIBRARIES)
@@ -303,7 +307,8 @@ def _contest(
 def _all_epochs(size: DemoSize, *, layers: int) -> int:
     """Return the epochs of all phases together, which the twin gets in one."""
     groups = layers + 2  # embeddings, the LSTM layers, the head
-    return (groups - 1) * (size.classifier.epochs_per_phase or 1) + (size.classifier.final_epochs or 1)
+    # IMDB_ROWS: the epochs stand as they are given
+    return total_epochs(classifier_phases(groups, size.classifier, load_preset(PRESET), rows=IMDB_ROWS))
 
 
 def tfidf_scores(tables: DemoTables) -> dict[str, float]:
