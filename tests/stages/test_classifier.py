@@ -1,5 +1,6 @@
 """The classifier stage on a model of a few thousand weights."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -295,6 +296,19 @@ def test_the_last_epoch_is_kept_where_asked_and_needs_no_validation_rows(tiny_la
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     scores = Predictor.load(tmp_path / "judged").score(VALIDATION)
     assert scores == pytest.approx(records[0]["epochs"][-1]["metrics"], rel=1e-4)
+
+
+def test_recomputed_norm_statistics_change_no_weight_and_are_what_is_scored(tiny_language_model_folder, tmp_path):
+    settings = ClassifierSettings(plan="full", final_epochs=2, batch_size=8, keep="last")
+    running = fit(tiny_language_model_folder, tmp_path / "running", settings=settings)
+    settings = dataclasses.replace(settings, norm_statistics="recomputed")
+    recomputed = fit(tiny_language_model_folder, tmp_path / "recomputed", settings=settings)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("running", "recomputed"))
+    changed = {name for name, value in first.items() if not torch.equal(value, second[name])}
+    assert changed == {f"classifier.blocks.{n}.norm.running_{what}" for n in (0, 1) for what in ("mean", "var")}
+    assert recomputed.metrics["loss"] != running.metrics["loss"]
+    scores = Predictor.load(tmp_path / "recomputed").score(VALIDATION)
+    assert scores == pytest.approx(recomputed.metrics, rel=1e-4)
 
 
 def test_the_best_epoch_cannot_be_found_without_validation_rows(tiny_language_model_folder):

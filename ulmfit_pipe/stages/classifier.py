@@ -72,6 +72,8 @@ class ClassifierSettings:
         keep: End with the weights of the best epoch on validation data, or of the last epoch.
         frozen_dropout: Dropout inside frozen groups, on or off.
         train_norm: Whether norm layers of frozen groups train; null takes the preset's.
+        norm_statistics: What the head's batch norms predict with: the running statistics of training, or (recomputed)
+            those of one pass over the training rows without dropout, taken when training is over.
         from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
         accumulation_steps: Micro-batches an optimizer step.
         num_workers: Processes that tokenize; null decides.
@@ -95,6 +97,7 @@ class ClassifierSettings:
     keep: Literal["best", "last"] = "best"
     frozen_dropout: Literal["on", "off"] = "on"
     train_norm: bool | None = None
+    norm_statistics: Literal["running", "recomputed"] = "running"
     from_scratch: bool = False
     accumulation_steps: int = 1
     num_workers: int | None = None
@@ -181,6 +184,8 @@ def train_classifier(
             f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more "
             "seconds (stages that had finished are kept), or leave max_seconds out"
         )
+    if settings.norm_statistics == "recomputed":
+        parts.learner.recompute_norm_statistics()
     network: Any = parts.learner.model
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
     seconds = time.perf_counter() - started

@@ -21,6 +21,7 @@ from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.loop import evaluate, reduce_sum
 from ulmfit_pipe.training.model_summary import summarize
+from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.optim import LearningRates, spread_lrs
 from ulmfit_pipe.training.phases import History, Plan, Report, run_phases
 from ulmfit_pipe.training.records import Batches, EpochRecord, Phase, Task, TrainingOptions
@@ -276,6 +277,18 @@ class Learner:
             raise ValueError("there is no validation data: give batches, or a Task with valid_batches and new_metric")
         self.model.to(self.accelerator.device)
         return evaluate(self.model, batches, self.task.objective, self.task.new_metric(), self.accelerator)
+
+    def recompute_norm_statistics(self) -> list[str]:
+        """Take the statistics of every batch norm anew from the training data; weights stay.
+
+        Call it when training is over. Metrics measured before it are those of the old statistics.
+
+        Returns:
+            Names of the norms that have them; empty where the model has none.
+        """
+        names = recompute_norm_statistics(self.model, self.task.train_batches, self.task.objective, self.accelerator)
+        self.say(f"batch-norm statistics taken anew from the training data: {', '.join(names) or 'the model has none'}")
+        return names
 
     def continue_on(self, train_batches: Batches, valid_batches: Batches | None = None) -> None:
         """Go on from the present weights and freeze state on other or further data.
