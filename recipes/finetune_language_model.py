@@ -2,14 +2,19 @@
 
     python recipes/finetune_language_model.py --model runs/general_lm --train_file reviews.csv unlabelled.csv \
         --output_dir runs/reviews_lm --preset fastai
+    python recipes/finetune_language_model.py --model models/bert --train_file reviews.csv unlabelled.csv \
+        --output_dir runs/reviews_bert --language_model.whole_word_masking true
 
 Every text may be used here, labelled or not, but none that you will test on. A subword model keeps its vocabulary; a
-word model gets a new one, in which known words keep their rows and new ones start at the mean.
+word model gets a new one, in which known words keep their rows and new ones start at the mean. Any text model of
+transformers will do: a BERT goes on guessing masked tokens, a GPT-2 or Llama the next one. What is measured then is a
+pseudo-perplexity of masked tokens, or a perplexity; the two cannot be compared. The folder is plain transformers, for
+AutoModelForMaskedLM or AutoModelForCausalLM.
 
 The stage is finished when stage.json lies in the output folder; a second call with the same settings skips it.
 """
 
-from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model, run_recipe
+from ulmfit_pipe import LanguageModelJob, describe_perplexity, parse_settings, run_language_model, run_recipe
 
 
 def main() -> None:
@@ -24,12 +29,7 @@ def main() -> None:
             "recipes/pretrain_language_model.py makes one"
         )
     metrics = run_language_model(job)
-    validation = metrics["validation"]
-    print(
-        f"validation perplexity {validation['perplexity']:.2f} a token, "
-        f"{validation['bits_per_character']:.3f} bits a character, "
-        f"next-token accuracy {validation['token_accuracy']:.3f}"
-    )
+    print(describe_perplexity(metrics["validation"]))
     print(f"the language model lies in {job.output_dir}; give it to the next stage:")
     print(
         f"  python recipes/train_classifier.py --model {job.output_dir} --train_file train.csv --output_dir runs/mine"

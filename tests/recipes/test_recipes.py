@@ -10,8 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from ulmfit_pipe import AblationSettings, LanguageModelJob, LowShotSettings, PipelineSettings, parse_settings
+from ulmfit_pipe import (
+    AblationSettings,
+    ImageSettings,
+    LanguageModelJob,
+    LowShotSettings,
+    PipelineSettings,
+    parse_settings,
+)
 from ulmfit_pipe.stages.settings import list_settings
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +37,7 @@ NAMES = [
     "quickstart",
     "run_pipeline",
     "train_classifier",
+    "train_image_classifier",
 ]
 REPORTED = {"test", "validation", "seconds", "versions", "seed"}
 TINY = "--language_model.embedding_size 10 --language_model.hidden_size 14 --language_model.num_hidden_layers 2".split()
@@ -110,6 +119,7 @@ def test_2_fine_tuning_goes_on_from_it(run, place):
     code, out, err = run("finetune_language_model", *words, *SHORT)
     assert (code, err) == (0, "")
     assert "python recipes/train_classifier.py --model tuned" in out
+    assert "validation perplexity" in out
     assert metrics_in(place / "tuned")["validation"]["perplexity"] > 1
 
 
@@ -202,6 +212,24 @@ def test_9_a_model_goes_to_fastais_files_and_comes_back(run, place):
     assert (code, err) == (0, "")
 
 
+def test_images_are_classified(run, place):
+    for label, shade in (("dark", 10), ("light", 200)):
+        for split, count in (("photos", 6), ("photos_test", 2)):
+            (place / split / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (9, 7), (shade + number, shade, shade)).save(place / split / label / f"{number}.png")
+    small = "--classifier.backbone.embedding_size 4 --classifier.backbone.hidden_sizes [4,6]".split()
+    small += "--classifier.backbone.depths [1,1] --classifier.image_size 16 --classifier.final_epochs 1".split()
+    small += "--classifier.head.hidden_sizes [5] --pretraining.task rotations --pretraining.epochs 1".split()
+    words = ["--train_images", "photos", "--test_images", "photos_test", "--output_dir", "seen", *small]
+    code, out, err = run("train_image_classifier", *words)
+    assert (code, err) == (0, "")
+    assert "test        accuracy" in out
+    assert re.search(r"best validation accuracy of each phase: head \d\.\d+ -> all \d\.\d+", out)
+    assert 'ImagePipeline.load("seen/classifier").predict' in out
+    assert metrics_in(place / "seen").keys() >= REPORTED
+
+
 def test_training_can_be_timed(run):
     sizes = "--vocab_size 50 --embedding_size 4 --hidden_size 6 --batch_size 2 --bptt 5 --steps 2".split()
     code, out, err = run("benchmark_training", *sizes, "--side", "float32")
@@ -233,6 +261,7 @@ def test_every_configuration_can_be_read_by_the_recipe_of_its_command(path):
         "low_shot": LowShotSettings,
         "pretrain_language_model": LanguageModelJob,
         "run_pipeline": PipelineSettings,
+        "train_image_classifier": ImageSettings,
     }
     job = jobs[re.search(r"python recipes/(\w+)\.py", path.read_text())[1]]
     required = [word for field in list_settings(job) if field.required for word in (f"--{field.name}", "x")]
@@ -259,6 +288,8 @@ def test_a_mistake_is_one_line_and_code_2(run):
         ("find_learning_rate", ["--train_file", "train.csv"], "give --model, a folder"),
         ("run_pipeline", ["--train_file", "train.csv", "--max_seconds", "0"], "max_seconds must be positive, got 0"),
         ("run_pipeline", ["--train_file", "train.csv", "--classifier.lr", "-1"], "classifier: lr must be a number abo"),
+        ("train_image_classifier", ["--train_images", "none"], "there is no folder or table none; give a folder that"),
+        ("train_image_classifier", [], "give one of train_images, dataset, train (a dataset) to train on, got none"),
         ("run_pipeline", ["--train_file", "train.csv", "--language_model.epochs", "-1"], "epochs must be a whole num"),
     ],
 )

@@ -303,7 +303,7 @@ def test_a_batch_of_one_row_cannot_train_a_head_with_batch_norm():
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
         ({"drop_mult": -0.5}, "drop_mult must be 0 or more, got -0.5"),
         ({"max_length": 0}, "max_length must be a whole number of 1 or more, got 0"),
-        ({"lr_decay": 0.0}, "lr_decay must be a number above 0, got 0.0; the default is 2.6"),
+        ({"lr_decay": 0.0}, "lr_decay must be a number above 0, got 0.0; leave it out for the default"),
     ],
 )
 def test_other_numbers_of_the_classifier_are_checked(settings, words):

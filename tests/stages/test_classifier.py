@@ -163,12 +163,6 @@ def test_a_classifier_of_one_label_a_text_cannot_go_on_with_several(save_tiny_cl
         build(folder, train=multi_label_table(12), validation=multi_label_table(6))
 
 
-def test_another_architecture_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ArtifactError, match="is a 'bert' model; the classifier stage trains 'awd_lstm' models"):
-        build(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("plan", "names", "epochs"),
     [

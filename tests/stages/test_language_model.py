@@ -244,7 +244,7 @@ def test_a_new_word_vocabulary_may_hold_60000_words_and_a_subword_one_15000(monk
         asked.append(numbers)
         raise ValueError("far enough")
 
-    monkeypatch.setattr("ulmfit_pipe.stages.language_model.train_tokenizer", train)
+    monkeypatch.setattr("ulmfit_pipe.stages.awd_lstm_language_model.train_tokenizer", train)
     for model in (str(word_model_folder), None):
         with pytest.raises(ValueError, match="far enough"):
             build_language_model_learner(TRAIN, VALIDATION, model=model, context=heard()[1])
@@ -287,10 +287,24 @@ def test_a_model_of_the_other_direction_is_refused(tiny_language_model_folder):
         )
 
 
-def test_another_architecture_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ArtifactError, match="is a 'bert' model; the language-model stage trains 'awd_lstm' models"):
-        build_language_model_learner(TRAIN, VALIDATION, model=str(tmp_path), context=heard()[1])
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("block_size", 64, "block_size 64 is for transformers; an AWD-LSTM reads one stream .*: set bptt"),
+        ("mask_probability", 0.2, "mask_probability 0.2 is for transformers; .* names the next one: leave it out"),
+        ("whole_word_masking", True, "whole_word_masking True is for transformers; .*: leave it out"),
+    ],
+)
+def test_settings_of_transformers_are_refused(setting, value, words):
+    settings = LanguageModelSettings(**TINY_LM, **{setting: value})
+    with pytest.raises(ValueError, match=words):
+        build_language_model_learner(TRAIN, VALIDATION, settings=settings, context=heard()[1])
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5])
+def test_a_mask_probability_of_one_and_more_is_refused(value):
+    with pytest.raises(ValueError, match=rf"mask_probability must lie in \(0, 1\), got {value}; 0.15 is BERT's value"):
+        LanguageModelSettings(mask_probability=value)
 
 
 def test_keeping_a_tokenizer_needs_a_model():

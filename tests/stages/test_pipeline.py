@@ -213,7 +213,9 @@ def test_skipping_the_language_model_needs_a_pretrained_one(tables, tmp_path):
 
 
 def test_a_preset_that_does_not_exist_is_refused_at_once(tables, tmp_path):
-    with pytest.raises(ValueError, match="preset must be one of paper, scripts-2018, fastai, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="preset must be one of auto, paper, scripts-2018, fastai, transformer, got 'fast'"
+    ):
         settings_for(tables, tmp_path / "run", preset="fast")
 
 

@@ -1,12 +1,15 @@
-"""Every number of the three recipes, as the reference table gives it."""
+"""Every number of the recipes, as the reference table gives it."""
 
 import pytest
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.stages.presets import PRESETS, Dropouts, load_preset, scale_epochs
+from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.presets import PRESETS, Dropouts, load_preset, resolve_preset, scale_epochs
 from ulmfit_pipe.training.schedules import Schedule
 
 LM_GROUPS, CLASSIFIER_GROUPS = 4, 5  # of three layers
+BERT_GROUPS = 14  # embeddings, twelve blocks, head
 
 
 def plan(phases):
@@ -17,8 +20,8 @@ def rates(phase):
     return pytest.approx(phase.lrs, rel=1e-12)
 
 
-def test_there_are_three_presets():
-    assert sorted(PRESETS) == ["fastai", "paper", "scripts-2018"]
+def test_there_are_four_presets():
+    assert sorted(PRESETS) == ["fastai", "paper", "scripts-2018", "transformer"]
     assert {name: preset.name for name, preset in PRESETS.items()} == {name: name for name in PRESETS}
 
 
@@ -71,6 +74,7 @@ def test_only_fastai_trains_the_norms_of_frozen_groups():
         "paper": False,
         "scripts-2018": False,
         "fastai": True,
+        "transformer": False,
     }
 
 
@@ -139,7 +143,86 @@ def test_fastais_classifier_has_the_tutorials_four_phases():
         assert rates(phase) == [peak / 2.6**4 * 2.6**index for index in range(5)]  # slice(peak / 2.6**4, peak)
 
 
-@pytest.mark.parametrize("name", ["paper", "scripts-2018", "fastai"])
+def test_transformers_optimizer_is_berts_in_both_stages():
+    preset = PRESETS["transformer"]
+    assert preset.lm_optimizer == preset.classifier_optimizer
+    optimizer = preset.classifier_optimizer
+    assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.999), 1e-6, 0.01)
+    assert (optimizer.decoupled, optimizer.max_grad_norm) == (True, 1.0)
+    assert (preset.batch_size, preset.alpha, preset.beta) == (32, 0.0, 0.0)
+
+
+def test_transformers_classifier_trains_the_head_then_the_upper_half_then_all():
+    head, upper, rest = PRESETS["transformer"].classifier_phases(BERT_GROUPS, None, None, None)
+    warm_up = Schedule.slanted_triangular(cut_frac=0.1, ratio=32)
+    assert plan([head, upper, rest]) == [
+        ("head", (13,), 1, warm_up),
+        ("upper half", tuple(range(7, 14)), 1, warm_up),
+        ("all", tuple(range(14)), 3, warm_up),
+    ]
+    assert head.lrs[13] == 1e-3
+    for phase in (upper, rest):
+        assert rates(phase) == [5e-5 * 0.9 ** (13 - index) for index in range(14)]
+
+
+@pytest.mark.parametrize(("groups", "names"), [(2, ["head", "all"]), (3, ["head", "upper half", "all"])])
+def test_transformers_classifier_of_few_groups_leaves_out_the_phase_that_would_repeat_another(groups, names):
+    phases = PRESETS["transformer"].classifier_phases(groups, None, None, None)
+    assert [phase.name for phase in phases] == names
+
+
+def test_transformers_language_model_trains_all_layers_alike():
+    (only,) = PRESETS["transformer"].lm_phases(BERT_GROUPS, None, None, None)
+    assert plan([only]) == [("all", tuple(range(14)), 3, Schedule.slanted_triangular(cut_frac=0.1, ratio=32))]
+    assert rates(only) == [5e-5] * 14
+
+
+def phases_for(name, **settings):
+    return classifier_phases(BERT_GROUPS, ClassifierSettings(**settings), PRESETS[name], rows=25_000)
+
+
+def test_a_given_rate_is_the_heads_and_rest_lr_that_of_all_that_follows():
+    head, upper, rest = phases_for("transformer", lr=2e-3)
+    assert (head.lrs[-1], upper.lrs[-1], rest.lrs[-1]) == pytest.approx((2e-3, 1e-4, 1e-4))
+    head, upper, rest = phases_for("transformer", rest_lr=3e-5)
+    assert head.lrs[-1] == 1e-3
+    for phase in (upper, rest):
+        assert rates(phase) == [3e-5 * 0.9 ** (13 - index) for index in range(14)]
+
+
+def test_the_named_plans_take_transformers_rates_and_their_ratio():
+    (full,) = phases_for("transformer", plan="full")
+    assert rates(full) == [5e-5 * 0.9 ** (13 - index) for index in range(14)]
+    first, *more = phases_for("transformer", plan="gradual")
+    assert (first.trainable, first.lrs[-1]) == ((13,), pytest.approx(1e-3))
+    assert all(rates(phase) == [5e-5 * 0.9 ** (13 - index) for index in range(14)] for phase in more)
+    (head,) = phases_for("transformer", plan="head")
+    assert head.lrs[-1] == 1e-3
+    probe, rest = phases_for("transformer", plan="lp-ft")
+    assert (probe.lrs[-1], rest.lrs[-1]) == pytest.approx((1e-3, 5e-5))
+
+
+def test_a_given_rate_and_ratio_hold_in_the_named_plans_whatever_the_preset():
+    for name in ("transformer", "fastai"):
+        for plan_name in ("full", "gradual"):
+            for phase in phases_for(name, plan=plan_name, lr=3e-5, lr_decay=1.25):
+                assert rates(phase) == [3e-5 / 1.25 ** (13 - index) for index in range(14)]
+    assert rates(phases_for("fastai", plan="full")[0]) == [2e-2 / 2.6 ** (13 - index) for index in range(14)]
+
+
+def test_auto_is_fastai_for_an_awd_lstm_and_transformer_for_any_other_model():
+    assert resolve_preset("auto", "awd_lstm") == "fastai"
+    assert resolve_preset("auto", "bert") == resolve_preset("auto", "llama") == "transformer"
+    assert resolve_preset("paper", "awd_lstm") == resolve_preset("paper", "bert") == "paper"
+    with pytest.raises(
+        ValueError, match="preset 'transformer' has no dropouts and windows for an AWD-LSTM; take 'auto'"
+    ):
+        resolve_preset("transformer", "awd_lstm")
+    with pytest.raises(ValueError, match="preset must be one of .* got 'bert'"):
+        resolve_preset("bert", "bert")
+
+
+@pytest.mark.parametrize("name", ["paper", "scripts-2018", "fastai", "transformer"])
 def test_given_epochs_and_rates_take_the_presets_place(name):
     phases = PRESETS[name].classifier_phases(CLASSIFIER_GROUPS, 3, 7, 0.5)
     assert [phase.epochs for phase in phases] == [3] * (len(phases) - 1) + [7]
@@ -147,7 +230,7 @@ def test_given_epochs_and_rates_take_the_presets_place(name):
     assert PRESETS[name].lm_phases(LM_GROUPS, 3, 7, 0.5)[-1].epochs == 7
 
 
-@pytest.mark.parametrize("name", ["paper", "scripts-2018", "fastai"])
+@pytest.mark.parametrize("name", ["paper", "scripts-2018", "fastai", "transformer"])
 def test_a_zero_is_refused_and_never_taken_for_nothing_given(name):
     for build in (PRESETS[name].lm_phases, PRESETS[name].classifier_phases):
         with pytest.raises(ValueError, match="epochs must be 1 or more.* got epochs=0"):
@@ -167,5 +250,6 @@ def test_epochs_grow_with_the_square_root_of_missing_data_up_to_ten():
 
 
 def test_an_unknown_preset_names_those_there_are():
-    with pytest.raises(ValueError, match=r"preset must be one of \['fastai', 'paper', 'scripts-2018'\], got 'fast'"):
+    words = r"preset must be one of \['fastai', 'paper', 'scripts-2018', 'transformer'\], got 'fast'"
+    with pytest.raises(ValueError, match=words):
         load_preset("fast")

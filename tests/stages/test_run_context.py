@@ -8,6 +8,7 @@ import torch
 
 from ulmfit_pipe.stages.presets import PRESETS
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
+from ulmfit_pipe.stages.setting_checks import added_setting
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,35 @@ def test_the_identity_holds_what_the_result_depends_on(tiny_language_model_folde
         "mixed_precision": "bf16",
         "data": "d",
     }
+
+
+@dataclass(frozen=True)
+class MoreNumbers(Numbers):
+    lr_decay: float | None = None
+    head: str = added_setting("own")
+
+
+def test_a_setting_that_came_later_counts_only_where_it_is_set():
+    context = RunContext(preset="fastai")
+    old = context.identity(MoreNumbers(), model=None, data="d")["settings"]
+    assert old == {"epochs": 3, "lr_decay": 2.6}  # null is the preset's
+    new = context.identity(MoreNumbers(lr_decay=1.5, head="other"), model=None, data="d")["settings"]
+    assert new == {"epochs": 3, "lr_decay": 1.5, "head": "other"}
+
+
+def test_auto_is_settled_by_the_model_and_the_rest_of_the_context_stays():
+    context = RunContext(seed=4, deadline=12.5)
+    assert context.preset == "auto"
+    assert (context.for_model("bert").preset, context.for_model("awd_lstm").preset) == ("transformer", "fastai")
+    settled = context.for_model("bert")
+    assert (settled.seed, settled.deadline, settled.recipe) == (4, 12.5, PRESETS["transformer"])
+    assert settled.for_model("bert") is settled
+
+
+def test_auto_has_no_numbers_before_the_model_is_known():
+    words = "preset 'auto' has no numbers before the model is known; call RunContext.for_model"
+    with pytest.raises(ValueError, match=words):
+        RunContext().recipe  # noqa: B018
 
 
 def test_options_are_the_presets_with_changes():

@@ -269,6 +269,14 @@ def test_language_model_scores_are_per_token():
     )
 
 
+def test_the_perplexity_of_masked_tokens_is_named_a_pseudo_perplexity():
+    metric = LanguageModelMetric(masked=True)
+    metric.update(torch.eye(7)[:3], torch.tensor([0, 1, 5]), torch.tensor(6.0), 3)
+    assert metric.compute() == pytest.approx(
+        {"loss": 2.0, "pseudo_perplexity": math.exp(2.0), "token_accuracy": 2 / 3, "n": 3}
+    )
+
+
 def test_perplexity_of_a_hopeless_loss_is_infinite():
     assert perplexity(800.0) == math.inf
     assert perplexity(math.inf) == math.inf

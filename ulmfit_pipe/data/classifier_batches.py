@@ -32,6 +32,8 @@ class ClassifierBatches:
     one before it, which is then a little larger than `batch_size`. This also outranks `max_tokens`.
     """
 
+    fixed_rows = True  # a row is the same in every epoch but for its padding
+
     def __init__(
         self,
         dataset: Dataset | Sequence[Sequence[int]],
@@ -45,6 +47,7 @@ class ClassifierBatches:
         rank: int = 0,
         world_size: int = 1,
         max_length: int | None = None,
+        keep_end: int = 0,
         pad_to_multiple_of: int | None = None,
         backward: bool = False,
     ) -> None:
@@ -61,7 +64,8 @@ class ClassifierBatches:
             num_labels: Number of labels; the width of multi-label targets. None: from the label column's names.
             rank: This process, from 0.
             world_size: Number of processes.
-            max_length: Keep only the first so many tokens of a document; None keeps all.
+            max_length: Keep only so many tokens of a document, the first ones; None keeps all.
+            keep_end: Of those kept, so many are a cut document's last ones, such as its closing special tokens.
             pad_to_multiple_of: Round seq_len up to a multiple of this; None does not.
             backward: Give each document's tokens in reverse (those kept by `max_length`), for a backward model.
 
@@ -73,7 +77,9 @@ class ClassifierBatches:
         _check_sizes(sizes | {"pad_to_multiple_of": pad_to_multiple_of}, seed=seed, rank=rank, world_size=world_size)
         self.batch_size, self.max_tokens, self.seed, self.shuffle = batch_size, max_tokens, seed, shuffle
         self.pad_token_id, self.pad_to_multiple_of, self.backward = pad_token_id, pad_to_multiple_of, backward
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.keep_end = rank, world_size, keep_end
+        if not 0 <= keep_end < (max_length or np.inf):
+            raise ValueError(f"keep_end must be 0 or more and below max_length {max_length}, got {keep_end}")
         self._documents = read_token_arrays(dataset)
         self._lengths = np.minimum(self._documents.lengths, max_length or np.iinfo(np.int64).max)
         _check_rows(self._documents, world_size=world_size)
@@ -82,6 +88,15 @@ class ClassifierBatches:
         else:
             self._labels, self._num_labels = None, num_labels
         self.set_epoch(0)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents of an epoch, over all processes."""
+        return len(self._lengths)
+
+    def longer_than(self, length: int) -> int:
+        """Return how many of them have more tokens than `length`, uncut."""
+        return int((self._documents.lengths > length).sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
@@ -107,6 +122,8 @@ class ClassifierBatches:
         steps = np.arange(width)[None, :]  # (1, seq_len)
         is_real = steps < lengths  # (batch, seq_len)
         steps = lengths - 1 - steps if self.backward else steps
+        left_out = self._documents.lengths[rows][:, None] - lengths  # (batch, 1)
+        steps = np.where(steps < lengths - self.keep_end, steps, steps + left_out)
         places = np.where(is_real, self._documents.starts[rows][:, None] + steps, 0)
         input_ids = np.where(is_real, self._documents.flat[places], self.pad_token_id)
         batch = {

@@ -15,12 +15,13 @@ import torch
 from datasets import Dataset
 
 from ulmfit_pipe.data.token_arrays import read_token_arrays
+from ulmfit_pipe.data.token_stream import TokenStream, order_documents
 
 # Variable windows (AWD-LSTM): the mean is bptt, now and then half of it, with a normal spread around it.
 FULL_BPTT_PROBABILITY = 0.95
 BPTT_STANDARD_DEVIATION = 5.0
 MIN_VARIABLE_BPTT = 5
-ORDER_STREAM, WINDOW_STREAM = 0, 1  # two independent random streams for one (seed, epoch)
+WINDOW_STREAM = 1  # a random stream of its own for one (seed, epoch), beside that of the documents' order
 
 
 class LanguageModelBatches:
@@ -86,16 +87,7 @@ class LanguageModelBatches:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and windows the next iteration gives."""
-        if epoch < 0:
-            raise ValueError(f"epoch must be 0 or more, got {epoch}")
-        documents = self._documents
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch, ORDER_STREAM]).permutation(len(documents))
-        else:
-            order = np.arange(len(documents))
-        lengths = documents.lengths[order]
-        self._ends = np.cumsum(lengths)  # where each document ends in the stream
-        self._shifts = documents.starts[order] - (self._ends - lengths)  # stream position -> place in flat memory
+        self._stream = order_documents(self._documents, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         self._windows = self._window_starts(epoch)
 
     def batches_in_epoch(self, epoch: int) -> int:
@@ -109,20 +101,15 @@ class LanguageModelBatches:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield this rank's rows of each window of the current epoch."""
         row_starts = self._rows[:, None] * self.row_length  # (rows, 1)
-        ends, shifts = self._ends, self._shifts  # the epoch that this iteration began with
-        windows = self._windows
+        stream, windows = self._stream, self._windows  # the epoch that this iteration began with
         for start, stop in zip(windows[:-1], windows[1:], strict=True):
             positions = row_starts + np.arange(start, stop + 1)  # (rows, window + 1)
-            tokens = torch.from_numpy(self._tokens_at(positions, ends, shifts))
+            tokens = torch.from_numpy(self._tokens_at(positions, stream))
             yield {"input_ids": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
 
-    def _tokens_at(self, positions: np.ndarray, ends: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    def _tokens_at(self, positions: np.ndarray, stream: TokenStream) -> np.ndarray:
         """Tokens at positions of the epoch's stream, int64, in the shape of `positions`."""
-        if self.backward:
-            positions = self._documents.total - 1 - positions
-        if self.shuffle:
-            positions = positions + shifts[np.searchsorted(ends, positions, side="right")]
-        return self._documents.flat[positions].astype(np.int64)
+        return stream.tokens_at(self._documents.total - 1 - positions if self.backward else positions)
 
     def _window_starts(self, epoch: int) -> np.ndarray:
         """Where the windows begin inside a row, and the row's end: int64 (batches + 1,)."""

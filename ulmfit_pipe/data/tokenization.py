@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.english_words import cut_words
+from ulmfit_pipe.data.pretrained_tokenizers import encode_documents, tokenizer_key
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS, UNK
 from ulmfit_pipe.data.ulmfit_tokenizer import KINDS, UlmfitTokenizer, prepare_text
 from ulmfit_pipe.data.unigram_training import train_unigram
@@ -103,7 +104,7 @@ def build_word_tokenizer(tokens: Sequence[str]) -> UlmfitTokenizer:
 
 def tokenize_dataset(
     dataset: datasets.Dataset,
-    tokenizer: UlmfitTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
@@ -112,7 +113,7 @@ def tokenize_dataset(
 
     Args:
         dataset: A table with a column ``text``, and perhaps ``label``.
-        tokenizer: Applied without truncation or padding.
+        tokenizer: Ours or a pretrained transformer's; applied without truncation or padding.
         num_proc: Processes to use; None is one, in which the backend has a thread per core.
         cache_dir: Where the Arrow file goes; None is a folder in the cache of ``datasets``.
 
@@ -278,12 +279,12 @@ def _wrap(backend: Tokenizer, kind: str) -> UlmfitTokenizer:
     return tokenizer
 
 
-def _encode_rows(rows: dict[str, list[Any]], tokenizer: UlmfitTokenizer) -> dict[str, list[Any]]:
-    return {"input_ids": tokenizer.encode_documents(rows["text"])}
+def _encode_rows(rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    return {"input_ids": encode_documents(tokenizer, rows["text"])}
 
 
-def _content_key(dataset: datasets.Dataset, tokenizer: UlmfitTokenizer) -> str:
-    digest = hashlib.sha256(json.dumps([tokenizer.kind, tokenizer.backend_tokenizer.to_str()]).encode())
+def _content_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> str:
+    digest = hashlib.sha256(tokenizer_key(tokenizer).encode())
     digest.update(repr(dataset.features).encode())
     for table in dataset.with_format("arrow").iter(batch_size=TABLE_ROWS):
         digest.update(json.dumps(table.to_pydict()).encode())

@@ -75,7 +75,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         self._auto_map = {"AutoTokenizer": [None, "tokenization_ulmfit.UlmfitTokenizer"]}
         self._word_ids: dict[str, list[int]] = {}
         self._remembered_size = -1
-        _silence_fork_warning()
+        silence_fork_warning()
         super().__init__(tokenizer_object=tokenizer_object, kind=kind, **kwargs)
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
@@ -213,7 +213,7 @@ def _load_backend(backend_file: str | None, folder: str | None) -> Tokenizer:
 _fork_warning_silenced = False
 
 
-def _silence_fork_warning() -> None:
+def silence_fork_warning() -> None:
     """Keep the backend's "process just got forked" warning from users, without slowing this process.
 
     The backend warns in a forked child unless ``TOKENIZERS_PARALLELISM`` is set. It is set to what the backend

@@ -4,8 +4,11 @@ Source: Howard & Ruder 2018, section 3.3 (concat pooling, two linear blocks with
 are fastai 2.8's `LinBnDrop` (batch norm, dropout, linear without bias, activation).
 """
 
+import math
+
 import torch
 from torch import nn
+from transformers import initialization as init
 
 NORM_BIAS = 1e-3  # initial bias of the head's batch norms, fastai 2.8 layers.py
 
@@ -108,3 +111,14 @@ class PoolingClassifierHead(nn.Module):
         for block in self.blocks:
             pooled = block(pooled)
         return pooled
+
+
+def initialize_head(module: nn.Module) -> None:
+    """Initialize one module of a head when transformers asks for it: linear layers as torch does, norms as fastai."""
+    if isinstance(module, nn.Linear):
+        init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    elif isinstance(module, nn.BatchNorm1d):
+        init.ones_(module.weight)
+        init.constant_(module.bias, NORM_BIAS)
+        for name, buffer in module.named_buffers():
+            init.constant_(buffer, 1 if name == "running_var" else 0)

@@ -4,7 +4,6 @@ Hidden state is passed and returned, never stored. Shapes use batch, seq_len, em
 `embedding` wide. Source: Merity et al. 2017; Howard & Ruder 2018; semantics of fastai 2.8 (text/models).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +15,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ulmfit_pipe.models.classifier_heads import (
-    NORM_BIAS,
     ConcatPooling,
     PoolingClassifierHead,
     PrefixPool,
     at_least_single,
+    initialize_head,
 )
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.document_windows import document_lengths, gradient_starts, reversed_documents
@@ -92,13 +91,8 @@ class AwdLstmPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear) and module.bias is not None:  # the decoder
             init.uniform_(module.weight, -EMBEDDING_INIT_RANGE, EMBEDDING_INIT_RANGE)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):  # the head's, torch's default for nn.Linear
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-        elif isinstance(module, nn.BatchNorm1d):
-            init.ones_(module.weight)
-            init.constant_(module.bias, NORM_BIAS)
-            for name, buffer in module.named_buffers():
-                init.constant_(buffer, 1 if name == "running_var" else 0)
+        else:
+            initialize_head(module)
 
 
 class AwdLstmModel(AwdLstmPreTrainedModel):

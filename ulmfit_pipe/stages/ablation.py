@@ -22,6 +22,7 @@ from ulmfit_pipe.stages.grid_cells import Cell, CellFolder
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, variant_table, write_results
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS, LabelledTables, load_labelled_tables
 from ulmfit_pipe.stages.grid_training import Training, chosen_rate, phases_of, run_training, total_epochs
+from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext
 from ulmfit_pipe.stages.setting_checks import check_choices, check_whole
 from ulmfit_pipe.training.records import Phase
@@ -73,7 +74,7 @@ class AblationSettings:
             classifier.lr for every variant.
         test_rows: Size of the stratified test sample; null tests on all rows.
         development_rows: Labelled rows set aside to choose rates by; in no subset.
-        preset: Recipe.
+        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         mixed_precision: no, bf16, or fp16 (GPU only).
         progress: Show progress bars; null decides by the terminal.
         stage: Everything; only show the variants' phases; or only write the results of the cells there are.
@@ -93,7 +94,7 @@ class AblationSettings:
     rates: list[float] | None = None
     test_rows: int | None = 2000
     development_rows: int = 500
-    preset: Literal["paper", "scripts-2018", "fastai"] = "fastai"
+    preset: PresetName = "auto"
     mixed_precision: Precision = "no"
     progress: bool | None = None
     stage: Literal["all", "plans", "results"] = "all"

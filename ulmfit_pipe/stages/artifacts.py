@@ -3,10 +3,10 @@
 A folder is whole or absent: it is written under another name and renamed. Its tokenizer is checked against the hash
 that the model's configuration holds, so that ids can never mean other tokens than they did in training.
 
-Importing ``ulmfit_pipe.stages`` registers the AWD-LSTM with transformers' Auto classes.
+Importing ``ulmfit_pipe.stages`` registers the AWD-LSTM and the concat-pooling classifier with transformers' Auto
+classes.
 """
 
-import difflib
 import hashlib
 import platform
 import time
@@ -16,15 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
+from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.data.table_readers import HUB_TIMEOUT
 from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
-from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer
-from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, builtin_models
+from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, silence_fork_warning
+from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.image_classifier import register_image_classifier
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
+from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierConfig, PoolingForSequenceClassification
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
 from ulmfit_pipe.training.checkpoint import (
     PICKLE_SUFFIXES,
     CheckpointError,
@@ -35,83 +46,28 @@ from ulmfit_pipe.training.checkpoint import (
 )
 
 STAGE_FILE = "stage.json"
-TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json")
+TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 FORMAT = 1
-NEAR_NAME = 0.8  # likeness of two names, by difflib, from which one is taken for the other mistyped
 TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
-class ArtifactError(ValueError):
-    """A model folder or name cannot be used; the message says why and what to give instead."""
-
-
 def register() -> None:
-    """Make transformers' Auto classes know the AWD-LSTM and its tokenizer; doing it twice is harmless."""
+    """Make transformers' Auto classes know what is ours; doing it twice is harmless."""
     AutoConfig.register("awd_lstm", AwdLstmConfig, exist_ok=True)
     AutoModel.register(AwdLstmConfig, AwdLstmModel, exist_ok=True)
     AutoModelForCausalLM.register(AwdLstmConfig, AwdLstmForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(AwdLstmConfig, AwdLstmForSequenceClassification, exist_ok=True)
+    AutoConfig.register(MODEL_TYPE, PoolingClassifierConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        PoolingClassifierConfig, PoolingForSequenceClassification, exist_ok=True
+    )
+    register_image_classifier()
     register_tokenizer()
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a result depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in TRACKED_LIBRARIES}}
-
-
-def resolve_model(name: str | Path) -> str:
-    """Turn what a user gives as a model into a folder or a hub id.
-
-    Args:
-        name: A folder, the name of a built-in model (a folder of that name with a model in it comes first), or a hub
-            id (``owner/name``).
-
-    Raises:
-        ArtifactError: It is a pickle, a file, an empty folder, a path that does not exist, or nearly a built-in name.
-    """
-    path, text, builtin = Path(name), str(name), builtin_models()
-    if text in builtin and not (path / "config.json").is_file():
-        return str(builtin[text])
-    if path.suffix in PICKLE_SUFFIXES:
-        raise ArtifactError(
-            f"{path} is a pickled checkpoint ({path.suffix}), which can run code when read, so it is refused; "
-            "give a folder with config.json, model.safetensors and a tokenizer; recipes/import_fastai.py makes one "
-            "out of fastai's files"
-        )
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            inside = [child.name for child in sorted(path.iterdir()) if (child / "config.json").is_file()]
-            hint = f"did you mean {path / inside[-1]}?" if inside else "give the folder that a stage wrote"
-            raise ArtifactError(f"{path} holds no model (no config.json); {hint}")
-        return str(path)
-    if path.exists():
-        raise ArtifactError(f"{path} is a file, not a model folder; give the folder that a stage wrote")
-    if text.startswith((".", "/", "~")) or text.count("/") > 1 or (path.parent != Path(".") and path.parent.is_dir()):
-        raise ArtifactError(f"there is no folder {text!r}; give the folder that a stage wrote, {_other_names()}")
-    _refuse_nearly_builtin(text)
-    return text
-
-
-def _other_names() -> str:
-    """Say what else than a folder can be given."""
-    names = ", ".join(builtin_models())
-    return f"a built-in model ({names}) or a hub id" if names else "or a hub id"
-
-
-def _refuse_nearly_builtin(name: str) -> None:
-    """Raise for a mistyped built-in name, and for one that this installation lacks; neither is asked of the hub."""
-    if name in BUILTIN_NAMES:
-        raise ArtifactError(
-            f"the built-in model {name!r} is not in this installation; give the folder that a stage wrote, "
-            f"{_other_names()}, or train one with recipes/pretrain_language_model.py"
-        )
-    known = {*BUILTIN_NAMES, *builtin_models()}
-    nearest = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=NEAR_NAME)
-    if nearest and "/" not in name:
-        raise ArtifactError(
-            f"there is no model {name!r}; did you mean {nearest[0]!r}? Else give the folder that a stage wrote, "
-            f"{_other_names()}"
-        )
 
 
 def model_identity(name: str | Path | None) -> str | None:
@@ -141,6 +97,11 @@ def load_config(name: str | Path) -> Any:
     """
     register()
     return _from_name(AutoConfig.from_pretrained, name)
+
+
+def model_type_of(name: str | Path | None) -> str:
+    """Return transformers' name of a model's architecture; None, a model from scratch, is an AWD-LSTM."""
+    return AwdLstmConfig.model_type if name is None else load_config(name).model_type
 
 
 def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
@@ -197,6 +158,59 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
             "give the folder that a stage wrote"
         )
     return tokenizer
+
+
+def load_text_tokenizer(
+    name: str | Path, config: Any, *, say: Callable[[str], None] = print
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of any text model, ready to encode documents: ours, or a transformer's fast one.
+
+    Args:
+        name: A folder, a built-in name or a hub id.
+        config: The model's configuration; its padding id is set to the tokenizer's.
+        say: Told when a tokenizer without a padding token gets its end-of-text token for one.
+
+    Raises:
+        ArtifactError: There is no tokenizer, no fast one, or it belongs to another model.
+    """
+    if config.model_type == AwdLstmConfig.model_type:
+        return load_tokenizer(name, config=config)
+    register()
+    _require_tokenizer(Path(resolve_model(name)))
+    tokenizer: Any = _from_name(AutoTokenizer.from_pretrained, name)
+    if not tokenizer.is_fast:
+        raise ArtifactError(
+            f"the tokenizer of {name} is a {type(tokenizer).__name__}, which is no fast one (tokenizer.json); save it "
+            "as a fast one with transformers, or take another model"
+        )
+    silence_fork_warning()
+    tokenizer.backend_tokenizer.no_truncation()  # some are saved with both, all-MiniLM-L6-v2 for example
+    tokenizer.backend_tokenizer.no_padding()
+    text_config = config.get_text_config()
+    _check_vocabulary(name, tokenizer, config, size=text_config.vocab_size)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ArtifactError(f"the tokenizer of {name} has neither a padding nor an end-of-text token; add one")
+        tokenizer.pad_token = tokenizer.eos_token
+        say(f"{name} has no padding token: its end-of-text token {tokenizer.eos_token!r} takes that place")
+    text_config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def _check_vocabulary(name: str | Path, tokenizer: Any, config: Any, *, size: int) -> None:
+    """Raise unless a tokenizer's ids are rows of the model's embedding, and their number is likely its own."""
+    largest = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if not size / 2 < largest <= size:
+        raise ArtifactError(
+            f"the tokenizer of {name} has {largest:,} ids, the model's embedding {size:,} rows, so they do not belong "
+            "together; copy the tokenizer files of the folder the model came from"
+        )
+    wanted = (getattr(config, "ulmfit_pipe", None) or {}).get("vocabulary")
+    if wanted not in (None, vocabulary_digest(tokenizer)):
+        raise ArtifactError(
+            f"the tokenizer of {name} does not belong to the model: it has as many tokens, but others or in another "
+            "order; copy the tokenizer files of the folder the model came from"
+        )
 
 
 def _require_tokenizer(folder: Path) -> None:

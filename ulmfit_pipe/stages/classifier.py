@@ -1,7 +1,7 @@
 """The classifier stage: a head on the fine-tuned language model's encoder, thawed group by group.
 
-The third step of ULMFiT. The best epoch over all phases is kept, judged on validation data alone; or the last one
-(``keep``), which needs no validation data.
+The third step of ULMFiT, for the AWD-LSTM and for any text model of transformers. The best epoch over all phases is
+kept, judged on validation data alone; or the last one (``keep``), which needs no validation data.
 
 Source: Howard & Ruder 2018, section 3.3.
 """
@@ -15,32 +15,32 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import PreTrainedTokenizerBase
 
-from ulmfit_pipe.data.classifier_batches import ClassifierBatches
-from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
-from ulmfit_pipe.stages.artifacts import (
-    ArtifactError,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_identity,
-    save_stage,
-)
+from ulmfit_pipe.data.tokenization import tokenize_dataset
+from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.models.window_classifier import bare_classifier
+from ulmfit_pipe.stages.artifacts import model_identity, model_type_of, save_stage
+from ulmfit_pipe.stages.classifier_network import load_as_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.document_reading import (
+    Reading,
+    describe_long,
+    reading_for,
+    remember_reading,
+    set_thresholds,
+)
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.presets import with_dropouts
+from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, choose_thresholds
 from ulmfit_pipe.training.objectives import ClassificationObjective
-from ulmfit_pipe.training.optim import LR_DECAY
-from ulmfit_pipe.training.records import Phase, Task
+from ulmfit_pipe.training.records import Batches, Phase, Task
 
 EVALUATION_TOKENS = 16_384  # tokens of an evaluation batch, padding included: memory, not result
 SINGLE_LABEL_METRICS = ("accuracy", "macro_f1", "loss")  # the first chooses the best epoch by default
@@ -57,15 +57,17 @@ class ClassifierSettings:
             head (the head only), full (all groups at once).
         epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
         final_epochs: Epochs of the last phase.
-        lr: Learning rate of the head.
-        rest_lr: Learning rate of chain-thaw, and of lp-ft once all groups train; null takes the preset's last phase's.
-        lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; 1 for equal rates.
+        lr: Learning rate of the head; of the head alone where a preset, such as transformer, lowers it later.
+        rest_lr: Learning rate of chain-thaw, and of lp-ft and preset transformer once more than the head trains; null
+            takes the preset's last phase's.
+        lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; 1 for equal rates, null takes the
+            preset's (2.6, transformer 1.11).
         schedule: Curve of every phase; preset takes the preset's. The head of lp-ft always trains at a constant rate.
         batch_size: Documents of a step, over all processes.
         max_tokens: Bound on the tokens of a batch, padding included; null for no bound.
-        drop_mult: Multiplies the five dropouts of the preset's classifier.
-        max_length: Cut documents to so many tokens; null reads them whole.
-        gradient_window: Tokens at a document's end that keep gradients; null takes the model's.
+        drop_mult: Multiplies the five dropouts of the preset's classifier; for an AWD-LSTM.
+        max_length: Cut documents to so many tokens; null reads them whole, or as far as a transformer's positions go.
+        gradient_window: Tokens at a document's end that keep gradients; null takes the model's. For an AWD-LSTM.
         class_weights: balanced weighs each class by the inverse of its frequency.
         label_smoothing: In [0, 1).
         monitor: Validation metric that chooses the best epoch; null takes accuracy (micro_f1 for multi-label).
@@ -77,6 +79,15 @@ class ClassifierSettings:
         from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
         accumulation_steps: Micro-batches an optimizer step.
         num_workers: Processes that tokenize; null decides.
+        head: A transformer's own head, which plain transformers loads; or concat pooling and ULMFiT's two blocks.
+        long_documents: What a transformer does with a text longer than it reads: truncate keeps the beginning,
+            head-tail beginning and end, windows reads all of it and averages the windows' logits.
+        window_length: Tokens of a window; null takes the longest that the model reads.
+        window_overlap: Tokens that neighbouring windows share; null takes an eighth of a window.
+        block_groups: Bundle a transformer's blocks into so many layer groups; null makes each block one.
+        cache_frozen: Run frozen groups once a text in each phase, and train the others from what they gave, wherever
+            that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else a line says why
+            not.
     """
 
     plan: Literal["preset", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "preset"
@@ -84,7 +95,7 @@ class ClassifierSettings:
     final_epochs: int | None = None
     lr: float | None = None
     rest_lr: float | None = None
-    lr_decay: float = LR_DECAY
+    lr_decay: float | None = None
     schedule: Literal["preset", "slanted-triangular", "one-cycle", "constant"] = "preset"
     batch_size: int | None = None
     max_tokens: int | None = 65_536
@@ -101,14 +112,25 @@ class ClassifierSettings:
     from_scratch: bool = False
     accumulation_steps: int = 1
     num_workers: int | None = None
+    head: Literal["own", "concat-pooling"] = added_setting("own")
+    long_documents: Literal["truncate", "head-tail", "windows"] = added_setting("truncate")
+    window_length: int | None = added_setting(None)
+    window_overlap: int | None = added_setting(None)
+    block_groups: int | None = added_setting(None)
+    cache_frozen: bool = added_setting(False)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training could use, before any is begun."""
         check_choices(self)
-        least = dict.fromkeys(
-            ("epochs_per_phase", "final_epochs", "max_tokens", "accumulation_steps", "num_workers"), 1
-        )
-        check_whole(self, {**least, "max_length": 1, "gradient_window": 0})
+        ones = ("epochs_per_phase", "final_epochs", "max_tokens", "accumulation_steps", "num_workers", "max_length")
+        least = dict.fromkeys((*ones, "window_length", "block_groups"), 1)
+        check_whole(self, {**least, "gradient_window": 0, "window_overlap": 0})
+        for name in ("window_length", "window_overlap"):
+            if getattr(self, name) is not None and self.long_documents != "windows":
+                raise ValueError(
+                    f"{name} {getattr(self, name)} has a meaning with long_documents 'windows' only, got "
+                    f"{self.long_documents!r}; set it, or leave {name} out (max_length cuts documents)"
+                )
         check_above_zero(self, "lr", "rest_lr", "lr_decay")
         if self.batch_size == 1:
             raise ValueError(
@@ -141,10 +163,15 @@ class ClassifierParts:
     """A classifier ready to train, with what belongs to it."""
 
     learner: Learner
-    tokenizer: UlmfitTokenizer
+    tokenizer: PreTrainedTokenizerBase
     phases: list[Phase]
     label_names: list[str]
     multi_label: bool
+
+    @property
+    def network(self) -> Any:
+        """The classifier that is saved: the learner's model, or what is inside it where that reads in windows."""
+        return bare_classifier(self.learner.model)
 
 
 def train_classifier(
@@ -156,13 +183,13 @@ def train_classifier(
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
 ) -> StageResult:
-    """Train a classifier on labelled texts, from a language model or going on from a saved classifier.
+    """Train a classifier on labelled texts, from a language model or encoder, or going on from a saved classifier.
 
     Args:
         train: Columns ``text`` and ``label``.
         validation: The same, held out; it chooses the best epoch and, for multi-label, the thresholds. None where the
             last epoch is kept anyway: then nothing is measured, and a label counts as given from 0.5 on.
-        model: Folder of a language model or of a classifier with the same labels.
+        model: Folder or name of a language model, of an encoder, or of a classifier with the same labels.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         settings: Numbers of the stage.
         context: Preset, seed, precision, time.
@@ -170,7 +197,7 @@ def train_classifier(
     Returns:
         The folder, its validation metrics and seconds.
     """
-    settings, context = settings or ClassifierSettings(), context or RunContext()
+    settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell)
     if done is not None:
@@ -186,12 +213,12 @@ def train_classifier(
         )
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
-    network: Any = parts.learner.model
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
     seconds = time.perf_counter() - started
 
     def write(folder: Path) -> None:
-        network.save_pretrained(folder)
+        with quiet_transformers():
+            parts.network.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)
 
     record = {
@@ -222,10 +249,9 @@ def classifier_identity(
 
 def _final_metrics(parts: ClassifierParts, validation: Dataset, context: RunContext) -> dict[str, float]:
     """Choose thresholds where several labels are possible, then score the kept weights on validation."""
-    network: Any = parts.learner.model
-    predictor = Predictor([network], parts.tokenizer, accelerator=context.accelerator)
+    predictor = Predictor([parts.network], parts.tokenizer, accelerator=context.accelerator)
     if parts.multi_label:
-        network.config.thresholds = _thresholds(predictor, validation)
+        set_thresholds(parts.network.config, _thresholds(predictor, validation))
     return predictor.score(validation)
 
 
@@ -253,17 +279,29 @@ def build_classifier_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
-        ArtifactError: The model is no AWD-LSTM, its tokenizer is another's, or a classifier's labels differ.
-        ValueError: The best epoch is to be kept, and there is nothing to judge it by.
+        ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
+        ValueError: The best epoch is to be kept, and there is nothing to judge it by; or a setting has no meaning for
+            the model.
     """
-    settings, context = settings or ClassifierSettings(), context or RunContext()
+    settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
     if validation is None and settings.keep == "best":
         raise ValueError("keep 'best' needs validation rows to judge by; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)
     monitor = settings.checked_monitor(multi_label=multi_label)
-    network, tokenizer = _classifier_network(model, names, multi_label, settings, context)
-    batches = _batches(train, validation, tokenizer, settings, context, num_labels=len(names) if multi_label else None)
+    network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)
+    reading = reading_for(settings, network, tokenizer, model=model)
+    remember_reading(reading, network, tokenizer)
+    batches = _batches(
+        train,
+        validation,
+        network,
+        tokenizer,
+        reading,
+        settings,
+        context,
+        num_labels=len(names) if multi_label else None,
+    )
     objective = ClassificationObjective(
         class_weights=_class_weights(train, len(names)) if settings.class_weights == "balanced" else None,
         label_smoothing=settings.label_smoothing,
@@ -277,11 +315,13 @@ def build_classifier_learner(
         valid_batches=batches[1],
         new_metric=lambda: MultiLabelMetric(len(names)) if multi_label else ClassificationMetric(len(names)),
     )
-    groups = groups_of(network)
+    network = reading.wrap(network)
+    groups = groups_of(network, max_blocks=settings.block_groups)
     options = context.options(
         recipe.classifier_optimizer,
         accumulation_steps=settings.accumulation_steps,
         frozen_dropout=settings.frozen_dropout,
+        cache_frozen=settings.cache_frozen,
         train_norm=False if settings.frozen_dropout == "off" else settings.train_norm,
     )
     learner = Learner(
@@ -301,32 +341,37 @@ def build_classifier_learner(
 def _batches(
     train: Dataset,
     validation: Dataset | None,
-    tokenizer: UlmfitTokenizer,
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
     settings: ClassifierSettings,
     context: RunContext,
     *,
     num_labels: int | None,
-) -> tuple[ClassifierBatches, ClassifierBatches | None]:
-    encoded = [
-        tokenize_dataset(dataset.select_columns(["text", "label"]), tokenizer, num_proc=settings.num_workers)
-        for dataset in (train, validation)
-        if dataset is not None
-    ]
+) -> tuple[Batches, Batches | None]:
     wanted = settings.batch_size or max(8, min(context.recipe.batch_size, len(train) // STEPS_PER_EPOCH))
-    common: dict[str, Any] = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "num_labels": num_labels,
-        "max_length": settings.max_length,
-        **context.shares(),
+    ways: dict[str, dict[str, Any]] = {
+        "training texts": {
+            "batch_size": wanted,
+            "max_tokens": settings.max_tokens,
+            "shuffle": True,
+            "seed": context.seed,
+        },
+        "validation texts": {"batch_size": 256, "max_tokens": EVALUATION_TOKENS, "shuffle": False},
     }
-    train_batches = ClassifierBatches(
-        encoded[0], batch_size=wanted, max_tokens=settings.max_tokens, shuffle=True, seed=context.seed, **common
-    )
-    if validation is None:
-        return train_batches, None
-    return train_batches, ClassifierBatches(
-        encoded[1], batch_size=256, max_tokens=EVALUATION_TOKENS, shuffle=False, **common
-    )
+    found: list[Batches] = []
+    for (what, numbers), dataset in zip(ways.items(), (train, validation), strict=True):
+        if dataset is None:
+            continue
+        encoded = tokenize_dataset(dataset.select_columns(["text", "label"]), tokenizer, num_proc=settings.num_workers)
+        batches = reading.batches(
+            encoded, tokenizer=tokenizer, config=network.config, num_labels=num_labels, **numbers, **context.shares()
+        )
+        if network.config.model_type != AWD_LSTM:
+            for line in describe_long(batches, reading, what=what):
+                context.tell(line)
+        found.append(batches)
+    return found[0], (found[1] if len(found) > 1 else None)
 
 
 def _class_weights(train: Dataset, num_labels: int) -> Tensor:
@@ -336,42 +381,3 @@ def _class_weights(train: Dataset, num_labels: int) -> Tensor:
         counts.update(label if isinstance(label, list) else [label])
     total = sum(counts.values())
     return torch.tensor([total / (num_labels * max(counts[index], 1)) for index in range(num_labels)])
-
-
-def _classifier_network(
-    model: str, names: list[str], multi_label: bool, settings: ClassifierSettings, context: RunContext
-) -> tuple[AwdLstmForSequenceClassification, UlmfitTokenizer]:
-    config = load_config(model)
-    if getattr(config, "model_type", None) != "awd_lstm":
-        raise ArtifactError(
-            f"{model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; the classifier stage "
-            "trains 'awd_lstm' models; give the folder of a language model that this project wrote"
-        )
-    tokenizer = load_tokenizer(model, config=config)
-    is_classifier = "AwdLstmForSequenceClassification" in (config.architectures or [])
-    if is_classifier:
-        saved = [config.id2label[index] for index in range(len(config.id2label))]
-        if saved != names:
-            raise ArtifactError(
-                f"{model} is a classifier of {saved}, the training table has the labels {names}; to go on from a "
-                "classifier the labels must be the same: give the language model's folder for other labels"
-            )
-        if (config.problem_type == "multi_label_classification") != multi_label:
-            kinds = ("several labels", "one label") if not multi_label else ("one label", "several labels")
-            raise ArtifactError(
-                f"{model} gives a text {kinds[0]}, the training table {kinds[1]}; to go on from a classifier both must "
-                "be alike: give the language model's folder"
-            )
-    new_config = with_dropouts(config, context.recipe.classifier_dropouts, settings.drop_mult)
-    new_config.id2label = dict(enumerate(names))
-    new_config.label2id = {name: index for index, name in enumerate(names)}
-    new_config.problem_type = "multi_label_classification" if multi_label else "single_label_classification"
-    if settings.gradient_window is not None:
-        new_config.gradient_window = settings.gradient_window
-    if is_classifier and not settings.from_scratch:
-        return load_model(model, AutoModelForSequenceClassification, config=new_config), tokenizer
-    network = AwdLstmForSequenceClassification(new_config)
-    if not settings.from_scratch:
-        language_model = load_model(model, AutoModelForCausalLM)
-        network.model.load_state_dict(language_model.get_submodule("model").state_dict())
-    return network, tokenizer

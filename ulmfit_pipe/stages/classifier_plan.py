@@ -49,19 +49,18 @@ def _named_phases(num_groups: int, settings: "ClassifierSettings", recipe: Prese
     thaw, last = settings.epochs_per_phase, settings.final_epochs
     preset = recipe.classifier_phases(num_groups, thaw, last, settings.lr)
     if settings.plan == "preset":
-        return preset
+        return _at_rest_lr(preset, settings, recipe)
     head_lr, epochs = preset[0].lrs[-1], preset[-1].epochs
     rest_lr, curve = settings.rest_lr or preset[-1].lrs[-1], preset[-1].schedule
-    per_phase = preset[0].epochs
+    per_phase, decay = preset[0].epochs, settings.lr_decay or recipe.lr_decay
+    lr = settings.lr or head_lr / recipe.head_factor  # of the last group once more than the head trains
     if settings.plan == "gradual":
-        return gradual_unfreezing(
-            num_groups,
-            lr=head_lr,
-            epochs_per_phase=per_phase,
-            final_epochs=epochs,
-            decay=settings.lr_decay,
-            schedule=curve,
+        phases = gradual_unfreezing(
+            num_groups, lr=lr, epochs_per_phase=per_phase, final_epochs=epochs, decay=decay, schedule=curve
         )
+        if lr != head_lr:
+            phases[0] = dataclasses.replace(phases[0], lrs=_scaled(phases[0], head_lr))
+        return phases
     if settings.plan == "chain-thaw":
         return chain_thaw(num_groups, lr=rest_lr, epochs_per_phase=per_phase, final_epochs=epochs, schedule=curve)
     if settings.plan == "lp-ft":
@@ -71,4 +70,16 @@ def _named_phases(num_groups: int, settings: "ClassifierSettings", recipe: Prese
         )
     if settings.plan == "head":
         return head_only(num_groups, lr=head_lr, epochs=epochs, schedule=curve)
-    return full(num_groups, lr=head_lr, epochs=epochs, decay=settings.lr_decay, schedule=curve)
+    return full(num_groups, lr=lr, epochs=epochs, decay=decay, schedule=curve)
+
+
+def _at_rest_lr(phases: list[Phase], settings: "ClassifierSettings", recipe: Preset) -> list[Phase]:
+    """Return a preset's phases; one that has the head trained alone takes ``rest_lr`` for all that follows."""
+    if settings.rest_lr is None or recipe.head_factor == 1:
+        return phases
+    return [phases[0], *(dataclasses.replace(phase, lrs=_scaled(phase, settings.rest_lr)) for phase in phases[1:])]
+
+
+def _scaled(phase: Phase, lr: float) -> tuple[float, ...]:
+    """Return a phase's rates with another one for the last group, and their ratios as they are."""
+    return tuple(lr * rate / phase.lrs[-1] for rate in phase.lrs)

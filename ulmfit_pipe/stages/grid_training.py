@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
-from ulmfit_pipe.stages.artifacts import load_config, read_stage
+from ulmfit_pipe.stages.artifacts import load_config, model_type_of, read_stage
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
 from ulmfit_pipe.stages.finished import digest_of
@@ -64,7 +64,8 @@ class Training:
 
     def identity(self) -> dict[str, Any]:
         """Return all that the result depends on."""
-        found = self.context.identity(self.numbers, model=self.model, data=rows_digest(self.train))
+        context = self.context.for_model(model_type_of(self.model))
+        found = context.identity(self.numbers, model=self.model, data=rows_digest(self.train))
         rows = found.pop("data")
         return {**found, "rows": rows, "test": rows_digest(self.test)}
 
@@ -196,8 +197,10 @@ def chosen_rate(
 
 def phases_of(model: str, settings: ClassifierSettings, context: RunContext, *, rows: int) -> list[Phase]:
     """Return the phases that a classifier on this model would train in."""
-    groups = load_config(model).num_hidden_layers + 2  # embeddings, the LSTM layers, the head
-    return classifier_phases(groups, settings, context.recipe, rows=rows)
+    config = load_config(model)
+    layers = config.num_hidden_layers
+    groups = min(settings.block_groups or layers, layers) + 2  # embeddings, the layers or bundles of them, the head
+    return classifier_phases(groups, settings, context.for_model(config.model_type).recipe, rows=rows)
 
 
 def total_epochs(phases: Sequence[Phase]) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from ulmfit_pipe.data.tables import load_table
-from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, library_versions
+from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, library_versions, model_type_of
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.language_model import (
@@ -22,6 +22,7 @@ from ulmfit_pipe.stages.language_model import (
     train_language_model,
 )
 from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.settings import settings_to_yaml
@@ -29,8 +30,6 @@ from ulmfit_pipe.stages.tables_of_run import load_run_tables, split_texts, witho
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
-
-PresetName = Literal["paper", "scripts-2018", "fastai"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class LanguageModelJob:
         validation_file: Text that is only measured; without it a part of the training text is held out.
         text_column: Column of text; several are joined with field marks.
         validation_fraction: Part held out where no validation file is given.
-        preset: Recipe.
+        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long; null for no limit.
         mixed_precision: no, bf16, or fp16 (GPU only).
@@ -58,7 +57,7 @@ class LanguageModelJob:
     validation_file: str | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
     validation_fraction: float = 0.02
-    preset: PresetName = "fastai"
+    preset: PresetName = "auto"
     seed: int = 0
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
@@ -73,7 +72,8 @@ class ClassifierJob:
     Attributes:
         train_file: Labelled table or tables.
         output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
-        model: Folder of a language model, or of a saved classifier with the same labels to go on from.
+        model: Folder or name of a language model or text encoder, or of a saved classifier with the same labels to go
+            on from; any text model of transformers will do.
         test_file: Labelled table that is scored once at the end.
         validation_file: Labelled table that chooses the best epoch; without it a part is held out.
         text_column: Column of text; several are joined with field marks.
@@ -81,7 +81,7 @@ class ClassifierJob:
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
         validation_fraction: Part held out where no validation file is given.
-        preset: Recipe.
+        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long; null for no limit.
         mixed_precision: no, bf16, or fp16 (GPU only).
@@ -99,7 +99,7 @@ class ClassifierJob:
     label_separator: str | None = None
     multi_label: bool = False
     validation_fraction: float = 0.1
-    preset: PresetName = "fastai"
+    preset: PresetName = "auto"
     seed: int = 0
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
@@ -124,7 +124,7 @@ class LearningRateJob:
         start_lr: First learning rate of the sweep.
         end_lr: Last learning rate of the sweep.
         num_steps: Steps of the sweep.
-        preset: Recipe.
+        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
@@ -142,7 +142,7 @@ class LearningRateJob:
     start_lr: float = 1e-7
     end_lr: float = 10.0
     num_steps: int = 100
-    preset: PresetName = "fastai"
+    preset: PresetName = "auto"
     seed: int = 0
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
@@ -155,7 +155,7 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
         mixed_precision=job.mixed_precision,
         progress=job.progress,
         deadline=deadline_after(job.max_seconds),
-    )
+    ).for_model(model_type_of(job.model))
 
 
 def _text_tables(
@@ -217,6 +217,8 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     started = time.perf_counter()
     predictor = Predictor.load(job.output_dir, accelerator=context.accelerator)
     test = None if tables.test is None else predictor.score(tables.test)
+    if line := predictor.describe_cut():
+        context.tell(line)
     seconds = {"classifier": result.seconds, "scoring": time.perf_counter() - started}
     metrics = _write_metrics(job, context, test=test, validation=result.metrics, seconds=seconds)
     _write_report(job, context, metrics, {"classifier": result})
@@ -238,7 +240,7 @@ def _write_metrics(
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "versions": library_versions(),
         "seed": job.seed,
-        "preset": job.preset,
+        "preset": context.preset,
         **more,
     }
     if context.accelerator.is_main_process:
@@ -268,7 +270,7 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     output, started = Path(job.output_dir), time.perf_counter()
     if (output / STAGE_FILE).exists():
         raise ArtifactError(f"{output} is a stage's folder; choose another output folder for the sweep")
-    context = RunContext(preset=job.preset, seed=job.seed)
+    context = RunContext(preset=job.preset, seed=job.seed).for_model(model_type_of(job.model))
     context.start()
     learner = _learner_to_sweep(job, context)
     learner.freeze_to(job.freeze_to)

@@ -1,51 +1,32 @@
 """The language-model stage: train one from scratch, or fine-tune a pretrained one on the target's text.
 
 The first two steps of ULMFiT. Validation text is never trained on; the stage ends in a folder that the classifier
-stage starts from.
+stage starts from. An AWD-LSTM goes through `awd_lstm_language_model`, any other text model through
+`transformer_language_model`.
 
 Source: Howard & Ruder 2018, sections 3.1 and 3.2.
 """
 
-import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
 
-from ulmfit_pipe.data.lm_batches import LanguageModelBatches
-from ulmfit_pipe.data.token_arrays import read_token_arrays
-from ulmfit_pipe.data.tokenization import (
-    UlmfitTokenizer,
-    tokenize_dataset,
-    tokens_in_order,
-    train_tokenizer,
-    vocab_hash,
-)
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
-from ulmfit_pipe.models.vocab_transfer import transfer_vocabulary
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer, save_stage
+from ulmfit_pipe.stages.artifacts import load_config, model_type_of, save_stage
+from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
-from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularies, fitting_batch_size
+from ulmfit_pipe.stages.language_model_parts import LanguageModelParts
+from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularies, describe_perplexity
 from ulmfit_pipe.stages.lineage import lineage_after
-from ulmfit_pipe.stages.presets import IMDB_TOKENS, Preset, scale_epochs, with_dropouts
+from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
-from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.metrics import LanguageModelMetric
-from ulmfit_pipe.training.objectives import SequenceObjective
-from ulmfit_pipe.training.phases import History, full, gradual_unfreezing
-from ulmfit_pipe.training.records import Phase, Task
-from ulmfit_pipe.training.schedules import Schedule
-
-SUBWORD_VOCAB_SIZE = 15_000  # about MultiFiT's (Eisenschlos et al. 2019)
-SCRATCH_EPOCHS = 10
-SCRATCH_LR = 5e-3  # peak of one cycle for a model with no pretrained weights; ours, see `find_learning_rate.py`
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
+from ulmfit_pipe.training.phases import History
 
 
 @dataclass(frozen=True)
@@ -56,12 +37,16 @@ class LanguageModelSettings:
         epochs: Epochs of the phase that trains every layer group.
         frozen_epochs: Epochs of the first phase, where the preset has one that trains only embedding and decoder.
         lr: Base learning rate.
-        plan: The preset's phases, all groups at once, gradual unfreezing, or (what a model from scratch gets) one cycle
-            with one rate for all groups.
-        batch_size: Rows of text read side by side, over all processes.
-        bptt: Tokens of a window.
+        plan: The preset's phases, all groups at once, gradual unfreezing (a transformer's blocks in three bundles), or
+            (what a model from scratch gets) one cycle with one rate for all groups.
+        batch_size: Rows or blocks of text read side by side, over all processes.
+        bptt: Tokens of an AWD-LSTM's window.
         variable_bptt: Vary the window's length from step to step, as AWD-LSTM does.
-        drop_mult: Multiplies the five dropouts; smaller for small models or much text.
+        block_size: Most tokens of a transformer's block, special tokens included; null takes 128, or the model's
+            longest input if that is shorter.
+        mask_probability: Share of the tokens that a masked language model has to guess; null takes BERT's 0.15.
+        whole_word_masking: Whether a masked language model has to guess whole words instead of single tokens.
+        drop_mult: Multiplies the five dropouts of an AWD-LSTM; smaller for small models or much text.
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
         tokenizer_of: Folder or name of a model whose tokenizer a model from scratch takes over as it is, such as the
@@ -83,6 +68,9 @@ class LanguageModelSettings:
     batch_size: int | None = None
     bptt: int | None = None
     variable_bptt: bool = False
+    block_size: int | None = added_setting(None)
+    mask_probability: float | None = added_setting(None)
+    whole_word_masking: bool = added_setting(False)
     drop_mult: float = 1.0
     tokenizer: Literal["auto", "keep", "unigram", "bpe", "word"] = "auto"
     tokenizer_of: str | None = None
@@ -99,9 +87,13 @@ class LanguageModelSettings:
         """Refuse numbers that no training could use, before any is begun."""
         check_choices(self)
         ones = ("epochs", "frozen_epochs", "batch_size", "bptt", "vocab_size", "min_count", "embedding_size")
-        more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers")
+        more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers", "block_size")
         check_whole(self, dict.fromkeys((*ones, *more), 1))
-        check_above_zero(self, "lr")
+        check_above_zero(self, "lr", "mask_probability")
+        if self.mask_probability is not None and not self.mask_probability < 1:
+            raise ValueError(
+                f"mask_probability must lie in (0, 1), got {self.mask_probability!r}; 0.15 is BERT's value"
+            )
         makes_one = [name for name in ("vocab_size", "min_count") if getattr(self, name) is not None]
         makes_one += ["tokenizer"] if self.tokenizer != "auto" else []
         if self.tokenizer_of is not None and makes_one:
@@ -111,17 +103,6 @@ class LanguageModelSettings:
             )
         if not self.drop_mult >= 0:
             raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
-
-
-@dataclass(frozen=True)
-class LanguageModelParts:
-    """A language model ready to train, with what belongs to it."""
-
-    learner: Learner
-    tokenizer: UlmfitTokenizer
-    phases: list[Phase]
-    pretrained: bool
-    tokens: int
 
 
 def train_language_model(
@@ -140,15 +121,17 @@ def train_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure perplexity on, never trained on.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
-        model: Pretrained language model: a folder, a built-in name or a hub id; None trains from scratch.
+        model: Pretrained language model or text encoder: a folder, a built-in name or a hub id; None trains an AWD-LSTM
+            from scratch.
         settings: Numbers of the stage.
         context: Preset, seed, precision, time.
         train_files: Where the texts came from, for the record: base names are kept.
 
     Returns:
-        The folder, its metrics (loss, perplexity, token accuracy) and seconds.
+        The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
     """
     settings, context = settings or LanguageModelSettings(), context or RunContext()
+    context = context.for_model(model_type_of(model))
     identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
     done = finished_result(output_dir, stage="language_model", identity=identity, say=context.tell)
     if done is not None:
@@ -162,11 +145,6 @@ def train_language_model(
         context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
     metrics = _final_metrics(parts, history, validation)
     seconds = time.perf_counter() - started
-
-    def write(folder: Path) -> None:
-        parts.learner.model.save_pretrained(folder)  # type: ignore[operator]
-        parts.tokenizer.save_pretrained(folder)
-
     record = {
         "identity": identity,
         "model": model,
@@ -179,15 +157,27 @@ def train_language_model(
         **training_record(parts.learner, parts.phases, history),
     }
     if context.accelerator.is_main_process:
-        save_stage(output_dir, stage="language_model", record=record, write=write)
+        save_stage(output_dir, stage="language_model", record=record, write=partial(_write, parts))
     context.accelerator.wait_for_everyone()
-    context.tell(f"language model saved in {output_dir}: validation perplexity {metrics['perplexity']:.2f}")
+    context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
+def _write(parts: LanguageModelParts, folder: Path) -> None:
+    """Write a language model's weights, with those that only a classifier has a use for, and its tokenizer."""
+    network: Any = parts.learner.model
+    network.save_pretrained(folder, state_dict={**network.state_dict(), **parts.handed_on})
+    parts.tokenizer.save_pretrained(folder)
+
+
 def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, float]:
-    """Return what validation says of the weights that were kept; it was measured when their epoch ended."""
+    """Return what validation says of the weights that were kept; it was measured when their epoch ended.
+
+    The loss of masked tokens says nothing of a whole text, so it is not spread over characters and words.
+    """
     metrics = dict(history.best.metrics) if history.best is not None else parts.learner.validate()
+    if parts.masked:
+        return metrics
     tokens = parts.learner.task.valid_batches.tokens_per_epoch  # type: ignore[union-attr]
     return {**metrics, **compared_across_vocabularies(metrics["loss"], tokens=tokens, texts=validation)}
 
@@ -203,165 +193,17 @@ def build_language_model_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
-        ArtifactError: The model is no AWD-LSTM language model, or its tokenizer is another's.
-        ValueError: There is too little text for one batch.
+        ArtifactError: The model is none that could be a language model, or its tokenizer is another's.
+        ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
     settings, context = settings or LanguageModelSettings(), context or RunContext()
-    recipe = context.recipe
-    network, tokenizer = _model_and_tokenizer(train, model, settings, context)
-    bptt = settings.bptt or recipe.bptt
-    encoded = {
-        name: tokenize_dataset(dataset.select_columns(["text"]), tokenizer, num_proc=settings.num_workers)
-        for name, dataset in (("train", train), ("validation", validation))
-    }
-    tokens = _count_tokens(encoded["train"])
-    batches = {
-        name: LanguageModelBatches(
-            dataset,
-            batch_size=fitting_batch_size(
-                _count_tokens(dataset),
-                settings.batch_size or recipe.batch_size,
-                processes=context.accelerator.num_processes,
-            ),
-            bptt=bptt,
-            seed=context.seed,
-            shuffle=name == "train",
-            backward=settings.direction == "backward",
-            variable_bptt=settings.variable_bptt and name == "train",
-            **context.shares(),
+    config = None if model is None else load_config(model)
+    model_type = AWD_LSTM if config is None else config.model_type
+    context = context.for_model(model_type)
+    if model is None or model_type == AWD_LSTM:
+        return build_awd_lstm_language_model(
+            train, validation, model=model, config=config, settings=settings, context=context
         )
-        for name, dataset in encoded.items()
-    }
-    context.tell(f"language model: {tokens:,} tokens to train on, vocabulary of {len(tokenizer):,}")
-    task = Task(
-        train_batches=batches["train"],
-        objective=SequenceObjective(alpha=recipe.alpha, beta=recipe.beta),
-        valid_batches=batches["validation"],
-        new_metric=LanguageModelMetric,
+    return build_transformer_language_model(
+        train, validation, model=model, config=config, settings=settings, context=context
     )
-    groups = groups_of(network)
-    learner = Learner(
-        network,
-        groups,
-        task,
-        options=context.options(recipe.lm_optimizer, accumulation_steps=settings.accumulation_steps),
-        accelerator=context.accelerator,
-        monitor="loss",
-        pretrained=model is not None,
-        say=context.say,
-    )
-    phases = _phases(len(groups), settings, context, pretrained=model is not None, tokens=tokens)
-    return LanguageModelParts(learner, tokenizer, phases, model is not None, tokens)
-
-
-def _count_tokens(encoded: Dataset) -> int:
-    return int(read_token_arrays(encoded).lengths.sum())
-
-
-def _model_and_tokenizer(
-    train: Dataset, model: str | None, settings: LanguageModelSettings, context: RunContext
-) -> tuple[AwdLstmForCausalLM, UlmfitTokenizer]:
-    recipe = context.recipe
-    if model is not None and settings.tokenizer_of is not None:
-        raise ValueError(
-            f"{model} has a tokenizer of its own; leave tokenizer_of ({settings.tokenizer_of}) out, or give model "
-            "null to train one from scratch"
-        )
-    if model is None:
-        if settings.tokenizer == "keep":
-            raise ValueError("tokenizer 'keep' needs a pretrained model; give one, or a kind: unigram, bpe, word")
-        kind = "unigram" if settings.tokenizer == "auto" else settings.tokenizer
-        if settings.tokenizer_of is not None:
-            tokenizer = load_tokenizer(settings.tokenizer_of)
-        else:
-            tokenizer = _new_tokenizer(train, kind, settings, context.recipe)
-        embedding, hidden, layers = recipe.sizes
-        config = AwdLstmConfig(
-            vocab_size=len(tokenizer),
-            embedding_size=settings.embedding_size or embedding,
-            hidden_size=settings.hidden_size or hidden,
-            num_hidden_layers=settings.num_hidden_layers or layers,
-            pad_token_id=tokenizer.pad_token_id,
-            bptt=settings.bptt or recipe.bptt,
-            direction=settings.direction,
-            vocab_hash=vocab_hash(tokenizer),
-        )
-        return AwdLstmForCausalLM(with_dropouts(config, recipe.lm_dropouts, settings.drop_mult)), tokenizer
-    return _pretrained(train, model, settings, context)
-
-
-def _pretrained(
-    train: Dataset, model: str, settings: LanguageModelSettings, context: RunContext
-) -> tuple[AwdLstmForCausalLM, UlmfitTokenizer]:
-    config = load_config(model)
-    if getattr(config, "model_type", None) != "awd_lstm":
-        raise ArtifactError(
-            f"{model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; the language-model stage "
-            "trains 'awd_lstm' models; give a folder written by recipes/pretrain_language_model.py"
-        )
-    if config.direction != settings.direction:
-        raise ArtifactError(
-            f"{model} reads text {config.direction}, the settings ask for {settings.direction}; "
-            f"set direction to {config.direction!r} or give another model"
-        )
-    sizes = ("embedding_size", "hidden_size", "num_hidden_layers")
-    ignored = [name for name in sizes if getattr(settings, name) not in (None, getattr(config, name))]
-    if ignored:
-        kept = ", ".join(f"{name} {getattr(config, name)}" for name in ignored)
-        context.tell(f"note: {model} keeps its sizes ({kept}); the settings' are for a model from scratch, model null")
-    old = load_tokenizer(model, config=config)
-    config = with_dropouts(config, context.recipe.lm_dropouts, settings.drop_mult)
-    network = load_model(model, AutoModelForCausalLM, config=config)
-    kind = settings.tokenizer
-    if kind == "auto":
-        kind = "word" if old.kind == "word" else "keep"
-    if kind == "keep":
-        return network, old
-    new = _new_tokenizer(train, kind, settings, context.recipe)
-    transfer = transfer_vocabulary(
-        network, tokens_in_order(old), tokens_in_order(new), vocab_hash=vocab_hash(new), old_vocab_hash=vocab_hash(old)
-    )
-    context.tell(f"vocabulary: {transfer.kept:,} tokens kept their rows, {transfer.new:,} start at the mean")
-    return network, new
-
-
-def _new_tokenizer(train: Dataset, kind: str, settings: LanguageModelSettings, recipe: Preset) -> UlmfitTokenizer:
-    def texts() -> Iterator[str]:
-        for start in range(0, len(train), 1000):
-            yield from train[start : start + 1000]["text"]
-
-    words = kind == "word"
-    return train_tokenizer(
-        texts(),
-        kind=kind,
-        vocab_size=settings.vocab_size or (recipe.word_vocab_size if words else SUBWORD_VOCAB_SIZE),
-        min_count=settings.min_count or recipe.word_min_count,
-    )
-
-
-def _phases(
-    num_groups: int, settings: LanguageModelSettings, context: RunContext, *, pretrained: bool, tokens: int
-) -> list[Phase]:
-    if settings.plan == "pretrain" or (settings.plan == "preset" and not pretrained):
-        return full(
-            num_groups,
-            lr=settings.lr or SCRATCH_LR,
-            epochs=settings.epochs or SCRATCH_EPOCHS,
-            decay=1.0,
-            schedule=Schedule.one_cycle(),
-        )
-    phases = context.recipe.lm_phases(num_groups, settings.frozen_epochs, settings.epochs, settings.lr)
-    if settings.plan != "preset":
-        last = phases[-1]
-        lr, curve = settings.lr or max(last.lrs), last.schedule
-        if settings.plan == "full":
-            phases = full(num_groups, lr=lr, epochs=last.epochs, schedule=curve)
-        else:
-            frozen = settings.frozen_epochs or 1
-            phases = gradual_unfreezing(
-                num_groups, lr=lr, epochs_per_phase=frozen, final_epochs=last.epochs, schedule=curve
-            )
-    if settings.epochs is None:
-        scaled = scale_epochs(phases[-1].epochs, size=tokens, full_size=IMDB_TOKENS)
-        phases[-1] = dataclasses.replace(phases[-1], epochs=scaled)
-    return phases

@@ -1,6 +1,11 @@
-"""How well a language model predicts held-out text, in numbers that can be compared between vocabularies."""
+"""How well a language model predicts held-out text, in numbers that can be compared between vocabularies.
+
+A masked language model has none of these: its pseudo-perplexity is of tokens whose followers it sees, and can only be
+compared with that of the same vocabulary, masks and blocks.
+"""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -35,6 +40,22 @@ def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) ->
         "bits_per_character": nats / (math.log(2) * characters),
         "perplexity_per_word": math.exp(min(nats / words, MAX_EXPONENT)),
     }
+
+
+def describe_perplexity(metrics: Mapping[str, float]) -> str:
+    """Return a language model's validation metrics in words.
+
+    Args:
+        metrics: What its stage measured: of the next token or, as a pseudo-perplexity, of masked tokens.
+    """
+    accuracy = f"{metrics['token_accuracy']:.3f}"
+    if "pseudo_perplexity" in metrics:
+        shown = f"{metrics['pseudo_perplexity']:.2f}"
+        return f"validation pseudo-perplexity {shown} a masked token, masked-token accuracy {accuracy}"
+    return (
+        f"validation perplexity {metrics['perplexity']:.2f} a token, {metrics['perplexity_per_word']:.1f} a word, "
+        f"{metrics['bits_per_character']:.3f} bits a character, next-token accuracy {accuracy}"
+    )
 
 
 def fitting_batch_size(tokens: int, wanted: int, *, processes: int = 1) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ulmfit_pipe.data.lm_batches import LanguageModelBatches
 from ulmfit_pipe.stages.artifacts import read_stage, resolve_model
 from ulmfit_pipe.stages.language_model_scores import fitting_batch_size
 from ulmfit_pipe.stages.presets import load_preset
@@ -21,6 +22,7 @@ from ulmfit_pipe.training.phases import History
 from ulmfit_pipe.training.records import EpochRecord
 
 MEASURED = ("perplexity", "perplexity_per_word", "bits_per_character")
+MASKED_MEASURED = "pseudo_perplexity"  # of a masked language model, which has none of the others
 CPU_FILE = Path("/proc/cpuinfo")
 
 
@@ -77,6 +79,7 @@ def lineage_after(
         "processor": processor_name(accelerator.device),
         "train_files": [Path(name).name for name in files] or None,
         **{name: metrics.get(name) for name in MEASURED},
+        **({MASKED_MEASURED: metrics[MASKED_MEASURED]} if MASKED_MEASURED in metrics else {}),
         "seed": context.seed,
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -87,7 +90,7 @@ def tokens_seen(batches: Any, epochs: Sequence[EpochRecord], *, accumulation_ste
     """Count the tokens that the optimizer's steps were taken on, also where a time limit ended an epoch early.
 
     Args:
-        batches: `LanguageModelBatches` that were trained on, of any one process.
+        batches: `LanguageModelBatches` or `TokenBlockBatches` that were trained on, of any one process.
         epochs: The epochs that were trained, with the steps that each phase had taken at its end.
         accumulation_steps: Micro-batches a step.
     """
@@ -96,7 +99,7 @@ def tokens_seen(batches: Any, epochs: Sequence[EpochRecord], *, accumulation_ste
         read, all_of_them = steps * accumulation_steps, batches.batches_in_epoch(number)
         if read >= all_of_them:
             total += batches.tokens_per_epoch
-        elif batches.variable_bptt:
+        elif not isinstance(batches, LanguageModelBatches) or batches.variable_bptt:
             total += round(batches.tokens_per_epoch * read / all_of_them)
         else:
             total += read * batches.batch_size * batches.bptt

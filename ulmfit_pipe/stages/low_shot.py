@@ -36,6 +36,7 @@ from ulmfit_pipe.stages.grid_training import (
     total_epochs,
 )
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext
 from ulmfit_pipe.stages.setting_checks import check_choices, check_whole
 from ulmfit_pipe.training.checkpoint import read_json
@@ -81,7 +82,7 @@ class LowShotSettings:
         final_epochs: Epochs of the classifier's last phase, one number a size; null takes classifier.final_epochs.
         scratch_epochs: Epochs of scratch, one number a size; null gives it those of all the method's phases.
         scratch_factors: Times the rate of scratch, the rates to choose from; a single one chooses nothing.
-        preset: Recipe.
+        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         mixed_precision: no, bf16, or fp16 (GPU only).
         progress: Show progress bars; null decides by the terminal.
         stage: Everything; the language models only; or only the results of the cells there are.
@@ -113,7 +114,7 @@ class LowShotSettings:
     final_epochs: list[int] | None = None
     scratch_epochs: list[int] | None = None
     scratch_factors: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
-    preset: Literal["paper", "scripts-2018", "fastai"] = "fastai"
+    preset: PresetName = "auto"
     mixed_precision: Precision = "no"
     progress: bool | None = None
     stage: Literal["all", "language_model", "results"] = "all"

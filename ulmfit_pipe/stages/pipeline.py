@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ulmfit_pipe.models.builtin_models import BACKWARD_MODEL, DEFAULT_MODEL, builtin_models
-from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, load_config, load_tokenizer, resolve_model
+from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
+from ulmfit_pipe.stages.artifacts import library_versions, model_type_of, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
+from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
+from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import check_choices
@@ -36,8 +38,8 @@ class PipelineSettings:
     Attributes:
         train_file: Labelled table or tables: CSV, TSV, JSONL, Parquet, a saved dataset's folder, or a hub name.
         output_dir: Folder for everything the run writes.
-        model: Pretrained language model, a built-in name, a folder or a hub id; null trains one from scratch on the
-            texts at hand.
+        model: Pretrained language model or text encoder, a built-in name, a folder or a hub id; any text model of
+            transformers will do. null trains an AWD-LSTM from scratch on the texts at hand.
         test_file: Labelled table that is scored once at the end.
         validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
         unlabelled_file: Further texts for the language model.
@@ -46,11 +48,12 @@ class PipelineSettings:
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
         validation_fraction: Part of the training table held out where no validation file is given.
-        preset: Recipe: the paper's, its authors' 2018 scripts', or fastai's.
+        preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
+            for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
         mixed_precision: no, bf16, or fp16 (GPU only).
-        ensemble: Train a forward and a backward model and average them.
+        ensemble: Train a forward and a backward AWD-LSTM and average them.
         model_backward: Pretrained backward language model, for the ensemble; the built-in forward model brings its own.
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
@@ -71,7 +74,7 @@ class PipelineSettings:
     label_separator: str | None = None
     multi_label: bool = False
     validation_fraction: float = 0.1
-    preset: Literal["paper", "scripts-2018", "fastai"] = "fastai"
+    preset: PresetName = "auto"
     seed: int = 0
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
@@ -103,7 +106,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     Raises:
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
-    settings = _with_backward_twin(settings)
+    settings = with_backward_twin(settings)
     _check(settings)
     output = Path(settings.output_dir)
     refuse_foreign_output(output, ensemble=settings.ensemble)
@@ -114,6 +117,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         mixed_precision=settings.mixed_precision,
         progress=settings.progress,
     )
+    context = context.for_model(model_type_of(settings.model))
     tables = load_run_tables(
         settings.train_file,
         validation_file=settings.validation_file,
@@ -142,49 +146,13 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     return _finish(settings, tables, context, results=results)
 
 
-def _with_backward_twin(settings: PipelineSettings) -> PipelineSettings:
-    """Add the built-in backward model to an ensemble that starts from the built-in forward one, if there is any."""
-    if not settings.ensemble or settings.model != DEFAULT_MODEL or settings.model_backward is not None:
-        return settings
-    builtin = builtin_models()
-    is_builtin = DEFAULT_MODEL in builtin and resolve_model(DEFAULT_MODEL) == str(builtin[DEFAULT_MODEL])
-    found = is_builtin and BACKWARD_MODEL in builtin
-    return dataclasses.replace(settings, model_backward=BACKWARD_MODEL) if found else settings
-
-
 def _check(settings: PipelineSettings) -> None:
     if settings.model is None and not settings.fine_tune_language_model:
         raise ValueError(
             "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
         )
-    if settings.ensemble and settings.model is not None and settings.model_backward is None:
-        raise ValueError(
-            f"ensemble true needs a backward language model beside --model {settings.model}; give --model_backward, or "
-            "--model null to train both from scratch"
-        )
-    if settings.ensemble and settings.model is not None:
-        _check_pair(settings)
-
-
-def _check_pair(settings: PipelineSettings) -> None:
-    """Refuse two models that cannot be averaged, before either is trained."""
-    names = {"forward": str(settings.model), "backward": str(settings.model_backward)}
-    configs = {direction: load_config(name) for direction, name in names.items()}
-    for direction, config in configs.items():
-        found = getattr(config, "direction", None)
-        if found != direction:
-            raise ArtifactError(
-                f"{names[direction]} reads text {found}, the ensemble needs it as its {direction} model; give --model "
-                "a forward and --model_backward a backward language model"
-            )
-    kept = settings.language_model.tokenizer in ("auto", "keep")
-    if kept and configs["forward"].vocab_hash != configs["backward"].vocab_hash:
-        both_words = all(load_tokenizer(name).kind == "word" for name in names.values())
-        if not (both_words and settings.fine_tune_language_model and settings.language_model.tokenizer == "auto"):
-            raise ArtifactError(
-                f"{names['forward']} and {names['backward']} have different vocabularies, so they cannot be averaged; "
-                "train both with the same tokenizer, or set language_model.tokenizer to build a new one"
-            )
+    if settings.ensemble:
+        check_ensemble(settings)
 
 
 def _directions(settings: PipelineSettings) -> list[Literal["forward", "backward"]]:
@@ -254,6 +222,8 @@ def _finish(
     context.accelerator.wait_for_everyone()
     predictor = Predictor.load(folder, accelerator=context.accelerator)
     test = predictor.score(tables.test) if tables.test is not None else None
+    if line := predictor.describe_cut():
+        context.tell(line)
     validation = predictor.score(tables.validation)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
     metrics = {
@@ -263,7 +233,7 @@ def _finish(
         "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
         "versions": library_versions(),
         "seed": settings.seed,
-        "preset": settings.preset,
+        "preset": context.preset,
         "classifier": str(folder),
     }
     if context.accelerator.is_main_process:
@@ -289,8 +259,8 @@ class TextPipeline:
     """The method as one object: a pretrained language model in, a classifier out.
 
     Args:
-        model: A pretrained language model: a built-in name, a folder or a hub id; None trains one from the texts at
-            hand. It has no labels, so `predict` raises until `fit` has trained a classifier from it.
+        model: A pretrained language model or text encoder: a built-in name, a folder or a hub id; None trains an
+            AWD-LSTM from the texts at hand. It has no labels, so `predict` raises until `fit` has trained a classifier.
 
     Raises:
         ArtifactError: There is no such model; a hub id is only asked for when it is used.
@@ -317,7 +287,7 @@ class TextPipeline:
         output_dir: str | Path,
         test: str | Path | None = None,
         unlabelled: str | Path | Sequence[str | Path] | None = None,
-        preset: Literal["paper", "scripts-2018", "fastai"] = "fastai",
+        preset: PresetName = "auto",
         **settings: Any,
     ) -> dict[str, Any]:
         """Run the whole method on files and keep the classifier for `predict`.

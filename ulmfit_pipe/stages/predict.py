@@ -1,5 +1,7 @@
 """Prediction: texts in, labels and scores out, in the order given, for texts of any length.
 
+Any text classifier can predict: an AWD-LSTM, a transformer that was trained here (long texts are read as they were in
+training), or one of another program (long texts are cut where its positions end).
 A folder may hold a forward and, below ``backward/``, a backward classifier; their probabilities are averaged.
 Files are read and written in pieces, so that their size does not matter.
 """
@@ -12,11 +14,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from ulmfit_pipe.data.backbone_batches import BackboneBatches
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
-from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer
+from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
+from ulmfit_pipe.data.tokenization import tokenize_dataset
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
+from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, saved_reading, thresholds_of
 from ulmfit_pipe.training.loop import reduce_sum, to_device
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 
@@ -24,6 +29,7 @@ BATCH_TOKENS = 16_384  # tokens of a batch, padding included: memory, not result
 BATCH_ROWS = 256  # of short texts, more gain nothing
 BACKWARD = "backward"  # folder of the second model of an ensemble
 DEFAULT_THRESHOLD = 0.5
+LANGUAGE_MODELS = ("CausalLM", "MaskedLM", "LMHead")  # parts of the names that their classes have
 SMALLEST = torch.finfo(torch.float64).tiny  # keeps the logarithm of a probability finite
 
 
@@ -34,13 +40,19 @@ class Predictor:
         models: Classifiers with the same labels and vocabulary.
         tokenizer: Their tokenizer.
         accelerator: The device, and this process' share when a table is scored.
+
+    Attributes:
+        reading: How long documents are read.
     """
 
     def __init__(
-        self, models: Sequence[Any], tokenizer: UlmfitTokenizer, *, accelerator: Accelerator | None = None
+        self, models: Sequence[Any], tokenizer: PreTrainedTokenizerBase, *, accelerator: Accelerator | None = None
     ) -> None:
         self.models = list(models)
         self.tokenizer = tokenizer
+        self.reading = saved_reading(self.models[0], tokenizer)
+        self._readers = [self.reading.wrap(model) for model in self.models]
+        self._cut = (0, 0)  # texts that were cut, and texts that were read
         self._accelerator = accelerator
         self.label_names, self.multi_label = _labels_of(self.models[0].config)
 
@@ -57,13 +69,9 @@ class Predictor:
         configs = [load_config(path) for path in folders]
         for path, config in zip(folders, configs, strict=True):
             _check_config(path, config, first=configs[0])
-        tokenizer = load_tokenizer(folders[0], config=configs[0])
-        if not isinstance(tokenizer, UlmfitTokenizer):
-            raise ArtifactError(
-                f"the tokenizer of {folders[0]} is a {type(tokenizer).__name__}, not one that this project wrote; "
-                "give the folder of a classifier stage"
-            )
-        return cls([_load_whole_classifier(path) for path in folders], tokenizer, accelerator=accelerator)
+        tokenizer = load_text_tokenizer(folders[0], configs[0])
+        models = [_load_whole_classifier(path, config) for path, config in zip(folders, configs, strict=True)]
+        return cls(models, tokenizer, accelerator=accelerator)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -75,8 +83,7 @@ class Predictor:
     @property
     def thresholds(self) -> list[float]:
         """Probability from which a label counts as given, for multi-label; the first model's."""
-        found = self.models[0].config.thresholds
-        return list(found) if found else [DEFAULT_THRESHOLD] * len(self.label_names)
+        return thresholds_of(self.models[0].config) or [DEFAULT_THRESHOLD] * len(self.label_names)
 
     def tokenize(self, table: Dataset) -> Dataset:
         """Return a table with ``input_ids`` in place of ``text``."""
@@ -100,7 +107,7 @@ class Predictor:
         checked = _checked_texts(texts)
         if not checked:
             return []
-        ids = self.tokenizer.encode_documents(checked)
+        ids = encode_documents(self.tokenizer, checked)
         return [self._row(row) for row in self.probabilities(ids)]
 
     def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
@@ -131,28 +138,36 @@ class Predictor:
 
     def _batches(
         self, encoded: Dataset | Sequence[Sequence[int]], *, rank: int = 0, world_size: int = 1
-    ) -> ClassifierBatches:
-        for model in self.models:
-            model.to(self.accelerator.device).eval()
-        return ClassifierBatches(
+    ) -> ClassifierBatches | BackboneBatches:
+        for reader in self._readers:
+            reader.to(self.accelerator.device).eval()
+        batches = self.reading.batches(
             encoded,
+            tokenizer=self.tokenizer,
+            config=self.models[0].config,
             batch_size=max(BATCH_ROWS, world_size),
             max_tokens=BATCH_TOKENS,
             shuffle=False,
-            pad_token_id=self.tokenizer.pad_token_id,
             num_labels=len(self.label_names),
             rank=rank,
             world_size=world_size,
         )
+        self._cut = (self._cut[0] + count_cut(batches, self.reading), self._cut[1] + len(encoded))
+        return batches
+
+    def describe_cut(self) -> str:
+        """Return a line on how many of the texts so far were cut because they are too long, or an empty one."""
+        return describe_cut(*self._cut, self.reading, what="texts to predict")
 
     @torch.no_grad()
     def _batch_probabilities(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the models' mean probabilities of a batch, float64 (batch, num_labels), on the CPU."""
         on_device = to_device(batch, self.accelerator)
+        inputs = {name: value for name, value in on_device.items() if name not in ("labels", "row")}
         total = torch.zeros(len(batch["row"]), len(self.label_names), dtype=torch.float64)
-        for model in self.models:
+        for reader in self._readers:
             with self.accelerator.autocast():
-                logits = model(input_ids=on_device["input_ids"], attention_mask=on_device["attention_mask"]).logits
+                logits = reader(**inputs).logits
             scores = logits.float().cpu().double()  # (batch, num_labels); not every device has float64
             total += scores.sigmoid() if self.multi_label else scores.softmax(dim=-1)
         broken = (~total.isfinite()).any(dim=1)
@@ -207,7 +222,7 @@ def _classifier_folder(folder: Path | str) -> Path | str:
 def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
     """Refuse what is no classifier, or does not agree with the first model of an ensemble."""
     if not any("SequenceClassification" in name for name in config.architectures or []):
-        if any("CausalLM" in name for name in config.architectures or []):
+        if any(kind in name for name in config.architectures or [] for kind in LANGUAGE_MODELS):
             raise ArtifactError(
                 f"{path} is a language model, which knows no labels: train a classifier from it, for example with "
                 f"recipes/run_pipeline.py --model {path}, and give the folder of its classifier stage"
@@ -233,9 +248,9 @@ def _labels_of(config: Any) -> tuple[list[str], bool]:
     return names, config.problem_type == "multi_label_classification"
 
 
-def _load_whole_classifier(path: Path | str) -> Any:
+def _load_whole_classifier(path: Path | str, config: Any) -> Any:
     """Load a classifier all of whose weights are in the file; transformers would fill a gap with random ones."""
-    loaded: Any = load_model(path, AutoModelForSequenceClassification, output_loading_info=True)
+    loaded: Any = load_model(path, AutoModelForSequenceClassification, config=config, output_loading_info=True)
     model, found = loaded
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])

@@ -121,6 +121,8 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     for old, new in job.renamed.items():
         context.tell(f"the input's column {old!r} is kept as {new!r}; {old!r} is the prediction")
     counts = job.run(total=total, shown=sys.stderr.isatty() if context.progress is None else context.progress)
+    if line := predictor.describe_cut():
+        context.tell(line)
     skipped = counts.pop(None, 0)
     labels = {name: counts[name] for name in predictor.label_names}
     return PredictSummary(total, skipped, time.perf_counter() - started, labels, target)

@@ -1,11 +1,12 @@
-"""Three recipes for the method, kept apart: the paper's, its authors' 2018 scripts', and fastai 2.8's tutorial.
+"""Four recipes for the method, kept apart: the paper's, its authors' 2018 scripts', fastai 2.8's, and transformers'.
 
-They differ on purpose (paper and code disagree on beta1, ratio, dropout and the order of thawing). A preset gives
-numbers; stages let a user override them one by one. Numbers are for data of IMDb's size; `scale_epochs` states how
-they change with less data.
+The first three are for the AWD-LSTM and differ on purpose (paper and code disagree on beta1, ratio, dropout and the
+order of thawing); the fourth is for pretrained transformers. A preset gives numbers; stages let a user override them
+one by one. Numbers are for data of IMDb's size; `scale_epochs` states how they change with less data.
 
 Sources: `paper` Howard & Ruder 2018, sections 3 and 4.1; `scripts-2018` the authors' imdb_scripts; `fastai` fastai
-2.8 nbs/38_tutorial.text and text/models/awdlstm.py. The numbers that are not certain are marked where they stand.
+2.8 nbs/38_tutorial.text and text/models/awdlstm.py; `transformer` where its numbers stand. The numbers that are not
+certain are marked where they stand.
 """
 
 import copy
@@ -13,10 +14,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.training.optim import discriminative_lrs
+from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
 from ulmfit_pipe.training.phases import gradual_unfreezing
 from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.schedules import Schedule
@@ -25,7 +26,12 @@ IMDB_ROWS = 25_000  # labelled rows that the classifier's epochs are meant for
 IMDB_TOKENS = 28_000_000  # tokens that the language model's epochs are meant for: 100,000 reviews
 MOST_EPOCHS = 10  # small data may raise a preset's epochs up to this
 
+AWD_LSTM = "awd_lstm"  # model type of the one architecture that is ours
+AUTO = "auto"  # the preset that the model decides
+TRANSFORMER = "transformer"
+
 Number = TypeVar("Number", int, float)
+PresetName = Literal["auto", "paper", "scripts-2018", "fastai", "transformer"]
 
 # (num_groups, epochs per thawing phase, epochs of the last phase, lr) -> phases; None takes the preset's number
 PhaseBuilder = Callable[[int, int | None, int | None, float | None], list[Phase]]
@@ -67,18 +73,20 @@ class Preset:
 
     Attributes:
         name: What a user writes.
-        sizes: (embedding, hidden, layers) of a model that is not pretrained.
+        sizes: (embedding, hidden, layers) of an AWD-LSTM that is not pretrained.
         word_vocab_size: Largest vocabulary of words.
         word_min_count: Rarest word with an entry of its own.
-        bptt: Window of the language model.
+        bptt: Window of the AWD-LSTM language model.
         batch_size: Rows of a batch, both stages.
-        lm_dropouts: Of the language model.
-        classifier_dropouts: Of the classifier's encoder and head.
+        lm_dropouts: Of the AWD-LSTM language model.
+        classifier_dropouts: Of the AWD-LSTM classifier's encoder and head.
         lm_optimizer: Of the language model stage.
         classifier_optimizer: Of the classifier stage.
         lm_phases: Builds the language model's phases.
         classifier_phases: Builds the classifier's phases.
         train_norm: Norm layers of frozen groups go on training.
+        lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full.
+        head_factor: What the rate of the head alone is times the head's own once more trains, in these two plans.
         alpha: Weight of AR in both stages.
         beta: Weight of TAR in both stages.
     """
@@ -94,9 +102,11 @@ class Preset:
     lm_phases: PhaseBuilder
     classifier_phases: PhaseBuilder
     train_norm: bool = False
-    word_vocab_size: int = 60_000  # in all three; the paper's from memory
+    lr_decay: float = LR_DECAY
+    head_factor: float = 1.0
+    word_vocab_size: int = 60_000  # in the three of the AWD-LSTM; the paper's from memory
     word_min_count: int = 3  # fastai's; the others do not name it
-    alpha: float = 2.0  # AR and TAR 2 and 1 in all three recipes
+    alpha: float = 2.0  # AR and TAR 2 and 1 in the three recipes of the AWD-LSTM
     beta: float = 1.0
 
 
@@ -227,6 +237,43 @@ def _fastai_classifier(num_groups: int, frozen: int | None, last: int | None, lr
     return [*phases, _all(num_groups, _or(last, 2), rest, Schedule.one_cycle())]
 
 
+# ---- transformer
+
+HEAD_FACTOR = 20.0  # head alone at 1e-3, then 5e-5: ours; a linear probe wants far more than Devlin's 5e-5 to 2e-5
+LAYER_DECAY = 1 / 0.9  # between the 0.95 of Sun et al. 2019 (BERT) and the 0.8 of Clark et al. 2020 (ELECTRA)
+WARM_UP = Schedule.slanted_triangular()  # linear up for a tenth, then down: BERT's run_classifier.py
+
+
+def _transformer_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """All layers at once and alike, 3 epochs at 5e-5.
+
+    Sources: rate and warm-up of further pretraining, Sun et al. 2019 (5e-5, a tenth). 3 epochs are ours.
+    """
+    del frozen
+    return [_all(num_groups, _or(last, 3), [_or(lr, 5e-5)] * num_groups, WARM_UP)]
+
+
+def _transformer_classifier(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
+    """The head alone, then the upper half of the groups, then all: rates that fall from block to block.
+
+    Sources: 5e-5 and 3 epochs of everything, Devlin et al. 2019, appendix A.3 (5e-5, 3e-5 or 2e-5; 2, 3 or 4); a rate
+    a block, Sun et al. 2019 and Clark et al. 2020; the head first, Howard & Ruder 2018, section 3.3, and Kumar et al.
+    2022. That the middle phase thaws half of the groups is ours.
+    """
+    head = _or(lr, 1e-3)
+    rates = discriminative_lrs(head / HEAD_FACTOR, num_groups, decay=LAYER_DECAY)
+    half = num_groups // 2
+    phases = [_all(num_groups, _or(frozen, 1), [head] * num_groups, WARM_UP, first=num_groups - 1, name="head")]
+    if 0 < half < num_groups - 1:
+        phases.append(_all(num_groups, _or(frozen, 1), rates, WARM_UP, first=half, name="upper half"))
+    return [*phases, _all(num_groups, _or(last, 3), rates, WARM_UP)]
+
+
+# Devlin et al. 2019 and BERT's optimization.py, with the bias correction that it lacks and torch's AdamW has: without
+# it and without warm-up fine-tuning is unstable (Mosbach et al. 2021)
+_TRANSFORMER_OPTIMIZER = StageOptimizer((0.9, 0.999), 1e-6, 0.01, True, 1.0)
+_NO_DROPOUTS = Dropouts(output=0.0, hidden=0.0, input=0.0, embedding=0.0, weight=0.0)  # a transformer has its own
+
 _FASTAI_DROPOUTS = Dropouts(output=0.1, hidden=0.15, input=0.25, embedding=0.02, weight=0.2)
 
 PRESETS: dict[str, Preset] = {
@@ -268,7 +315,43 @@ PRESETS: dict[str, Preset] = {
         classifier_phases=_fastai_classifier,
         train_norm=True,
     ),
+    TRANSFORMER: Preset(
+        name=TRANSFORMER,
+        sizes=(0, 0, 0),  # these, bptt and dropouts belong to the AWD-LSTM and are not read
+        bptt=0,
+        batch_size=32,  # Devlin et al. 2019: 16 or 32
+        lm_dropouts=_NO_DROPOUTS,
+        classifier_dropouts=_NO_DROPOUTS,
+        lm_optimizer=_TRANSFORMER_OPTIMIZER,
+        classifier_optimizer=_TRANSFORMER_OPTIMIZER,
+        lm_phases=_transformer_lm,
+        classifier_phases=_transformer_classifier,
+        lr_decay=LAYER_DECAY,
+        head_factor=HEAD_FACTOR,
+        alpha=0.0,  # AR and TAR are the AWD-LSTM's
+        beta=0.0,
+    ),
 }
+
+
+def resolve_preset(name: str, model_type: str) -> str:
+    """Return the preset that a name stands for with a model: what ``auto`` means is decided here.
+
+    Args:
+        name: What a user wrote.
+        model_type: transformers' name of the architecture.
+
+    Raises:
+        ValueError: There is none of that name, or it has no numbers for this architecture.
+    """
+    if name == AUTO:
+        return "fastai" if model_type == AWD_LSTM else TRANSFORMER
+    if name == TRANSFORMER and model_type == AWD_LSTM:
+        raise ValueError(
+            "preset 'transformer' has no dropouts and windows for an AWD-LSTM; take 'auto', 'fastai', 'paper' or "
+            "'scripts-2018', or give a transformers model"
+        )
+    return load_preset(name).name
 
 
 def load_preset(name: str) -> Preset:

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ulmfit_pipe.stages.artifacts import model_identity
-from ulmfit_pipe.stages.presets import Preset, StageOptimizer, load_preset
+from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
+from ulmfit_pipe.stages.setting_checks import settings_that_count
 from ulmfit_pipe.training.records import TrainingOptions
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -23,7 +24,7 @@ class RunContext:
     """One run's surroundings.
 
     Attributes:
-        preset: Name of the recipe.
+        preset: Name of the recipe; ``auto`` is settled by the model (`for_model`).
         seed: Seed of weights, dropout and data order.
         mixed_precision: ``no``, ``fp16`` or ``bf16``.
         progress: Show progress bars; None decides by the terminal.
@@ -31,7 +32,7 @@ class RunContext:
         say: Receives each line of news.
     """
 
-    preset: str = "fastai"
+    preset: str = "auto"
     seed: int = 0
     mixed_precision: Precision = "no"
     progress: bool | None = None
@@ -39,9 +40,27 @@ class RunContext:
     say: Callable[[str], None] = partial(print, flush=True)
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
+    def for_model(self, model_type: str) -> "RunContext":
+        """Return the context for a model of an architecture, with ``auto`` settled; it is the one records name.
+
+        Raises:
+            ValueError: There is no such preset, or it is not for this architecture.
+        """
+        name = resolve_preset(self.preset, model_type)
+        return self if name == self.preset else dataclasses.replace(self, preset=name)
+
     @property
     def recipe(self) -> Preset:
-        """The preset's numbers."""
+        """The preset's numbers.
+
+        Raises:
+            ValueError: There is no such preset, or the model has not settled ``auto`` yet.
+        """
+        if self.preset == AUTO:
+            raise ValueError(
+                "preset 'auto' has no numbers before the model is known; call RunContext.for_model(model_type), or "
+                "name a preset"
+            )
         return load_preset(self.preset)
 
     @property
@@ -74,7 +93,9 @@ class RunContext:
 
         A model's folder counts by its content, so that one trained again is another, and one moved is the same.
         """
-        numbers = {name: value for name, value in dataclasses.asdict(settings).items() if name != "num_workers"}
+        numbers = settings_that_count(settings)
+        if numbers.get("lr_decay", 1) is None:
+            numbers["lr_decay"] = self.recipe.lr_decay
         return {
             "settings": numbers,
             "model": model_identity(model),

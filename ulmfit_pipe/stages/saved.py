@@ -1,13 +1,20 @@
 """Loading a complete saved learner: the model is built from its own folder, then frozen as it was."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 
-from ulmfit_pipe.models.group_specs import layer_group_specs
+from ulmfit_pipe.models.group_specs import fixed_parameter_names, layer_group_specs
+from ulmfit_pipe.models.window_classifier import INNER, WindowsForSequenceClassification, bare_classifier
 from ulmfit_pipe.stages.artifacts import load_config, load_model
 from ulmfit_pipe.training.layer_groups import LayerGroup, split_layer_groups
 from ulmfit_pipe.training.learner import Learner
@@ -15,10 +22,56 @@ from ulmfit_pipe.training.records import Task, TrainingOptions
 from ulmfit_pipe.training.saved_learner import read_state
 
 
-def groups_of(model: Any) -> list[LayerGroup]:
-    """Split a model of a known architecture into its layer groups."""
-    specs = layer_group_specs(model)
-    return split_layer_groups(model, [spec.prefixes for spec in specs], names=[spec.name for spec in specs])
+def groups_of(model: Any, *, max_blocks: int | None = None) -> list[LayerGroup]:
+    """Split a model of a known architecture into its layer groups, and hold still what no training may move.
+
+    Args:
+        model: The model; one that reads in windows has the groups of the classifier inside.
+        max_blocks: Most groups that the blocks of a text transformer make up; None gives each a group.
+
+    Returns:
+        The groups, input side first. Parameters of `fixed_parameter_names` (the weights below adapters, sines for
+        positions) are frozen and in none of them; a group that holds nothing else is left out.
+
+    Raises:
+        ValueError: As `layer_group_specs`.
+    """
+    specs = layer_group_specs(bare_classifier(model), max_blocks=max_blocks)
+    prefixes: list[tuple[str, ...]] = [spec.prefixes for spec in specs]
+    if isinstance(model, WindowsForSequenceClassification):
+        prefixes = [tuple(f"{INNER}.{prefix}" for prefix in group) for group in prefixes]
+    return _movable(model, split_layer_groups(model, prefixes, names=[spec.name for spec in specs]))
+
+
+def _movable(model: Any, groups: list[LayerGroup]) -> list[LayerGroup]:
+    """Freeze the parameters that no training may move, and take them out of the groups."""
+    fixed = fixed_parameter_names(model)
+    movable: list[LayerGroup] = []
+    for group in groups:
+        for name, parameter in group.parameters:
+            if name in fixed:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        parameters = tuple((name, parameter) for name, parameter in group.parameters if name not in fixed)
+        if parameters:
+            movable.append(replace(group, index=len(movable), parameters=parameters))
+    return movable
+
+
+def _saved_groups(model: Any, state: dict[str, Any]) -> list[LayerGroup]:
+    """Split a model as the saved one was."""
+    groups = state["groups"]
+    names, prefixes = [group["name"] for group in groups], [group["prefixes"] for group in groups]
+    return _movable(model, split_layer_groups(model, prefixes, names=names))
+
+
+def _kind_of(model_class: str) -> Any:
+    """Return the Auto class that loads a saved model."""
+    if "SequenceClassification" in model_class:
+        return AutoModelForSequenceClassification
+    if "ImageClassification" in model_class:
+        return AutoModelForImageClassification
+    return AutoModelForMaskedLM if "MaskedLM" in model_class else AutoModelForCausalLM
 
 
 def load_learner(
@@ -49,16 +102,15 @@ def load_learner(
     """
     state = read_state(path)
     config = load_config(path)
-    is_classifier = "SequenceClassification" in state["model_class"]
-    model = load_model(
-        path, AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM, config=config
-    )
+    model = load_model(path, _kind_of(state["model_class"]), config=config)
+    if state["model_class"] == WindowsForSequenceClassification.__name__:
+        model = WindowsForSequenceClassification(model)
     if options is None:
         saved = dict(state["options"])
         options = TrainingOptions(**{**saved, "betas": tuple(saved["betas"])})
     learner = Learner(
         model,
-        groups_of(model),
+        _saved_groups(model, state),
         task,
         options=options,
         accelerator=accelerator,

@@ -7,6 +7,27 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+ADDED = "added"  # mark of a field that came when there were finished stages without it
+
+
+def added_setting(default: Any) -> Any:
+    """Declare a setting that came later: at its default it is no part of a stage's identity.
+
+    What was finished before there was such a setting is then still known as finished.
+    """
+    return dataclasses.field(default=default, metadata={ADDED: True})
+
+
+def settings_that_count(settings: Any) -> dict[str, Any]:
+    """Return the settings that a stage's result depends on: not the workers, and of the added ones those set."""
+    names = {
+        field.name
+        for field in dataclasses.fields(settings)
+        if field.name != "num_workers"
+        and not (field.metadata.get(ADDED) and getattr(settings, field.name) == field.default)
+    }
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name in names}
+
 
 def check_choices(settings: Any) -> None:
     """Raise unless every field with a closed list of values holds one of them.

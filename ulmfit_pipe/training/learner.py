@@ -257,6 +257,7 @@ class Learner:
             keep_best=keep_best,
             first_epoch=self.epochs_done,
             on_epoch=remember,
+            say=self.say,
         )
         self.history.epochs.extend(history.epochs)
         self.history.steps.extend(history.steps)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ulmfit_pipe.training.frozen_prefix import cached_prefix
 from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, set_trainable, train_mode
 from ulmfit_pipe.training.objectives import Batch, Objective
 from ulmfit_pipe.training.optim import build_optimizer, set_schedule_point
@@ -317,6 +318,7 @@ def fit(
     options: TrainingOptions,
     first_epoch: int = 0,
     on_epoch: Callable[[EpochRecord], bool] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[list[EpochRecord], list[StepRecord]]:
     """Train one phase: freeze, build the optimizer, prepare once, run the epochs, unwrap.
 
@@ -329,6 +331,7 @@ def fit(
         options: Numbers of the loop.
         first_epoch: Number that the phase's epoch 0 has for the data's order (also if `start_epoch` skips it).
         on_epoch: Called after every epoch on every process; True ends the phase.
+        say: Told what becomes of `TrainingOptions.cache_frozen`.
 
     Returns:
         One record an epoch and one a step.
@@ -346,7 +349,10 @@ def fit(
     optimizer.zero_grad(set_to_none=True)  # whatever gradients were left on the model
     steps = count_steps(task.train_batches, phase.epochs, options.accumulation_steps, first_epoch=first_epoch)
     records: list[EpochRecord] = []
-    with prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer):
+    with (
+        prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer),
+        cached_prefix(model, groups, phase, task, accelerator=accelerator, options=options, say=say) as task,
+    ):
         run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options)
         run.step = sum(steps[: phase.start_epoch])
         for epoch in range(phase.start_epoch, phase.epochs):

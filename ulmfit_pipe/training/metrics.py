@@ -166,17 +166,23 @@ class MultiLabelMetric:
 
 
 class LanguageModelMetric:
-    """Loss per token, perplexity and accuracy of the next token."""
+    """Loss per token, perplexity and accuracy of the tokens asked for.
 
-    def __init__(self) -> None:
+    Args:
+        masked: The tokens stand behind masks, with what follows them in sight: it is a pseudo-perplexity then, which
+            no perplexity can be compared with.
+    """
+
+    def __init__(self, *, masked: bool = False) -> None:
+        self.perplexity_name = "pseudo_perplexity" if masked else "perplexity"
         self._sums = SumVector(4)
 
     def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor, count: float) -> None:
         """Add one batch.
 
         Args:
-            logits: float (batch, seq_len, vocab_size).
-            labels: int64 (batch, seq_len), the token that follows each position; -100 counts for nothing.
+            logits: float (..., vocab_size).
+            labels: int64 (...), the token asked for at each position; -100 counts for nothing.
             loss_sum: Summed loss, a scalar.
             count: Number of tokens the summed loss is over.
         """
@@ -187,7 +193,7 @@ class LanguageModelMetric:
         sums[3] += (labels != IGNORED).sum().to(sums.device)
 
     def compute(self, reduce: Reduce | None = None) -> dict[str, float]:
-        """Return `loss`, `perplexity`, `token_accuracy` and `n` (tokens) over all processes.
+        """Return `loss`, `perplexity` (or `pseudo_perplexity`), `token_accuracy` and `n` (tokens) over all processes.
 
         Args:
             reduce: Sums a tensor over the processes; None for one process.
@@ -201,7 +207,7 @@ class LanguageModelMetric:
         loss = loss_sum / count
         return {
             "loss": loss,
-            "perplexity": perplexity(loss),
+            self.perplexity_name: perplexity(loss),
             "token_accuracy": hits / tokens,
             "n": int(tokens),
         }

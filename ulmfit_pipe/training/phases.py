@@ -308,6 +308,7 @@ def run_phases(
     keep_best: bool = True,
     first_epoch: int = 0,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> History:
     """Run the phases of a plan one after another; best weights are judged over all of them.
 
@@ -321,6 +322,7 @@ def run_phases(
         keep_best: End with the best epoch's weights (needs validation data).
         first_epoch: Number of the first epoch for the data's order.
         on_epoch: Called after every epoch.
+        say: Told what becomes of `TrainingOptions.cache_frozen`.
 
     Returns:
         The history of all phases.
@@ -344,6 +346,7 @@ def run_phases(
             options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
             first_epoch=max(0, first_epoch + len(judge.history.epochs) - phase.start_epoch),
             on_epoch=lambda record: judge.after_epoch(record, on_epoch),
+            say=say,
         )
         judge.history.steps.extend(steps)
     if keep_best:

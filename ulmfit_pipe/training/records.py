@@ -15,7 +15,11 @@ from ulmfit_pipe.training.schedules import Schedule
 
 
 class Batches(Protocol):
-    """One process' share of the data: batches in an order that (seed, epoch) decides."""
+    """One process' share of the data: batches in an order that (seed, epoch) decides.
+
+    Where a row's tensors are the same in every epoch but for padding (nothing is augmented or masked at random),
+    batches may say so by an attribute ``fixed_rows`` that is True; `TrainingOptions.cache_frozen` asks for it.
+    """
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield the batches of the current epoch."""
@@ -57,6 +61,9 @@ class TrainingOptions:
         frozen_dropout: ``on`` or ``off`` in frozen groups.
         progress: Show progress bars; None decides by whether the error stream is a terminal.
         deadline: Value of ``time.monotonic()`` after which training stops at the next step, or None.
+        cache_frozen: Run frozen groups once a row in each phase, and train the others from what they gave, wherever
+            that leads to the same weights up to rounding (`frozen_prefix`).
+        cache_memory_gib: Memory for it in GiB; what is more goes into a temporary file.
     """
 
     weight_decay: float = 0.01
@@ -69,9 +76,13 @@ class TrainingOptions:
     frozen_dropout: str = "on"
     progress: bool | None = None
     deadline: float | None = None
+    cache_frozen: bool = False
+    cache_memory_gib: float = 2.0
 
     def __post_init__(self) -> None:
         """Check the numbers that no other function checks."""
+        if not self.cache_memory_gib >= 0:
+            raise ValueError(f"cache_memory_gib must be 0 or more, got {self.cache_memory_gib!r}; 0 keeps all on disk")
         if self.accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be 1 or more, got {self.accumulation_steps!r}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

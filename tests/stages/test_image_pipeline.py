@@ -1,0 +1,215 @@
+"""Whole runs on images of a few pixels."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny_images import QUICK, SIDE, save_backbone, write_images
+from tiny_runs import heard
+
+from ulmfit_pipe.data.image_files import ImageError, load_images
+from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
+from ulmfit_pipe.stages.image_pipeline import (
+    ImagePipeline,
+    ImageSettings,
+    PretrainingSettings,
+    run_image_pipeline,
+)
+from ulmfit_pipe.stages.settings import load_settings
+
+GREY = dataclasses.replace(QUICK, channels=1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with images to train and test on, and a backbone."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", count=10)
+    write_images(folder / "test", count=3, seed=1)
+    save_backbone(folder / "resnet")
+    return folder
+
+
+def run(place, output, *, tables=None, **settings):
+    said, context = heard()
+    context.preset = "fastai"
+    given = {"train_images": str(place / "train"), "classifier": QUICK, **settings}
+    metrics = run_image_pipeline(ImageSettings(output_dir=str(output), **given), context=context, **(tables or {}))
+    return metrics, said
+
+
+@pytest.fixture(scope="module")
+def whole_run(place):
+    """Return the folder of a run with a pretrained backbone and test images, its metrics, and what was said."""
+    output = place / "run"
+    return output, *run(place, output, model=str(place / "resnet"), test_images=str(place / "test"))
+
+
+def test_a_run_leaves_classifier_metrics_settings_and_report(whole_run):
+    output, metrics, said = whole_run
+    assert said[0] == "images: 16 training, 4 validation, 6 test; classes: dark, light"
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert (metrics["test"]["n"], metrics["validation"]["n"]) == (6, 4)
+    assert list(metrics["phases"]) == ["head", "all"]
+    assert metrics["pretraining"] is None
+    assert set(metrics["seconds"]) == {"classifier", "scoring"}
+    page = (output / "report.html").read_text()
+    assert "learning rate of each layer group" in page
+    assert load_settings(ImageSettings, output / "settings.yaml").classifier == QUICK
+
+
+def test_the_best_score_of_each_phase_is_told(whole_run):
+    output, metrics, _ = whole_run
+    epochs = read_stage(output / "classifier")["epochs"]
+    for phase, value in metrics["phases"].items():
+        assert value == max(epoch["metrics"]["accuracy"] for epoch in epochs if epoch["phase"] == phase)
+
+
+def test_a_second_call_skips_what_is_finished(whole_run, place):
+    output, metrics, _ = whole_run
+    again, said = run(place, output, model=str(place / "resnet"), test_images=str(place / "test"))
+    assert "image_classifier: already finished" in said[1]
+    assert (again["test"], again["validation"]) == (metrics["test"], metrics["validation"])
+
+
+def test_the_pipeline_is_one_object(place, tmp_path):
+    pipeline = ImagePipeline(place / "resnet")
+    with pytest.raises(RuntimeError, match="there is no classifier yet: call fit, or ImagePipeline.load"):
+        pipeline.predict(["a.png"])
+    metrics = pipeline.fit(place / "train", output_dir=tmp_path / "run", test=place / "test", classifier=QUICK)
+    files = sorted((place / "test").rglob("*.png"))
+    predicted = pipeline.predict(files)
+    assert predicted == ImagePipeline.load(metrics["classifier"]).predict(files)
+    right = sum(row["label"] == file.parent.name for row, file in zip(predicted, files, strict=True))
+    assert metrics["test"]["accuracy"] == pytest.approx(right / 6)
+    with pytest.raises(ValueError, match="fit has no setting 'epochs'; there are classifier, dataset"):
+        pipeline.fit(place / "train", output_dir=tmp_path / "x", epochs=3)
+
+
+def test_a_dataset_at_hand_takes_the_place_of_a_folder(place, tmp_path):
+    train, test = load_images(place / "train"), load_images(place / "test")
+    metrics = ImagePipeline(place / "resnet").fit(train, test=test, output_dir=tmp_path / "run", classifier=QUICK)
+    assert metrics["test"]["n"] == 6
+    assert metrics["validation"]["n"] == 4
+
+
+def test_printed_letters_pretrain_the_backbone_of_the_digits(tmp_path):
+    metrics, said = run(
+        tmp_path,
+        tmp_path / "run",
+        train_images=None,
+        dataset="digits",
+        max_train_images=60,
+        classifier=GREY,
+        pretraining=PretrainingSettings(task="printed-letters", images=260, epochs=1),
+    )
+    assert said[0] == "images: 48 training, 12 validation, 360 test; classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert metrics["pretraining"]["n"] == 26
+    assert (metrics["test"]["n"], metrics["validation"]["n"]) == (360, 12)
+    assert list(metrics["phases"]) == ["head", "all"]
+    source, target = (read_stage(tmp_path / "run" / name) for name in ("pretraining", "classifier"))
+    assert (len(source["labels"]), len(target["labels"])) == (26, 10)
+    assert target["model"] == str(tmp_path / "run/pretraining")
+    assert any("is a classifier of A, B, C" in line for line in said)
+
+
+def test_rotations_pretrain_the_backbone_of_photos_that_have_no_other_within_a_time_limit(place, tmp_path):
+    rotations = PretrainingSettings(task="rotations", epochs=1)
+    metrics, _ = run(place, tmp_path / "run", pretraining=rotations, max_seconds=600)
+    source = read_stage(tmp_path / "run/pretraining")
+    assert source["labels"] == ["0", "90", "180", "270"]
+    assert metrics["pretraining"]["n"] == 6  # a tenth of four turns of 16 images
+    assert "pretraining" in metrics["seconds"]
+
+
+def test_without_a_model_and_a_related_task_everything_is_trained_from_scratch(place, tmp_path):
+    metrics, _ = run(place, tmp_path / "run")
+    assert list(metrics["phases"]) == ["full"]
+    assert metrics["test"] is None
+
+
+def test_images_that_stand_in_training_too_are_told(place, tmp_path):
+    _, said = run(place, tmp_path / "run", model=str(place / "resnet"), test_images=str(place / "train"))
+    assert (
+        "note: 16 of 20 test images also stand in training, byte for byte; the test metrics are flattered by as much"
+        in said
+    )
+
+
+def test_test_images_of_another_class_are_refused(place, tmp_path):
+    write_images(tmp_path / "test", ("dark", "night"), count=1)
+    with pytest.raises(ImageError, match=r"has the class 'night', which training does not know \(dark, light\)"):
+        run(place, tmp_path / "run", test_images=str(tmp_path / "test"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_one_class_are_refused(place, tmp_path):
+    with pytest.raises(TableError, match="all 2 rows have the label 'dark'; a classifier needs at least two classes"):
+        run(place, tmp_path / "run", train_images=str(write_images(tmp_path / "one", ("dark",), count=2)))
+
+
+def test_bad_images_are_skipped_in_every_table_when_asked(place, tmp_path):
+    for name in ("train", "test"):
+        write_images(tmp_path / name, count=5)
+        (tmp_path / name / "dark/bad.png").write_bytes(b"bad")
+    folders = {"train_images": str(tmp_path / "train"), "test_images": str(tmp_path / "test")}
+    with pytest.raises(ImageError, match="dark/bad.png .* does not open as an image"):
+        run(place, tmp_path / "run", **folders)
+    skipping = dataclasses.replace(QUICK, skip_bad_images=True)
+    metrics, said = run(place, tmp_path / "run", classifier=skipping, **folders)
+    assert metrics["test"]["n"] == 10
+    assert sum(line.startswith("left out 1 of") for line in said) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"train_images": None},
+            "give one of train_images, dataset, .* to train on, got none; train_images is a folder",
+        ),
+        ({"dataset": "digits"}, "to train on, got train_images and dataset"),
+        (
+            {"train_images": None, "dataset": "digits", "test_images": "x"},
+            "dataset 'digits' brings its own test images",
+        ),
+        (
+            {"model": "some/net", "pretraining": PretrainingSettings(task="rotations")},
+            "model some/net is pretrained already, so pretraining.task 'rotations' has nothing to do; leave one of",
+        ),
+        ({"max_seconds": 0}, "max_seconds must be positive, got 0"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(place, tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        run(place, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ImageSettings(output_dir="x", dataset="cats"), "dataset must be one of digits, None, got 'cats'"),
+        (
+            lambda: ImageSettings(output_dir="x", max_train_images=0),
+            "max_train_images must be a whole number of 1 or mo",
+        ),
+        (
+            lambda: PretrainingSettings(task="puzzles"),
+            "task must be one of none, printed-letters, rotations, got 'puzz",
+        ),
+        (lambda: PretrainingSettings(images=100), "images must be a whole number of 260 or more, got 100"),
+        (lambda: PretrainingSettings(lr=-1.0), "lr must be a number above 0, got -1.0"),
+    ],
+)
+def test_values_out_of_range_are_refused_when_they_are_written(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_foreign_output_folder_is_left_alone(place, tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="holds metrics.json but no stage of a run"):
+        run(place, tmp_path)
+    assert SIDE == QUICK.image_size

@@ -1,0 +1,37 @@
+import math
+
+import pytest
+from tiny_runs import texts_of
+
+from ulmfit_pipe.stages.language_model_scores import (
+    compared_across_vocabularies,
+    describe_perplexity,
+    fitting_batch_size,
+)
+
+
+def test_a_loss_is_spread_over_characters_and_words():
+    found = compared_across_vocabularies(2.0, tokens=30, texts=texts_of("three short words", "and two"))
+    assert found == pytest.approx(
+        {"bits_per_character": 60 / (math.log(2) * 24), "perplexity_per_word": math.exp(60 / 5)}
+    )
+
+
+def test_a_causal_models_perplexity_is_described_a_token_a_word_and_a_character():
+    metrics = {"perplexity": 12.345, "perplexity_per_word": 99.96, "bits_per_character": 1.2345, "token_accuracy": 0.5}
+    assert describe_perplexity(metrics) == (
+        "validation perplexity 12.35 a token, 100.0 a word, 1.234 bits a character, next-token accuracy 0.500"
+    )
+
+
+def test_a_masked_models_pseudo_perplexity_is_named_as_such():
+    shown = describe_perplexity({"pseudo_perplexity": 5.678, "token_accuracy": 0.25, "loss": 1.7, "n": 9})
+    assert shown == "validation pseudo-perplexity 5.68 a masked token, masked-token accuracy 0.250"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "wanted", "processes", "expected"),
+    [(40_000, 64, 1, 64), (4_000, 64, 1, 10), (10, 64, 1, 1), (10, 64, 3, 3)],
+)
+def test_a_short_text_narrows_the_batch_but_not_below_the_processes(tokens, wanted, processes, expected):
+    assert fitting_batch_size(tokens, wanted, processes=processes) == expected

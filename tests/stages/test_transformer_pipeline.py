@@ -1,0 +1,104 @@
+"""The whole method on transformers of a few thousand weights: language model, classifier, metrics, report."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import reviews, write_csv
+from tiny_transformers import save_bert, save_gpt2
+
+from ulmfit_pipe import TextPipeline
+from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
+from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.stages.jobs import ClassifierJob, LearningRateJob, find_learning_rate, run_classifier
+from ulmfit_pipe.stages.language_model import LanguageModelSettings
+from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.stages.run_context import RunContext
+
+CLASSIFIER = ClassifierSettings(epochs_per_phase=1, final_epochs=1, batch_size=8)
+SMALL = {"language_model": LanguageModelSettings(epochs=1, batch_size=4), "classifier": CLASSIFIER}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    write_csv(folder / "train.csv", reviews(30))
+    write_csv(folder / "test.csv", reviews(8, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save_bert(tmp_path_factory.mktemp("pretrained") / "bert")
+
+
+def settings_for(tables, output, model, **changes):
+    own = {"train_file": [str(tables / "train.csv")], "output_dir": str(output), "model": str(model)}
+    return PipelineSettings(**{**own, **SMALL, **changes})
+
+
+@pytest.mark.parametrize(("save", "head"), [(save_bert, "own"), (save_gpt2, "own"), (save_bert, "concat-pooling")])
+def test_a_run_fine_tunes_the_language_model_and_hands_its_encoder_on(tables, tmp_path, save, head):
+    model = save(tmp_path / "model")
+    plan_of_head = ClassifierSettings(plan="head", final_epochs=1, batch_size=8, head=head)  # the encoder stays
+    settings = settings_for(
+        tables, tmp_path / "run", model, test_file=str(tables / "test.csv"), classifier=plan_of_head
+    )
+    said: list[str] = []
+    metrics = run_pipeline(settings, context=RunContext(say=said.append))
+    assert metrics["preset"] == "transformer"
+    assert (metrics["test"]["n"], metrics["validation"]["n"]) == (8, 3)
+    for stage in ("language_model", "classifier"):
+        assert read_stage(tmp_path / "run" / stage)["identity"]["preset"] == "transformer"
+    before, between, after = (
+        load_file(folder / "model.safetensors")
+        for folder in (model, tmp_path / "run/language_model", tmp_path / "run/classifier")
+    )
+    blocks = [name for name in between if ".layer.1." in name or ".h.1." in name]
+    assert len(blocks) >= 12
+    for name in blocks:
+        handed_on = after[name if head == "own" else f"backbone.{name.partition('.')[2]}"]
+        assert torch.equal(handed_on, between[name])
+        old = before.get(name, before.get(name.partition(".")[2]))
+        assert not torch.equal(old, between[name])
+    assert run_pipeline(settings, context=RunContext(say=said.append))["test"] == metrics["test"]
+    assert sum("skipped" in line for line in said) == 2
+
+
+def test_text_pipeline_takes_a_folder_of_transformers_and_keeps_their_bars_off_the_terminal(
+    tables, tmp_path, bert, capfd
+):
+    pipe = TextPipeline(bert)
+    settings = {"fine_tune_language_model": False, "classifier": CLASSIFIER, "progress": False}
+    metrics = pipe.fit(tables / "train.csv", output_dir=tmp_path / "run", **settings)
+    assert capfd.readouterr().err == ""
+    (row,) = pipe.predict(["a warm and funny film"])
+    assert TextPipeline.load(tmp_path / "run/classifier").predict(["a warm and funny film"]) == [row]
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["preset"] == metrics["preset"] == "transformer"
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_an_ensemble_of_transformers_is_refused_before_anything_is_read(tables, tmp_path, bert):
+    settings = settings_for(tables, tmp_path / "run", bert, ensemble=True)
+    words = "bert is a 'bert' model, and an ensemble is of a forward and a backward AWD-LSTM: set ensemble to false"
+    with pytest.raises(ArtifactError, match=words):
+        run_pipeline(settings, context=RunContext(say=str))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_of_transformers_with_an_awd_lstm_is_refused_before_anything_is_trained(tables, tmp_path):
+    settings = settings_for(tables, tmp_path / "run", "awd", preset="transformer")
+    settings = PipelineSettings(**{**vars(settings), "model": None})
+    with pytest.raises(ValueError, match="preset 'transformer' has no dropouts and windows for an AWD-LSTM"):
+        run_pipeline(settings, context=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_jobs_of_one_stage_take_transformers_too(tables, tmp_path, bert):
+    train = [str(tables / "train.csv")]
+    job = ClassifierJob(train, str(tmp_path / "job"), str(bert), classifier=CLASSIFIER, progress=False)
+    assert run_classifier(job)["preset"] == "transformer"
+    sweep = LearningRateJob(train, str(tmp_path / "rate"), model=str(bert), num_steps=40, classifier=CLASSIFIER)
+    assert find_learning_rate(sweep).suggestions
+    assert json.loads((tmp_path / "rate/metrics.json").read_text())["preset"] == "transformer"

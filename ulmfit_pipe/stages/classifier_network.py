@@ -1,0 +1,60 @@
+"""A language model, encoder or classifier, loaded as a classifier of a table's labels."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
+from ulmfit_pipe.stages.awd_lstm_classifier import build_awd_lstm_classifier
+from ulmfit_pipe.stages.presets import AWD_LSTM
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.transformer_classifier import build_transformer_classifier
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.stages.classifier import ClassifierSettings
+
+
+def load_as_classifier(
+    model: str, names: list[str], multi_label: bool, settings: "ClassifierSettings", context: RunContext
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model as a classifier of a table's labels, with its tokenizer.
+
+    Args:
+        model: Folder or name of a language model, an encoder, or a classifier with the same labels.
+        names: The labels.
+        multi_label: Whether a text may have several.
+        settings: Numbers of the stage.
+        context: Preset, and where news go.
+
+    Raises:
+        ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
+        ValueError: A setting has no meaning for the model.
+    """
+    config = load_config(model)
+    is_classifier = any("ForSequenceClassification" in name for name in config.architectures or [])
+    if is_classifier:
+        _check_labels(model, config, names, multi_label=multi_label)
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+    }
+    if config.model_type == AWD_LSTM:
+        return build_awd_lstm_classifier(model, config, labels, settings, context)
+    return build_transformer_classifier(model, config, labels, settings, context, is_classifier=is_classifier)
+
+
+def _check_labels(model: str, config: Any, names: list[str], *, multi_label: bool) -> None:
+    """Raise unless a saved classifier has the table's labels, and as many of them for a text."""
+    saved = [config.id2label[index] for index in range(len(config.id2label))]
+    if saved != names:
+        raise ArtifactError(
+            f"{model} is a classifier of {saved}, the training table has the labels {names}; to go on from a "
+            "classifier the labels must be the same: give the language model's folder for other labels"
+        )
+    if (config.problem_type == "multi_label_classification") != multi_label:
+        kinds = ("several labels", "one label") if not multi_label else ("one label", "several labels")
+        raise ArtifactError(
+            f"{model} gives a text {kinds[0]}, the training table {kinds[1]}; to go on from a classifier both must "
+            "be alike: give the language model's folder"
+        )

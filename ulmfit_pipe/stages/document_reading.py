@@ -1,0 +1,229 @@
+"""How a classifier reads documents: whole, cut, or in windows; kept in its configuration, for prediction to do alike.
+
+An AWD-LSTM reads documents whole. A transformer has a longest input; what lies beyond is cut (the beginning is kept, or
+the beginning and the end) or read in windows whose logits are averaged.
+
+Source: Sun et al. 2019 for the three ways; on IMDb beginning and end together did best.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ulmfit_pipe.data.backbone_batches import BackboneBatches, Windows
+from ulmfit_pipe.data.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.pretrained_tokenizers import SpecialTokens, longest_text, special_tokens_of
+from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification, longest_input
+from ulmfit_pipe.stages.presets import AWD_LSTM
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.stages.classifier import ClassifierSettings
+
+NOTES = "ulmfit_pipe"  # entry of a transformer's config.json that holds what is ours
+HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
+OVERLAP_SHARE = 1 / 8  # of a window, shared with its neighbour; ours
+
+LongDocuments = Literal["truncate", "head-tail", "windows"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents are read.
+
+    Attributes:
+        long_documents: Keep the beginning, beginning and end, or read all in windows.
+        max_length: Most tokens of a document, special tokens included; None for no bound.
+        window_length: Tokens of a window, special tokens included; None unless there are windows.
+        window_overlap: Tokens that neighbouring windows share.
+    """
+
+    long_documents: LongDocuments = "truncate"
+    max_length: int | None = None
+    window_length: int | None = None
+    window_overlap: int = 0
+
+    @property
+    def longest_pass(self) -> int | None:
+        """Most tokens that the model reads at once."""
+        return self.max_length if self.window_length is None else self.window_length
+
+    def wrap(self, network: Any) -> Any:
+        """Return the module that takes the batches: the network, or one that averages its windows."""
+        return network if self.window_length is None else WindowsForSequenceClassification(network)
+
+    def batches(
+        self,
+        encoded: Dataset | Sequence[Sequence[int]],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Any,
+        **numbers: Any,
+    ) -> ClassifierBatches | BackboneBatches:
+        """Make batches of tokenized documents.
+
+        Args:
+            encoded: A table with `input_ids` of whole documents, special tokens included, or lists of ids.
+            tokenizer: What they were tokenized with.
+            config: The network's configuration.
+            **numbers: What `ClassifierBatches` takes.
+        """
+        numbers = {**numbers, "pad_token_id": tokenizer.pad_token_id, "max_length": self.max_length}
+        if config.model_type == AWD_LSTM:
+            return ClassifierBatches(encoded, **numbers)
+        special = special_tokens_of(tokenizer)
+        documents = ClassifierBatches(encoded, keep_end=self._kept_end(special), **numbers)
+        windows = None if self.window_length is None else Windows(self.window_length, self.window_overlap)
+        return BackboneBatches(documents, special, windows=windows, pad_left=pads_left(config))
+
+    def _kept_end(self, special: SpecialTokens) -> int:
+        if self.max_length is None or self.long_documents != "head-tail":
+            return len(special.suffix)
+        text = self.max_length - special.count
+        return len(special.suffix) + text - round(text * HEAD_SHARE)
+
+
+def reading_for(
+    settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: str
+) -> Reading:
+    """Return how the settings want documents read by a network.
+
+    Args:
+        settings: Numbers of the classifier stage.
+        network: The classifier.
+        tokenizer: Its tokenizer.
+        model: What the user calls it, for messages.
+
+    Raises:
+        ValueError: More tokens are asked for than the network reads, or so few that no text fits.
+    """
+    if network.config.model_type == AWD_LSTM:
+        return Reading(max_length=settings.max_length)
+    longest, special = _longest(network, tokenizer), special_tokens_of(tokenizer).count
+    if settings.long_documents != "windows":
+        _check_length("max_length", settings.max_length, longest, special, model=model)
+        return Reading(settings.long_documents, settings.max_length or longest)
+    _check_length("window_length", settings.window_length, longest, special, model=model)
+    length = settings.window_length or longest
+    if length is None:
+        raise ValueError(f"{model} has no longest input to take for a window; set window_length, 512 is common")
+    overlap = int(length * OVERLAP_SHARE) if settings.window_overlap is None else settings.window_overlap
+    if overlap >= length - special:
+        raise ValueError(
+            f"window_overlap {overlap} leaves a window of {length} tokens, {special} of them special, no step forward; "
+            f"it must be below {length - special}"
+        )
+    return Reading("windows", settings.max_length, length, overlap)
+
+
+def _check_length(name: str, given: int | None, longest: int | None, special: int, *, model: str) -> None:
+    if given is not None and longest is not None and given > longest:
+        raise ValueError(
+            f"{name} {given} is more than {model} reads, {longest} tokens; take {longest} or less, and long_documents "
+            "'windows' to read all of a longer text"
+        )
+    if given is not None and given <= special:
+        raise ValueError(f"{name} {given} leaves no room for text beside the {special} special tokens of {model}")
+
+
+def saved_reading(network: Any, tokenizer: PreTrainedTokenizerBase) -> Reading:
+    """Return how a saved classifier reads: as it was trained, or, for one of another program, cut where it must."""
+    if network.config.model_type == AWD_LSTM:
+        return Reading()
+    notes = notes_of(network.config)
+    names = [field.name for field in dataclasses.fields(Reading)]
+    if names[0] in notes:
+        return Reading(**{name: notes[name] for name in names})
+    return Reading(max_length=_longest(network, tokenizer))
+
+
+def remember_reading(reading: Reading, network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write how documents are read where prediction, plain transformers, and further training will find it."""
+    if network.config.model_type == AWD_LSTM:
+        return
+    note(network.config, **dataclasses.asdict(reading), longest=_longest(network, tokenizer))
+    tokenizer.padding_side = "left" if pads_left(network.config) else "right"
+    if reading.longest_pass is not None:
+        tokenizer.model_max_length = reading.longest_pass  # from here on the tokenizer's bound is ours
+
+
+def _longest(network: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    notes = notes_of(network.config)
+    if "longest" in notes:
+        return notes["longest"]
+    known = [length for length in (longest_input(network), longest_text(tokenizer)) if length is not None]
+    return min(known, default=None)
+
+
+def pads_left(config: Any) -> bool:
+    """Whether padding comes first: XLNet's own head reads the last position, whatever stands there."""
+    return config.model_type == "xlnet"
+
+
+# ---- what is ours in a configuration
+
+
+def notes_of(config: Any) -> dict[str, Any]:
+    """Return what a transformer's configuration holds of ours; empty where it was never trained here."""
+    return dict(getattr(config, NOTES, None) or {})
+
+
+def note(config: Any, **values: Any) -> None:
+    """Add to what a transformer's configuration holds of ours."""
+    setattr(config, NOTES, {**notes_of(config), **values})
+
+
+def thresholds_of(config: Any) -> list[float] | None:
+    """Return the probabilities from which a label counts as given, or None where none were chosen."""
+    found = config.thresholds if config.model_type == AWD_LSTM else notes_of(config).get("thresholds")
+    return list(found) if found else None
+
+
+def set_thresholds(config: Any, thresholds: list[float]) -> None:
+    """Keep chosen thresholds in a configuration."""
+    if config.model_type == AWD_LSTM:
+        config.thresholds = thresholds
+    else:
+        note(config, thresholds=thresholds)
+
+
+def describe_long(batches: ClassifierBatches | BackboneBatches, reading: Reading, *, what: str) -> list[str]:
+    """Return a line on how many texts are cut, and one on how many are read in windows, where there are any.
+
+    Args:
+        batches: The batches of the texts.
+        reading: How they are read.
+        what: Which texts they are.
+    """
+    documents = _documents(batches)
+    lines = [describe_cut(count_cut(batches, reading), documents.documents, reading, what=what)]
+    if reading.window_length is not None and (long := documents.longer_than(reading.window_length)):
+        share = _share(long, documents.documents, what)
+        lines.append(f"{share} are longer than {reading.window_length} tokens and are read in windows")
+    return [line for line in lines if line]
+
+
+def count_cut(batches: ClassifierBatches | BackboneBatches, reading: Reading) -> int:
+    """Return how many texts of some batches are cut."""
+    return 0 if reading.max_length is None else _documents(batches).longer_than(reading.max_length)
+
+
+def describe_cut(cut: int, total: int, reading: Reading, *, what: str) -> str:
+    """Return a line on how many texts are cut, or an empty one where none is."""
+    if not cut:
+        return ""
+    kept = "beginning and end are" if reading.long_documents == "head-tail" else "the beginning is"
+    more = "" if reading.long_documents == "windows" else "; long_documents windows reads all of a text"
+    share = _share(cut, total, what)
+    return f"{share} are longer than {reading.max_length} tokens and are cut, {kept} kept{more}"
+
+
+def _share(count: int, total: int, what: str) -> str:
+    return f"{count:,} of {total:,} {what} ({100 * count / total:.1f} %)"
+
+
+def _documents(batches: ClassifierBatches | BackboneBatches) -> ClassifierBatches:
+    return batches.documents if isinstance(batches, BackboneBatches) else batches

@@ -1,0 +1,360 @@
+"""The image stage: a new head on a pretrained backbone, trained alone, then with the layers below it.
+
+What fastai's ``cnn_learner`` and ``fine_tune`` do, with the Learner, phases and learning-rate finder of the text
+stages. Numbers are fastai 2.8's where no other source is named.
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import ClassLabel, Dataset
+from torch import Tensor, nn
+
+from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
+from ulmfit_pipe.data.image_files import ImageError, ImageScan, scan_images
+from ulmfit_pipe.models.group_specs import LayerGroupSpec
+from ulmfit_pipe.stages.artifacts import model_identity, save_stage
+from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
+from ulmfit_pipe.stages.image_network import build_image_network
+from ulmfit_pipe.stages.image_plan import image_phases
+from ulmfit_pipe.stages.image_predict import ImagePredictor
+from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
+from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.saved import groups_of
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.metrics import ClassificationMetric
+from ulmfit_pipe.training.objectives import ClassificationObjective
+from ulmfit_pipe.training.records import Phase, Task
+
+STAGE = "image_classifier"
+PRESET = "fastai"  # the one recipe there is for images
+OPTIMIZER = StageOptimizer((0.9, 0.99), 1e-5, 0.01, True, None)  # fastai's Adam; one-cycle sets the first beta
+BATCH_SIZE = 64  # fastai's bs
+STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
+LEAST_BATCH = 16  # but no further: a batch norm's statistics are taken over the batch
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class ImageClassifierSettings:
+    """Numbers of the image stage; the names in brackets are those of fastai's cnn_learner.
+
+    Attributes:
+        plan: fine-tune (the head alone, then all groups, as fastai's fine_tune), gradual, chain-thaw, lp-ft, head (the
+            head only), full (all groups at once); null takes fine-tune, or full where nothing is pretrained.
+        epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
+        final_epochs: Epochs of the last phase.
+        lr: Learning rate of the head while it trains alone, and the last group's in plans without such a phase; once
+            all groups train, fine-tune goes from a two-hundredth to half of it.
+        rest_lr: Learning rate of chain-thaw, and of lp-ft once all groups train; null takes a tenth of lr.
+        lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; null takes 2.6, or 1 where nothing
+            is pretrained.
+        batch_size: Images of a step, over all processes; null takes 64, or fewer for small data.
+        label_smoothing: In [0, 1).
+        class_weights: balanced weighs each class by the inverse of its frequency.
+        monitor: Validation metric that chooses the best epoch.
+        keep: End with the weights of the best epoch on validation data, or of the last epoch.
+        train_norm: Whether batch norms of frozen groups go on training, their running statistics too [train_bn]; false
+            holds everything below the head still.
+        pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
+            random weights, and freezes nothing [pretrained].
+        keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
+            drops so many at its end; null keeps all [cut].
+        channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
+        image_size: Side of the images in pixels; null takes the model's own.
+        layer_groups: early-late-head, or stages for one group a stage [split_on].
+        accumulation_steps: Micro-batches an optimizer step.
+        skip_bad_images: Leave images that do not open out, and say how many, instead of refusing them.
+        num_workers: Threads that open images ahead of the training; null decides.
+        cache_frozen: Run frozen groups once an image in each phase, and train the others from what they gave; needs
+            train_norm false and augmentation.off true, without which an image gives something else each time.
+        head: The head.
+        augmentation: How images change while training.
+        backbone: The backbone where no model is given.
+    """
+
+    plan: Literal["fine-tune", "gradual", "chain-thaw", "lp-ft", "head", "full"] | None = None
+    epochs_per_phase: int = 1
+    final_epochs: int = 5
+    lr: float = 2e-3
+    rest_lr: float | None = None
+    lr_decay: float | None = None
+    batch_size: int | None = None
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
+    keep: Literal["best", "last"] = "best"
+    train_norm: bool = True
+    pretrained: bool = True
+    keep_stages: int | None = None
+    channels: int | None = None
+    image_size: int | None = None
+    layer_groups: Literal["early-late-head", "stages"] = "early-late-head"
+    accumulation_steps: int = 1
+    skip_bad_images: bool = False
+    num_workers: int | None = None
+    cache_frozen: bool = added_setting(False)
+    head: ImageHeadSettings = field(default_factory=ImageHeadSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    backbone: SmallResNetSettings = field(default_factory=SmallResNetSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training could use, before any is begun."""
+        check_choices(self)
+        check_whole(self, {"epochs_per_phase": 1, "final_epochs": 1, "accumulation_steps": 1, "num_workers": 0})
+        check_whole(self, {"image_size": 1, "batch_size": 2})
+        check_above_zero(self, "lr", "rest_lr", "lr_decay")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(
+                f"channels must be 1 (grey) or 3 (colour), got {self.channels!r}; leave it out for the model's"
+            )
+        if self.cache_frozen and (self.train_norm or not self.augmentation.off):
+            raise ValueError(
+                f"cache_frozen keeps what frozen layers give for an image, which changes from epoch to epoch with "
+                f"train_norm {self.train_norm} and augmentation.off {self.augmentation.off}; set train_norm to false "
+                "and augmentation.off to true, or leave cache_frozen out"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing!r}; 0.1 is common")
+
+
+@dataclass(frozen=True)
+class ImageParts:
+    """An image classifier ready to train, with what belongs to it."""
+
+    learner: Learner
+    pixels: ImagePixels
+    phases: list[Phase]
+    label_names: list[str]
+
+
+def train_image_classifier(
+    train: Dataset | ImageScan,
+    validation: Dataset | ImageScan | None,
+    *,
+    model: str | None,
+    output_dir: Path | str,
+    settings: ImageClassifierSettings | None = None,
+    context: RunContext | None = None,
+    custom_head: nn.Module | None = None,
+    layer_groups: Sequence[LayerGroupSpec] | None = None,
+) -> StageResult:
+    """Train a classifier on labelled images.
+
+    Args:
+        train: From `load_images`; what `scan_images` gave is not scanned again.
+        validation: The same, held out; it chooses the best epoch. None where the last epoch is kept.
+        model: Folder or hub id of any image model of transformers, or the folder of an image classifier that this stage
+            wrote: with the same classes it goes on with its head, with others its backbone gets a new one. None builds
+            a small ResNet with random weights.
+        output_dir: Folder to write; a finished stage with the same settings and data is not run again.
+        settings: Numbers of the stage.
+        context: Seed, precision, time.
+        custom_head: A module from the backbone's ``last_hidden_state`` to logits, in place of pooling and head.
+        layer_groups: Layer groups in place of those the settings name, input side first, names as in the classifier
+            (``backbone.*`` and ``head``).
+
+    Returns:
+        The folder, its validation metrics and seconds.
+    """
+    settings, context = settings or ImageClassifierSettings(), _image_context(context)
+    scans = [_scanned(part, settings, context) for part in (train, validation)]
+    identity = {
+        **context.identity(settings, model=None, data=_digest(scans)),
+        "model": model_identity(model),
+        "custom_head": None if custom_head is None else str(custom_head),
+        "layer_groups": None if layer_groups is None else [dataclasses.asdict(group) for group in layer_groups],
+    }
+    done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    context.start()
+    parts = build_image_learner(
+        scans[0],
+        scans[1],
+        model=model,
+        settings=settings,
+        context=context,
+        custom_head=custom_head,
+        layer_groups=layer_groups,
+    )
+    history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
+    if not history.steps:
+        raise ValueError(
+            f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more "
+            "seconds, or leave max_seconds out"
+        )
+    network: Any = parts.learner.model
+    metrics: dict[str, float] = {}
+    if scans[1] is not None:
+        predictor = ImagePredictor(network, parts.pixels, accelerator=context.accelerator)
+        metrics = predictor.score(scans[1].table)
+    seconds = time.perf_counter() - started
+
+    def write(folder: Path) -> None:
+        network.save_pretrained(folder)
+        parts.pixels.processor.save_pretrained(folder)
+
+    record = {
+        "identity": identity,
+        "model": None if model is None else str(model),
+        "metrics": metrics,
+        "seconds": seconds,
+        "labels": parts.label_names,
+        "skipped_images": [problem for scan in scans if scan is not None for problem in scan.skipped],
+        **training_record(parts.learner, parts.phases, history),
+    }
+    if context.accelerator.is_main_process:
+        save_stage(output_dir, stage=STAGE, record=record, write=write)
+    context.accelerator.wait_for_everyone()
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    context.tell(f"image classifier saved in {output_dir}: {shown or 'not validated'}")
+    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def build_image_learner(
+    train: Dataset | ImageScan,
+    validation: Dataset | ImageScan | None,
+    *,
+    model: str | None,
+    settings: ImageClassifierSettings | None = None,
+    context: RunContext | None = None,
+    custom_head: nn.Module | None = None,
+    layer_groups: Sequence[LayerGroupSpec] | None = None,
+) -> ImageParts:
+    """Prepare images, network and phases, without training anything; arguments as in `train_image_classifier`.
+
+    Raises:
+        ImageError: An image cannot be used, or the two tables have other classes.
+        ArtifactError: The model takes no images or is not whole.
+        ValueError: Settings contradict one another, or the best epoch is to be kept and there is nothing to judge by.
+    """
+    settings, context = settings or ImageClassifierSettings(), _image_context(context)
+    scan, held_out = (_scanned(part, settings, context) for part in (train, validation))
+    if scan is None or (held_out is None and settings.keep == "best"):
+        raise ValueError("keep 'best' needs validation images to judge by; give some, or set keep to 'last'")
+    names = _class_names(scan.table)
+    if held_out is not None and _class_names(held_out.table) != names:
+        raise ImageError(
+            f"training has the classes {names}, validation {_class_names(held_out.table)}; load both with the same "
+            "label_names"
+        )
+    network, pixels = build_image_network(
+        model, names, settings, custom_head=custom_head, layer_groups=layer_groups, say=context.tell
+    )
+    pretrained = settings.pretrained and model is not None
+    batches = _batches(scan.table, None if held_out is None else held_out.table, pixels, settings, context)
+    weights = _balanced_weights(scan.table, len(names)) if settings.class_weights == "balanced" else None
+    task = Task(
+        train_batches=batches[0],
+        objective=ClassificationObjective(class_weights=weights, label_smoothing=settings.label_smoothing),
+        valid_batches=batches[1],
+        new_metric=lambda: ClassificationMetric(len(names)),
+    )
+    groups = groups_of(network)
+    options = context.options(
+        OPTIMIZER,
+        train_norm=settings.train_norm,
+        accumulation_steps=settings.accumulation_steps,
+        cache_frozen=settings.cache_frozen,
+    )
+    learner = Learner(
+        network,
+        groups,
+        task,
+        options=options,
+        accelerator=context.accelerator,
+        lr=settings.lr,
+        monitor=settings.monitor,
+        pretrained=pretrained,
+        say=context.say,
+    )
+    return ImageParts(learner, pixels, image_phases(len(groups), settings, pretrained=pretrained), names)
+
+
+def _image_context(context: RunContext | None) -> RunContext:
+    """Return the context with the preset that images have.
+
+    Raises:
+        ValueError: Another preset is asked for.
+    """
+    context = context or RunContext(preset=PRESET)
+    if context.preset not in (AUTO, PRESET):
+        raise ValueError(f"images are trained by preset {PRESET!r} only, got {context.preset!r}; leave the preset out")
+    return context if context.preset == PRESET else dataclasses.replace(context, preset=PRESET)
+
+
+def _scanned(
+    part: Dataset | ImageScan | None, settings: ImageClassifierSettings, context: RunContext
+) -> ImageScan | None:
+    if part is None or isinstance(part, ImageScan):
+        return part
+    scan = scan_images(part, skip_bad=settings.skip_bad_images)
+    tell_of_skipped(scan, context)
+    return scan
+
+
+def tell_of_skipped(scan: ImageScan, context: RunContext) -> None:
+    """Say how many images were left out, and why the first was."""
+    if scan.skipped:
+        total = len(scan.table) + len(scan.skipped)
+        context.tell(f"left out {len(scan.skipped):,} of {total:,} images that do not open, such as {scan.skipped[0]}")
+
+
+def _digest(scans: Sequence[ImageScan | None]) -> str:
+    columns: list[Sequence[Any]] = []
+    for scan in scans:
+        if scan is not None:
+            columns += [scan.digests, *(scan.table[name][:] for name in scan.table.column_names if name != "image")]
+            columns.append(_class_names(scan.table))
+    return digest_of(*columns)
+
+
+def _class_names(table: Dataset) -> list[str]:
+    """Return the class names of a table.
+
+    Raises:
+        ImageError: It has no labels, or they have no names.
+    """
+    feature = table.features.get("label")
+    if not isinstance(feature, ClassLabel):
+        raise ImageError(
+            f"the images have no column 'label' with class names, the columns are {table.column_names}; load them with "
+            "load_images"
+        )
+    return list(feature.names)
+
+
+def _batches(
+    train: Dataset,
+    validation: Dataset | None,
+    pixels: ImagePixels,
+    settings: ImageClassifierSettings,
+    context: RunContext,
+) -> tuple[ImageBatches, ImageBatches | None]:
+    wanted = settings.batch_size or max(LEAST_BATCH, min(BATCH_SIZE, len(train) // STEPS_PER_EPOCH))
+    on_cpu = context.accelerator.device.type == "cpu"  # there threads would only take turns with the training
+    workers = (0 if on_cpu else 4) if settings.num_workers is None else settings.num_workers
+    common: dict[str, Any] = {"workers": workers, **context.shares()}
+    train_batches = ImageBatches(
+        train, pixels, batch_size=wanted, augmentation=settings.augmentation.build(), seed=context.seed, **common
+    )
+    if validation is None:
+        return train_batches, None
+    size = max(EVALUATION_BATCH, common["world_size"])
+    return train_batches, ImageBatches(validation, pixels, batch_size=size, shuffle=False, **common)
+
+
+def _balanced_weights(table: Dataset, num_labels: int) -> Tensor:
+    """Weigh each class by n / (classes * count), scikit-learn's ``balanced``."""
+    counts = Counter(table["label"][:])
+    return torch.tensor([len(table) / (num_labels * max(counts[index], 1)) for index in range(num_labels)])

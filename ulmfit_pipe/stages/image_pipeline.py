@@ -1,0 +1,374 @@
+"""A whole run on images: folders in, a backbone (pretrained here if there is none), classifier, metrics, report out."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+from PIL import Image
+
+from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images
+from ulmfit_pipe.data.image_samples import handwritten_digits, printed_letters, rotation_task
+from ulmfit_pipe.data.tables import check_labels_for_training, split_train_validation
+from ulmfit_pipe.stages.artifacts import library_versions, read_stage
+from ulmfit_pipe.stages.finished import StageResult
+from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, tell_of_skipped, train_image_classifier
+from ulmfit_pipe.stages.image_predict import ImagePredictor
+from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.settings import settings_to_yaml
+from ulmfit_pipe.stages.tables_of_run import some_rows
+from ulmfit_pipe.training.checkpoint import write_atomic, write_json
+
+PRETRAINING_SHARE = 0.4  # of max_seconds goes to the related task
+PRETRAINING_HELD_OUT = 0.1  # of its images, to choose its best epoch by
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """The related task that a small backbone is pretrained on where no model is given.
+
+    Attributes:
+        task: printed-letters (capital letters in the fonts of matplotlib, small as the digits are), rotations (which
+            way up the training images are: needs no labels), or none.
+        images: Number of printed letters.
+        epochs: Epochs of the task.
+        lr: Learning rate of the task.
+    """
+
+    task: Literal["none", "printed-letters", "rotations"] = "none"
+    images: int = 5_200
+    epochs: int = 6
+    lr: float = 3e-3
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training could use."""
+        check_choices(self)
+        check_whole(self, {"images": 260, "epochs": 1})
+        check_above_zero(self, "lr")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Settings of a whole run on images.
+
+    Attributes:
+        output_dir: Folder for everything the run writes.
+        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
+        test_images: The same, scored once at the end.
+        validation_images: The same; it chooses the best epoch. Without it a part of the training images is held out.
+        dataset: A sample that needs no files, in place of train_images and test_images: the 8 x 8 handwritten digits of
+            scikit-learn.
+        model: Any image model of transformers (folder or hub id), or a classifier that this recipe wrote; null builds a
+            small ResNet, pretrained as the group pretraining says.
+        image_column: Column of images or paths, in a table or dataset.
+        label_column: Column of labels.
+        validation_fraction: Part of the training images held out where no validation images are given.
+        max_train_images: Use only so many training images, chosen at random by the seed; null takes all.
+        seed: Seed of split, weights, dropout, order and augmentation.
+        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
+        mixed_precision: no, bf16, or fp16 (GPU only).
+        progress: Show progress bars; null decides by the terminal.
+        pretraining: The related task where no model is given.
+        classifier: Numbers of the image stage.
+    """
+
+    output_dir: str
+    train_images: str | None = None
+    test_images: str | None = None
+    validation_images: str | None = None
+    dataset: Literal["digits"] | None = None
+    model: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    validation_fraction: float = 0.2
+    max_train_images: int | None = None
+    seed: int = 0
+    max_seconds: float | None = None
+    mixed_precision: Precision = "no"
+    progress: bool | None = None
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
+    classifier: ImageClassifierSettings = field(default_factory=ImageClassifierSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values that are on no field's list, or out of range."""
+        check_choices(self)
+        check_whole(self, {"max_train_images": 1})
+
+
+@dataclass(frozen=True)
+class ImageTables:
+    """The scanned images of a run, kept apart."""
+
+    train: ImageScan
+    validation: ImageScan
+    test: ImageScan | None
+
+
+def run_image_pipeline(
+    settings: ImageSettings,
+    *,
+    context: RunContext | None = None,
+    train: Dataset | None = None,
+    test: Dataset | None = None,
+) -> dict[str, Any]:
+    """Run every stage and return what ``metrics.json`` holds.
+
+    Args:
+        settings: Settings of the run.
+        context: Surroundings; made from the settings by default.
+        train: A dataset at hand, in place of ``train_images``.
+        test: The same in place of ``test_images``.
+
+    Returns:
+        ``test`` and ``validation`` metrics (``test`` is None without test images), the best validation score of each
+        phase (``phases``), ``seconds`` a stage, ``versions``, ``seed``, and the folder of the classifier.
+
+    Raises:
+        ValueError: The settings contradict each other, or images or model cannot be used.
+    """
+    _check(settings, train, test)
+    output, deadline = Path(settings.output_dir), deadline_after(settings.max_seconds)
+    refuse_foreign_output(output, ensemble=False)
+    context = context or RunContext(
+        preset="fastai",
+        seed=settings.seed,
+        mixed_precision=settings.mixed_precision,
+        progress=settings.progress,
+    )
+    tables = _load_tables(settings, context, train, test)
+    results: dict[str, StageResult] = {}
+    model = settings.model
+    if model is None and settings.pretraining.task != "none":
+        now = time.monotonic()
+        context.deadline = None if deadline is None else now + PRETRAINING_SHARE * (deadline - now)
+        results["pretraining"] = _pretrain(settings, tables, context)
+        model = str(results["pretraining"].path)
+    context.deadline = deadline
+    results["classifier"] = train_image_classifier(
+        tables.train,
+        tables.validation,
+        model=model,
+        output_dir=output / "classifier",
+        settings=settings.classifier,
+        context=context,
+    )
+    return _finish(settings, tables, context, results)
+
+
+def _check(settings: ImageSettings, train: Dataset | None, test: Dataset | None) -> None:
+    given = {"train_images": settings.train_images, "dataset": settings.dataset, "train (a dataset)": train}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ValueError(
+            f"give one of {', '.join(given)} to train on, got {' and '.join(named) or 'none'}; train_images is a "
+            "folder that holds a folder of images a class"
+        )
+    held_out = (settings.test_images, settings.validation_images, test)
+    if settings.dataset is not None and any(value is not None for value in held_out):
+        raise ValueError(
+            f"dataset {settings.dataset!r} brings its own test images; leave test and validation images out"
+        )
+    if settings.model is not None and settings.pretraining.task != "none":
+        raise ValueError(
+            f"model {settings.model} is pretrained already, so pretraining.task {settings.pretraining.task!r} has "
+            "nothing to do; leave one of the two out"
+        )
+
+
+def _load_tables(
+    settings: ImageSettings, context: RunContext, train: Dataset | None, test: Dataset | None
+) -> ImageTables:
+    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
+    validation = None
+    if settings.dataset is not None:
+        parts = handwritten_digits()
+        train, test = parts["train"], parts["test"]
+    else:
+        train = load_images(settings.train_images if train is None else train, **columns)  # type: ignore[arg-type]
+        names = train.features["label"].names
+        test, validation = (
+            None if source is None else load_images(source, label_names=names, **columns)
+            for source in (settings.test_images if test is None else test, settings.validation_images)
+        )
+    train = some_rows(train, settings.max_train_images, seed=settings.seed)
+    check_labels_for_training(train)
+    if validation is None:
+        split = split_train_validation(train, fraction=settings.validation_fraction, seed=settings.seed)
+        train, validation = split["train"], split["validation"]
+    scans = [_scan(table, settings, context) for table in (train, validation)]
+    tables = ImageTables(scans[0], scans[1], None if test is None else _scan(test, settings, context))
+    _tell(tables, context)
+    return tables
+
+
+def _scan(table: Dataset, settings: ImageSettings, context: RunContext) -> ImageScan:
+    scan = scan_images(table, skip_bad=settings.classifier.skip_bad_images)
+    tell_of_skipped(scan, context)
+    return scan
+
+
+def _tell(tables: ImageTables, context: RunContext) -> None:
+    """Say the sizes, and how many held-out images stand in training too."""
+    named = {"training": tables.train, "validation": tables.validation, "test": tables.test}
+    sizes = ", ".join(f"{len(scan.table):,} {name}" for name, scan in named.items() if scan is not None)
+    context.tell(f"images: {sizes}; classes: {', '.join(tables.train.table.features['label'].names)}")
+    known = set(tables.train.digests)
+    for name in ("validation", "test"):
+        scan = named[name]
+        repeats = 0 if scan is None else sum(digest in known for digest in scan.digests)
+        if scan is not None and repeats:
+            context.tell(
+                f"note: {repeats:,} of {len(scan.table):,} {name} images also stand in training, byte for byte; the "
+                f"{name} metrics are flattered by as much"
+            )
+
+
+def _pretrain(settings: ImageSettings, tables: ImageTables, context: RunContext) -> StageResult:
+    """Train a classifier of the related task from random weights; its backbone is what the next stage takes."""
+    numbers = settings.pretraining
+    if numbers.task == "printed-letters":
+        images = printed_letters(numbers.images, seed=settings.seed)
+    else:
+        images = rotation_task(tables.train.table)
+    parts = split_train_validation(images, fraction=PRETRAINING_HELD_OUT, seed=settings.seed)
+    return train_image_classifier(
+        parts["train"],
+        parts["validation"],
+        model=None,
+        output_dir=Path(settings.output_dir) / "pretraining",
+        settings=dataclasses.replace(
+            settings.classifier,
+            plan="full",
+            final_epochs=numbers.epochs,
+            lr=numbers.lr,
+            lr_decay=None,
+            class_weights="none",
+            monitor="accuracy",
+            keep="best",
+            keep_stages=None,
+        ),
+        context=context,
+    )
+
+
+def _finish(
+    settings: ImageSettings, tables: ImageTables, context: RunContext, results: Mapping[str, StageResult]
+) -> dict[str, Any]:
+    """Score the finished classifier; write ``metrics.json`` and the report."""
+    started, output = time.perf_counter(), Path(settings.output_dir)
+    folder = output / "classifier"
+    predictor = ImagePredictor.load(folder, accelerator=context.accelerator)
+    test = None if tables.test is None else predictor.score(tables.test.table)
+    seconds = {name: round(result.seconds, 2) for name, result in results.items()}
+    metrics = {
+        "test": test,
+        "validation": results["classifier"].metrics,
+        "phases": _best_by_phase(folder, settings.classifier.monitor),
+        "pretraining": results["pretraining"].metrics if "pretraining" in results else None,
+        "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
+        "versions": library_versions(),
+        "seed": settings.seed,
+        "classifier": str(folder),
+    }
+    if context.accelerator.is_main_process:
+        write_json(output / METRICS_FILE, metrics)
+        write_atomic(output / SETTINGS_FILE, settings_to_yaml(settings).encode())
+        write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
+        context.tell(f"report: {output / REPORT_FILE}")
+    return metrics
+
+
+def _best_by_phase(folder: Path, monitor: str) -> dict[str, float]:
+    """Return the best validation score of each phase: what thawing has bought, step by step."""
+    best: dict[str, float] = {}
+    choose = min if monitor == "loss" else max
+    for epoch in (read_stage(folder) or {}).get("epochs", []):
+        value = epoch["metrics"].get(monitor)
+        if value is not None:
+            best[epoch["phase"]] = choose(value, best.get(epoch["phase"], value))
+    return best
+
+
+class ImagePipeline:
+    """The method on images as one object: a pretrained backbone in, a classifier out.
+
+    Args:
+        model: Any image model of transformers, or a classifier's folder to go on from; None builds a small ResNet.
+    """
+
+    def __init__(self, model: str | Path | None = None) -> None:
+        self.model = None if model is None else str(model)
+        self.metrics: dict[str, Any] | None = None
+        self._predictor: ImagePredictor | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ImagePipeline":
+        """Load a classifier folder that a run has written."""
+        pipeline = cls()
+        pipeline._predictor = ImagePredictor.load(folder)
+        return pipeline
+
+    def fit(
+        self,
+        train: str | Path | Dataset | None = None,
+        *,
+        output_dir: str | Path,
+        test: str | Path | Dataset | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Run the whole method on images and keep the classifier for `predict`.
+
+        Args:
+            train: Folder of class folders, table of paths, a saved dataset's folder, or a dataset of `datasets`.
+            output_dir: Folder for everything the run writes.
+            test: The same, scored once.
+            **settings: Any other field of `ImageSettings`.
+
+        Returns:
+            What ``metrics.json`` holds.
+
+        Raises:
+            ValueError: A setting, image or model cannot be used.
+        """
+        names = {each.name for each in dataclasses.fields(ImageSettings)}
+        unknown = sorted(set(settings) - names)
+        if unknown:
+            raise ValueError(f"fit has no setting {unknown[0]!r}; there are {', '.join(sorted(names))}")
+        given = ImageSettings(
+            output_dir=str(output_dir),
+            train_images=_path_or_none(train),
+            test_images=_path_or_none(test),
+            model=self.model,
+            **settings,
+        )
+        self.metrics = run_image_pipeline(
+            given,
+            train=train if isinstance(train, Dataset) else None,
+            test=test if isinstance(test, Dataset) else None,
+        )
+        self._predictor = ImagePredictor.load(self.metrics["classifier"])
+        return self.metrics
+
+    @property
+    def predictor(self) -> ImagePredictor:
+        """The classifier that predicts.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+        """
+        if self._predictor is None:
+            raise RuntimeError("there is no classifier yet: call fit, or ImagePipeline.load on a classifier's folder")
+        return self._predictor
+
+    def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, Any]]:
+        """Return ``{"label", "score", "scores"}`` for each image, in order."""
+        return self.predictor.predict(images)
+
+
+def _path_or_none(source: str | Path | Dataset | None) -> str | None:
+    return str(source) if isinstance(source, str | Path) else None

@@ -1,0 +1,164 @@
+"""Prediction: images in, labels and scores out, in the order given."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import ClassLabel, Dataset
+from PIL import Image
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
+from ulmfit_pipe.data.image_files import open_image, plain_image, read_source
+from ulmfit_pipe.models.image_backbones import channels_of
+from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
+from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, resolve_model
+from ulmfit_pipe.training.loop import evaluate
+from ulmfit_pipe.training.metrics import ClassificationMetric
+from ulmfit_pipe.training.objectives import ClassificationObjective
+
+BATCH_IMAGES = 64  # memory, not result
+
+
+class ImagePredictor:
+    """A trained image classifier with its processor.
+
+    Args:
+        model: The classifier.
+        pixels: Its processor.
+        accelerator: The device, and this process' share when a table is scored.
+    """
+
+    def __init__(self, model: Any, pixels: ImagePixels, *, accelerator: Accelerator | None = None) -> None:
+        self.model, self.pixels = model, pixels
+        self.label_names = [model.config.id2label[index] for index in range(len(model.config.id2label))]
+        self._accelerator = accelerator
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, custom_head: nn.Module | None = None, accelerator: Accelerator | None = None
+    ) -> "ImagePredictor":
+        """Load the folder of an image classifier.
+
+        Args:
+            folder: What the image stage wrote.
+            custom_head: The head's module where it was trained with one of its own; the weights come from the folder.
+            accelerator: Device and processes.
+
+        Raises:
+            ArtifactError: The folder is no image classifier, or was cut short.
+        """
+        below = Path(folder) / "classifier"
+        if (below / "config.json").is_file() and not (Path(folder) / "config.json").is_file():
+            raise ArtifactError(f"{folder} is the folder of a whole run; did you mean its classifier, {below}?")
+        config = load_config(folder)
+        if config.model_type != UlmfitImageConfig.model_type:
+            raise ArtifactError(
+                f"{folder} is a {config.model_type!r} model, no image classifier of this project; give the folder that "
+                "recipes/train_image_classifier.py wrote"
+            )
+        if config.custom_head_class is not None and custom_head is None:
+            raise ArtifactError(
+                f"{folder} has a head of its own, a {config.custom_head_class}; give it: "
+                f"load(folder, custom_head={config.custom_head_class}(...))"
+            )
+        given = {} if custom_head is None else {"custom_head": custom_head}
+        model = load_model(folder, AutoModelForImageClassification, **given)
+        try:
+            with quiet_transformers():
+                processor = AutoImageProcessor.from_pretrained(resolve_model(folder))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{folder} lacks its image processor (preprocessor_config.json); take another save"
+            ) from error
+        pixels = ImagePixels(processor, channels=channels_of(config.backbone_config))
+        return cls(model, pixels, accelerator=accelerator)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Device and processes."""
+        if self._accelerator is None:
+            self._accelerator = Accelerator()
+        return self._accelerator
+
+    def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, Any]]:
+        """Return label, score and all scores of each image, in order.
+
+        Args:
+            images: Paths, or opened images of Pillow.
+
+        Returns:
+            ``{"label", "score", "scores"}`` an image.
+
+        Raises:
+            TypeError: A single path or image instead of a list, or something in it that is neither.
+            ImageError: An image does not open.
+            ValueError: The model gives no number for an image.
+        """
+        if isinstance(images, str | Path | Image.Image):
+            raise TypeError(f"predict takes a list of images, got one {type(images).__name__}; write predict([image])")
+        found = []
+        for start in range(0, len(images), BATCH_IMAGES):
+            part = [
+                self._opened(image, start + place) for place, image in enumerate(images[start : start + BATCH_IMAGES])
+            ]
+            found += self._predict_opened(part, first=start)
+        return found
+
+    def _opened(self, image: Any, place: int) -> Image.Image:
+        where = f"image {place} (counted from 0)"
+        if isinstance(image, Image.Image):
+            return plain_image(image, where, grey=self.pixels.grey)
+        if not isinstance(image, str | Path):
+            raise TypeError(f"{where} is {type(image).__name__}; give a path or an opened image of Pillow")
+        content = read_source({"path": str(image)}, str(image))
+        return open_image(content, str(image), grey=self.pixels.grey)
+
+    @torch.no_grad()
+    def _predict_opened(self, images: list[Image.Image], *, first: int) -> list[dict[str, Any]]:
+        model = self.model.to(self.accelerator.device).eval()
+        with self.accelerator.autocast():
+            logits = model(pixel_values=self.pixels.plain(images).to(self.accelerator.device)).logits
+        probabilities = logits.float().cpu().double().softmax(dim=-1)  # (images, num_labels)
+        broken = (~probabilities.isfinite()).any(dim=1).nonzero()
+        if len(broken):
+            raise ValueError(
+                f"the model gives no number for image {first + int(broken[0])} (counted from 0): its weights hold NaN "
+                "or infinity; take another save"
+            )
+        rows = []
+        for values in probabilities:
+            scores = {name: float(value) for name, value in zip(self.label_names, values, strict=True)}
+            best = max(scores, key=lambda name: scores[name])
+            rows.append({"label": best, "score": scores[best], "scores": scores})
+        return rows
+
+    def score(self, table: Dataset) -> dict[str, float]:
+        """Return accuracy, macro F1, loss and n on labelled images; every process scores its share.
+
+        Raises:
+            ValueError: The table's class names are not the classifier's, in its order.
+        """
+        feature = table.features.get("label")
+        names = list(feature.names) if isinstance(feature, ClassLabel) else None
+        if names != self.label_names:
+            raise ValueError(
+                f"the images' classes are {names}, the classifier's are {self.label_names}: their numbers would mean "
+                "different classes; load the images with label_names of the classifier"
+            )
+        accelerator = self.accelerator
+        batches = ImageBatches(
+            table,
+            self.pixels,
+            batch_size=max(BATCH_IMAGES, accelerator.num_processes),
+            shuffle=False,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        model = self.model.to(accelerator.device)
+        metric = ClassificationMetric(len(self.label_names))
+        return evaluate(model, batches, ClassificationObjective(), metric, accelerator)

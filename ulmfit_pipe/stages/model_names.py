@@ -1,0 +1,68 @@
+"""What a user gives as a model, turned into a folder or a hub id; what cannot be one is refused with a hint."""
+
+import difflib
+from pathlib import Path
+
+from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, builtin_models
+from ulmfit_pipe.training.checkpoint import PICKLE_SUFFIXES
+
+NEAR_NAME = 0.8  # likeness of two names, by difflib, from which one is taken for the other mistyped
+
+
+class ArtifactError(ValueError):
+    """A model folder or name cannot be used; the message says why and what to give instead."""
+
+
+def resolve_model(name: str | Path) -> str:
+    """Turn what a user gives as a model into a folder or a hub id.
+
+    Args:
+        name: A folder, the name of a built-in model (a folder of that name with a model in it comes first), or a hub
+            id (``owner/name``).
+
+    Raises:
+        ArtifactError: It is a pickle, a file, an empty folder, a path that does not exist, or nearly a built-in name.
+    """
+    path, text, builtin = Path(name), str(name), builtin_models()
+    if text in builtin and not (path / "config.json").is_file():
+        return str(builtin[text])
+    if path.suffix in PICKLE_SUFFIXES:
+        raise ArtifactError(
+            f"{path} is a pickled checkpoint ({path.suffix}), which can run code when read, so it is refused; "
+            "give a folder with config.json, model.safetensors and a tokenizer; recipes/import_fastai.py makes one "
+            "out of fastai's files"
+        )
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = [child.name for child in sorted(path.iterdir()) if (child / "config.json").is_file()]
+            hint = f"did you mean {path / inside[-1]}?" if inside else "give the folder that a stage wrote"
+            raise ArtifactError(f"{path} holds no model (no config.json); {hint}")
+        return str(path)
+    if path.exists():
+        raise ArtifactError(f"{path} is a file, not a model folder; give the folder that a stage wrote")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or (path.parent != Path(".") and path.parent.is_dir()):
+        raise ArtifactError(f"there is no folder {text!r}; give the folder that a stage wrote, {_other_names()}")
+    _refuse_nearly_builtin(text)
+    return text
+
+
+def _other_names() -> str:
+    """Say what else than a folder can be given."""
+    names = ", ".join(builtin_models())
+    return f"a built-in model ({names}) or a hub id" if names else "or a hub id"
+
+
+def _refuse_nearly_builtin(name: str) -> None:
+    """Raise for a mistyped built-in name, and for one that this installation lacks; neither is asked of the hub."""
+    if name in BUILTIN_NAMES:
+        raise ArtifactError(
+            f"the built-in model {name!r} is not in this installation; give the folder that a stage wrote, "
+            f"{_other_names()}, or train one with recipes/pretrain_language_model.py"
+        )
+    known = {*BUILTIN_NAMES, *builtin_models()}
+    nearest = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=NEAR_NAME)
+    if nearest and "/" not in name:
+        raise ArtifactError(
+            f"there is no model {name!r}; did you mean {nearest[0]!r}? Else give the folder that a stage wrote, "
+            f"{_other_names()}"
+        )

@@ -1,0 +1,150 @@
+"""A transformer's part of the classifier stage: its own head, or concat pooling, on the weights of any text model.
+
+With its own head a saved classifier is plain transformers: ``AutoModelForSequenceClassification`` loads it where
+ulmfit_pipe is not installed.
+"""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
+
+from ulmfit_pipe.data.pretrained_tokenizers import special_tokens_of, vocabulary_digest
+from ulmfit_pipe.models.pooling_classifier import (
+    MODEL_TYPE,
+    PoolingClassifierConfig,
+    PoolingForSequenceClassification,
+    backbone_options,
+)
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer
+from ulmfit_pipe.stages.document_reading import note
+from ulmfit_pipe.stages.run_context import RunContext
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.stages.classifier import ClassifierSettings
+
+
+def build_transformer_classifier(
+    model: str,
+    config: Any,
+    labels: dict[str, Any],
+    settings: "ClassifierSettings",
+    context: RunContext,
+    *,
+    is_classifier: bool,
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Return a classifier on a transformer, and its tokenizer.
+
+    Args:
+        model: Folder or name of any text model of transformers: an encoder, a language model, a classifier.
+        config: Its configuration; not changed.
+        labels: The configuration's entries that say what the labels are.
+        settings: Numbers of the stage.
+        context: Told what the tokenizer lacks and what starts at random.
+        is_classifier: Whether it is a classifier already, whose head is kept.
+
+    Raises:
+        ArtifactError: It is no text model that could classify, or its weights or tokenizer cannot be used.
+        ValueError: A setting has no meaning for a transformer.
+    """
+    _refuse_settings_of_awd_lstm(model, config, settings)
+    _check_architecture(model, config, settings)
+    config = copy.deepcopy(config)
+    tokenizer = load_text_tokenizer(model, config, say=context.tell)
+    config.dtype = torch.float32  # some are saved in half precision, which is no type to train weights in
+    text_config = config.get_text_config()
+    text_config.dtype = torch.float32
+    if getattr(text_config, "use_cache", False):
+        text_config.use_cache = False  # of keys and values, for text generation
+    for name, value in labels.items():
+        setattr(config, name, value)
+    if is_classifier:
+        network = _saved_classifier(model, config, settings)
+    elif settings.head == "concat-pooling":
+        network = _pooling_classifier(model, config, labels, tokenizer, settings)
+    else:
+        network = _own_classifier(model, config, settings)
+    note(network.config, vocabulary=vocabulary_digest(tokenizer))
+    return network, tokenizer
+
+
+def _refuse_settings_of_awd_lstm(model: str, config: Any, settings: "ClassifierSettings") -> None:
+    kind = config.get_text_config().model_type
+    if settings.drop_mult != 1:
+        raise ValueError(
+            f"drop_mult {settings.drop_mult!r} multiplies the AWD-LSTM's five dropouts; {model} is a {kind!r} model "
+            "with dropouts of its own: leave drop_mult out, or change them in its config.json"
+        )
+    if settings.gradient_window is not None:
+        raise ValueError(
+            f"gradient_window {settings.gradient_window} is for an AWD-LSTM, which carries a state past it; {model} is "
+            f"a {kind!r} model: leave it out, max_length bounds what is read of a document"
+        )
+
+
+def _check_architecture(model: str, config: Any, settings: "ClassifierSettings") -> None:
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise ArtifactError(
+            f"{model} is a {kind!r} model, an encoder with a decoder behind it: their layers are in no one order from "
+            "input to output that groups could be thawed in; give an encoder (BERT, ...) or a decoder (GPT-2, ...)"
+        )
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ArtifactError(
+            f"{model} is a {kind!r} model, which transformers cannot classify texts with; give an AWD-LSTM's folder, a "
+            "text encoder (BERT, RoBERTa, ...) or a language model (GPT-2, Llama, ...)"
+        )
+    if (
+        settings.head == "concat-pooling"
+        and kind != MODEL_TYPE
+        and "SequenceClassification" in str(config.architectures)
+    ):
+        raise ArtifactError(
+            f"{model} is a classifier with a head of its own, which cannot become a concat-pooling one; give the "
+            "folder of its encoder or language model, or leave head out to go on with the head it has"
+        )
+
+
+def _saved_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
+    if settings.from_scratch:
+        return AutoModelForSequenceClassification.from_config(config)
+    return load_model(model, AutoModelForSequenceClassification, config=config)
+
+
+def _own_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
+    """Put the architecture's own head on the encoder; only the head (and the pooler below it) may start at random."""
+    if settings.from_scratch:
+        return AutoModelForSequenceClassification.from_config(config)
+    loaded: Any = load_model(model, AutoModelForSequenceClassification, config=config, output_loading_info=True)
+    network, found = loaded
+    encoder = f"{network.base_model_prefix}."
+    lost = sorted(key for key in found["missing_keys"] if key.startswith(encoder) and "pooler" not in key)
+    if lost:
+        raise ArtifactError(
+            f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are no whole "
+            f"{type(network).__name__}: take another save"
+        )
+    return network
+
+
+def _pooling_classifier(
+    model: str,
+    config: Any,
+    labels: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: "ClassifierSettings",
+) -> PoolingForSequenceClassification:
+    prefix = special_tokens_of(tokenizer).prefix
+    reads_first = bool(prefix) and prefix[0] == tokenizer.cls_token_id
+    whole = PoolingClassifierConfig(encoder_config=config, summary="first" if reads_first else "last", **labels)
+    network = PoolingForSequenceClassification(whole)
+    if not settings.from_scratch:
+        encoder = load_model(model, AutoModel, config=config, **backbone_options(config))
+        network.backbone.load_state_dict(encoder.state_dict())
+    return network

@@ -1,0 +1,238 @@
+"""Frozen groups run once a row, not once an epoch: what they give out is kept where they end, and trained from.
+
+In a phase with frozen groups the first epoch runs the whole model and keeps, for every row, what goes into the groups
+that train; from the second epoch on frozen modules are left out and their place is taken by what was kept. Weights come
+out the same up to rounding, which is proved before use (`prefix_boundary`); where it cannot be, nothing is kept and the
+reason is said.
+
+Source: the idea is fastai 0.7's ``precompute`` and AutoFreeze's caching (Liu et al. 2021).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ulmfit_pipe.training.activation_store import ActivationStore, StoreFullError
+from ulmfit_pipe.training.batch_rows import ROW, Batch, PrefixError, about_equal
+from ulmfit_pipe.training.layer_groups import LayerGroup
+from ulmfit_pipe.training.objectives import Objective, ObjectiveOutput
+from ulmfit_pipe.training.prefix_boundary import Cut, find_cut, frozen_below, left_as_found
+from ulmfit_pipe.training.records import Batches, Phase, Task, TrainingOptions
+from ulmfit_pipe.training.tensor_trees import Place
+
+GIB = 2**30
+
+
+class CachedObjective:
+    """An objective that leaves frozen groups out where it knows what they give for a batch's rows.
+
+    Args:
+        objective: The objective as it is.
+        cut: Where the model is cut.
+        trial: Runs a function of the bare model, in evaluation mode, and leaves the model as it was found.
+        store: Where rows are kept.
+        kept: Whether rows of the training data (True) and of the validation data (False) are.
+        say: Told why rows are no longer kept.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        cut: Cut,
+        trial: Callable[[Callable[[nn.Module], Any]], Any],
+        store: ActivationStore,
+        *,
+        kept: dict[bool, bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self.objective = objective
+        self.cut = cut
+        self.trial = trial
+        self.store = store
+        self.kept = kept
+        self.say = say
+        self.checked = {True: False, False: False}
+
+    def count(self, batch: Batch) -> float:
+        """Return the weight of the batch."""
+        return self.objective.count(batch)
+
+    def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
+        """Run the model, or what of it is behind the boundary."""
+        training = model.training
+        if not self.kept[training]:
+            return self.objective(model, batch, carry)
+        rows = [(training, row) for row in batch[ROW].tolist()]
+        if not self.store.has_all(rows):
+            return self._kept_now(model, batch, rows)
+        try:
+            values = self._joined(batch, rows)
+            if not self.checked[training]:
+                self._check(batch, values)
+                self.checked[training] = True
+        except PrefixError as error:
+            self._give_up(error)
+            return self.objective(model, batch, carry)
+        return self._from_kept(model, batch, values)
+
+    def _kept_now(self, model: nn.Module, batch: Batch, rows: Sequence[tuple[bool, int]]) -> ObjectiveOutput:
+        """Run the whole model and keep what crosses the boundary."""
+        seen: dict[tuple[str, Place], list[Tensor]] = {
+            (crossing.part, crossing.place): [] for crossing in self.cut.crossings
+        }
+
+        def tap(part: str, place: Place, _call: int, value: Tensor) -> Tensor:
+            if (part, place) in seen:  # a copy: a layer may write into its input
+                seen[part, place].append(value.detach().to("cpu", copy=True))
+            return value
+
+        with self.cut.tapped(tap):
+            output = self.objective(model, batch, None)
+        here = {name: value.cpu() for name, value in batch.items()}
+        try:
+            columns = []
+            for crossing in self.cut.crossings:
+                pieces = seen[crossing.part, crossing.place]
+                if not pieces:
+                    raise PrefixError(f"{crossing} was not given this time")
+                columns.append(crossing.axes.split(torch.cat(pieces, dim=crossing.axes.row), here))
+            self.store.add(rows, columns)
+        except (PrefixError, StoreFullError) as error:
+            self._give_up(error)
+        return output
+
+    def _joined(self, batch: Batch, rows: Sequence[tuple[bool, int]]) -> dict[tuple[str, Place], Tensor]:
+        return {
+            (crossing.part, crossing.place): crossing.axes.join(self.store.get(rows, kind), batch)
+            for kind, crossing in enumerate(self.cut.crossings)
+        }
+
+    def _from_kept(self, model: nn.Module, batch: Batch, values: dict[tuple[str, Place], Tensor]) -> ObjectiveOutput:
+        """Run what is behind the boundary; a batch that the model reads in pieces is handed out piece by piece."""
+        axes = {(crossing.part, crossing.place): crossing.axes.row for crossing in self.cut.crossings}
+        handed_out = dict.fromkeys(values, 0)
+
+        def tap(part: str, place: Place, _call: int, value: Tensor) -> Tensor:
+            key = (part, place)
+            if key not in values:
+                return value
+            start, count = handed_out[key], value.shape[axes[key]]
+            handed_out[key] += count
+            return values[key].narrow(axes[key], start, count)
+
+        with self.cut.tapped(tap, left_out=True):
+            return self.objective(model, batch, None)
+
+    def _check(self, batch: Batch, values: dict[tuple[str, Place], Tensor]) -> None:
+        """Raise unless the first batch made of kept rows gets the scores that the whole model gives it."""
+        whole = self.trial(lambda model: self.objective(model, batch, None))
+        from_kept = self.trial(lambda model: self._from_kept(model, batch, values))
+        if not about_equal(from_kept.logits, whole.logits):
+            raise PrefixError(
+                "rows got other scores from what was kept than from the whole model, so they are not the same each "
+                "time, or depend on their neighbours"
+            )
+
+    def _give_up(self, reason: Exception) -> None:
+        self.kept = {True: False, False: False}
+        self.store.close()
+        self.say(f"cache_frozen: given up, frozen groups run in every epoch: {reason}")
+
+
+@contextlib.contextmanager
+def cached_prefix(
+    model: nn.Module,
+    groups: Sequence[LayerGroup],
+    phase: Phase,
+    task: Task,
+    *,
+    accelerator: Accelerator,
+    options: TrainingOptions,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[Task]:
+    """Give a phase's task with frozen groups run once a row, where the options ask for it and it is the same.
+
+    Every process keeps the rows that it has seen itself.
+
+    Args:
+        model: The bare model, frozen as the phase has it, on the accelerator's device.
+        groups: Its layer groups.
+        phase: The phase.
+        task: Data and objective; training batches must say that their rows are the same in every epoch
+            (``fixed_rows``), for otherwise nothing is kept.
+        accelerator: Device and precision.
+        options: Numbers of the loop.
+        say: Told whether rows are kept, and if not, why.
+    """
+    cached = None
+    if options.cache_frozen and frozen_below(groups):
+        cached = _cached(model, groups, phase, task, accelerator, options, say or (lambda _line: None))
+    if cached is None:
+        yield task
+        return
+    try:
+        yield replace(task, objective=cached)
+        if len(cached.store):
+            cached.say(f"cache_frozen: {len(cached.store):,} rows were kept, {cached.store.describe()}")
+    finally:
+        cached.store.close()
+
+
+def _cached(
+    model: nn.Module,
+    groups: Sequence[LayerGroup],
+    phase: Phase,
+    task: Task,
+    accelerator: Accelerator,
+    options: TrainingOptions,
+    say: Callable[[str], None],
+) -> CachedObjective | None:
+    """Return the task's objective with rows kept, or None where they cannot be; either is said."""
+    below = frozen_below(groups)
+
+    def trial(run: Callable[[nn.Module], Any]) -> Any:
+        with left_as_found(model), accelerator.autocast():
+            model.eval()
+            return run(model)
+
+    try:
+        _check_worth(below, phase, task)
+        batch = {name: value.to(accelerator.device) for name, value in next(iter(task.train_batches)).items()}
+        cut = trial(
+            lambda model: find_cut(
+                model, groups, batch, lambda rows: task.objective(model, rows, None), options=options
+            )
+        )
+    except PrefixError as error:
+        say(f"cache_frozen: off in phase {phase.name!r}, frozen groups run in every epoch: {error}")
+        return None
+    frozen = ", ".join(group.name for group in below)
+    say(f"cache_frozen: {frozen} run once a row; kept is what goes into {', '.join(map(str, cut.crossings))}")
+    store = ActivationStore(memory=int(options.cache_memory_gib * GIB))
+    kept = {True: True, False: _fixed(task.valid_batches)}
+    return CachedObjective(task.objective, cut, trial, store, kept=kept, say=say)
+
+
+def _fixed(batches: Batches | None) -> bool:
+    return bool(getattr(batches, "fixed_rows", False))
+
+
+def _check_worth(below: Sequence[LayerGroup], phase: Phase, task: Task) -> None:
+    """Raise where keeping rows would be wrong, or of no use."""
+    if phase.epochs - phase.start_epoch < 2:
+        raise PrefixError("it has one epoch, so nothing would be used again")
+    if not _fixed(task.train_batches):
+        raise PrefixError(
+            "the training batches do not say that their rows are the same in every epoch (fixed_rows), as they are "
+            "not under augmentation"
+        )
+    moving = [group.name for group in below if group.num_trainable]
+    if moving:
+        raise PrefixError(
+            f"norm layers of the frozen groups {', '.join(moving)} train (train_norm), so what these give out changes"
+        )
