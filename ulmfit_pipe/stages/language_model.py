@@ -62,6 +62,8 @@ class LanguageModelSettings:
         bptt: Tokens of a window.
         variable_bptt: Vary the window's length from step to step, as AWD-LSTM does.
         drop_mult: Multiplies the five dropouts; smaller for small models or much text.
+        alpha: Weight of AR, the penalty on large activations; null takes the preset's, 0 suits a model that underfits.
+        beta: Weight of TAR, the penalty on their change over time; the same.
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
         tokenizer_of: Folder or name of a model whose tokenizer a model from scratch takes over as it is, such as the
@@ -84,6 +86,8 @@ class LanguageModelSettings:
     bptt: int | None = None
     variable_bptt: bool = False
     drop_mult: float = 1.0
+    alpha: float | None = None
+    beta: float | None = None
     tokenizer: Literal["auto", "keep", "unigram", "bpe", "word"] = "auto"
     tokenizer_of: str | None = None
     vocab_size: int | None = None
@@ -111,6 +115,9 @@ class LanguageModelSettings:
             )
         if not self.drop_mult >= 0:
             raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
+        for name in ("alpha", "beta"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value!r}; 0 takes the penalty away")
 
 
 @dataclass(frozen=True)
@@ -235,7 +242,10 @@ def build_language_model_learner(
     context.tell(f"language model: {tokens:,} tokens to train on, vocabulary of {len(tokenizer):,}")
     task = Task(
         train_batches=batches["train"],
-        objective=SequenceObjective(alpha=recipe.alpha, beta=recipe.beta),
+        objective=SequenceObjective(
+            alpha=recipe.alpha if settings.alpha is None else settings.alpha,
+            beta=recipe.beta if settings.beta is None else settings.beta,
+        ),
         valid_batches=batches["validation"],
         new_metric=LanguageModelMetric,
     )
