@@ -242,10 +242,7 @@ def build_language_model_learner(
     context.tell(f"language model: {tokens:,} tokens to train on, vocabulary of {len(tokenizer):,}")
     task = Task(
         train_batches=batches["train"],
-        objective=SequenceObjective(
-            alpha=recipe.alpha if settings.alpha is None else settings.alpha,
-            beta=recipe.beta if settings.beta is None else settings.beta,
-        ),
+        objective=_objective(settings, recipe),
         valid_batches=batches["validation"],
         new_metric=LanguageModelMetric,
     )
@@ -262,6 +259,13 @@ def build_language_model_learner(
     )
     phases = _phases(len(groups), settings, context, pretrained=model is not None, tokens=tokens)
     return LanguageModelParts(learner, tokenizer, phases, model is not None, tokens)
+
+
+def _objective(settings: LanguageModelSettings, recipe: Preset) -> SequenceObjective:
+    return SequenceObjective(
+        alpha=recipe.alpha if settings.alpha is None else settings.alpha,
+        beta=recipe.beta if settings.beta is None else settings.beta,
+    )
 
 
 def _count_tokens(encoded: Dataset) -> int:
