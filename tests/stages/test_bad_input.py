@@ -316,6 +316,8 @@ def test_other_numbers_of_the_classifier_are_checked(settings, words):
     [
         ({"tokenizer": "words"}, "tokenizer must be one of .*did you mean 'word'"),
         ({"drop_mult": -1.0}, "drop_mult must be 0 or more, got -1.0"),
+        ({"alpha": -2.0}, "alpha must be 0 or more, got -2.0; 0 takes the penalty away"),
+        ({"beta": float("nan")}, "beta must be 0 or more, got nan; 0 takes the penalty away"),
         ({"batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
         ({"bptt": -70}, "bptt must be a whole number of 1 or more, got -70"),
     ],

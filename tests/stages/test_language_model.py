@@ -380,3 +380,18 @@ def test_the_metrics_are_those_of_the_weights_that_were_kept(trained):
         TRAIN, VALIDATION, model=str(folder), settings=LanguageModelSettings(batch_size=4, bptt=11), context=heard()[1]
     )
     assert parts.learner.validate()["loss"] == pytest.approx(result.metrics["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, (2.0, 1.0)), ({"alpha": 0.0, "beta": 0.5}, (0.0, 0.5))])
+def test_the_penalties_on_activations_are_the_preset_s_unless_they_are_given(
+    tiny_language_model_folder, given, expected
+):
+    parts = build_language_model_learner(
+        TRAIN,
+        VALIDATION,
+        model=str(tiny_language_model_folder),
+        settings=LanguageModelSettings(**given),
+        context=heard()[1],
+    )
+    objective = parts.learner.task.objective
+    assert (objective.alpha, objective.beta) == expected

@@ -94,7 +94,7 @@ def build_awd_lstm_language_model(
     context.tell(f"language model: {tokens:,} tokens to train on, vocabulary of {len(tokenizer):,}")
     task = Task(
         train_batches=batches["train"],
-        objective=SequenceObjective(alpha=recipe.alpha, beta=recipe.beta),
+        objective=_objective(settings, recipe),
         valid_batches=batches["validation"],
         new_metric=LanguageModelMetric,
     )
@@ -111,6 +111,13 @@ def _refuse_settings_of_transformers(settings: "LanguageModelSettings") -> None:
                 f"{name} {getattr(settings, name)!r} is for transformers; an AWD-LSTM reads one stream in windows of "
                 f"bptt tokens and names the next one: {advice}"
             )
+
+
+def _objective(settings: "LanguageModelSettings", recipe: Preset) -> SequenceObjective:
+    return SequenceObjective(
+        alpha=recipe.alpha if settings.alpha is None else settings.alpha,
+        beta=recipe.beta if settings.beta is None else settings.beta,
+    )
 
 
 def _count_tokens(encoded: Dataset) -> int:

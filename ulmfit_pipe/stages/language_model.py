@@ -47,6 +47,9 @@ class LanguageModelSettings:
         mask_probability: Share of the tokens that a masked language model has to guess; null takes BERT's 0.15.
         whole_word_masking: Whether a masked language model has to guess whole words instead of single tokens.
         drop_mult: Multiplies the five dropouts of an AWD-LSTM; smaller for small models or much text.
+        alpha: Weight of AR, an AWD-LSTM's penalty on large activations; null takes the preset's, 0 suits a model that
+            underfits.
+        beta: Weight of TAR, the penalty on their change over time; the same.
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
         tokenizer_of: Folder or name of a model whose tokenizer a model from scratch takes over as it is, such as the
@@ -72,6 +75,8 @@ class LanguageModelSettings:
     mask_probability: float | None = added_setting(None)
     whole_word_masking: bool = added_setting(False)
     drop_mult: float = 1.0
+    alpha: float | None = None
+    beta: float | None = None
     tokenizer: Literal["auto", "keep", "unigram", "bpe", "word"] = "auto"
     tokenizer_of: str | None = None
     vocab_size: int | None = None
@@ -103,6 +108,9 @@ class LanguageModelSettings:
             )
         if not self.drop_mult >= 0:
             raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
+        for name in ("alpha", "beta"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value!r}; 0 takes the penalty away")
 
 
 def train_language_model(

@@ -55,6 +55,8 @@ EVALUATION_SEED = 0  # of the validation's masks: the same in every run, so that
 OF_AWD_LSTM: dict[str, tuple[Any, str]] = {
     "bptt": (None, "nothing is carried from window to window; set block_size"),
     "variable_bptt": (False, "nothing is carried from window to window; leave it out"),
+    "alpha": (None, "AR and TAR are penalties on a recurrent network's states; leave it out"),
+    "beta": (None, "AR and TAR are penalties on a recurrent network's states; leave it out"),
     "drop_mult": (1.0, "its dropouts are its own; leave it out, or change them in its config.json"),
     "tokenizer_of": (None, "it has a tokenizer of its own; leave it out"),
     "vocab_size": (None, "it keeps its vocabulary; leave it out"),

@@ -78,6 +78,6 @@ def recompute_norm_statistics(
             norm.eval()
     for name, norm in norms.items():
         mean, variance = moments[name].mean_and_variance(reduce_sum(accelerator)(moments[name].totals))
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        norm.get_buffer("running_mean").copy_(mean)
+        norm.get_buffer("running_var").copy_(variance)
     return list(norms)
