@@ -27,7 +27,7 @@ OUTPUT_DIR/
   report.html     curves, learning rates, plan, layer groups
 """
 
-from ulmfit_pipe import ImageSettings, metrics_table, parse_settings, run_image_pipeline, run_recipe
+from ulmfit_pipe import ImageSettings, metrics_table, parse_settings, run_image_pipeline, run_recipe, thawing_table
 
 
 def main() -> None:
@@ -38,8 +38,7 @@ def main() -> None:
     )
     metrics = run_image_pipeline(settings)
     print(metrics_table(metrics))
-    scores = " -> ".join(f"{phase} {value:.4f}" for phase, value in metrics["phases"].items())
-    print(f"best validation {settings.classifier.monitor} of each phase: {scores}")
+    print(thawing_table(metrics))
     folder = metrics["classifier"]
     print(f"the classifier lies in {folder}; use it with")
     print(f'  ImagePipeline.load("{folder}").predict(["image.jpg"])')

@@ -35,8 +35,11 @@ _HOMES = {
     "ulmfit_pipe.stages.package_model": ("PackageSettings", "package_language_model"),
     "ulmfit_pipe.stages.ablation": ("AblationSettings", "run_ablation"),
     "ulmfit_pipe.stages.low_shot": ("LowShotSettings", "run_low_shot"),
+    "ulmfit_pipe.stages.transferability": ("TransferabilitySettings", "run_transferability"),
     "ulmfit_pipe.stages.saved": ("groups_of", "load_learner"),
     "ulmfit_pipe.stages.run_context": ("RunContext",),
+    "ulmfit_pipe.stages.show_filters": ("ShowFiltersSettings", "show_filters"),
+    "ulmfit_pipe.stages.weight_comparison": ("compare_weights",),
     "ulmfit_pipe.stages.image_classifier": (
         "ImageClassifierSettings",
         "build_image_learner",
@@ -47,6 +50,7 @@ _HOMES = {
         "ImageSettings",
         "PretrainingSettings",
         "run_image_pipeline",
+        "thawing_table",
     ),
     "ulmfit_pipe.stages.image_predict": ("ImagePredictor",),
     "ulmfit_pipe.stages.image_settings": ("AugmentationSettings", "ImageHeadSettings", "SmallResNetSettings"),
@@ -74,6 +78,7 @@ _HOMES = {
     ),
     "ulmfit_pipe.training.records": ("Phase", "Task", "TrainingOptions"),
     "ulmfit_pipe.training.schedules": ("Schedule",),
+    "ulmfit_pipe.training.weight_changes": ("WeightChanges", "weight_changes"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

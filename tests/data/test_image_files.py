@@ -1,6 +1,8 @@
 import csv
 import hashlib
 import re
+import runpy
+import sys
 
 import datasets
 import numpy as np
@@ -298,3 +300,11 @@ def test_a_row_without_an_image_is_refused():
     table = datasets.Dataset.from_dict({"image": [None]}, features=features)
     with refused("the image of row 1 holds no image; fill it in, or remove the row"):
         scan_images(table)
+
+
+def test_without_pillow_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(
+        ImportError, match=re.escape("Pillow, which is not installed: pip install 'ulmfit_pipe[vision]'")
+    ):
+        runpy.run_path(image_files.__file__)

@@ -95,6 +95,7 @@ ARCHITECTURES = {
     for architecture in (
         bert_like("bert", "Bert", "bert", r"classifier|bert\.pooler"),
         bert_like("roberta", "Roberta", "roberta"),
+        bert_like("ibert", "IBert", "ibert"),  # norms that hold a module without parameters
         bert_like("xlm-roberta", "XLMRoberta", "roberta"),  # registers its classifier first
         bert_like("camembert", "Camembert", "roberta"),  # registers its classifier first
         bert_like("megatron-bert", "MegatronBert", "bert", r"classifier|bert\.pooler", last=r"bert\.encoder\.ln\."),

@@ -9,7 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 from ulmfit_pipe.models.adapter_groups import check_adapters, frozen_base_names, has_adapters
 from ulmfit_pipe.models.group_specs import fixed_parameter_names, layer_group_specs
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
-from ulmfit_pipe.stages.saved import groups_of
+from ulmfit_pipe.stages.artifacts import ArtifactError
+from ulmfit_pipe.stages.saved import groups_of, load_learner
 from ulmfit_pipe.training.layer_groups import freeze_to, train_mode, unfreeze
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -163,13 +164,72 @@ class OneBatch:
         return iter([tokens(), tokens()])
 
 
+def learner_of(model):
+    task = Task(OneBatch(), ClassificationObjective(), OneBatch(), lambda: ClassificationMetric(LABELS))
+    return Learner(model, groups_of(model), task, accelerator=Accelerator(cpu=True), say=lambda _line: None)
+
+
 def test_a_learner_thaws_adapters_group_by_group():
     model = wrapped()
     before = snapshot(model)
-    task = Task(OneBatch(), ClassificationObjective(), OneBatch(), lambda: ClassificationMetric(LABELS))
-    learner = Learner(model, groups_of(model), task, accelerator=Accelerator(cpu=True), say=lambda _line: None)
+    learner = learner_of(model)
     learner.fit_plan(gradual_unfreezing(len(learner.layer_groups), lr=LR), keep_best=False)
     assert changed(model, before) == names_of(learner.layer_groups)
+
+
+def with_other_weights(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    return model
+
+
+def added_by_transformers():
+    model = ARCHITECTURES["bert"].build()
+    model.add_adapter(lora(target_modules=["query"], modules_to_save=["classifier"]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        wrapped,
+        added_by_transformers,
+        lambda: WindowsForSequenceClassification(wrapped()),
+        lambda: wrapped("llama", ADAPTERS["DoRA on Llama"][1]),
+    ],
+    ids=["peft", "transformers", "in windows", "DoRA"],
+)
+def test_a_learner_with_adapters_comes_back_whole(build, tmp_path):
+    learner = learner_of(with_other_weights(build()))
+    learner.freeze_to(-2)
+    learner.fit(1, LR)
+    learner.save(tmp_path / "saved")
+    again = learner_of(build()).load(tmp_path / "saved")
+    assert changed(again.model, snapshot(learner.model)) == set()
+    assert again.freeze_map() == learner.freeze_map()
+    assert {name for name, p in again.model.named_parameters() if p.requires_grad} == names_of(again.layer_groups[-2:])
+    assert again.validate() == learner.validate()
+
+
+def test_what_a_learner_with_adapters_saves_peft_puts_on_the_base_model(tmp_path):
+    learner = learner_of(wrapped())
+    learner.unfreeze()
+    learner.fit(1, LR)
+    learner.save(tmp_path / "saved")
+    loaded = peft.PeftModel.from_pretrained(ARCHITECTURES["bert"].build(), tmp_path / "saved").eval()
+    inputs = tokens()
+    inputs.pop("labels")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, learner.model.eval()(**inputs).logits)
+
+
+def test_a_saved_learner_with_adapters_does_not_say_how_to_build_its_model(tmp_path):
+    learner = learner_of(wrapped())
+    learner.save(tmp_path / "saved")
+    words = r"saved holds a PeftModelForSequenceClassification without a config.json, .* load into it: Learner\(model"
+    with pytest.raises(ArtifactError, match=words):
+        load_learner(tmp_path / "saved", learner.task)
 
 
 def test_a_head_outside_peft_is_trained_beside_the_adapters():

@@ -11,6 +11,7 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     GPT2Config,
+    OPTConfig,
     XLNetConfig,
 )
 
@@ -28,7 +29,19 @@ BERT = BertConfig(
 GPT2 = GPT2Config(vocab_size=30, n_embd=8, n_head=2, n_layer=2, n_positions=16, pad_token_id=0)
 DISTILBERT = DistilBertConfig(vocab_size=30, dim=8, n_heads=2, n_layers=2, hidden_dim=10, max_position_embeddings=16)
 XLNET = XLNetConfig(vocab_size=30, d_model=8, n_head=2, n_layer=2, d_inner=10, pad_token_id=0)
-BACKBONES = pytest.mark.parametrize("encoder", [BERT, DISTILBERT, GPT2, XLNET], ids=lambda config: config.model_type)
+OPT = OPTConfig(  # its outputs are as wide as its embeddings, not as its hidden states
+    vocab_size=30,
+    hidden_size=8,
+    word_embed_proj_dim=6,
+    num_attention_heads=2,
+    num_hidden_layers=2,
+    ffn_dim=10,
+    max_position_embeddings=16,
+    pad_token_id=0,
+)
+BACKBONES = pytest.mark.parametrize(
+    "encoder", [BERT, DISTILBERT, GPT2, XLNET, OPT], ids=lambda config: config.model_type
+)
 
 
 def make(encoder, **settings):

@@ -132,6 +132,7 @@ def test_frozen_parameters_stay_bit_identical_and_thawed_ones_move(architecture)
 def test_the_norms_of_these_architectures_are_of_many_types():
     kinds = {type(m).__name__ for a in ARCHITECTURES.values() for m in a.build().modules() if is_norm(m)}
     assert kinds >= {"LayerNorm", "DebertaLayerNorm", "NoNorm", "LlamaRMSNorm", "Qwen2RMSNorm", "GemmaRMSNorm"}
+    assert "IntLayerNorm" in kinds
 
 
 # ---- heads, ties, wrappers

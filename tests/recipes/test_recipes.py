@@ -36,8 +36,10 @@ NAMES = [
     "pretrain_language_model",
     "quickstart",
     "run_pipeline",
+    "show_filters",
     "train_classifier",
     "train_image_classifier",
+    "transferability",
 ]
 REPORTED = {"test", "validation", "seconds", "versions", "seed"}
 TINY = "--language_model.embedding_size 10 --language_model.hidden_size 14 --language_model.num_hidden_layers 2".split()
@@ -225,9 +227,46 @@ def test_images_are_classified(run, place):
     code, out, err = run("train_image_classifier", *words)
     assert (code, err) == (0, "")
     assert "test        accuracy" in out
-    assert re.search(r"best validation accuracy of each phase: head \d\.\d+ -> all \d\.\d+", out)
+    assert re.search(r"\nphase  best validation accuracy  gain\n[- ]+\nhead   \d\.\d{4}\nall    \d\.\d{4} +[+-]\d", out)
     assert 'ImagePipeline.load("seen/classifier").predict' in out
     assert metrics_in(place / "seen").keys() >= REPORTED
+
+
+def test_layers_are_transferred(run, place):
+    for label, shade in (("black", 0), ("dark", 70), ("light", 140), ("white", 210)):
+        (place / "shades" / label).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (9, 7), (shade + number, shade, shade)).save(place / f"shades/{label}/{number}.png")
+    words = "--train_images shades --image_size 16 --seeds 1 --layers [2] --frozen_epochs 1 --final_epochs 1".split()
+    words += "--backbone.embedding_size 4 --backbone.hidden_sizes [4,6] --backbone.depths [1,1]".split()
+    code, out, err = run("transferability", *words, "--output_dir", "layers", "--figure", "layers.png")
+    assert (code, err) == (0, "")
+    assert "layer groups: stem | stage0 | stage1 | head; 8 networks to train" in out
+    assert "| n = 2, up to stage0 | " in out
+    assert out.splitlines()[-1].startswith("Unfreezing after training the new layers ")
+    assert "picture: layers.png\n" in out
+    assert (place / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_and_what_training_did_to_the_filters_is_drawn(run, place):
+    words = ["--before", "seen/pretraining", "--after", "seen/classifier", "--output_dir", "drawn"]
+    code, out, err = run("show_filters", *words, "--images", "photos/dark/0.png", "--images", "photos/light/1.png")
+    assert (code, err) == (0, "")
+    assert re.search(r"^early +[\d,]+ +\d\S*% ", out, flags=re.MULTILINE)
+    assert re.search(r"^head +[\d,]+ +new$", out, flags=re.MULTILINE)
+    layers = [f"activations_backbone.encoder.stages.{number}.png" for number in range(2)]
+    names = ["weight_changes.png", "filters.png", *layers]
+    assert [line for line in out.splitlines() if "picture" in line] == [f"picture: drawn/{name}" for name in names]
+    for name in names:
+        assert (place / "drawn" / name).read_bytes().startswith(b"\x89PNG")
+    code, out, err = run("show_filters", "--before", "tuned", "--after", "classifier", "--output_dir", "drawn_text")
+    assert (code, err) == (0, "")
+    assert re.search(r"^lstm1 +[\d,]+ +\d\S*% ", out, flags=re.MULTILINE)
+    assert out.endswith("picture: drawn_text/weight_changes.png\n")
+    words = ["--before", "tuned", "--after", "seen/classifier", "--output_dir", "refused"]
+    code, _, err = run("show_filters", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "tuned is a 'awd_lstm' model, seen/classifier a 'resnet': their weights cannot be compared" in err
 
 
 def test_training_can_be_timed(run):
@@ -282,6 +321,7 @@ def test_a_mistake_is_one_line_and_code_2(run):
         ("pretrain_language_model", ["--train_file", "more.csv", "--model", "./x"], "there is no folder './x'"),
         ("package_language_model", ["--model", "./x"], "there is no folder './x'; give the folder that a stage wrote"),
         ("import_fastai", ["--weights", "no.pth", "--vocab", "no.pkl"], "there is no file 'no.pth'; give a .pth file"),
+        ("show_filters", ["--before", "./x", "--after", "./x"], "there is no folder './x'; give the folder that a"),
         ("export_fastai", ["--model", "./x"], "there is no folder './x'; give the folder that a stage wrote"),
         ("train_classifier", ["--train_file", "t.csv", "--model", "lm.pth"], "there is no file t.csv"),
         ("train_classifier", ["--train_file", "train.csv", "--model", "lm.pth"], "lm.pth is a pickled checkpoint"),
@@ -291,6 +331,8 @@ def test_a_mistake_is_one_line_and_code_2(run):
         ("train_image_classifier", ["--train_images", "none"], "there is no folder or table none; give a folder that"),
         ("train_image_classifier", [], "give one of train_images, dataset, train (a dataset) to train on, got none"),
         ("run_pipeline", ["--train_file", "train.csv", "--language_model.epochs", "-1"], "epochs must be a whole num"),
+        ("transferability", [], "give one of dataset, train_images, train_file to take tasks from, got none"),
+        ("transferability", ["--train_file", "train.csv"], "need 4 classes, the table has 2 (bad, good)"),
     ],
 )
 def test_every_recipe_tells_its_mistakes_so(run, place, name, words, told):
@@ -317,6 +359,7 @@ def test_unknown_and_abbreviated_names_are_refused_with_the_nearest(run, name):
     assert code == 2
     nearest = {"find_learning_rate": "preset", "package_language_model": "prompt"}
     nearest |= {"import_fastai": "labels", "export_fastai": "model", "benchmark_training": "repeats"}
+    nearest |= {"show_filters": "before"}
     known = f"--{nearest.get(name, 'progress')}"
     assert f"{name}.py: error: unknown setting --progres; did you mean " in err
     assert known in err

@@ -14,7 +14,6 @@ from ulmfit_pipe.reports.plots import (
     plot_label_curves,
     plot_lr_find,
     plot_schedule,
-    plot_weight_change,
 )
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -116,27 +115,11 @@ def test_an_empty_history_is_refused():
         plot_history([])
 
 
-def test_weight_changes_are_bars_and_frozen_groups_say_so(tmp_path):
-    figure = plot_weight_change({"embeddings": 0.0, "lstm0": 0.00213, "head": 0.62}, path=tmp_path / "change.png")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["unchanged", "0.213%", "62%"]
-    assert (tmp_path / "change.png").read_bytes().startswith(PNG_SIGNATURE)
-
-
-def test_a_run_that_changed_nothing_can_be_drawn():
-    assert [text.get_text() for text in plot_weight_change({"head": 0.0}).axes[0].texts] == ["unchanged"]
-
-
-def test_weight_changes_that_make_no_sense_are_refused():
-    for bad in ({}, {"head": -0.1}, {"head": math.nan}):
-        with pytest.raises(ValueError, match="weight changes must be finite and at least 0, got {"):
-            plot_weight_change(bad)
-
-
 def test_pictures_need_no_window_no_pyplot_and_no_torch():
     code = (
         "import sys\n"
-        "from ulmfit_pipe.reports.plots import plot_weight_change\n"
-        "plot_weight_change({'head': 0.5}).canvas.draw()\n"
+        "from ulmfit_pipe.reports.plots import plot_history\n"
+        "plot_history([{'train_loss': 0.5}]).canvas.draw()\n"
         "print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ulmfit_pipe.reports.plots import plot_weight_change
+from ulmfit_pipe.reports.plots import plot_history
 from ulmfit_pipe.reports.run_report import write_run_report
 
 
@@ -48,7 +48,7 @@ def test_the_page_holds_every_section(tmp_path):
         plan_table="phase  trains\n-----  ------\n1 head  head",
         history=[{"epoch": 1, "train_loss": 1.5, "metrics": {"loss": math.inf}}, {"epoch": 2, "best": True}],
         group_table=[{"group": "head", "parameters": 12345}],
-        pictures={"Weight change": plot_weight_change({"head": 0.5})},
+        pictures={"Weight change": plot_history([{"train_loss": 0.5}])},
     )
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
@@ -63,7 +63,7 @@ def test_the_page_holds_every_section(tmp_path):
 
 def test_the_page_loads_nothing_from_outside(tmp_path):
     path = write_run_report(
-        tmp_path / "r.html", title="x", metrics=METRICS, pictures={"a": plot_weight_change({"head": 0.5})}
+        tmp_path / "r.html", title="x", metrics=METRICS, pictures={"a": plot_history([{"train_loss": 0.5}])}
     )
     page = Page(path.read_text(encoding="utf-8"))
     assert [value[:22] for value in page.loads] == ["data:image/png;base64,"]
@@ -81,7 +81,7 @@ def test_everything_is_escaped(tmp_path):
         plan_table=evil,
         history=[{evil: evil}],
         group_table=evil,
-        pictures={evil: plot_weight_change({"head": 0.5})},
+        pictures={evil: plot_history([{"train_loss": 0.5}])},
     )
     page = Page(path.read_text(encoding="utf-8"))
     assert "script" not in page.tags
@@ -89,7 +89,7 @@ def test_everything_is_escaped(tmp_path):
 
 
 def test_a_picture_file_is_embedded_byte_for_byte(tmp_path):
-    plot_weight_change({"head": 0.5}, path=tmp_path / "change.png")
+    plot_history([{"train_loss": 0.5}], path=tmp_path / "change.png")
     path = write_run_report(tmp_path / "r.html", title="x", metrics={}, pictures={"c": tmp_path / "change.png"})
     encoded = re.search(r"base64,([^\"]+)", path.read_text()).group(1)
     assert base64.b64decode(encoded) == (tmp_path / "change.png").read_bytes()

@@ -185,6 +185,17 @@ def test_batch_norms_of_thawed_groups_move_and_those_still_frozen_do_not(place, 
     assert not any(name.startswith(("backbone.embedder", "backbone.encoder.stages.1")) for name in moved)
 
 
+def test_the_cache_of_frozen_groups_gives_the_same_classifier(place, tables, tmp_path):
+    still = {"augmentation": STILL, "train_norm": False, "epochs_per_phase": 3}
+    fit(place, tables, tmp_path / "plain", **still)
+    said, context = heard()
+    fit(place, tables, tmp_path / "cached", cache_frozen=True, context=context, **still)
+    assert any(line.startswith("cache_frozen: 24 rows were kept") for line in said)  # 16 to train on, 8 to validate
+    plain, cached = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "cached"))
+    for name, value in plain.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_learner_saved_half_way_goes_on_as_it_was(place, tables, tmp_path):
     parts = build(place, tables, layer_groups="stages")
     parts.learner.freeze_to(-2)
@@ -321,6 +332,10 @@ def test_small_data_narrow_the_batch_and_the_augmentation_reaches_the_batches(pl
         (lambda: ImageClassifierSettings(batch_size=1), "batch_size must be a whole number of 2 or more, got 1"),
         (lambda: ImageClassifierSettings(lr=0.0), "lr must be a number above 0, got 0.0"),
         (lambda: ImageClassifierSettings(channels=2), r"channels must be 1 \(grey\) or 3 \(colour\), got 2"),
+        (
+            lambda: ImageClassifierSettings(cache_frozen=True),
+            "changes from epoch to epoch with train_norm True and augmentation.off False; set train_norm to false and",
+        ),
         (lambda: ImageClassifierSettings(label_smoothing=1.0), r"label_smoothing must lie in \[0, 1\), got 1.0"),
         (
             lambda: ImageHeadSettings(dropouts=[0.1, 0.2, 0.3]),

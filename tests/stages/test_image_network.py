@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_images import QUICK, SIDE, save_backbone
 from torch import nn
-from transformers import AutoModel, BitImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
+from transformers import AutoConfig, AutoModel, BitImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
 
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.image_groups import image_group_specs
 from ulmfit_pipe.stages import image_network
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
@@ -229,6 +230,26 @@ def test_a_model_of_timm_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(image_network, "load_config", refuse)
     with pytest.raises(ArtifactError, match="is a model of timm, which is not installed: pip install timm"):
         built(tmp_path)
+
+
+@pytest.mark.parametrize(("architecture", "prefix_tokens"), [("test_resnet", 0), ("test_vit", 1), ("test_mambaout", 0)])
+def test_a_model_of_timm_is_a_backbone_like_any_other(architecture, prefix_tokens, tmp_path):
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    numbers = {"input_size": [3, 160, 160], "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.4] * 3}
+    config = AutoConfig.for_model(
+        "timm_wrapper", architecture=architecture, num_labels=0, label_names=[], pretrained_cfg=numbers
+    )
+    base = AutoModel.from_config(config).eval()
+    base.save_pretrained(tmp_path / "base")
+    network, pixels, _ = built(tmp_path / "base")
+    assert (pixels.height, pixels.resample, network.config.prefix_tokens) == (160, 3, prefix_tokens)
+    expected = base(pixel_values=images(side=160)).last_hidden_state
+    assert torch.equal(network.backbone(images(side=160)).last_hidden_state, expected)
+    assert network.config.channels_last == (architecture == "test_mambaout")
+    assert [spec.name for spec in image_group_specs(network)] == ["early", "late", "head"]
+    network.train()(images(side=160), labels=torch.tensor([0, 1])).loss.backward()
+    assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert built(tmp_path / "base", channels=1)[0](images(channels=1, side=160)).logits.shape == (2, 2)
 
 
 def test_other_reasons_why_a_configuration_cannot_be_loaded_are_kept(tmp_path):

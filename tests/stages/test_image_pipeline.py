@@ -15,6 +15,7 @@ from ulmfit_pipe.stages.image_pipeline import (
     ImageSettings,
     PretrainingSettings,
     run_image_pipeline,
+    thawing_table,
 )
 from ulmfit_pipe.stages.settings import load_settings
 
@@ -64,6 +65,17 @@ def test_the_best_score_of_each_phase_is_told(whole_run):
     epochs = read_stage(output / "classifier")["epochs"]
     for phase, value in metrics["phases"].items():
         assert value == max(epoch["metrics"]["accuracy"] for epoch in epochs if epoch["phase"] == phase)
+
+
+def test_what_thawing_has_bought_is_a_table_of_the_phases():
+    metrics = {"monitor": "accuracy", "phases": {"head": 0.9352, "late": 0.93, "all": 0.9861}}
+    assert thawing_table(metrics).splitlines() == [
+        "phase  best validation accuracy  gain",
+        "-----  ------------------------  -------",
+        "head   0.9352",
+        "late   0.9300                    -0.0052",
+        "all    0.9861                    +0.0561",
+    ]
 
 
 def test_a_second_call_skips_what_is_finished(whole_run, place):
@@ -142,6 +154,14 @@ def test_test_images_of_another_class_are_refused(place, tmp_path):
     with pytest.raises(ImageError, match=r"has the class 'night', which training does not know \(dark, light\)"):
         run(place, tmp_path / "run", test_images=str(tmp_path / "test"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_without_test_images_is_told(place, tmp_path):
+    write_images(tmp_path / "test", ("dark",), count=2)
+    metrics, said = run(place, tmp_path / "run", model=str(place / "resnet"), test_images=str(tmp_path / "test"))
+    assert "note: there are no test images of light; nothing is measured on them" in said
+    assert not any("no validation images" in line for line in said)
+    assert metrics["test"]["n"] == 2
 
 
 def test_images_of_one_class_are_refused(place, tmp_path):

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import TINY_LM, heard, reviews, table, texts_of
+from transformers import ViTConfig, ViTForImageClassification
 
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier import build_classifier_learner
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_language_model_learner
 from ulmfit_pipe.stages.saved import groups_of, load_learner
 from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import TrainingOptions
 
 TRAIN, VALIDATION = table(reviews(24)), table(reviews(8, seed=7))
@@ -55,6 +58,19 @@ def test_a_language_model_comes_back_tied(tmp_path):
     assert loaded.model.lm_head.weight is loaded.model.model.embeddings.weight
     assert [group.name for group in loaded.layer_groups] == ["lstm0", "lstm1", "embeddings"]
     assert not any(loaded.freeze_map().values())
+
+
+def test_a_model_whose_files_keep_older_names_comes_back(learner, tmp_path):
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=10, image_size=4, patch_size=2
+    )
+    torch.manual_seed(0)
+    model = ViTForImageClassification(config)
+    saved = Learner(model, groups_of(model), learner.task, accelerator=learner.accelerator, say=str)
+    saved.save(tmp_path / "saved")
+    assert not set(load_file(tmp_path / "saved" / "model.safetensors")) <= set(model.state_dict())
+    loaded = load_learner(tmp_path / "saved", learner.task, say=str).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 def test_saving_and_loading_shows_no_bars(learner, tmp_path, capfd):

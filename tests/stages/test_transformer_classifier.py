@@ -17,7 +17,9 @@ from tiny_transformers import (
     decoder_tokenizer,
     encoder_tokenizer,
     save_bert,
+    save_fnet,
     save_gpt2,
+    save_granite,
     save_xlnet_classifier,
 )
 from transformers import (
@@ -29,7 +31,13 @@ from transformers import (
     ViTConfig,
 )
 
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_text_tokenizer, read_stage
+from ulmfit_pipe.stages.artifacts import (
+    ArtifactError,
+    load_config,
+    load_text_tokenizer,
+    model_identity,
+    read_stage,
+)
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.document_reading import Reading
 from ulmfit_pipe.stages.predict import Predictor
@@ -103,6 +111,36 @@ def test_the_encoder_starts_from_the_pretrained_weights_and_only_the_head_trains
     assert all(torch.equal(state[name], found[name]) for name in compared)
     assert parts.learner.names == GROUPS
     assert [group.name for group in parts.learner.layer_groups if not group.frozen] == ["head"]
+
+
+def test_a_pooler_that_the_weights_lack_starts_at_random_which_is_said(bert_copy):
+    said, context = heard()
+    build(bert_copy, context=context)
+    assert not [line for line in said if "pooler" in line]
+    weights = bert_copy / "model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if not name.startswith("pooler.")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    build(bert_copy, context=context)
+    line = f"the weights of {bert_copy} lack the pooler (bert.pooler.dense.bias): it starts at random, as the head does"
+    assert said.count(line) == 1
+
+
+def test_an_architecture_that_transformers_has_no_classifier_of_takes_concat_pooling(tmp_path):
+    folder = save_granite(tmp_path / "granite")
+    words = "granite is a 'granite' model, for which transformers has no classifier with a head of its own; set head"
+    with pytest.raises(ArtifactError, match=words):
+        build(folder)
+    settings = ClassifierSettings(epochs_per_phase=1, final_epochs=1, batch_size=8, head="concat-pooling")
+    fit(folder, tmp_path / "classifier", settings=settings)
+    assert [group["group"] for group in read_stage(tmp_path / "classifier")["groups"]] == [
+        "embeddings",
+        "block0",
+        "block1",
+        "head",
+    ]
+    predictor = Predictor.load(tmp_path / "classifier")
+    together, alone = predictor.predict([*TEXTS, "dull"]), predictor.predict(["dull"])
+    torch.testing.assert_close(scores_of(together[-1:]), scores_of(alone), atol=1e-5, rtol=0)
 
 
 def test_the_phases_are_the_presets_head_upper_half_all_with_a_rate_a_block(pretrained):
@@ -413,6 +451,23 @@ def test_a_learner_on_windows_finds_rates_shows_itself_and_comes_back(pretrained
     assert loaded.validate() == learner.validate()
 
 
+@pytest.mark.parametrize(("kind", "head"), [("bert", "own"), ("gpt2", "own"), ("distilbert", "concat-pooling")])
+def test_a_learner_that_was_saved_with_its_tokenizer_comes_back_and_predicts(pretrained, tmp_path, kind, head):
+    parts = build(pretrained[kind], batch_size=8, head=head)
+    learner = parts.learner
+    learner.freeze_to(-2)
+    learner.fit(1, 1e-2)
+    learner.save(tmp_path / "saved", add_files=parts.tokenizer.save_pretrained)
+    loaded = load_learner(tmp_path / "saved", learner.task, say=str)
+    first, second = learner.model.state_dict(), loaded.model.state_dict()
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert loaded.freeze_map() == learner.freeze_map()
+    assert loaded.names == GROUPS
+    scores = [Predictor([parts.network], parts.tokenizer).predict(TEXTS)]
+    scores.append(Predictor.load(tmp_path / "saved").predict(TEXTS))
+    torch.testing.assert_close(scores_of(scores[0]), scores_of(scores[1]), atol=1e-6, rtol=0)
+
+
 # Settings that mean nothing
 
 
@@ -469,6 +524,34 @@ def test_a_model_that_is_no_text_classifier_or_language_model_is_refused(tmp_pat
         build(tmp_path)
 
 
+def test_a_model_without_layers_to_thaw_is_refused(tmp_path):
+    folder = save_bert(tmp_path / "bert", num_hidden_layers=0)
+    with pytest.raises(
+        ValueError, match="BertForSequenceClassification has no list of blocks, so its layer groups can"
+    ):
+        build(folder)
+
+
+def test_an_architecture_that_mixes_padding_into_a_text_is_refused(tmp_path):
+    folder = save_fnet(tmp_path / "fnet")
+    with pytest.raises(
+        ArtifactError, match="fnet is a 'fnet' model, which mixes padding into a text: its scores would"
+    ):
+        build(folder)
+
+
+def test_a_hub_id_without_network_says_so_and_how_to_give_a_folder():
+    words = r"'google-bert/bert-base-uncased' is no folder here and could not be fetched from the hub \(HF_HUB_OFFLINE"
+    with pytest.raises(ArtifactError, match=words):
+        build("google-bert/bert-base-uncased")
+
+
+def test_the_files_of_a_tokenizer_are_part_of_what_tells_a_model_from_another(bert_copy, pretrained):
+    assert model_identity(bert_copy) == model_identity(pretrained["bert"])
+    (bert_copy / "tokenizer.json").write_text((bert_copy / "tokenizer.json").read_text().replace("dull", "drab"))
+    assert model_identity(bert_copy) != model_identity(pretrained["bert"])
+
+
 def test_a_folder_without_a_tokenizer_is_refused(bert_copy):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bert_copy / name).unlink()
@@ -507,6 +590,17 @@ def test_a_vocabulary_in_another_order_is_refused_where_a_classifier_was_trained
     with pytest.raises(
         ArtifactError, match="does not belong to the model: it has as many tokens, but others or in anot"
     ):
+        Predictor.load(folder)
+
+
+def test_two_classifiers_of_other_vocabularies_are_not_averaged(trained, tmp_path):
+    folder = shutil.copytree(trained["bert"], tmp_path / "copy")
+    shutil.copytree(trained["bert"], folder / "backward")
+    assert len(Predictor.load(folder).models) == 2
+    config = json.loads((folder / "backward/config.json").read_text())
+    config["ulmfit_pipe"]["vocabulary"] = "0" * 64
+    (folder / "backward/config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="backward was trained with another vocabulary than the classifier it is"):
         Predictor.load(folder)
 
 

@@ -311,6 +311,17 @@ def test_an_untied_head_stays_untied(tmp_path):
     assert torch.equal(model.lm_head.weight, load_file(folder / "model.safetensors")["lm_head.weight"])
 
 
+def test_the_end_of_a_text_learns_also_where_it_stands_for_padding(tmp_path):
+    folder = save_llama(tmp_path / "llama", tie_word_embeddings=False)
+    parts, said = build(folder, block_size=24, batch_size=4)
+    assert [line for line in said if "its end-of-text token '<|endoftext|>' takes that place" in line]
+    parts.learner.unfreeze()
+    task, model, end = parts.learner.task, parts.learner.model, parts.tokenizer.eos_token_id
+    batch = next(batch for batch in task.train_batches if end in batch["input_ids"])
+    task.objective(model, batch, None).loss_sum.backward()
+    assert model.get_input_embeddings().weight.grad[end].any()
+
+
 def test_a_classifiers_encoder_can_go_on_as_a_language_model(trained, tmp_path):
     name, folder, _, _ = trained
     classifier, tokenizer = load_as_classifier(
@@ -514,6 +525,9 @@ def test_frozen_epochs_without_a_frozen_phase_are_refused(folders, plan):
     [
         ("bptt", 70, "nothing is carried from window to window; set block_size"),
         ("variable_bptt", True, "nothing is carried from window to window; leave it out"),
+        ("alpha", 2.0, "AR and TAR are penalties on a recurrent network's states; leave it out"),
+        ("alpha", 0.0, "AR and TAR are penalties on a recurrent network's states; leave it out"),
+        ("beta", 1.0, "AR and TAR are penalties on a recurrent network's states; leave it out"),
         ("drop_mult", 0.5, "its dropouts are its own; leave it out, or change them in its config.json"),
         ("tokenizer_of", "other", "it has a tokenizer of its own; leave it out"),
         ("vocab_size", 500, "it keeps its vocabulary; leave it out"),

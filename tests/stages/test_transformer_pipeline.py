@@ -5,14 +5,17 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import reviews, write_csv
+from tiny_runs import heard, reviews, write_csv
 from tiny_transformers import save_bert, save_gpt2
 
 from ulmfit_pipe import TextPipeline
+from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.stages.ablation import AblationSettings, run_ablation
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.jobs import ClassifierJob, LearningRateJob, find_learning_rate, run_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings
+from ulmfit_pipe.stages.low_shot import LowShotSettings, run_low_shot
 from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
 from ulmfit_pipe.stages.run_context import RunContext
 
@@ -70,7 +73,7 @@ def test_text_pipeline_takes_a_folder_of_transformers_and_keeps_their_bars_off_t
     tables, tmp_path, bert, capfd
 ):
     pipe = TextPipeline(bert)
-    settings = {"fine_tune_language_model": False, "classifier": CLASSIFIER, "progress": False}
+    settings = {**SMALL, "progress": False}
     metrics = pipe.fit(tables / "train.csv", output_dir=tmp_path / "run", **settings)
     assert capfd.readouterr().err == ""
     (row,) = pipe.predict(["a warm and funny film"])
@@ -93,6 +96,59 @@ def test_a_preset_of_transformers_with_an_awd_lstm_is_refused_before_anything_is
     with pytest.raises(ValueError, match="preset 'transformer' has no dropouts and windows for an AWD-LSTM"):
         run_pipeline(settings, context=None)
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_in_test_that_training_lacks_are_refused_before_anything_is_trained(tables, tmp_path, bert):
+    test = write_csv(tmp_path / "test.csv", [*reviews(3), ("a fine film", "godo")])
+    settings = settings_for(tables, tmp_path / "run", bert, test_file=str(test))
+    with pytest.raises(TableError, match=r"test.csv, row 4 .*: the label 'godo' is not among those that training"):
+        run_pipeline(settings, context=RunContext(say=str))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ways_to_thaw_a_transformer_are_compared_at_equal_budgets(tables, tmp_path, bert):
+    shared = ClassifierSettings(
+        plan="gradual", lr=1e-3, epochs_per_phase=1, final_epochs=1, batch_size=8, block_groups=1
+    )
+    settings = AblationSettings(
+        train_file=[str(tables / "train.csv")],
+        test_file=str(tables / "test.csv"),
+        output_dir=str(tmp_path / "ablation"),
+        model=str(bert),
+        variants=["head", "gradual-discriminative-slanted"],
+        size=16,
+        seeds=1,
+        development_rows=0,
+        classifier=shared,
+    )
+    results = run_ablation(settings, context=heard()[1])
+    assert [cell["epochs"] for cell in results["cells"]] == [3, 3]
+    assert "last 1 (1), last 2 (1), all (1)" in results["table"]
+
+
+def test_few_labels_on_a_transformer_with_and_without_its_language_model_and_from_scratch(tables, tmp_path, bert):
+    settings = LowShotSettings(
+        train_file=[str(tables / "train.csv")],
+        test_file=str(tables / "test.csv"),
+        output_dir=str(tmp_path / "grid"),
+        model=str(bert),
+        methods=["scratch", "pretrained", "ulmfit"],
+        sizes=[16],
+        seeds=[1],
+        development_rows=0,
+        test_rows=8,
+        language_model_text="training",
+        scratch_factors=[1.0],
+        language_model=LanguageModelSettings(epochs=1, batch_size=4),
+        classifier=ClassifierSettings(plan="gradual", epochs_per_phase=1, final_epochs=1, block_groups=1),
+    )
+    results = run_low_shot(settings, context=heard()[1])
+    assert {cell["cell"]["method"]: cell["epochs"] for cell in results["cells"]} == {
+        "scratch": 3,
+        "pretrained": 3,
+        "ulmfit": 3,
+    }
+    assert read_stage(tmp_path / "grid/language_model")["identity"]["preset"] == "transformer"
 
 
 def test_the_jobs_of_one_stage_take_transformers_too(tables, tmp_path, bert):

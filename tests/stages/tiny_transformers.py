@@ -11,8 +11,12 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    FNetConfig,
+    FNetModel,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     PreTrainedTokenizerFast,
     XLNetConfig,
     XLNetForSequenceClassification,
@@ -75,6 +79,22 @@ def save_gpt2(folder: Path, *, seed: int = 0) -> Path:
     return _save(
         folder, GPT2LMHeadModel, GPT2Config(vocab_size=len(tokenizer), **sizes, **ends, **WIDE), tokenizer, seed=seed
     )
+
+
+def save_granite(folder: Path) -> Path:
+    """Write a Granite language model of two blocks: transformers has no classifier of this architecture."""
+    sizes = {**SIZES, "num_hidden_layers": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    tokenizer = decoder_tokenizer()
+    config = GraniteConfig(vocab_size=len(tokenizer), **sizes, **ends, **WIDE)
+    return _save(folder, GraniteForCausalLM, config, tokenizer, seed=0)
+
+
+def save_fnet(folder: Path) -> Path:
+    """Write an FNet encoder, whose Fourier transforms take no attention mask."""
+    tokenizer = encoder_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 20, "max_position_embeddings": 64}
+    return _save(folder, FNetModel, FNetConfig(vocab_size=len(tokenizer), **sizes, **WIDE), tokenizer, seed=0)
 
 
 def save_xlnet_classifier(folder: Path) -> Path:

@@ -156,6 +156,18 @@ class OtherRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(3))
 
 
+class LayerNormWithActivation(OtherRMSNorm):
+    def __init__(self):
+        super().__init__()
+        self.activation = nn.Sequential(nn.ReLU(), nn.Identity())
+
+
+class NormedScale(OtherRMSNorm):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.ReLU(), nn.PReLU())
+
+
 @pytest.mark.parametrize(
     ("module", "norm"),
     [
@@ -165,6 +177,8 @@ class OtherRMSNorm(nn.Module):
         (nn.LayerNorm((2, 3)), True),
         (nn.RMSNorm(2), True),
         (OtherRMSNorm(), True),
+        (LayerNormWithActivation(), True),
+        (NormedScale(), False),
         (PreLayerNormAttention(), False),
         (nn.Linear(2, 2), False),
     ],

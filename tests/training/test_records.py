@@ -9,6 +9,8 @@ from ulmfit_pipe.training.records import TrainingOptions
     [
         ({"accumulation_steps": 0}, "accumulation_steps must be 1 or more, got 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be positive or None, got 0.0"),
+        ({"cache_memory_gib": -1.0}, "cache_memory_gib must be 0 or more, got -1.0; 0 keeps all on disk"),
+        ({"cache_memory_gib": float("nan")}, "cache_memory_gib must be 0 or more, got nan"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be positive or None, got nan"),
     ],
 )

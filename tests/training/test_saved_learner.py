@@ -59,6 +59,40 @@ def test_a_models_own_save_pretrained_and_further_files_go_into_the_folder(tmp_p
     assert sorted(files_of(tmp_path / "run")) == ["config.json", "learner.json", "model.safetensors", "vocab.txt"]
 
 
+def save_nothing(model, folder):
+    (folder / "adapter.json").write_text("{}")
+
+
+def save_the_head_only(model, folder):
+    head = {name: value for name, value in model.state_dict().items() if name.startswith("head")}
+    checkpoint.save_tensors(folder / "model.safetensors", head)
+
+
+def save_under_older_names(model, folder):
+    renamed = {f"old.{name}": value for name, value in saved_learner.untied_state(model).items()}
+    checkpoint.save_tensors(folder / "model.safetensors", renamed)
+
+
+@pytest.mark.parametrize("save_pretrained", [save_nothing, save_the_head_only, save_under_older_names])
+def test_what_a_models_own_save_leaves_out_or_renames_is_kept_beside_it(tmp_path, save_pretrained):
+    class Own(ToyLanguageModel):
+        pass
+
+    Own.save_pretrained = save_pretrained
+    torch.manual_seed(0)
+    model, other = Own(), Own()
+    save(tmp_path / "run", model, lm_groups_of(model))
+    saved_learner.load(tmp_path / "run", other, lm_groups_of(other))
+    assert same(weights_of(model), weights_of(other)) == list(weights_of(model))
+    kept = checkpoint.load_tensors(tmp_path / "run" / "learner.safetensors")
+    assert "lm_head.weight" not in kept  # tied
+    Own.save_pretrained = lambda self, folder: checkpoint.save_tensors(
+        folder / "model.safetensors", saved_learner.untied_state(self)
+    )
+    save(tmp_path / "run", model, lm_groups_of(model))
+    assert sorted(files_of(tmp_path / "run")) == ["learner.json", "model.safetensors"]
+
+
 def test_a_folder_with_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from two_process_runs import ORDERS, everything
 
 pytestmark = pytest.mark.two_process
-COMPARED = ["gradual", "gradual, accumulated", "language model"]
+COMPARED = ["gradual", "gradual, accumulated", "language model", "cached prefix", "no cached prefix"]
 COMPARED += [f"{name}, find_unused {find_unused}" for name in ORDERS for find_unused in (False, True)]
 
 
@@ -58,6 +58,18 @@ def test_two_processes_take_the_steps_of_one(one, two, name):
             assert mine == pytest.approx(theirs, abs=1e-9)
         for key, value in single["weights"].items():
             assert torch.allclose(many["weights"][key], value, rtol=0, atol=1e-9), key
+
+
+def test_a_cached_prefix_leads_where_training_without_it_leads(one, two):
+    for result in (one, *two):
+        cached, plain = result["cached prefix"], result["no cached prefix"]
+        assert cached["losses"] == pytest.approx(plain["losses"], abs=1e-9)
+        for key, value in plain["weights"].items():
+            assert torch.allclose(cached["weights"][key], value, rtol=0, atol=1e-9), key
+        assert "rows were kept" in cached["said"][-1] and plain["said"] == []
+    assert "18 rows were kept" in one["cached prefix"]["said"][-1]
+    both = [int(result["cached prefix"]["said"][-1].split()[1]) for result in two]
+    assert all(4 + 5 <= kept <= 18 for kept in both)  # what it met itself, and no more than there is
 
 
 def test_the_phases_did_train(one):

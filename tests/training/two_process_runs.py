@@ -6,6 +6,7 @@ test_several_processes.py.
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -114,6 +115,24 @@ def batch_norm(accelerator: Accelerator) -> dict[str, Any]:
     return {"weights": weights_of(model), "metrics": [record.metrics for record in history.epochs]}
 
 
+def cached_prefix(accelerator: Accelerator, *, cache: bool) -> dict[str, Any]:
+    """Rows move between processes from epoch to epoch, so each process meets some late."""
+    model = new_model().double()
+    task = new_task(11, valid=7, **shares(accelerator))
+    task.train_batches.fixed_rows = task.valid_batches.fixed_rows = True
+    said: list[str] = []
+    epochs, steps = fit(
+        model,
+        groups_of(model),
+        new_phase(2, 3, epochs=4),
+        task,
+        accelerator=accelerator,
+        options=TrainingOptions(cache_frozen=cache),
+        say=said.append,
+    )
+    return {**result_of(model, SimpleNamespace(epochs=epochs, steps=steps)), "said": said}
+
+
 def refusals(accelerator: Accelerator, folder: Path) -> dict[str, str]:
     """Errors that every process must raise, lest the others wait for ever."""
     found = {}
@@ -164,6 +183,8 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         "language model": language_model(accelerator),
         "sweep": sweep(accelerator),
         "batch norm": batch_norm(accelerator),
+        "cached prefix": cached_prefix(accelerator, cache=True),
+        "no cached prefix": cached_prefix(accelerator, cache=False),
         "refusals": refusals(accelerator, folder),
     }
     for name, trained in ORDERS.items():

@@ -134,7 +134,7 @@ def inspect_backbone(backbone: Any, *, channels: int, height: int, width: int) -
     channels_last = hidden.ndim == 4 and _has_channels_last(backbone, hidden, getattr(output, "pooler_output", None))
     return BackboneFacts(
         feature_size=hidden.shape[1] if hidden.ndim == 4 and not channels_last else hidden.shape[-1],
-        prefix_tokens=_count_prefix_tokens(backbone) if hidden.ndim == 3 else 0,
+        prefix_tokens=count_prefix_tokens(backbone) if hidden.ndim == 3 else 0,
         channels_last=channels_last,
         unused=_outermost_unused(
             backbone, {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
@@ -175,7 +175,8 @@ def _has_channels_last(backbone: Any, hidden: Tensor, pooled: Tensor | None) -> 
     return pooled.shape[1] == hidden.shape[-1]
 
 
-def _count_prefix_tokens(backbone: nn.Module) -> int:
+def count_prefix_tokens(backbone: nn.Module) -> int:
+    """Count the tokens that stand for no place of the image, by the names of their parameters."""
     found = [parameter for name, parameter in backbone.named_parameters() if name.rpartition(".")[2] in PREFIX_TOKENS]
     return sum(parameter.shape[-2] if parameter.ndim > 1 else 1 for parameter in found)
 

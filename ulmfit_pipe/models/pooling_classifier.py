@@ -79,7 +79,7 @@ class PoolingForSequenceClassification(PreTrainedModel):
         self.backbone = AutoModel.from_config(encoder, **backbone_options(encoder))
         self.pooling = ConcatPooling()
         self.classifier = PoolingClassifierHead(
-            3 * encoder.hidden_size,
+            3 * output_width(encoder),
             config.head_hidden_size,
             config.num_labels or 2,
             dropout=config.head_dropout,
@@ -129,6 +129,12 @@ class PoolingForSequenceClassification(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize_head(module)  # the backbone initializes itself
+
+
+def output_width(config: Any) -> int:
+    """Return the width of a backbone's last hidden state, which OPT projects to that of its embeddings."""
+    text_config = config.get_text_config()
+    return getattr(text_config, "word_embed_proj_dim", text_config.hidden_size)
 
 
 def backbone_options(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures from plain lists and dictionaries: learning-rate finder, schedule, history, weight change, label curves.
+"""Pictures from plain lists and dictionaries: learning-rate finder, schedule, history, label curves.
 
 Every function returns a matplotlib `Figure` and saves a PNG where `path` is given. Figures are built by matplotlib's
 object interface: no window, no global state, safe on servers and in threads.
@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 WIDTH = 8.0  # inches
 DOTS_PER_INCH = 150
@@ -47,7 +47,7 @@ def plot_lr_find(
     """
     points = _finite_points(lrs, losses, what="learning rates")
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    figure, axes = _figure(height=4.2)
+    figure, axes = new_figure(height=4.2)
     axes.plot(xs, ys, color=BLUE, linewidth=1.8, zorder=2)
     axes.set_xscale("log")
     for index, (name, lr) in enumerate(suggestions.items()):
@@ -68,7 +68,7 @@ def plot_lr_find(
     axes.set(xlabel="learning rate", ylabel="loss (smoothed)", title="Learning-rate finder")
     if suggestions:
         axes.legend(loc="best", framealpha=0.9, edgecolor="white")
-    return _finished(figure, path)
+    return finish_figure(figure, path)
 
 
 def plot_schedule(
@@ -93,7 +93,7 @@ def plot_schedule(
         raise ValueError(
             f"a schedule's picture needs one rate a step for every group and one above 0, got steps {sorted(lengths)}"
         )
-    figure, axes = _figure(height=4.2)
+    figure, axes = new_figure(height=4.2)
     for color, (name, values) in zip(_ordered_colors(len(rates)), rates.items(), strict=True):
         drawn = [value if value > 0 else math.nan for value in values]
         axes.plot(drawn, color=color, linewidth=1.8, marker="." if len(drawn) < 40 else None, label=name)
@@ -108,7 +108,7 @@ def plot_schedule(
         bbox_to_anchor=(1.0, 0.5),
         title="head on top" if len(rates) > 1 else None,
     )
-    return _finished(figure, path)
+    return finish_figure(figure, path)
 
 
 def plot_history(records: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) -> Figure:
@@ -143,37 +143,13 @@ def plot_history(records: Sequence[Mapping[str, Any]], *, path: str | Path | Non
         _line(panels[1], epochs, values, label, MARKED[index % len(MARKED)], marker)
         panels[1].set(title="Validation scores")
     for axes in panels:
-        _styled(axes)
+        style_axes(axes)
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, len(records) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _mark_phases(axes, _phase_starts(records))
         axes.legend(framealpha=0.9, edgecolor="white")
-    return _finished(figure, path)
-
-
-def plot_weight_change(changes: Mapping[str, float], *, path: str | Path | None = None) -> Figure:
-    """Draw how far each layer group moved from where it started, as bars.
-
-    Args:
-        changes: Group name, input side first, to `norm(after - before) / norm(before)`; 0 for one that was frozen.
-        path: Where to save a PNG, or None.
-
-    Raises:
-        ValueError: There is no group, or a change is negative or not finite.
-    """
-    if not changes or not all(math.isfinite(value) and value >= 0 for value in changes.values()):
-        raise ValueError(f"weight changes must be finite and at least 0, got {dict(changes)!r}")
-    figure, axes = _figure(height=1.3 + 0.42 * len(changes))
-    top = max(changes.values()) or 1.0
-    bars = axes.barh(list(changes), list(changes.values()), color=BLUE, height=0.62)
-    texts = [f"{100 * value:.3g}%" if value else "unchanged" for value in changes.values()]
-    axes.bar_label(bars, labels=texts, padding=4, color=INK, fontsize=9)
-    axes.set_xlim(0, 1.16 * top)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(False, axis="y")
-    axes.set(xlabel="relative change of the weights", title="What training changed (input at the bottom)")
-    return _finished(figure, path)
+    return finish_figure(figure, path)
 
 
 def plot_label_curves(
@@ -198,7 +174,7 @@ def plot_label_curves(
     )
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        _styled(axes)
+        style_axes(axes)
         ends: dict[str, tuple[float, str]] = {}
         for name, points in curves.items():
             place = names.index(name)
@@ -216,14 +192,20 @@ def plot_label_curves(
         axes.set(xlabel="labelled training rows (log scale)", ylabel="test error, %", title=title)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.06)
-        _name_ends(axes, ends)
-    return _finished(figure, path)
+        name_ends(axes, ends)
+    return finish_figure(figure, path)
 
 
-def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write each line's name right of the axes, at the height where the line ends, names kept apart."""
+def name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
+    """Write each line's name right of the axes, at the height where the line ends, names kept apart.
+
+    Args:
+        axes: The axes, with their limits set.
+        ends: Name -> height and colour.
+    """
+    low, high = axes.get_ylim()
     ordered = sorted(ends.items(), key=lambda item: item[1])
-    heights = _kept_apart([end for _, (end, _) in ordered], gap=LABEL_GAP * axes.get_ylim()[1])
+    heights = _kept_apart([end for _, (end, _) in ordered], gap=LABEL_GAP * (high - low))
     for (name, (_, color)), height in zip(ordered, heights, strict=True):
         place = (1.02, height)
         axes.annotate(
@@ -248,14 +230,16 @@ def _middle(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _figure(*, height: float) -> tuple[Figure, Axes]:
+def new_figure(*, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of the width that all have, and its axes."""
     figure = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
-    _styled(axes)
+    style_axes(axes)
     return figure, axes
 
 
-def _styled(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
+    """Give axes the looks of all pictures: a light grid below the data, no frame."""
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -327,7 +311,8 @@ def _short(lr: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def _finished(figure: Figure, path: str | Path | None) -> Figure:
+def finish_figure(figure: Figure, path: str | Path | None) -> Figure:
+    """Make titles bold, and save the figure as PNG where a path is given."""
     for axes in figure.axes:
         axes.title.set_fontweight("bold")
     if path is not None:

@@ -82,7 +82,9 @@ def model_identity(name: str | Path | None) -> str | None:
     if not folder.is_dir():
         return str(name)
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / BACKEND_FILE]):
+    ours = (folder / BACKEND_FILE).is_file()
+    tokenizer = [BACKEND_FILE] if ours else [*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json"]
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", *(folder / name for name in tokenizer)]):
         if file.is_file():
             with file.open("rb") as content:
                 digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())

@@ -7,26 +7,23 @@ Source: Howard & Ruder 2018, section 3.3.
 """
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of, save_stage
 from ulmfit_pipe.stages.classifier_network import load_as_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.classifier_task import build_classifier_task
 from ulmfit_pipe.stages.document_reading import (
-    Reading,
-    describe_long,
     reading_for,
+    refuse_leaking_padding,
     remember_reading,
     set_thresholds,
 )
@@ -38,14 +35,11 @@ from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, choose_thresholds
-from ulmfit_pipe.training.objectives import ClassificationObjective
-from ulmfit_pipe.training.records import Batches, Phase, Task
+from ulmfit_pipe.training.metrics import choose_thresholds
+from ulmfit_pipe.training.records import Phase
 
-EVALUATION_TOKENS = 16_384  # tokens of an evaluation batch, padding included: memory, not result
 SINGLE_LABEL_METRICS = ("accuracy", "macro_f1", "loss")  # the first chooses the best epoch by default
 MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "mean_average_precision", "loss")
-STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
 
 
 @dataclass(frozen=True)
@@ -280,8 +274,8 @@ def build_classifier_learner(
 
     Raises:
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
-        ValueError: The best epoch is to be kept, and there is nothing to judge it by; or a setting has no meaning for
-            the model.
+        ValueError: The best epoch is to be kept, and there is nothing to judge it by; a setting has no meaning for
+            the model; or the model has no two layer groups to thaw one after the other.
     """
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
@@ -292,31 +286,13 @@ def build_classifier_learner(
     network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)
     reading = reading_for(settings, network, tokenizer, model=model)
     remember_reading(reading, network, tokenizer)
-    batches = _batches(
-        train,
-        validation,
-        network,
-        tokenizer,
-        reading,
-        settings,
-        context,
-        num_labels=len(names) if multi_label else None,
+    reader = reading.wrap(network)
+    groups = groups_of(reader, max_blocks=settings.block_groups)
+    if network.config.model_type != AWD_LSTM:
+        refuse_leaking_padding(network, tokenizer, reading, model=model)
+    task = build_classifier_task(
+        train, validation, network=network, tokenizer=tokenizer, reading=reading, settings=settings, context=context
     )
-    objective = ClassificationObjective(
-        class_weights=_class_weights(train, len(names)) if settings.class_weights == "balanced" else None,
-        label_smoothing=settings.label_smoothing,
-        multi_label=multi_label,
-        alpha=recipe.alpha,
-        beta=recipe.beta,
-    )
-    task = Task(
-        train_batches=batches[0],
-        objective=objective,
-        valid_batches=batches[1],
-        new_metric=lambda: MultiLabelMetric(len(names)) if multi_label else ClassificationMetric(len(names)),
-    )
-    network = reading.wrap(network)
-    groups = groups_of(network, max_blocks=settings.block_groups)
     options = context.options(
         recipe.classifier_optimizer,
         accumulation_steps=settings.accumulation_steps,
@@ -325,7 +301,7 @@ def build_classifier_learner(
         train_norm=False if settings.frozen_dropout == "off" else settings.train_norm,
     )
     learner = Learner(
-        network,
+        reader,
         groups,
         task,
         options=options,
@@ -336,48 +312,3 @@ def build_classifier_learner(
     )
     phases = classifier_phases(len(groups), settings, context.recipe, rows=len(train))
     return ClassifierParts(learner, tokenizer, phases, names, multi_label)
-
-
-def _batches(
-    train: Dataset,
-    validation: Dataset | None,
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    reading: Reading,
-    settings: ClassifierSettings,
-    context: RunContext,
-    *,
-    num_labels: int | None,
-) -> tuple[Batches, Batches | None]:
-    wanted = settings.batch_size or max(8, min(context.recipe.batch_size, len(train) // STEPS_PER_EPOCH))
-    ways: dict[str, dict[str, Any]] = {
-        "training texts": {
-            "batch_size": wanted,
-            "max_tokens": settings.max_tokens,
-            "shuffle": True,
-            "seed": context.seed,
-        },
-        "validation texts": {"batch_size": 256, "max_tokens": EVALUATION_TOKENS, "shuffle": False},
-    }
-    found: list[Batches] = []
-    for (what, numbers), dataset in zip(ways.items(), (train, validation), strict=True):
-        if dataset is None:
-            continue
-        encoded = tokenize_dataset(dataset.select_columns(["text", "label"]), tokenizer, num_proc=settings.num_workers)
-        batches = reading.batches(
-            encoded, tokenizer=tokenizer, config=network.config, num_labels=num_labels, **numbers, **context.shares()
-        )
-        if network.config.model_type != AWD_LSTM:
-            for line in describe_long(batches, reading, what=what):
-                context.tell(line)
-        found.append(batches)
-    return found[0], (found[1] if len(found) > 1 else None)
-
-
-def _class_weights(train: Dataset, num_labels: int) -> Tensor:
-    """Weigh each class by n / (classes * count), scikit-learn's ``balanced``; for multi-label by presence."""
-    counts: Counter[int] = Counter()
-    for label in train["label"]:
-        counts.update(label if isinstance(label, list) else [label])
-    total = sum(counts.values())
-    return torch.tensor([total / (num_labels * max(counts[index], 1)) for index in range(num_labels)])

@@ -8,7 +8,8 @@ from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
 from ulmfit_pipe.stages.awd_lstm_classifier import build_awd_lstm_classifier
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.transformer_classifier import build_transformer_classifier
+from ulmfit_pipe.stages.saved import groups_of
+from ulmfit_pipe.stages.transformer_classifier import build_transformer_classifier, empty_transformer_classifier
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.classifier import ClassifierSettings
@@ -42,6 +43,23 @@ def load_as_classifier(
     if config.model_type == AWD_LSTM:
         return build_awd_lstm_classifier(model, config, labels, settings, context)
     return build_transformer_classifier(model, config, labels, settings, context, is_classifier=is_classifier)
+
+
+def count_layer_groups(model: str, settings: "ClassifierSettings") -> int:
+    """Return how many layer groups a model has as a classifier, without its weights.
+
+    Args:
+        model: As in `load_as_classifier`.
+        settings: Numbers of the stage.
+
+    Raises:
+        ArtifactError: The model cannot classify texts.
+        ValueError: Its layer groups cannot be told.
+    """
+    config = load_config(model)
+    if config.model_type == AWD_LSTM:
+        return config.num_hidden_layers + 2  # embeddings, the LSTM layers, the head
+    return len(groups_of(empty_transformer_classifier(model, config, settings), max_blocks=settings.block_groups))
 
 
 def _check_labels(model: str, config: Any, names: list[str], *, multi_label: bool) -> None:

@@ -160,7 +160,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         f"{len(target):,} paragraphs of {', '.join(TARGET_LIBRARIES)} to classify (their own names are masked)"
     )
     rest, test = split_by_source(target, fraction=TEST_FRACTION, seed=settings.seed)
-    test = some_rows(_long(test), MOST_TEST_ROWS, seed=settings.seed)
+    test = some_rows(long_paragraphs(test), MOST_TEST_ROWS, seed=settings.seed)
     general_lm = str(settings.model)
     if size.pretraining is not None:
         general_lm = str(_pretrain(size.pretraining, context, output, seconds))
@@ -190,7 +190,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     return metrics
 
 
-def _long(table: Dataset) -> Dataset:
+def long_paragraphs(table: Dataset) -> Dataset:
     """Return the paragraphs that are long enough to say where they come from."""
     return table.select([row for row, text in enumerate(table["text"]) if len(text.split()) >= MIN_WORDS])
 
@@ -238,7 +238,7 @@ def _fine_tune(
 
 def _labelled(rest: Dataset, test: Dataset, labels_per_class: int, seed: int) -> DemoTables:
     """Choose the labelled rows of one seed: validation from other source files than training."""
-    for_train, for_validation = split_by_source(_long(rest), fraction=0.3, seed=seed)
+    for_train, for_validation = split_by_source(long_paragraphs(rest), fraction=0.3, seed=seed)
     return DemoTables(
         train=_per_class(for_train, labels_per_class, seed),
         validation=_per_class(for_validation, VALIDATION_LABELS, seed),

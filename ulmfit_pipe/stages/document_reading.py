@@ -11,13 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.backbone_batches import BackboneBatches, Windows
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
-from ulmfit_pipe.data.pretrained_tokenizers import SpecialTokens, longest_text, special_tokens_of
+from ulmfit_pipe.data.pretrained_tokenizers import (
+    PROBE,
+    SpecialTokens,
+    encode_documents,
+    longest_text,
+    special_tokens_of,
+)
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification, longest_input
+from ulmfit_pipe.stages.model_names import ArtifactError
 from ulmfit_pipe.stages.presets import AWD_LSTM
 
 if TYPE_CHECKING:
@@ -26,6 +35,8 @@ if TYPE_CHECKING:
 NOTES = "ulmfit_pipe"  # entry of a transformer's config.json that holds what is ours
 HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
 OVERLAP_SHARE = 1 / 8  # of a window, shared with its neighbour; ours
+ROUNDING = 1e-5  # a text's logits may differ by so much in another batch: rounding, in float32
+LEAK_SHARE = 0.01  # of the difference between two texts' logits; rounding stays far below it
 
 LongDocuments = Literal["truncate", "head-tail", "windows"]
 
@@ -161,6 +172,40 @@ def _longest(network: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
 def pads_left(config: Any) -> bool:
     """Whether padding comes first: XLNet's own head reads the last position, whatever stands there."""
     return config.model_type == "xlnet"
+
+
+def refuse_leaking_padding(network: Any, tokenizer: PreTrainedTokenizerBase, reading: Reading, *, model: str) -> None:
+    """Raise if a transformer's logits of a text depend on the texts that it shares a batch with.
+
+    Args:
+        network: The classifier.
+        tokenizer: Its tokenizer.
+        reading: How it reads documents.
+        model: What the user calls it, for messages.
+
+    Raises:
+        ArtifactError: Padding that a longer neighbour brings changes the logits: the architecture takes no mask.
+    """
+    short, long = encode_documents(tokenizer, [PROBE, " ".join([PROBE] * 4)])
+    was_training = network.training
+    network.eval()
+
+    def logits_of(*documents: list[int]) -> Tensor:
+        (batch,) = reading.batches(
+            documents, tokenizer=tokenizer, config=network.config, batch_size=len(documents), shuffle=False
+        )
+        row = batch.pop("row")
+        with torch.no_grad():
+            return reading.wrap(network)(**batch).logits[row.argsort()]  # (documents, num_labels)
+
+    together, alone = logits_of(short, long), logits_of(short)[0]
+    network.train(was_training)
+    moved, apart = (float((together[row] - alone).abs().max()) for row in (0, 1))
+    if moved > max(ROUNDING, LEAK_SHARE * apart):
+        raise ArtifactError(
+            f"{model} is a {network.config.get_text_config().model_type!r} model, which mixes padding into a text: its "
+            "scores would depend on the other texts of a batch; take a model that leaves padding out (BERT, GPT-2, ...)"
+        )
 
 
 # ---- what is ours in a configuration

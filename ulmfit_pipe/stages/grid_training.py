@@ -22,8 +22,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
-from ulmfit_pipe.stages.artifacts import load_config, model_type_of, read_stage
+from ulmfit_pipe.stages.artifacts import model_type_of, read_stage
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
+from ulmfit_pipe.stages.classifier_network import count_layer_groups
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
 from ulmfit_pipe.stages.finished import digest_of
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, short_digest
@@ -197,10 +198,8 @@ def chosen_rate(
 
 def phases_of(model: str, settings: ClassifierSettings, context: RunContext, *, rows: int) -> list[Phase]:
     """Return the phases that a classifier on this model would train in."""
-    config = load_config(model)
-    layers = config.num_hidden_layers
-    groups = min(settings.block_groups or layers, layers) + 2  # embeddings, the layers or bundles of them, the head
-    return classifier_phases(groups, settings, context.for_model(config.model_type).recipe, rows=rows)
+    recipe = context.for_model(model_type_of(model)).recipe
+    return classifier_phases(count_layer_groups(model, settings), settings, recipe, rows=rows)
 
 
 def total_epochs(phases: Sequence[Phase]) -> int:

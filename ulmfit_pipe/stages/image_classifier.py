@@ -167,43 +167,22 @@ def train_image_classifier(
     """
     settings, context = settings or ImageClassifierSettings(), _image_context(context)
     scans = [_scanned(part, settings, context) for part in (train, validation)]
-    identity = {
-        **context.identity(settings, model=None, data=_digest(scans)),
-        "model": model_identity(model),
-        "custom_head": None if custom_head is None else str(custom_head),
-        "layer_groups": None if layer_groups is None else [dataclasses.asdict(group) for group in layer_groups],
-    }
+    given: dict[str, Any] = {"model": model, "custom_head": custom_head, "layer_groups": layer_groups}
+    identity = {**context.identity(settings, model=None, data=_digest(scans)), **_identity_of(**given)}
     done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell)
     if done is not None:
         return done
     started = time.perf_counter()
     context.start()
-    parts = build_image_learner(
-        scans[0],
-        scans[1],
-        model=model,
-        settings=settings,
-        context=context,
-        custom_head=custom_head,
-        layer_groups=layer_groups,
-    )
+    parts = build_image_learner(*scans, settings=settings, context=context, **given)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     if not history.steps:
         raise ValueError(
             f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more "
             "seconds, or leave max_seconds out"
         )
-    network: Any = parts.learner.model
-    metrics: dict[str, float] = {}
-    if scans[1] is not None:
-        predictor = ImagePredictor(network, parts.pixels, accelerator=context.accelerator)
-        metrics = predictor.score(scans[1].table)
+    metrics = {} if scans[1] is None else _predictor(parts, context).score(scans[1].table)
     seconds = time.perf_counter() - started
-
-    def write(folder: Path) -> None:
-        network.save_pretrained(folder)
-        parts.pixels.processor.save_pretrained(folder)
-
     record = {
         "identity": identity,
         "model": None if model is None else str(model),
@@ -213,12 +192,37 @@ def train_image_classifier(
         "skipped_images": [problem for scan in scans if scan is not None for problem in scan.skipped],
         **training_record(parts.learner, parts.phases, history),
     }
-    if context.accelerator.is_main_process:
-        save_stage(output_dir, stage=STAGE, record=record, write=write)
-    context.accelerator.wait_for_everyone()
+    _save(output_dir, parts, record, context)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     context.tell(f"image classifier saved in {output_dir}: {shown or 'not validated'}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _identity_of(
+    *, model: str | None, custom_head: nn.Module | None, layer_groups: Sequence[LayerGroupSpec] | None
+) -> dict[str, Any]:
+    """Return what is known of the arguments that a result depends on, as far as JSON can hold it."""
+    return {
+        "model": model_identity(model),
+        "custom_head": None if custom_head is None else str(custom_head),
+        "layer_groups": None if layer_groups is None else [dataclasses.asdict(group) for group in layer_groups],
+    }
+
+
+def _predictor(parts: ImageParts, context: RunContext) -> ImagePredictor:
+    return ImagePredictor(parts.learner.model, parts.pixels, accelerator=context.accelerator)
+
+
+def _save(output_dir: Path | str, parts: ImageParts, record: dict[str, Any], context: RunContext) -> None:
+    network: Any = parts.learner.model
+
+    def write(folder: Path) -> None:
+        network.save_pretrained(folder)
+        parts.pixels.processor.save_pretrained(folder)
+
+    if context.accelerator.is_main_process:
+        save_stage(output_dir, stage=STAGE, record=record, write=write)
+    context.accelerator.wait_for_everyone()
 
 
 def build_image_learner(

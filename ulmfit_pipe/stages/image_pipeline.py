@@ -10,19 +10,19 @@ from typing import Any, Literal
 from datasets import Dataset
 from PIL import Image
 
-from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images
-from ulmfit_pipe.data.image_samples import handwritten_digits, printed_letters, rotation_task
-from ulmfit_pipe.data.tables import check_labels_for_training, split_train_validation
+from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
+from ulmfit_pipe.data.tables import split_train_validation
 from ulmfit_pipe.stages.artifacts import library_versions, read_stage
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, tell_of_skipped, train_image_classifier
+from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, train_image_classifier
 from ulmfit_pipe.stages.image_predict import ImagePredictor
+from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
+from ulmfit_pipe.training.phases import format_table
 
 PRETRAINING_SHARE = 0.4  # of max_seconds goes to the related task
 PRETRAINING_HELD_OUT = 0.1  # of its images, to choose its best epoch by
@@ -100,15 +100,6 @@ class ImageSettings:
         check_whole(self, {"max_train_images": 1})
 
 
-@dataclass(frozen=True)
-class ImageTables:
-    """The scanned images of a run, kept apart."""
-
-    train: ImageScan
-    validation: ImageScan
-    test: ImageScan | None
-
-
 def run_image_pipeline(
     settings: ImageSettings,
     *,
@@ -126,7 +117,8 @@ def run_image_pipeline(
 
     Returns:
         ``test`` and ``validation`` metrics (``test`` is None without test images), the best validation score of each
-        phase (``phases``), ``seconds`` a stage, ``versions``, ``seed``, and the folder of the classifier.
+        phase (``phases``) by the metric ``monitor``, ``seconds`` a stage, ``versions``, ``seed``, and the folder of the
+        classifier.
 
     Raises:
         ValueError: The settings contradict each other, or images or model cannot be used.
@@ -140,7 +132,7 @@ def run_image_pipeline(
         mixed_precision=settings.mixed_precision,
         progress=settings.progress,
     )
-    tables = _load_tables(settings, context, train, test)
+    tables = load_image_tables(settings, context, train=train, test=test)
     results: dict[str, StageResult] = {}
     model = settings.model
     if model is None and settings.pretraining.task != "none":
@@ -178,54 +170,6 @@ def _check(settings: ImageSettings, train: Dataset | None, test: Dataset | None)
             f"model {settings.model} is pretrained already, so pretraining.task {settings.pretraining.task!r} has "
             "nothing to do; leave one of the two out"
         )
-
-
-def _load_tables(
-    settings: ImageSettings, context: RunContext, train: Dataset | None, test: Dataset | None
-) -> ImageTables:
-    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
-    validation = None
-    if settings.dataset is not None:
-        parts = handwritten_digits()
-        train, test = parts["train"], parts["test"]
-    else:
-        train = load_images(settings.train_images if train is None else train, **columns)  # type: ignore[arg-type]
-        names = train.features["label"].names
-        test, validation = (
-            None if source is None else load_images(source, label_names=names, **columns)
-            for source in (settings.test_images if test is None else test, settings.validation_images)
-        )
-    train = some_rows(train, settings.max_train_images, seed=settings.seed)
-    check_labels_for_training(train)
-    if validation is None:
-        split = split_train_validation(train, fraction=settings.validation_fraction, seed=settings.seed)
-        train, validation = split["train"], split["validation"]
-    scans = [_scan(table, settings, context) for table in (train, validation)]
-    tables = ImageTables(scans[0], scans[1], None if test is None else _scan(test, settings, context))
-    _tell(tables, context)
-    return tables
-
-
-def _scan(table: Dataset, settings: ImageSettings, context: RunContext) -> ImageScan:
-    scan = scan_images(table, skip_bad=settings.classifier.skip_bad_images)
-    tell_of_skipped(scan, context)
-    return scan
-
-
-def _tell(tables: ImageTables, context: RunContext) -> None:
-    """Say the sizes, and how many held-out images stand in training too."""
-    named = {"training": tables.train, "validation": tables.validation, "test": tables.test}
-    sizes = ", ".join(f"{len(scan.table):,} {name}" for name, scan in named.items() if scan is not None)
-    context.tell(f"images: {sizes}; classes: {', '.join(tables.train.table.features['label'].names)}")
-    known = set(tables.train.digests)
-    for name in ("validation", "test"):
-        scan = named[name]
-        repeats = 0 if scan is None else sum(digest in known for digest in scan.digests)
-        if scan is not None and repeats:
-            context.tell(
-                f"note: {repeats:,} of {len(scan.table):,} {name} images also stand in training, byte for byte; the "
-                f"{name} metrics are flattered by as much"
-            )
 
 
 def _pretrain(settings: ImageSettings, tables: ImageTables, context: RunContext) -> StageResult:
@@ -268,6 +212,7 @@ def _finish(
     metrics = {
         "test": test,
         "validation": results["classifier"].metrics,
+        "monitor": settings.classifier.monitor,
         "phases": _best_by_phase(folder, settings.classifier.monitor),
         "pretraining": results["pretraining"].metrics if "pretraining" in results else None,
         "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
@@ -292,6 +237,20 @@ def _best_by_phase(folder: Path, monitor: str) -> dict[str, float]:
         if value is not None:
             best[epoch["phase"]] = choose(value, best.get(epoch["phase"], value))
     return best
+
+
+def thawing_table(metrics: Mapping[str, Any]) -> str:
+    """Return what thawing has bought: the best validation score of each phase, and the gain over the phase before it.
+
+    Args:
+        metrics: From `run_image_pipeline`.
+    """
+    rows = [("phase", f"best validation {metrics['monitor']}", "gain")]
+    before = None
+    for phase, value in metrics["phases"].items():
+        rows.append((phase, f"{value:.4f}", "" if before is None else f"{value - before:+.4f}"))
+        before = value
+    return format_table(rows)
 
 
 class ImagePipeline:

@@ -24,6 +24,26 @@ from ulmfit_pipe.training.objectives import ClassificationObjective
 BATCH_IMAGES = 64  # memory, not result
 
 
+def load_pixels(folder: Path | str, backbone_config: Any) -> ImagePixels:
+    """Load the image processor of a saved model.
+
+    Args:
+        folder: Where the model was saved.
+        backbone_config: Configuration of the model, or of its backbone, which knows the channels of the images.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    try:
+        with quiet_transformers():
+            processor = AutoImageProcessor.from_pretrained(resolve_model(folder))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder} lacks its image processor (preprocessor_config.json); take another save"
+        ) from error
+    return ImagePixels(processor, channels=channels_of(backbone_config))
+
+
 class ImagePredictor:
     """A trained image classifier with its processor.
 
@@ -68,15 +88,7 @@ class ImagePredictor:
             )
         given = {} if custom_head is None else {"custom_head": custom_head}
         model = load_model(folder, AutoModelForImageClassification, **given)
-        try:
-            with quiet_transformers():
-                processor = AutoImageProcessor.from_pretrained(resolve_model(folder))
-        except (OSError, ValueError) as error:
-            raise ArtifactError(
-                f"{folder} lacks its image processor (preprocessor_config.json); take another save"
-            ) from error
-        pixels = ImagePixels(processor, channels=channels_of(config.backbone_config))
-        return cls(model, pixels, accelerator=accelerator)
+        return cls(model, load_pixels(folder, config.backbone_config), accelerator=accelerator)
 
     @property
     def accelerator(self) -> Accelerator:

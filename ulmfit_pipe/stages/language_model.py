@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of, save_stage
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
@@ -174,7 +175,8 @@ def train_language_model(
 def _write(parts: LanguageModelParts, folder: Path) -> None:
     """Write a language model's weights, with those that only a classifier has a use for, and its tokenizer."""
     network: Any = parts.learner.model
-    network.save_pretrained(folder, state_dict={**network.state_dict(), **parts.handed_on})
+    with quiet_transformers():
+        network.save_pretrained(folder, state_dict={**network.state_dict(), **parts.handed_on})
     parts.tokenizer.save_pretrained(folder)
 
 

@@ -21,7 +21,7 @@ from ulmfit_pipe.data.classifier_batches import ClassifierBatches
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
-from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, saved_reading, thresholds_of
+from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, notes_of, saved_reading, thresholds_of
 from ulmfit_pipe.training.loop import reduce_sum, to_device
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 
@@ -235,11 +235,16 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
             f"{path} has the labels {_labels_of(config)[0]}, the classifier it is averaged with has "
             f"{_labels_of(first)[0]}: both must be trained on the same table; remove {path} or train it again"
         )
-    if getattr(config, "vocab_hash", None) != getattr(first, "vocab_hash", None):
+    if _vocabulary_of(config) != _vocabulary_of(first):
         raise ArtifactError(
             f"{path} was trained with another vocabulary than the classifier it is averaged with: both need the same "
             f"tokenizer; remove {path} or train it again"
         )
+
+
+def _vocabulary_of(config: Any) -> tuple[str | None, str | None]:
+    """Return the digests of the vocabulary that an AWD-LSTM's and a transformer's configuration hold."""
+    return getattr(config, "vocab_hash", None), notes_of(config).get("vocabulary")
 
 
 def _labels_of(config: Any) -> tuple[list[str], bool]:

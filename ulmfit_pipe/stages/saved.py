@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
@@ -15,7 +16,7 @@ from transformers import (
 
 from ulmfit_pipe.models.group_specs import fixed_parameter_names, layer_group_specs
 from ulmfit_pipe.models.window_classifier import INNER, WindowsForSequenceClassification, bare_classifier
-from ulmfit_pipe.stages.artifacts import load_config, load_model
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model
 from ulmfit_pipe.training.layer_groups import LayerGroup, split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Task, TrainingOptions
@@ -65,13 +66,15 @@ def _saved_groups(model: Any, state: dict[str, Any]) -> list[LayerGroup]:
     return _movable(model, split_layer_groups(model, prefixes, names=names))
 
 
-def _kind_of(model_class: str) -> Any:
-    """Return the Auto class that loads a saved model."""
+def auto_class_of(model_class: str) -> Any:
+    """Return the Auto class that loads a saved model, by the name of the model's own class."""
     if "SequenceClassification" in model_class:
         return AutoModelForSequenceClassification
     if "ImageClassification" in model_class:
         return AutoModelForImageClassification
-    return AutoModelForMaskedLM if "MaskedLM" in model_class else AutoModelForCausalLM
+    if "MaskedLM" in model_class:
+        return AutoModelForMaskedLM
+    return AutoModelForCausalLM if "CausalLM" in model_class or "LMHead" in model_class else AutoModel
 
 
 def load_learner(
@@ -101,8 +104,14 @@ def load_learner(
         ArtifactError: Its model cannot be built.
     """
     state = read_state(path)
+    if not (Path(path) / "config.json").is_file():
+        raise ArtifactError(
+            f"{path} holds a {state['model_class']} without a config.json, so it does not say how to build one (a "
+            "model with peft's adapters does not, nor does a module of your own); build it as before the save, and "
+            "load into it: Learner(model, groups_of(model), task).load(path)"
+        )
     config = load_config(path)
-    model = load_model(path, _kind_of(state["model_class"]), config=config)
+    model = load_model(path, auto_class_of(state["model_class"]), config=config)
     if state["model_class"] == WindowsForSequenceClassification.__name__:
         model = WindowsForSequenceClassification(model)
     if options is None:

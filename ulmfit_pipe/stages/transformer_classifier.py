@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoModel,
     AutoModelForSequenceClassification,
     PreTrainedTokenizerBase,
@@ -69,9 +72,27 @@ def build_transformer_classifier(
     elif settings.head == "concat-pooling":
         network = _pooling_classifier(model, config, labels, tokenizer, settings)
     else:
-        network = _own_classifier(model, config, settings)
+        network = _own_classifier(model, config, settings, context)
     note(network.config, vocabulary=vocabulary_digest(tokenizer))
     return network, tokenizer
+
+
+def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
+    """Return the classifier that `build_transformer_classifier` makes, without its weights: on torch's meta device.
+
+    Args:
+        model: Folder or name of any text model of transformers.
+        config: Its configuration; not changed.
+        settings: Numbers of the stage.
+
+    Raises:
+        ArtifactError: It is no text model that could classify.
+    """
+    _check_architecture(model, config, settings)
+    with torch.device("meta"):
+        if settings.head == "concat-pooling" and config.model_type != MODEL_TYPE:
+            return PoolingForSequenceClassification(PoolingClassifierConfig(encoder_config=copy.deepcopy(config)))
+        return AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
 
 
 def _refuse_settings_of_awd_lstm(model: str, config: Any, settings: "ClassifierSettings") -> None:
@@ -95,10 +116,17 @@ def _check_architecture(model: str, config: Any, settings: "ClassifierSettings")
             f"{model} is a {kind!r} model, an encoder with a decoder behind it: their layers are in no one order from "
             "input to output that groups could be thawed in; give an encoder (BERT, ...) or a decoder (GPT-2, ...)"
         )
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    has_own_head = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    reads_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    if not has_own_head and not (reads_text and type(config) in MODEL_MAPPING):
         raise ArtifactError(
             f"{model} is a {kind!r} model, which transformers cannot classify texts with; give an AWD-LSTM's folder, a "
             "text encoder (BERT, RoBERTa, ...) or a language model (GPT-2, Llama, ...)"
+        )
+    if not has_own_head and settings.head == "own":
+        raise ArtifactError(
+            f"{model} is a {kind!r} model, for which transformers has no classifier with a head of its own; set head "
+            "to 'concat-pooling'"
         )
     if (
         settings.head == "concat-pooling"
@@ -117,19 +145,22 @@ def _saved_classifier(model: str, config: Any, settings: "ClassifierSettings") -
     return load_model(model, AutoModelForSequenceClassification, config=config)
 
 
-def _own_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
+def _own_classifier(model: str, config: Any, settings: "ClassifierSettings", context: RunContext) -> Any:
     """Put the architecture's own head on the encoder; only the head (and the pooler below it) may start at random."""
     if settings.from_scratch:
         return AutoModelForSequenceClassification.from_config(config)
     loaded: Any = load_model(model, AutoModelForSequenceClassification, config=config, output_loading_info=True)
     network, found = loaded
     encoder = f"{network.base_model_prefix}."
-    lost = sorted(key for key in found["missing_keys"] if key.startswith(encoder) and "pooler" not in key)
+    missing = sorted(key for key in found["missing_keys"] if key.startswith(encoder))
+    lost = [key for key in missing if "pooler" not in key]
     if lost:
         raise ArtifactError(
             f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are no whole "
             f"{type(network).__name__}: take another save"
         )
+    if missing:
+        context.tell(f"the weights of {model} lack the pooler ({missing[0]}): it starts at random, as the head does")
     return network
 
 

@@ -194,6 +194,7 @@ def _load(model: str, config: Any, context: RunContext, *, masked: bool) -> tupl
             "instead of guessing it; give a decoder (GPT-2, Llama, ...) or an encoder with a masked language model "
             "(BERT, RoBERTa, ...)"
         )
+    network.get_input_embeddings().padding_idx = None  # nothing is padded, and the end of a text learns like the rest
     return network, _handed_on(model, network, config) if found["unexpected_keys"] else {}
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -18,8 +18,9 @@ class StoreFullError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Written:
-    """Where a tensor's bytes are in the file."""
+    """Where a tensor's bytes are."""
 
+    file: IO[bytes]
     start: int
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -45,9 +46,9 @@ class ActivationStore:
         """Return the number of rows."""
         return len(self._rows)
 
-    def has_all(self, rows: Iterable[Hashable]) -> bool:
-        """Return whether every one of the rows is held."""
-        return all(row in self._rows for row in rows)
+    def __contains__(self, row: Hashable) -> bool:
+        """Return whether a row is held."""
+        return row in self._rows
 
     def add(self, rows: Sequence[Hashable], values: Sequence[Sequence[Tensor]]) -> None:
         """Keep the tensors of rows; a row that is held already stays as it is.
@@ -85,34 +86,33 @@ class ActivationStore:
                 f"{_shown(self.in_memory)} in memory and {_shown(self.on_disk)} on disk hold {len(self)} rows, and "
                 f"there is room for {_shown(self.memory)} and {_shown(self.disk)}"
             )
-        written = _Written(self.on_disk, tuple(value.shape), value.dtype)
-        if size:
-            self._write(value)
-        self.on_disk += size
-        return written
-
-    def _write(self, value: Tensor) -> None:
-        rest = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
         try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=0)
-            self._file.seek(self.on_disk)
-            while rest:  # an unbuffered file may take less than it is given
-                rest = rest[self._file.write(rest) :]
+            written = _Written(self._written(value), self.on_disk, tuple(value.shape), value.dtype)
         except OSError as error:
             raise StoreFullError(
                 f"the disk took no more than {_shown(self.on_disk)} ({error.strerror or error})"
             ) from error
+        self.on_disk += size
+        return written
+
+    def _written(self, value: Tensor) -> IO[bytes]:
+        """Write a tensor's bytes behind what is there, and return the file."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)
+        rest = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._file.seek(self.on_disk)
+        while rest:  # an unbuffered file may take less than it is given
+            rest = rest[self._file.write(rest) :]
+        return self._file
 
     def _read(self, kept: Tensor | _Written) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         size = torch.Size(kept.shape).numel() * kept.dtype.itemsize
-        if size == 0 or self._file is None:
+        if not size:
             return torch.empty(kept.shape, dtype=kept.dtype)
-        content = bytearray(size)
-        self._file.seek(kept.start)
-        self._file.readinto(content)  # type: ignore[attr-defined]
+        kept.file.seek(kept.start)
+        content = bytearray(kept.file.read(size))
         return torch.frombuffer(content, dtype=kept.dtype).reshape(kept.shape)
 
     def describe(self) -> str:

@@ -3,7 +3,7 @@
 In a phase with frozen groups the first epoch runs the whole model and keeps, for every row, what goes into the groups
 that train; from the second epoch on frozen modules are left out and their place is taken by what was kept. Weights come
 out the same up to rounding, which is proved before use (`prefix_boundary`); where it cannot be, nothing is kept and the
-reason is said.
+reason is said. A phase keeps nothing for the next one, so that nothing can be out of date.
 
 Source: the idea is fastai 0.7's ``precompute`` and AutoFreeze's caching (Liu et al. 2021).
 """
@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ulmfit_pipe.training.activation_store import ActivationStore, StoreFullError
-from ulmfit_pipe.training.batch_rows import ROW, Batch, PrefixError, about_equal
+from ulmfit_pipe.training.batch_rows import ROW, Batch, PrefixError, about_equal, picked
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.objectives import Objective, ObjectiveOutput
 from ulmfit_pipe.training.prefix_boundary import Cut, find_cut, frozen_below, left_as_found
@@ -28,13 +28,20 @@ from ulmfit_pipe.training.tensor_trees import Place
 GIB = 2**30
 
 
+Trial = Callable[[Callable[[nn.Module], Any]], Any]  # runs a function of the bare model, which is left as it was found
+Pieces = dict[tuple[str, Place], list[Tensor]]  # by part and place: what crossed, call by call
+Values = dict[tuple[str, Place], Tensor]  # the same for a whole batch
+RowName = tuple[bool, int]  # whether it is a row of the training data, and its number there
+
+
 class CachedObjective:
     """An objective that leaves frozen groups out where it knows what they give for a batch's rows.
 
     Args:
         objective: The objective as it is.
         cut: Where the model is cut.
-        trial: Runs a function of the bare model, in evaluation mode, and leaves the model as it was found.
+        frozen: Parameters of the frozen groups.
+        trial: Runs a function of the bare model without gradients, and leaves the model as it was found.
         store: Where rows are kept.
         kept: Whether rows of the training data (True) and of the validation data (False) are.
         say: Told why rows are no longer kept.
@@ -44,7 +51,8 @@ class CachedObjective:
         self,
         objective: Objective,
         cut: Cut,
-        trial: Callable[[Callable[[nn.Module], Any]], Any],
+        frozen: Sequence[Tensor],
+        trial: Trial,
         store: ActivationStore,
         *,
         kept: dict[bool, bool],
@@ -52,11 +60,13 @@ class CachedObjective:
     ) -> None:
         self.objective = objective
         self.cut = cut
+        self.frozen = frozen
         self.trial = trial
         self.store = store
         self.kept = kept
         self.say = say
         self.checked = {True: False, False: False}
+        self._versions = self._frozen_versions()
 
     def count(self, batch: Batch) -> float:
         """Return the weight of the batch."""
@@ -65,26 +75,31 @@ class CachedObjective:
     def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
         """Run the model, or what of it is behind the boundary."""
         training = model.training
-        if not self.kept[training]:
+        if not self.kept[training] or ROW not in batch:
             return self.objective(model, batch, carry)
         rows = [(training, row) for row in batch[ROW].tolist()]
-        if not self.store.has_all(rows):
-            return self._kept_now(model, batch, rows)
+        new = [place for place, row in enumerate(rows) if row not in self.store]
+        output = None
         try:
+            self._refuse_changed_weights()
+            if len(new) == len(rows):
+                output, seen = self._watched(model, batch)
+                self._keep(batch, rows, seen)
+                return output
+            if new:  # rows that another process had before, or that stood in another batch
+                self.trial(lambda bare: self._fill(bare, picked(batch, new), [rows[place] for place in new]))
             values = self._joined(batch, rows)
             if not self.checked[training]:
                 self._check(batch, values)
                 self.checked[training] = True
-        except PrefixError as error:
+        except (PrefixError, StoreFullError) as error:
             self._give_up(error)
-            return self.objective(model, batch, carry)
+            return self.objective(model, batch, carry) if output is None else output
         return self._from_kept(model, batch, values)
 
-    def _kept_now(self, model: nn.Module, batch: Batch, rows: Sequence[tuple[bool, int]]) -> ObjectiveOutput:
-        """Run the whole model and keep what crosses the boundary."""
-        seen: dict[tuple[str, Place], list[Tensor]] = {
-            (crossing.part, crossing.place): [] for crossing in self.cut.crossings
-        }
+    def _watched(self, model: nn.Module, batch: Batch) -> tuple[ObjectiveOutput, Pieces]:
+        """Run the whole model and note what crosses the boundary; a batch may be read in pieces."""
+        seen: Pieces = {(crossing.part, crossing.place): [] for crossing in self.cut.crossings}
 
         def tap(part: str, place: Place, _call: int, value: Tensor) -> Tensor:
             if (part, place) in seen:  # a copy: a layer may write into its input
@@ -92,27 +107,30 @@ class CachedObjective:
             return value
 
         with self.cut.tapped(tap):
-            output = self.objective(model, batch, None)
-        here = {name: value.cpu() for name, value in batch.items()}
-        try:
-            columns = []
-            for crossing in self.cut.crossings:
-                pieces = seen[crossing.part, crossing.place]
-                if not pieces:
-                    raise PrefixError(f"{crossing} was not given this time")
-                columns.append(crossing.axes.split(torch.cat(pieces, dim=crossing.axes.row), here))
-            self.store.add(rows, columns)
-        except (PrefixError, StoreFullError) as error:
-            self._give_up(error)
-        return output
+            return self.objective(model, batch, None), seen
 
-    def _joined(self, batch: Batch, rows: Sequence[tuple[bool, int]]) -> dict[tuple[str, Place], Tensor]:
+    def _keep(self, batch: Batch, rows: Sequence[RowName], seen: Pieces) -> None:
+        here = {name: value.cpu() for name, value in batch.items()}
+        columns = []
+        for crossing in self.cut.crossings:
+            pieces = seen[crossing.part, crossing.place]
+            if not pieces:
+                raise PrefixError(f"{crossing} was not given this time")
+            columns.append(crossing.axes.split(torch.cat(pieces, dim=crossing.axes.row), here))
+        self.store.add(rows, columns)
+
+    def _fill(self, model: nn.Module, batch: Batch, rows: Sequence[RowName]) -> None:
+        """Keep rows that are not trained on now."""
+        model.eval()
+        self._keep(batch, rows, self._watched(model, batch)[1])
+
+    def _joined(self, batch: Batch, rows: Sequence[RowName]) -> Values:
         return {
             (crossing.part, crossing.place): crossing.axes.join(self.store.get(rows, kind), batch)
             for kind, crossing in enumerate(self.cut.crossings)
         }
 
-    def _from_kept(self, model: nn.Module, batch: Batch, values: dict[tuple[str, Place], Tensor]) -> ObjectiveOutput:
+    def _from_kept(self, model: nn.Module, batch: Batch, values: Values) -> ObjectiveOutput:
         """Run what is behind the boundary; a batch that the model reads in pieces is handed out piece by piece."""
         axes = {(crossing.part, crossing.place): crossing.axes.row for crossing in self.cut.crossings}
         handed_out = dict.fromkeys(values, 0)
@@ -128,15 +146,22 @@ class CachedObjective:
         with self.cut.tapped(tap, left_out=True):
             return self.objective(model, batch, None)
 
-    def _check(self, batch: Batch, values: dict[tuple[str, Place], Tensor]) -> None:
-        """Raise unless the first batch made of kept rows gets the scores that the whole model gives it."""
+    def _check(self, batch: Batch, values: Values) -> None:
+        """Raise unless the first batch made of kept rows gets what the whole model, training or not, gives it."""
         whole = self.trial(lambda model: self.objective(model, batch, None))
         from_kept = self.trial(lambda model: self._from_kept(model, batch, values))
-        if not about_equal(from_kept.logits, whole.logits):
+        if not (about_equal(from_kept.logits, whole.logits) and about_equal(from_kept.loss_sum, whole.loss_sum)):
             raise PrefixError(
                 "rows got other scores from what was kept than from the whole model, so they are not the same each "
                 "time, or depend on their neighbours"
             )
+
+    def _refuse_changed_weights(self) -> None:
+        if self._frozen_versions() != self._versions:
+            raise PrefixError("weights of frozen groups were changed from outside while the phase ran")
+
+    def _frozen_versions(self) -> list[int]:
+        return [parameter._version for parameter in self.frozen]  # torch counts what writes into a tensor
 
     def _give_up(self, reason: Exception) -> None:
         self.kept = {True: False, False: False}
@@ -157,7 +182,7 @@ def cached_prefix(
 ) -> Iterator[Task]:
     """Give a phase's task with frozen groups run once a row, where the options ask for it and it is the same.
 
-    Every process keeps the rows that it has seen itself.
+    Every process keeps the rows that it was given itself; each runs a row once.
 
     Args:
         model: The bare model, frozen as the phase has it, on the accelerator's device.
@@ -197,25 +222,25 @@ def _cached(
 
     def trial(run: Callable[[nn.Module], Any]) -> Any:
         with left_as_found(model), accelerator.autocast():
-            model.eval()
             return run(model)
+
+    def find(model: nn.Module) -> Cut:
+        first = next(iter(task.train_batches))
+        batch = {name: value.to(accelerator.device) for name, value in first.items()}
+        return find_cut(model, groups, batch, lambda rows: task.objective(model, rows, None), options=options)
 
     try:
         _check_worth(below, phase, task)
-        batch = {name: value.to(accelerator.device) for name, value in next(iter(task.train_batches)).items()}
-        cut = trial(
-            lambda model: find_cut(
-                model, groups, batch, lambda rows: task.objective(model, rows, None), options=options
-            )
-        )
+        cut = trial(find)
     except PrefixError as error:
         say(f"cache_frozen: off in phase {phase.name!r}, frozen groups run in every epoch: {error}")
         return None
-    frozen = ", ".join(group.name for group in below)
-    say(f"cache_frozen: {frozen} run once a row; kept is what goes into {', '.join(map(str, cut.crossings))}")
+    names = ", ".join(group.name for group in below)
+    say(f"cache_frozen: {names} run once a row; kept is what goes into {', '.join(map(str, cut.crossings))}")
     store = ActivationStore(memory=int(options.cache_memory_gib * GIB))
     kept = {True: True, False: _fixed(task.valid_batches)}
-    return CachedObjective(task.objective, cut, trial, store, kept=kept, say=say)
+    frozen = [parameter for group in below for _, parameter in group.parameters]
+    return CachedObjective(task.objective, cut, frozen, trial, store, kept=kept, say=say)
 
 
 def _fixed(batches: Batches | None) -> bool:

@@ -63,12 +63,14 @@ class LayerGroup:
 def is_norm(module: nn.Module) -> bool:
     """Tell whether a module normalizes: torch's norms by type, other libraries' by class name.
 
-    By name, only a layer without children and with vectors for parameters counts: a whole block called
-    ``PreLayerNormAttention`` is no norm.
+    By name, only a layer with vectors for parameters counts, all its own (an activation may lie inside): a whole block
+    called ``PreLayerNormAttention`` is no norm.
     """
     if isinstance(module, _NORM_TYPES):
         return True
-    if "norm" not in type(module).__name__.lower() or next(module.children(), None) is not None:
+    if "norm" not in type(module).__name__.lower():
+        return False
+    if any(True for child in module.children() for _ in child.parameters()):
         return False
     return all(parameter.ndim <= 1 for parameter in module.parameters(recurse=False))
 

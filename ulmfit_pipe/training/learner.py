@@ -26,6 +26,7 @@ from ulmfit_pipe.training.optim import LearningRates, spread_lrs
 from ulmfit_pipe.training.phases import History, Plan, Report, run_phases
 from ulmfit_pipe.training.records import Batches, EpochRecord, Phase, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
+from ulmfit_pipe.training.weight_changes import WeightChanges, copy_weights, weight_changes
 
 
 class Learner:
@@ -67,6 +68,7 @@ class Learner:
         self.epochs_done = 0
         self._accelerator = accelerator
         self._say = say
+        self._snapshot: dict[str, torch.Tensor] | None = None
         if pretrained and len(self.layer_groups) > 1:
             self.freeze()
         else:
@@ -126,6 +128,22 @@ class Learner:
         """
         lrs = spread_lrs(self.lr if lr is None else lr, self.names)
         return summarize(self.model, self.layer_groups, self.task, self.accelerator, lrs=lrs)
+
+    # ---- how far the weights move
+
+    def snapshot(self) -> None:
+        """Keep a copy of the weights as they are, for `weight_changes`; it takes their memory once more, on the CPU."""
+        self._snapshot = copy_weights(self.model)
+
+    def weight_changes(self) -> WeightChanges:
+        """Return how far each layer group and each tensor has moved since the last `snapshot`.
+
+        Raises:
+            ValueError: No snapshot was taken.
+        """
+        if self._snapshot is None:
+            raise ValueError("there is nothing to compare with: call snapshot() before training, then weight_changes()")
+        return weight_changes(self._snapshot, self.model.state_dict(), self.layer_groups)
 
     # ---- training
 

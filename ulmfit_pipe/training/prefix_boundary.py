@@ -107,8 +107,9 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     """Put back training flags, buffers and torch's random state after the block."""
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad():
             yield
     finally:
         for buffer, values in buffers:
@@ -206,7 +207,7 @@ def _parts(model: nn.Module, groups: Sequence[LayerGroup], called: set[str]) -> 
 
 def _run(cut: Cut, forward: Forward, batch: Batch, *, swap: Tap | None = None) -> tuple[ObjectiveOutput, Calls]:
     """Run a batch and return the output, and what each part was called with (before any swap)."""
-    seen: Calls = {name: [] for name in [*cut.later, *(part.name for part in cut.frozen)]}
+    seen: Calls = {name: [] for name in [*(part.name for part in cut.frozen), *cut.later]}
 
     def tap(part: str, place: Place, call: int, value: Tensor) -> Tensor:
         while len(seen[part]) <= call:
@@ -295,17 +296,31 @@ def _by_row(
     rows: Sequence[int],
 ) -> Crossing:
     """Return a crossing whose rows were found, and found to be the same wherever they stand."""
-    if any(len(found) != 1 or place not in found[0] for found in calls):
-        raise PrefixError(f"{part} is called {len(calls[0])} times for a batch, each time with a part of it")
-    first, second = (found[0][place] for found in calls)
+    pieces = tuple([call[place] for call in found if place in call] for found in calls)
     try:
-        crossing = Crossing(part, place, find_axes(first, second, batches))
+        axes, (first, second) = _find_pieced(pieces[0], pieces[1], batches)
+        crossing = Crossing(part, place, axes)
         parts = [crossing.axes.split(value, batch) for value, batch in zip((first, second), batches, strict=True)]
     except PrefixError as error:
         raise PrefixError(f"of what goes into {part}, {error}") from error
     if not all(about_equal(moved, parts[0][row]) for moved, row in zip(parts[1], rows, strict=True)):
         raise PrefixError(f"what goes into {part} for a row depends on the row's place, its neighbours or its padding")
     return crossing
+
+
+def _find_pieced(
+    first: list[Tensor], second: list[Tensor], batches: tuple[Batch, Batch]
+) -> tuple[RowAxes, tuple[Tensor, Tensor]]:
+    """Find the axes of a tensor that may come in pieces, each with the next rows, and put the pieces together."""
+    if len(first) == len(second) == 1:
+        return find_axes(first[0], second[0], batches), (first[0], second[0])
+    for row in range(first[0].ndim):
+        with contextlib.suppress(PrefixError, RuntimeError):  # pieces that do not fit along this axis
+            whole = torch.cat(first, dim=row), torch.cat(second, dim=row)
+            axes = find_axes(*whole, batches)
+            if axes.row == row:
+                return axes, whole
+    raise PrefixError(f"it comes {len(first)} times for a batch, and not each time for the next rows")
 
 
 def _refuse_what_training_changes(
@@ -340,7 +355,10 @@ def _refuse_what_training_changes(
         for hook in hooks:
             hook.remove()
     for crossing in cut.crossings:
-        kept, now = (calls[crossing.part][0][crossing.place] for calls in (seen, training))
+        kept, now = (
+            torch.cat([call[crossing.place] for call in calls[crossing.part]], dim=crossing.axes.row)
+            for calls in (seen, training)
+        )
         if not about_equal(now, kept):
             cause = f"dropout runs below it ({', '.join(before[:3])})" if before else "training mode changes it"
             raise PrefixError(

@@ -1,14 +1,16 @@
 """The folder a Learner saves: complete, atomic, free of pickles.
 
 ``model.safetensors`` and, for a transformers model, ``config.json`` come from ``save_pretrained``; ``learner.json``
-holds the layer groups, what was frozen, and where the schedule stood.
+holds the layer groups, what was frozen, and where the schedule stood. A model whose own save keeps only a part of its
+weights (adapters), or keeps them by other names than the model has, gets ``learner.safetensors`` beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ulmfit_pipe.training.checkpoint import (
@@ -25,6 +27,7 @@ from ulmfit_pipe.training.layer_groups import LayerGroup
 
 STATE_FILE = "learner.json"
 WEIGHTS_FILE = "model.safetensors"
+OWN_NAMES_FILE = "learner.safetensors"  # all weights by the model's own names, where the file above has not
 FORMAT = 1
 KEYS = ("model_class", "groups", "trainable", "position", "epochs_done")  # what a load needs beside the weights
 
@@ -60,6 +63,8 @@ def save(
             save_pretrained(folder)
         else:
             save_tensors(folder / WEIGHTS_FILE, untied_state(model))
+        if not _holds_all(folder / WEIGHTS_FILE, model):
+            save_tensors(folder / OWN_NAMES_FILE, untied_state(model))
         if add_files is not None:
             add_files(folder)
         described = [{"name": group.name, "prefixes": list(group.prefixes), "frozen": group.frozen} for group in groups]
@@ -69,8 +74,27 @@ def save(
 
 def untied_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict with each tied tensor once, under its first name."""
-    first = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    return {name: value for name, value in model.state_dict().items() if name in first}
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        first.setdefault(id(value), name)
+    return {name: state[name].detach() for name in first.values() if isinstance(state[name], Tensor)}
+
+
+def _misfits(names: Iterable[str], model: nn.Module) -> tuple[list[str], list[str]]:
+    """Return which of a model's tensors have none of these names, and which of the names it does not know."""
+    state = model.state_dict(keep_vars=True)
+    unknown = sorted(set(names) - set(state))
+    given = {id(state[name]) for name in names if name in state}  # a tied tensor has several names
+    return [name for name, value in state.items() if id(value) not in given], unknown
+
+
+def _holds_all(path: Path, model: nn.Module) -> bool:
+    """Tell whether a file has every tensor of a model, by the model's own names."""
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return _misfits(file.keys(), model) == ([], [])
 
 
 def read_state(path: Path | str) -> dict[str, Any]:
@@ -110,11 +134,10 @@ def load(path: Path | str, model: nn.Module, groups: Sequence[LayerGroup]) -> di
         raise CheckpointError(
             f"{path} was saved with layer groups {saved}, this model has {mine}; they must be the same"
         )
-    weights = load_tensors(Path(path) / WEIGHTS_FILE)
+    own = Path(path) / OWN_NAMES_FILE
+    weights = load_tensors(own if own.exists() else Path(path) / WEIGHTS_FILE)
     mine_by_name = model.state_dict(keep_vars=True)
-    given = {id(mine_by_name[name]) for name in weights if name in mine_by_name}  # a tied tensor has several names
-    missing = [name for name, value in mine_by_name.items() if id(value) not in given]
-    unknown = sorted(set(weights) - set(mine_by_name))
+    missing, unknown = _misfits(weights, model)
     if missing or unknown or state["model_class"] != type(model).__name__:
         raise CheckpointError(
             f"{path} does not fit this model: it lacks {missing[:3]} and has {unknown[:3]} too many; "

@@ -61,12 +61,12 @@ class OutputShapes:
         kind = self._kinds.get(_kind_of(inputs))
         if self.strange is not None or kind is None or kind.sources is None:
             return None
-        shapes = {
-            place: [_agreed({_size(source, inputs) for source in axis}) for axis in axes]
-            for place, axes in kind.sources.items()
-        }
-        if any(size is None for shape in shapes.values() for size in shape):
-            return None
+        shapes: dict[Place, list[int]] = {}
+        for place, axes in kind.sources.items():
+            sizes = [{_size(source, inputs) for source in axis} for axis in axes]
+            if any(len(explained) != 1 for explained in sizes):
+                return None
+            shapes[place] = [size for explained in sizes for size in explained]
         return (with_tensors(kind.output, lambda place, like: like.new_zeros(shapes[place])),)
 
 
@@ -97,10 +97,6 @@ def _common(
 
 def _size(source: Source, inputs: dict[Place, Tensor]) -> int:
     return source[1] if source[0] == "size" else inputs[source[1]].shape[source[2]]
-
-
-def _agreed(sizes: set[int]) -> int | None:
-    return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 class StandIn:
