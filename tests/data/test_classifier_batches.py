@@ -144,18 +144,29 @@ def test_a_last_row_joins_in_evaluation_where_the_budget_has_room():
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("max_tokens", [None, 120])
-def test_ranks_share_the_same_batches_and_none_is_empty(world_size, shuffle, max_tokens):
+def test_ranks_share_the_batches_of_one_process_and_none_is_empty(world_size, shuffle, max_tokens):
     settings = {"batch_size": 7, "shuffle": shuffle, "max_tokens": max_tokens}
     for rows in (world_size, 8, 9, 10, 61):
         table = make_table(rows)
-        ranks = [
-            rows_of(ClassifierBatches(table, rank=rank, world_size=world_size, **settings))
-            for rank in range(world_size)
-        ]
+        alone = rows_of(ClassifierBatches(table, **settings))
+        ranks = [list(ClassifierBatches(table, rank=rank, world_size=world_size, **settings)) for rank in range(world_size)]
         assert len({len(share) for share in ranks}) == 1
-        least = 1 if not shuffle or rows < 2 * world_size else 2
-        assert min(len(batch) for share in ranks for batch in share) >= least
-        assert sorted(row for share in ranks for batch in share for row in batch) == list(range(rows))
+        counted = [[[] if hasattr(batch, "filler") else batch["row"].tolist() for batch in share] for share in ranks]
+        assert sorted(row for share in counted for batch in share for row in batch) == list(range(rows))
+        assert all(len(batch["row"]) for share in ranks for batch in share)
+        if shuffle:  # an evaluation's batches may depend on the number of processes, its numbers do not
+            assert [sorted(sum(shares, [])) for shares in zip(*counted, strict=True)] == [sorted(rows) for rows in alone]
+        else:
+            assert not any(hasattr(batch, "filler") for share in ranks for batch in share)
+
+
+def test_a_process_without_a_row_of_a_training_batch_gets_a_filler():
+    table = make_table(8)
+    shares = [list(ClassifierBatches(table, batch_size=3, rank=rank, world_size=3)) for rank in range(3)]
+    fillers = [[hasattr(batch, "filler") for batch in share] for share in shares]
+    assert [sum(flags) for flags in fillers] == [0, 0, 1]  # batches of 3, 3 and 2 rows
+    place = fillers[2].index(True)
+    assert shares[2][place]["row"].tolist() == shares[0][place]["row"].tolist()
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -133,6 +133,19 @@ def test_ranks_together_give_one_process_batches():
             assert torch.equal(values[1::2], second[name])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_without_an_image_of_a_batch_gets_a_filler(workers):
+    shares = [
+        list(batches_of(table_of(8), shuffle=True, rank=rank, world_size=3, workers=workers)) for rank in range(3)
+    ]
+    assert [[hasattr(batch, "filler") for batch in share] for share in shares] == [
+        [False, False, False],
+        [False, False, False],
+        [False, False, True],
+    ]
+    assert shares[2][2]["row"].tolist() == shares[0][2]["row"].tolist()
+
+
 def test_threads_that_make_batches_ahead_change_nothing():
     settings = {"shuffle": True, "augmentation": Augmentation(), "batch_size": 2}
     assert same(batches_of(**settings), batches_of(**settings, workers=2))

@@ -182,9 +182,14 @@ def test_too_little_text_is_refused_with_its_numbers():
         LanguageModelBatches([], batch_size=1, bptt=3)
 
 
-def test_more_processes_than_rows_are_refused():
-    with pytest.raises(ValueError, match="4 processes cannot share batch_size=3.*set batch_size to 4 or more"):
-        LanguageModelBatches([[1] * 50], batch_size=3, bptt=2, rank=0, world_size=4)
+def test_a_process_without_a_row_gets_a_filler_that_says_so():
+    settings = {"batch_size": 2, "bptt": 4, "shuffle": False}
+    shares = [LanguageModelBatches([list(range(20))], rank=rank, world_size=3, **settings) for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 3, 3]
+    for none, first, second in zip(*shares, strict=True):
+        assert none.filler and none["input_ids"].tolist() == first["input_ids"].tolist()
+        assert not hasattr(first, "filler") and not hasattr(second, "filler")
+        assert first["input_ids"].tolist() != second["input_ids"].tolist()
 
 
 @pytest.mark.parametrize(

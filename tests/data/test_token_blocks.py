@@ -156,13 +156,14 @@ def test_batches_are_nearly_equally_large(blocks, batch_size, sizes):
     assert [len(batch["input_ids"]) for batch in batches] == sizes
 
 
-def test_a_last_batch_too_small_for_the_processes_joins_the_one_before_it():
+def test_a_last_batch_too_small_for_the_processes_is_filled_up_for_those_that_get_none():
     documents = [list(range(100, 116))]  # three blocks of 5
     numbers = {"block_size": 5, "batch_size": 2}
     assert [len(batch["targets"]) for batch in TokenBlockBatches(documents, **numbers)] == [2, 1]
-    for rank, rows in [(0, 2), (1, 1)]:
-        share = TokenBlockBatches(documents, **numbers, rank=rank, world_size=2)
-        assert [len(batch["targets"]) for batch in share] == [rows]
+    for rank, fillers in [(0, [False, False]), (1, [False, True])]:
+        share = list(TokenBlockBatches(documents, **numbers, rank=rank, world_size=2))
+        assert [hasattr(batch, "filler") for batch in share] == fillers
+        assert [len(batch["targets"]) for batch in share] == [1, 1]
 
 
 def test_whole_words_are_masked_whole():

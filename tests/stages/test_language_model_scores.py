@@ -31,7 +31,12 @@ def test_a_masked_models_pseudo_perplexity_is_named_as_such():
 
 @pytest.mark.parametrize(
     ("tokens", "wanted", "processes", "expected"),
-    [(40_000, 64, 1, 64), (4_000, 64, 1, 10), (10, 64, 1, 1), (10, 64, 3, 3)],
+    [(40_000, 64, 1, 64), (4_000, 64, 1, 10), (10, 64, 1, 1), (10, 64, 3, 1)],
 )
-def test_a_short_text_narrows_the_batch_but_not_below_the_processes(tokens, wanted, processes, expected):
+def test_a_short_text_narrows_the_batch_the_same_for_any_number_of_processes(tokens, wanted, processes, expected):
     assert fitting_batch_size(tokens, wanted, processes=processes) == expected
+
+
+def test_more_processes_than_rows_are_refused():
+    with pytest.raises(ValueError, match="4 processes cannot share batch_size=3.*set batch_size to 4 or more"):
+        fitting_batch_size(1_000_000, 3, processes=4)

@@ -1,7 +1,4 @@
-import functools
-import io
 import math
-import sys
 import time
 from types import SimpleNamespace
 
@@ -25,9 +22,9 @@ from toy_models import (
     weights_of,
 )
 
-from ulmfit_pipe.training import loop
+from ulmfit_pipe.training import loop, processes
 from ulmfit_pipe.training.layer_groups import freeze, split_layer_groups
-from ulmfit_pipe.training.loop import NonFiniteLossError, count_steps, evaluate, fit, prepared, windows_of
+from ulmfit_pipe.training.loop import NonFiniteLossError, evaluate, fit, prepared
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import Phase, Task, TrainingOptions
@@ -345,13 +342,6 @@ def test_an_accelerator_that_accumulates_itself_is_refused():
 # ---- epochs, deadlines, bars
 
 
-def test_steps_are_counted_by_epoch():
-    batches = ToyBatches(text_rows(10), batch_size=3)
-    assert count_steps(batches, 2, 1) == [4, 4]
-    assert count_steps(batches, 3, 3) == [2, 2, 2]
-    assert [len(window) for window in windows_of(batches, 3)] == [3, 1]
-
-
 def test_an_epochs_record_tells_what_happened(accelerator):
     records, steps = run(accelerator, new_model(), new_phase(2, 3, epochs=2, name="thaw"))
     first, second = records
@@ -384,35 +374,6 @@ def test_a_deadline_stops_at_the_next_step(accelerator):
     assert steps == []
     assert len(records) == 1
     assert math.isnan(records[0].train_loss)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize(
-    ("stream", "progress", "shown"),
-    [(io.StringIO, None, False), (Terminal, None, True), (io.StringIO, True, True), (Terminal, False, False)],
-)
-def test_the_bar_shows_itself_only_on_a_terminal_unless_asked(accelerator, monkeypatch, stream, progress, shown):
-    monkeypatch.setattr(sys, "stderr", stream())
-    monkeypatch.setattr(loop, "tqdm", functools.partial(loop.tqdm, mininterval=0))  # these steps take no time
-    run(accelerator, new_model(), new_phase(2, 3, lr=slice(1e-3, 1e-2), name="thaw"), progress=progress)
-    text = sys.stderr.getvalue()
-    assert bool(text) is shown
-    if shown:
-        assert "thaw 1/1" in text
-        assert "lr 0.0e+00..1.0e-02" in text
-        assert "loss " in text
-        assert "rows/s" in text
-
-
-def test_the_bar_is_quiet_on_other_processes(accelerator, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _self: False))
-    run(accelerator, new_model(), new_phase(3), progress=True)
-    assert sys.stderr.getvalue() == ""
 
 
 # ---- wrapping and unwrapping
@@ -498,12 +459,6 @@ def test_evaluation_of_a_bare_model_uses_the_accelerators_precision():
     assert kinds == [torch.bfloat16]
 
 
-def test_items_are_tokens_where_there_is_a_mask_and_rows_elsewhere():
-    assert loop._size({"input_ids": torch.ones(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}) == 3
-    assert loop._size({"input_ids": torch.ones(2, 5), "targets": torch.ones(2, 5)}) == 10
-    assert loop._size({"pixels": torch.ones(2, 5)}) == 2
-
-
 def test_one_group_models_train_as_a_whole(accelerator):
     model = new_model()
     groups = split_layer_groups(model, [[""]])
@@ -516,7 +471,8 @@ def test_one_group_models_train_as_a_whole(accelerator):
 def test_a_deadline_that_cuts_a_phase_short_still_brings_the_rate_down(accelerator, monkeypatch):
     began, elapsed = time.monotonic(), [0.0]
     clock = SimpleNamespace(monotonic=lambda: began + elapsed[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(loop, "time", clock)
+    for module in (loop, processes):
+        monkeypatch.setattr(module, "time", clock)
 
     class TakesASecond(ClassificationObjective):
         def __call__(self, *args):
@@ -535,13 +491,6 @@ def test_a_deadline_that_cuts_a_phase_short_still_brings_the_rate_down(accelerat
     elapsed[0] = 0.0
     _, steps = run(accelerator, new_model(), phase, task, deadline=began + 1000.0)
     assert [step.lrs[-1] for step in steps] == [1e-2 * schedule.factor(step, 20) for step in range(20)]
-
-
-def test_speed_is_counted_in_tokens_where_a_batch_holds_tokens():
-    tokens = torch.ones(2, 3, dtype=torch.int64)
-    assert loop._unit({"input_ids": tokens, "attention_mask": tokens}) == "tokens"
-    assert loop._unit({"input_ids": tokens, "targets": tokens}) == "tokens"
-    assert loop._unit({"pixel_values": torch.ones(2, 3)}) == "rows"
 
 
 @pytest.mark.parametrize(("device", "asked"), [("cpu", 1), ("meta", 0)])

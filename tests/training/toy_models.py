@@ -60,6 +60,12 @@ class ToyLanguageModel(nn.Module):
         return ToyOutput(self.lm_head(raw), hidden_state=state, raw_output=raw, dropped_output=raw)
 
 
+class Filler(dict):
+    """A row in place of an empty share."""
+
+    filler = True
+
+
 class ToyBatches:
     """Rows in batches, in an order that (seed, epoch) decides; rank r takes rows r, r + N, ... of each batch."""
 
@@ -84,7 +90,8 @@ class ToyBatches:
         for number in range(len(self)):
             chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
             mine = chosen[self.rank :: self.world_size]
-            yield {key: value[mine] for key, value in self.rows.items()}
+            kind = dict if len(mine) else Filler
+            yield kind((key, value[mine if len(mine) else chosen[:1]]) for key, value in self.rows.items())
 
 
 def text_rows(count: int, *, seed: int = 1) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ test_several_processes.py.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from toy_models import (
     ToyBatches,
+    ToyClassifier,
     ToyLanguageModel,
+    ToyOutput,
     groups_of,
     lm_groups_of,
     new_metric,
@@ -25,11 +28,13 @@ from toy_models import (
     weights_of,
 )
 
+from ulmfit_pipe.training.agreement import DisagreementError
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.loop import NonFiniteLossError, fit
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.metrics import LanguageModelMetric
+from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.records import Task, TrainingOptions
@@ -106,13 +111,74 @@ def sweep(accelerator: Accelerator) -> dict[str, Any]:
     return {"lrs": result.lrs, "losses": result.losses, "unchanged": unchanged}
 
 
-def batch_norm(accelerator: Accelerator) -> dict[str, Any]:
-    """Batch statistics differ between processes; what is kept must not."""
-    model = new_model(norm="batch")
-    task = new_task(16, **shares(accelerator))
+def batch_norm(accelerator: Accelerator, *, accumulation: int = 1, train_norm: bool = False) -> dict[str, Any]:
+    """Statistics over batches of 4, 4 and 2 rows; of three processes the last one gets none of the two rows."""
+    model = new_model(norm="batch").double()
+    task = new_task(10, **shares(accelerator))
+    plan = Plan(tuple(gradual_unfreezing(4, lr=1e-2, final_epochs=2)), tuple(groups_of(model)), train_norm=train_norm)
+    options = TrainingOptions(accumulation_steps=accumulation, train_norm=train_norm)
+    return result_of(model, run_phases(model, plan, task, accelerator=accelerator, options=options))
+
+
+def recomputed_statistics(accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    model = new_model(norm="batch").double()
+    task = new_task(10, **shares(accelerator))
+    recompute_norm_statistics(model, task.train_batches, task.objective, accelerator)
+    return weights_of(model)
+
+
+@dataclass
+class RaggedOutput(ToyOutput):
+    raw_mask: torch.Tensor | None = None
+
+
+class RaggedToy(ToyClassifier):
+    """Texts of unequal length: tokens from 9 on count as padding, but for the first."""
+
+    def forward(self, input_ids: torch.Tensor) -> RaggedOutput:
+        output = super().forward(input_ids)
+        mask = input_ids < 9
+        mask[:, 0] = True
+        return RaggedOutput(output.logits, raw_output=self.embeddings(input_ids), raw_mask=mask)
+
+
+def penalties(accelerator: Accelerator) -> dict[str, Any]:
+    """AR and TAR are means over the real tokens of the global batch."""
+    torch.manual_seed(0)
+    model = RaggedToy().double()
+    task = new_task(10, **shares(accelerator))
+    task = Task(task.train_batches, ClassificationObjective(alpha=2.0, beta=1.0), task.valid_batches, new_metric)
+    plan = Plan((new_phase(0, 1, 2, 3, epochs=3),), tuple(groups_of(model)))
+    return result_of(model, run_phases(model, plan, task, accelerator=accelerator, options=TrainingOptions()))
+
+
+def one_step_of_eight(accelerator: Accelerator, *, accumulation: int) -> dict[str, Any]:
+    """Eight rows a step, at once or in micro-batches; the last step has three."""
+    model = new_model().double()
+    task = new_task(11, batch_size=8 // accumulation, **shares(accelerator))
     plan = Plan(tuple(gradual_unfreezing(4, lr=1e-2)), tuple(groups_of(model)))
-    history = run_phases(model, plan, task, accelerator=accelerator, options=TrainingOptions())
-    return {"weights": weights_of(model), "metrics": [record.metrics for record in history.epochs]}
+    options = TrainingOptions(accumulation_steps=accumulation)
+    return result_of(model, run_phases(model, plan, task, accelerator=accelerator, options=options))
+
+
+def disagreement(accelerator: Accelerator, *, check: bool = True) -> str:
+    """The last process changes a weight and a buffer behind the loop's back, after the last epoch of a phase."""
+    model = new_model(norm="batch")
+    task = new_task(8, **shares(accelerator))
+
+    def nudge(_record: Any) -> None:
+        if accelerator.process_index == 1:
+            with torch.no_grad():
+                model.middle[0].weight[2, 3] += 1e-6
+                model.middle[1].running_mean += 1.0
+
+    plan = Plan((new_phase(3, name="head"), new_phase(2, 3, name="two")), tuple(groups_of(model)))
+    options = TrainingOptions(check_agreement=check)
+    try:
+        run_phases(model, plan, task, accelerator=accelerator, options=options, on_epoch=nudge, keep_best=False)
+    except DisagreementError as error:
+        return str(error)
+    return "no one noticed"
 
 
 def cached_prefix(accelerator: Accelerator, *, cache: bool) -> dict[str, Any]:
@@ -183,6 +249,14 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         "language model": language_model(accelerator),
         "sweep": sweep(accelerator),
         "batch norm": batch_norm(accelerator),
+        "batch norm, accumulated": batch_norm(accelerator, accumulation=2),
+        "batch norm of frozen groups": batch_norm(accelerator, train_norm=True),
+        "recomputed statistics": recomputed_statistics(accelerator),
+        "penalties": penalties(accelerator),
+        "1 x 8": one_step_of_eight(accelerator, accumulation=1),
+        "4 x 2": one_step_of_eight(accelerator, accumulation=4),
+        "disagreement": disagreement(accelerator),
+        "unchecked": disagreement(accelerator, check=False),
         "cached prefix": cached_prefix(accelerator, cache=True),
         "no cached prefix": cached_prefix(accelerator, cache=False),
         "refusals": refusals(accelerator, folder),

@@ -80,8 +80,12 @@ class BackboneBatches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield this rank's share of each batch of the current epoch."""
-        for batch in self.documents:
-            yield self._finished(batch)
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the same from a certain batch on; those before it are not made."""
+        for batch in self.documents.from_batch(first):
+            yield type(batch)(self._finished(batch))
 
     def _finished(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.windows is not None:

@@ -2,7 +2,8 @@
 
 Training: all rows are shuffled, taken in chunks of about 50 batches, each chunk is sorted by length and cut into
 batches, and the order of the batches is shuffled. Evaluation: all rows sorted by length, longest first. The
-batches are planned for all processes together; process r then takes rows r, r + world_size, ... of each.
+batches are planned for all processes together, the same for any number of them in training; process r then takes rows
+r, r + world_size, ... of each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 
+from ulmfit_pipe.data.process_shares import share_of
 from ulmfit_pipe.data.token_arrays import TokenArrays, read_token_arrays
 
 BATCHES_PER_CHUNK = 50  # as in fastai's SortedDL: enough to find like lengths, few enough to keep chance
@@ -27,9 +29,10 @@ class ClassifierBatches:
     Every row comes exactly once per epoch. The order is a pure function of (seed, epoch); the epoch is 0 until
     `set_epoch`. In training the batch with the longest row comes first, so that lack of memory shows at once.
 
-    Small batches: in training no batch has fewer than two rows per process (batch norm needs two) where the table
-    and `batch_size` allow it, in evaluation none has fewer than one row per process; a smaller last batch joins the
-    one before it, which is then a little larger than `batch_size`. This also outranks `max_tokens`.
+    Small batches: in training no batch has fewer than two rows (batch norm needs two) where the table and `batch_size`
+    allow it, in evaluation none has fewer than one row per process; a smaller last batch joins the one before it, which
+    is then a little larger than `batch_size`. This also outranks `max_tokens`. In training a batch may have fewer rows
+    than there are processes; those that get none are given a `FillerBatch`.
     """
 
     fixed_rows = True  # a row is the same in every epoch but for its padding
@@ -112,8 +115,13 @@ class ClassifierBatches:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield this rank's share of each batch of the current epoch."""
-        for rows in self._plan:
-            yield self._collate(rows[self.rank :: self.world_size])
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the same from a certain batch on; those before it are not made."""
+        for rows in self._plan[first:]:
+            own, kind = share_of(rows, rank=self.rank, world_size=self.world_size)
+            yield kind(self._collate(own))
 
     def _collate(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         lengths = self._lengths[rows][:, None]  # (batch, 1)
@@ -157,7 +165,7 @@ class ClassifierBatches:
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         """Cut rows, sorted by falling length, into batches within `batch_size` and `max_tokens`."""
         lengths = self._lengths[rows]
-        least = min(self.batch_size, self.world_size * (2 if self.shuffle else 1))
+        least = min(self.batch_size, 2 if self.shuffle else self.world_size)
         starts = [0]
         while True:
             fitting = self.batch_size if self.max_tokens is None else self.max_tokens // int(lengths[starts[-1]])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ulmfit_pipe.data.augmentation import Augmentation
 from ulmfit_pipe.data.image_files import ImageError, describe_source, open_image, read_source
+from ulmfit_pipe.data.process_shares import share_of
 
 PROBES = ((97, 61), (61, 97))  # width and height of two images that tell what sizes a processor gives
 QUARTER_TURNS = "quarter_turns"  # column of a table of turned images
@@ -92,8 +93,9 @@ class ImageBatches:
     - `row` int64 (batch,): the row's index in the table.
 
     Every row comes exactly once per epoch. Order and augmentation are a pure function of (seed, epoch, row); the epoch
-    is 0 until `set_epoch`. In training no batch has fewer than two rows per process (batch norm needs two) where table
-    and `batch_size` allow it, in evaluation none fewer than one; a smaller last batch joins the one before it.
+    is 0 until `set_epoch`. In training no batch has fewer than two rows (batch norm needs two) where table and
+    `batch_size` allow it, in evaluation none fewer than one per process; a smaller last batch joins the one before it.
+    A process that gets no row of a batch is given a `FillerBatch`.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class ImageBatches:
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         starts = list(range(0, len(order), self.batch_size))
-        least = min(self.batch_size, self.world_size * (2 if self.shuffle else 1))
+        least = min(self.batch_size, 2 if self.shuffle else self.world_size)
         if len(starts) > 1 and len(order) - starts[-1] < least:
             starts.pop()
         self._plan = np.split(order, starts[1:])
@@ -169,17 +171,21 @@ class ImageBatches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield this rank's share of each batch of the current epoch."""
-        shares = [rows[self.rank :: self.world_size] for rows in self._plan]
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the same from a certain batch on; images of those before it are not opened."""
+        shares = [share_of(rows, rank=self.rank, world_size=self.world_size) for rows in self._plan[first:]]
         epoch = self.epoch
         if self.workers == 0:
-            for rows in shares:
-                yield self._make(rows, epoch)
+            for rows, kind in shares:
+                yield kind(self._make(rows, epoch))
             return
         threads = ThreadPoolExecutor(self.workers)
         ahead: deque[Future[dict[str, Tensor]]] = deque()
         try:
-            for rows in shares:
-                ahead.append(threads.submit(self._make, rows, epoch))
+            for rows, kind in shares:
+                ahead.append(threads.submit(lambda rows=rows, kind=kind: kind(self._make(rows, epoch))))
                 if len(ahead) > self.workers:
                     yield ahead.popleft().result()
             while ahead:

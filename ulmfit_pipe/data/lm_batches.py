@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ulmfit_pipe.data.process_shares import FillerBatch
 from ulmfit_pipe.data.token_arrays import read_token_arrays
 from ulmfit_pipe.data.token_stream import TokenStream, order_documents
 
@@ -61,10 +62,11 @@ class LanguageModelBatches:
                 tokens in reverse, and the documents in reverse order. The target is then the token before.
             variable_bptt: Window lengths drawn as in AWD-LSTM instead of a constant `bptt`.
             rank: This process, from 0.
-            world_size: Number of processes; rank r takes a contiguous block of the rows, uneven if need be.
+            world_size: Number of processes; rank r takes a contiguous block of the rows, uneven if need be. Where
+                there are fewer rows than processes, those that get none are given a `FillerBatch`.
 
         Raises:
-            ValueError: For a size below 1, more processes than rows, or too little text for the rows.
+            ValueError: For a size below 1, or too little text for the rows.
         """
         _check_sizes(batch_size=batch_size, bptt=bptt, seed=seed, rank=rank, world_size=world_size)
         self.batch_size, self.bptt, self.seed = batch_size, bptt, seed
@@ -77,7 +79,8 @@ class LanguageModelBatches:
                 f"{len(self._documents)} documents, and batch_size={batch_size} needs at least "
                 f"{batch_size + 1}; lower batch_size or add text"
             )
-        self._rows = np.arange(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        rows = np.arange(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._rows, self._kind = (rows, dict) if len(rows) else (np.zeros(1, dtype=np.int64), FillerBatch)
         self.set_epoch(0)
 
     @property
@@ -100,12 +103,16 @@ class LanguageModelBatches:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield this rank's rows of each window of the current epoch."""
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the same from a certain window on; those before it are not made."""
         row_starts = self._rows[:, None] * self.row_length  # (rows, 1)
         stream, windows = self._stream, self._windows  # the epoch that this iteration began with
-        for start, stop in zip(windows[:-1], windows[1:], strict=True):
+        for start, stop in zip(windows[first:-1], windows[first + 1 :], strict=True):
             positions = row_starts + np.arange(start, stop + 1)  # (rows, window + 1)
             tokens = torch.from_numpy(self._tokens_at(positions, stream))
-            yield {"input_ids": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+            yield self._kind(input_ids=tokens[:, :-1].contiguous(), targets=tokens[:, 1:].contiguous())
 
     def _tokens_at(self, positions: np.ndarray, stream: TokenStream) -> np.ndarray:
         """Tokens at positions of the epoch's stream, int64, in the shape of `positions`."""
@@ -129,8 +136,3 @@ def _check_sizes(*, batch_size: int, bptt: int, seed: int, rank: int, world_size
             raise ValueError(f"{name} must be {least} or more, got {value}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..world_size-1, got rank={rank} with world_size={world_size}")
-    if world_size > batch_size:
-        raise ValueError(
-            f"{world_size} processes cannot share batch_size={batch_size}: each needs one row of the stream "
-            f"at least; set batch_size to {world_size} or more, or start fewer processes"
-        )

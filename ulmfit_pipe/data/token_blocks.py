@@ -19,6 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.masking import IGNORED, TokenMasking
 from ulmfit_pipe.data.pretrained_tokenizers import SpecialTokens, special_tokens_of
+from ulmfit_pipe.data.process_shares import share_of
 from ulmfit_pipe.data.token_arrays import TokenArrays, read_token_arrays
 from ulmfit_pipe.data.token_stream import TokenStream, order_documents
 
@@ -64,8 +65,8 @@ class TokenBlockBatches:
 
     `token_type_ids` are there if a type of the frame is not 0. Targets are -100 where nothing is asked. All blocks of
     an epoch are equally long; where the stream is no multiple of their length, neighbouring blocks share one token, so
-    that every token is read. A batch has at most `batch_size` rows, unless the processes need the last ones to go
-    round.
+    that every token is read. A batch has at most `batch_size` rows; where it has fewer than there are processes, those
+    that get none are given a `FillerBatch`.
 
     The order and the masks are a pure function of (seed, epoch); the epoch is 0 until `set_epoch`. With `shuffle` off
     they are the same in every epoch.
@@ -125,7 +126,7 @@ class TokenBlockBatches:
             )
         self._length = -(-self.tokens_per_epoch // blocks)
         self._starts = np.arange(blocks) * (self.tokens_per_epoch - self._length) // max(1, blocks - 1)
-        self._num_batches = max(1, min(-(-blocks // batch_size), blocks // world_size))
+        self._num_batches = -(-blocks // batch_size)
         self.set_epoch(0)
 
     @property
@@ -158,14 +159,18 @@ class TokenBlockBatches:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield this rank's blocks of each batch of the current epoch."""
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the same from a certain batch on; those before it are not made."""
         stream, epoch = self._stream, self._epoch  # the epoch that this iteration began with
-        for batch in self._batches:
-            blocks = batch[self.rank :: self.world_size]
+        for batch in self._batches[first:]:
+            blocks, kind = share_of(batch, rank=self.rank, world_size=self.world_size)
             if self._masking is None:
                 inputs, targets = self._next_tokens(blocks, stream)
             else:
                 inputs, targets = self._masked(blocks, stream, epoch, self._masking)
-            yield self._framed(inputs, targets)
+            yield kind(self._framed(inputs, targets))
 
     def _next_tokens(self, blocks: np.ndarray, stream: TokenStream) -> tuple[np.ndarray, np.ndarray]:
         positions = self._starts[blocks][:, None] + np.arange(self._length + 1)  # (rows, length + 1)

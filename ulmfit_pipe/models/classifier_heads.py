@@ -65,6 +65,14 @@ class ConcatPooling(nn.Module):
         return torch.cat([last, peak, mean.to(last.dtype)], dim=1)
 
 
+def needs_two_rows(norm: nn.Module) -> bool:
+    """Tell whether a norm takes a variance over this process' rows alone (one marked `global_batch` takes it over all).
+
+    Training over several processes marks its norms; they refuse a single row themselves.
+    """
+    return norm.training and not hasattr(norm, "global_batch")
+
+
 class HeadBlock(nn.Module):
     """Batch norm, dropout, linear without bias, and ReLU unless it is the last block."""
 
@@ -83,7 +91,7 @@ class HeadBlock(nn.Module):
         Raises:
             ValueError: A training batch has one row, of which batch norm cannot take a variance.
         """
-        if self.norm.training and len(x) == 1:
+        if len(x) == 1 and needs_two_rows(self.norm):
             raise ValueError(
                 "batch norm in training needs at least 2 documents in a batch, got 1; use a larger batch size, merge "
                 "the last batch with its neighbour, or put the head's norms in eval mode"

@@ -23,7 +23,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from ulmfit_pipe.models.classifier_heads import NORM_BIAS, HeadBlock, at_least_single
+from ulmfit_pipe.models.classifier_heads import NORM_BIAS, HeadBlock, at_least_single, needs_two_rows
 from ulmfit_pipe.models.image_backbones import build_backbone, channels_of, drop_unused, dropped_from, inspect_backbone
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 
@@ -157,7 +157,7 @@ class ImageHead(nn.Module):
         Raises:
             ValueError: A training batch has one image, of which batch norm cannot take a variance.
         """
-        if len(hidden) == 1 and any(block.norm.training for block in self.blocks):
+        if len(hidden) == 1 and any(needs_two_rows(block.norm) for block in self.blocks):
             raise ValueError(
                 "batch norm in training needs at least 2 images in a batch, got 1; use a larger batch size, or merge "
                 "the last batch with its neighbour"

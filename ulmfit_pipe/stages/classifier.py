@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of, save_stage
@@ -30,6 +31,7 @@ from ulmfit_pipe.stages.document_reading import (
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM
+from ulmfit_pipe.stages.progress import drop_progress, keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
@@ -199,6 +201,13 @@ def train_classifier(
     started = time.perf_counter()
     context.start()
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
+    keep_progress(
+        parts.learner,
+        output_dir,
+        identity=identity,
+        vocabulary=vocabulary_digest(parts.tokenizer),
+        context=context,
+    )
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     if not history.steps:
         raise ValueError(
@@ -208,7 +217,7 @@ def train_classifier(
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + history.earlier_seconds
 
     def write(folder: Path) -> None:
         with quiet_transformers():
@@ -225,6 +234,7 @@ def train_classifier(
     }
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage="classifier", record=record, write=write)
+        drop_progress(output_dir)
     context.accelerator.wait_for_everyone()
     context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)

@@ -32,7 +32,7 @@ from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_json
-from ulmfit_pipe.training.phases import Report, format_table
+from ulmfit_pipe.training.text_tables import Report, format_table
 
 PRESET = "fastai"
 PRETRAINING_LIBRARIES = ("scipy", "stdlib", "sympy")

@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage, refuse_foreign_folder
+from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.phases import History
+from ulmfit_pipe.training.record_differences import differences
 from ulmfit_pipe.training.records import EpochRecord, Phase
 
 MOST_RATES = 1000  # learning rates that stage.json keeps, for the picture of the schedule
@@ -63,6 +65,7 @@ def finished_result(
     record = read_stage(path)
     if record is None:
         return None
+    shutil.rmtree(progress_folder(path), ignore_errors=True)  # of a process that was killed as it finished
     say(f"{stage}: already finished in {path} with the same settings and data, skipped")
     if record.get("cut_short"):
         say(f"{stage}: that training was cut short by a time limit; remove {path} to train it to its end")
@@ -86,7 +89,7 @@ def refuse_other_run(path: Path | str, *, stage: str, identity: dict[str, Any]) 
     if record is None:
         return
     known = {name: value for name, value in record.get("identity", {}).items() if name in identity}
-    changed = sorted(_differences(known, identity))
+    changed = sorted(differences(known, identity))
     if changed:
         raise ArtifactError(
             f"{path} holds a finished {stage} stage of another run; it differs in {', '.join(changed)}. "
@@ -117,19 +120,3 @@ def was_cut_short(epochs: Sequence[EpochRecord], phases: Sequence[Phase]) -> boo
         phase.name not in last or (phase.patience is None and last[phase.name].step < last[phase.name].total_steps)
         for phase in phases
     )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            found += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-        return found
-    if isinstance(new, tuple):
-        new = list(new)
-    return [] if old == new else [f"{name} ({_short(old)} there, {_short(new)} now)"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

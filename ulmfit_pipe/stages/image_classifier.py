@@ -26,6 +26,7 @@ from ulmfit_pipe.stages.image_plan import image_phases
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
+from ulmfit_pipe.stages.progress import drop_progress, keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
@@ -175,6 +176,7 @@ def train_image_classifier(
     started = time.perf_counter()
     context.start()
     parts = build_image_learner(*scans, settings=settings, context=context, **given)
+    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=None, context=context)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     if not history.steps:
         raise ValueError(
@@ -182,7 +184,7 @@ def train_image_classifier(
             "seconds, or leave max_seconds out"
         )
     metrics = {} if scans[1] is None else _predictor(parts, context).score(scans[1].table)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + history.earlier_seconds
     record = {
         "identity": identity,
         "model": None if model is None else str(model),
@@ -222,6 +224,7 @@ def _save(output_dir: Path | str, parts: ImageParts, record: dict[str, Any], con
 
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage=STAGE, record=record, write=write)
+        drop_progress(output_dir)
     context.accelerator.wait_for_everyone()
 
 

@@ -22,7 +22,7 @@ from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
-from ulmfit_pipe.training.phases import format_table
+from ulmfit_pipe.training.text_tables import format_table
 
 PRETRAINING_SHARE = 0.4  # of max_seconds goes to the related task
 PRETRAINING_HELD_OUT = 0.1  # of its images, to choose its best epoch by
@@ -73,6 +73,8 @@ class ImageSettings:
         max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
         mixed_precision: no, bf16, or fp16 (GPU only).
         progress: Show progress bars; null decides by the terminal.
+        resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
+        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         pretraining: The related task where no model is given.
         classifier: Numbers of the image stage.
     """
@@ -91,6 +93,8 @@ class ImageSettings:
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
     progress: bool | None = None
+    resume: bool = False
+    checkpoint_seconds: float | None = 60.0
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     classifier: ImageClassifierSettings = field(default_factory=ImageClassifierSettings)
 
@@ -131,6 +135,8 @@ def run_image_pipeline(
         seed=settings.seed,
         mixed_precision=settings.mixed_precision,
         progress=settings.progress,
+        resume=settings.resume,
+        checkpoint_seconds=settings.checkpoint_seconds,
     )
     tables = load_image_tables(settings, context, train=train, test=test)
     results: dict[str, StageResult] = {}

@@ -17,6 +17,7 @@ from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, resolve_model
+from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.loop import evaluate
 from ulmfit_pipe.training.metrics import ClassificationMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective
@@ -94,7 +95,7 @@ class ImagePredictor:
     def accelerator(self) -> Accelerator:
         """Device and processes."""
         if self._accelerator is None:
-            self._accelerator = Accelerator()
+            self._accelerator = new_accelerator()
         return self._accelerator
 
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, Any]]:

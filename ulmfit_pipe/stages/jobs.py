@@ -48,6 +48,8 @@ class LanguageModelJob:
         max_seconds: Stop training after so long; null for no limit.
         mixed_precision: no, bf16, or fp16 (GPU only).
         progress: Show progress bars; null decides by the terminal.
+        resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
+        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         language_model: Numbers of the stage.
     """
 
@@ -62,6 +64,8 @@ class LanguageModelJob:
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
     progress: bool | None = None
+    resume: bool = False
+    checkpoint_seconds: float | None = 60.0
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
 
 
@@ -86,6 +90,8 @@ class ClassifierJob:
         max_seconds: Stop training after so long; null for no limit.
         mixed_precision: no, bf16, or fp16 (GPU only).
         progress: Show progress bars; null decides by the terminal.
+        resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
+        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         classifier: Numbers of the stage.
     """
 
@@ -104,6 +110,8 @@ class ClassifierJob:
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
     progress: bool | None = None
+    resume: bool = False
+    checkpoint_seconds: float | None = 60.0
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
 
@@ -155,6 +163,8 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
         mixed_precision=job.mixed_precision,
         progress=job.progress,
         deadline=deadline_after(job.max_seconds),
+        resume=job.resume,
+        checkpoint_seconds=job.checkpoint_seconds,
     ).for_model(model_type_of(job.model))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of, save_stage
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
@@ -24,10 +25,11 @@ from ulmfit_pipe.stages.language_model_parts import LanguageModelParts
 from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularies, describe_perplexity
 from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import AWD_LSTM
+from ulmfit_pipe.stages.progress import drop_progress, keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
-from ulmfit_pipe.training.phases import History
+from ulmfit_pipe.training.history import History
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,19 @@ def train_language_model(
     started = time.perf_counter()
     context.start()
     parts = build_language_model_learner(train, validation, model=model, settings=settings, context=context)
+    keep_progress(
+        parts.learner,
+        output_dir,
+        identity=identity,
+        vocabulary=vocabulary_digest(parts.tokenizer),
+        context=context,
+    )
     history = parts.learner.fit_plan(parts.phases)
     if not history.steps:
         left = "as the pretrained one was" if parts.pretrained else "random"
         context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
     metrics = _final_metrics(parts, history, validation)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + history.earlier_seconds
     record = {
         "identity": identity,
         "model": model,
@@ -167,6 +176,7 @@ def train_language_model(
     }
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage="language_model", record=record, write=partial(_write, parts))
+        drop_progress(output_dir)
     context.accelerator.wait_for_everyone()
     context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)

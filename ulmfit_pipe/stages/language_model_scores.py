@@ -59,8 +59,17 @@ def describe_perplexity(metrics: Mapping[str, float]) -> str:
 
 
 def fitting_batch_size(tokens: int, wanted: int, *, processes: int = 1) -> int:
-    """Narrow the batch for a short text, so that a row still holds a few windows."""
-    return max(1, processes, min(wanted, tokens // 400))  # 400: rows of at least some five windows of bptt 70-72
+    """Narrow the batch for a short text, so that a row still holds a few windows, whatever the number of processes.
+
+    Raises:
+        ValueError: More processes than rows are wanted.
+    """
+    if processes > wanted:
+        raise ValueError(
+            f"{processes} processes cannot share batch_size={wanted}: each needs one row of the stream; set batch_size "
+            f"to {processes} or more, or start fewer processes"
+        )
+    return max(1, min(wanted, tokens // 400))  # 400: rows of at least some five windows of bptt 70-72
 
 
 def score_language_model(

@@ -17,8 +17,8 @@ from ulmfit_pipe.stages.artifacts import read_stage, resolve_model
 from ulmfit_pipe.stages.language_model_scores import fitting_batch_size
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.phases import History
 from ulmfit_pipe.training.records import EpochRecord
 
 MEASURED = ("perplexity", "perplexity_per_word", "bits_per_character")

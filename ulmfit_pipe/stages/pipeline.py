@@ -58,6 +58,8 @@ class PipelineSettings:
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
         progress: Show progress bars; null decides by the terminal.
+        resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
+        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         max_rows: Use only so many rows of each table, for a quick look or a learning curve.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
@@ -83,6 +85,8 @@ class PipelineSettings:
     fine_tune_language_model: bool = True
     include_test_text: bool = False
     progress: bool | None = None
+    resume: bool = False
+    checkpoint_seconds: float | None = 60.0
     max_rows: RowLimits = field(default_factory=RowLimits)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
@@ -116,6 +120,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         seed=settings.seed,
         mixed_precision=settings.mixed_precision,
         progress=settings.progress,
+        resume=settings.resume,
+        checkpoint_seconds=settings.checkpoint_seconds,
     )
     context = context.for_model(model_type_of(settings.model))
     tables = load_run_tables(

@@ -22,8 +22,9 @@ from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
 from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, notes_of, saved_reading, thresholds_of
-from ulmfit_pipe.training.loop import reduce_sum, to_device
+from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
+from ulmfit_pipe.training.processes import reduce_sum, to_device
 
 BATCH_TOKENS = 16_384  # tokens of a batch, padding included: memory, not result
 BATCH_ROWS = 256  # of short texts, more gain nothing
@@ -77,7 +78,7 @@ class Predictor:
     def accelerator(self) -> Accelerator:
         """Device and processes."""
         if self._accelerator is None:
-            self._accelerator = Accelerator()
+            self._accelerator = new_accelerator()
         return self._accelerator
 
     @property

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
 from ulmfit_pipe.stages.setting_checks import settings_that_count
+from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.records import TrainingOptions
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -29,6 +30,8 @@ class RunContext:
         mixed_precision: ``no``, ``fp16`` or ``bf16``.
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
+        resume: Go on with an unfinished stage from its last checkpoint, instead of beginning it anew.
+        checkpoint_seconds: Save a checkpoint so often while a stage trains; None saves none.
         say: Receives each line of news.
     """
 
@@ -37,6 +40,8 @@ class RunContext:
     mixed_precision: Precision = "no"
     progress: bool | None = None
     deadline: float | None = None
+    resume: bool = False
+    checkpoint_seconds: float | None = None
     say: Callable[[str], None] = partial(print, flush=True)
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
@@ -76,7 +81,7 @@ class RunContext:
                     "mixed_precision 'fp16' needs a GPU (on a CPU it would silently compute in float32); "
                     "use 'bf16' or 'no'"
                 )
-            self._accelerator = Accelerator(mixed_precision=self.mixed_precision)
+            self._accelerator = new_accelerator(mixed_precision=self.mixed_precision, say=self.say)
         return self._accelerator
 
     def start(self) -> None:

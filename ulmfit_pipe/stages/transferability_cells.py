@@ -36,8 +36,8 @@ from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.transferability_tasks import HalfTask
 from ulmfit_pipe.training.checkpoint import write_atomic
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.loop import to_device
 from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
+from ulmfit_pipe.training.processes import to_device
 from ulmfit_pipe.training.records import Batches, Phase
 from ulmfit_pipe.training.schedules import Schedule
 

@@ -239,7 +239,7 @@ def _batches(
     }
     blocks = int(read_token_arrays(encoded["train"]).lengths.sum()) // block_size
     fitting = max(LEAST_BATCH, min(context.recipe.batch_size, blocks // STEPS_PER_EPOCH))
-    wanted = settings.batch_size or max(fitting, context.accelerator.num_processes)
+    wanted = settings.batch_size or fitting
     common: dict[str, Any] = {
         "block_size": block_size,
         "batch_size": wanted,

@@ -23,6 +23,11 @@ class PrefixError(ValueError):
     """What frozen groups give out cannot be kept by row; the message says why."""
 
 
+def is_filler(batch: Batch) -> bool:
+    """Tell whether a batch's rows only stand in for a process' empty share, and count for nothing."""
+    return bool(getattr(batch, "filler", False))
+
+
 @dataclass(frozen=True)
 class RowAxes:
     """Where a tensor has its rows.

@@ -18,15 +18,22 @@ from torch import nn
 from ulmfit_pipe.training import layer_groups as grouping
 from ulmfit_pipe.training import lr_finder, saved_learner
 from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.global_norms import accumulation_note
+from ulmfit_pipe.training.history import History
+from ulmfit_pipe.training.launch import new_accelerator, part_random_streams
 from ulmfit_pipe.training.layer_groups import LayerGroup
-from ulmfit_pipe.training.loop import evaluate, reduce_sum
+from ulmfit_pipe.training.loop import evaluate
 from ulmfit_pipe.training.model_summary import summarize
 from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.optim import LearningRates, spread_lrs
-from ulmfit_pipe.training.phases import History, Plan, Report, run_phases
+from ulmfit_pipe.training.phases import Plan, run_phases
+from ulmfit_pipe.training.processes import reduce_sum
 from ulmfit_pipe.training.records import Batches, EpochRecord, Phase, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
+from ulmfit_pipe.training.text_tables import Report
 from ulmfit_pipe.training.weight_changes import WeightChanges, copy_weights, weight_changes
+
+OF_ONE_RUN = ("deadline", "checkpoints")  # options that are no part of what a learner is
 
 
 class Learner:
@@ -78,7 +85,7 @@ class Learner:
     def accelerator(self) -> Accelerator:
         """Device, precision and processes."""
         if self._accelerator is None:
-            self._accelerator = Accelerator()
+            self._accelerator = new_accelerator()
         return self._accelerator
 
     @property
@@ -265,6 +272,9 @@ class Learner:
                 "lrs": list(phase.lrs),
             }
 
+        part_random_streams(self.accelerator)
+        if note := accumulation_note(self.model, self.options.accumulation_steps):
+            self.say(note)
         history = run_phases(
             self.model,
             plan,
@@ -349,7 +359,7 @@ class Learner:
             "trainable": [group.name for group in self.layer_groups if not group.frozen],
             "position": self.position,
             "epochs_done": self.epochs_done,
-            "options": {key: value for key, value in asdict(self.options).items() if key != "deadline"},
+            "options": {key: value for key, value in asdict(self.options).items() if key not in OF_ONE_RUN},
             "metrics": self.history.epochs[-1].metrics if self.history.epochs else {},
             "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }

@@ -6,11 +6,9 @@ divided once by the count over all processes and micro-batches, so that 1 and N 
 """
 
 import contextlib
-import itertools
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -18,22 +16,29 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
+from ulmfit_pipe.training.agreement import check_agreement
+from ulmfit_pipe.training.batch_rows import is_filler
+from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
 from ulmfit_pipe.training.frozen_prefix import cached_prefix
+from ulmfit_pipe.training.global_norms import global_batch_norms, uncounted_rows
 from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, set_trainable, train_mode
-from ulmfit_pipe.training.objectives import Batch, Objective
+from ulmfit_pipe.training.objectives import Batch, Objective, ObjectiveOutput
 from ulmfit_pipe.training.optim import build_optimizer, set_schedule_point
 from ulmfit_pipe.training.process_memory import keep_freed_memory
+from ulmfit_pipe.training.processes import reduce_sum, time_used, to_device
+from ulmfit_pipe.training.progress_bar import progress_bar, size_of, unit_of
 from ulmfit_pipe.training.records import (
     Batches,
     EpochRecord,
+    EpochState,
     Metric,
     Phase,
     StepRecord,
     Task,
     TrainingOptions,
 )
+from ulmfit_pipe.training.resume import ProgressKeeper
 from ulmfit_pipe.training.schedules import Schedule
 
 
@@ -51,6 +56,7 @@ class Run:
     objective: Objective
     accelerator: Accelerator
     options: TrainingOptions
+    keeper: ProgressKeeper | None = None
     steps: list[StepRecord] = field(default_factory=list)
     step: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -89,31 +95,14 @@ def prepared(
         keep_freed_memory()
     own_forward = model.__dict__.get("forward")
     try:
-        yield accelerator.prepare(model, optimizer)
+        with global_batch_norms(model, accelerator):
+            yield accelerator.prepare(model, optimizer)
     finally:
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             model.__dict__.pop(name, None)
         if own_forward is not None:
             model.forward = own_forward
         accelerator.free_memory()
-
-
-def reduce_sum(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
-    """Return a function that sums a tensor over the processes."""
-
-    def reduce(values: Tensor) -> Tensor:
-        if accelerator.num_processes == 1:
-            return values
-        # gloo and NCCL both add float64, but not every device holds it
-        on_device = values.to(accelerator.device, non_blocking=True)
-        return accelerator.reduce(on_device, reduction="sum").to(values.device)
-
-    return reduce
-
-
-def to_device(batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Move a batch to the process' device."""
-    return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
 
 
 def share_running_statistics(run: Run) -> None:
@@ -141,7 +130,7 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     accelerator = run.accelerator
     reduce = reduce_sum(accelerator)
     statistics = [buffer.clone() for buffer in run.running_statistics]
-    counts = [run.objective.count(batch) for batch in window]
+    counts = [0.0 if is_filler(batch) else run.objective.count(batch) for batch in window]
     total = float(reduce(torch.tensor([sum(counts)], dtype=torch.float64)))
     if not total > 0:
         raise ValueError(f"the batches of step {run.step} hold nothing that counts (weight {total}); drop them")
@@ -149,12 +138,9 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     for index, (batch, count) in enumerate(zip(window, counts, strict=True)):
         last = index == len(window) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
-            output = run.objective(run.model, to_device(batch, accelerator), carry)
-            carry = output.carry
-            loss = output.loss_sum if output.penalty is None else output.loss_sum + output.penalty * count
             # data parallelism averages gradients over processes; the count is over all of them
-            accelerator.backward(loss * (accelerator.num_processes / total))
-        losses.append(output.loss_sum.detach())
+            loss, carry = _backward(run, batch, carry, count=count, scale=accelerator.num_processes / total)
+        losses.append(loss)
     # read back once a step, after all micro-batches are on their way
     loss_sum = torch.tensor([sum(float(loss) for loss in losses)], dtype=torch.float64)
     mean_loss = float(reduce(loss_sum)) / total
@@ -167,6 +153,30 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return mean_loss, total, carry
+
+
+def _backward(run: Run, batch: Batch, carry: Any, *, count: float, scale: float) -> tuple[Tensor, Any]:
+    """Add a micro-batch's gradients, and return its summed loss and the state for the next one."""
+    filler = is_filler(batch)
+    with uncounted_rows(run.model) if filler else contextlib.nullcontext():
+        output = run.objective(run.model, to_device(batch, run.accelerator), carry)
+        loss_sum = output.loss_sum * 0.0 if filler else output.loss_sum
+        penalty = _weighed_penalty(output, count, run.accelerator, counted=not filler)
+        run.accelerator.backward((loss_sum if penalty is None else loss_sum + penalty) * scale)
+    return loss_sum.detach(), output.carry
+
+
+def _weighed_penalty(
+    output: ObjectiveOutput, count: float, accelerator: Accelerator, *, counted: bool
+) -> Tensor | None:
+    """Return a micro-batch's penalty times its weight, such that the processes' sum is the global batch's."""
+    if output.penalty is None or accelerator.num_processes == 1 or not output.penalty_parts:
+        return None if output.penalty is None else output.penalty * count
+    positions = [float(number) * counted for _, number in output.penalty_parts]
+    own = torch.tensor([count, *positions], dtype=torch.float64)
+    total = reduce_sum(accelerator)(own)
+    shares = (total[0] * own[1:] / total[1:].clamp(min=1.0)).tolist()
+    return torch.stack([term * share for (term, _), share in zip(output.penalty_parts, shares, strict=True)]).sum()
 
 
 def _stop(run: Run, what: str, statistics: Sequence[Tensor]) -> NoReturn:
@@ -188,56 +198,43 @@ def _non_finite_message(run: Run, what: str) -> str:
     )
 
 
-def windows_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Group micro-batches into windows of ``size``; the last may be smaller."""
-    iterator = iter(batches)
-    while window := list(itertools.islice(iterator, size)):
-        yield window
-
-
-def count_steps(batches: Batches, epochs: int, accumulation_steps: int, *, first_epoch: int = 0) -> list[int]:
-    """Return the number of optimizer steps of each epoch (their number of batches may differ)."""
-    counts = []
-    for epoch in range(first_epoch, first_epoch + epochs):
-        batches.set_epoch(epoch)
-        counts.append(math.ceil(len(batches) / accumulation_steps))
-    if not counts or min(counts) < 1:
-        raise ValueError("there is no batch to train on; give more rows or a smaller batch size")
-    return counts
-
-
-def time_used(accelerator: Accelerator, options: TrainingOptions, *, started: float = 0.0) -> float:
-    """Return how much of the time until the deadline is used, from 0; 1 and more is over. The same on all processes.
-
-    Args:
-        accelerator: The processes.
-        options: Holds the deadline; without one nothing is ever used.
-        started: ``time.monotonic()`` at which the time began.
-    """
-    if options.deadline is None:
-        return 0.0
-    whole = max(options.deadline - started, 1e-9)
-    used = torch.tensor([(time.monotonic() - started) / whole], dtype=torch.float64)
-    return float(reduce_sum(accelerator)(used)) / accelerator.num_processes
-
-
 def train_epoch(
-    run: Run, batches: Batches, schedule: Schedule, *, total_steps: int, description: str
+    run: Run,
+    batches: Batches,
+    schedule: Schedule,
+    *,
+    total_steps: int,
+    description: str,
+    number: int = 0,
+    state: EpochState | None = None,
 ) -> tuple[float, float]:
     """Train over the batches of one epoch.
 
     The schedule is sampled before each step at ``step / total_steps``, as fastai does. Where a deadline will cut the
     phase short, the schedule follows the clock instead, so that the rate still comes down.
 
+    Args:
+        run: The phase's run.
+        batches: The data, set to the epoch.
+        schedule: The phase's curve.
+        total_steps: Steps that it spans.
+        description: Text of the progress bar.
+        number: The epoch within the phase.
+        state: Where the epoch stands, if part of it was trained on before.
+
     Returns:
         Mean loss over the epoch's items, and items per second over all processes.
     """
+    state = state or EpochState()
     train_mode(run.model, run.groups, train_norm=run.options.train_norm, frozen_dropout=run.options.frozen_dropout)
-    carry, items, loss_sum, count = None, 0.0, 0.0, 0.0
-    started = time.perf_counter()
-    steps = math.ceil(len(batches) / run.options.accumulation_steps)
-    with progress_bar(run, steps, description) as bar:
-        for window in windows_of(batches, run.options.accumulation_steps):
+    started = time.perf_counter() - state.seconds
+    size = run.options.accumulation_steps
+    rest = batches_from(batches, state.batch)
+    if run.keeper is not None:
+        run.keeper.restore_random()
+    shown = {"accelerator": run.accelerator, "progress": run.options.progress, "done": state.batch // size}
+    with progress_bar(math.ceil(len(batches) / size), description, **shown) as bar:
+        for window in windows_of(rest, size):
             used = time_used(run.accelerator, run.options, started=run.started)
             if used >= 1:
                 break
@@ -245,47 +242,24 @@ def train_epoch(
             set_schedule_point(
                 run.optimizer, schedule.factor(point, total_steps), schedule.momentum(point, total_steps)
             )
-            loss, step_count, carry = train_step(run, window, carry)
+            loss, step_count, state.carry = train_step(run, window, state.carry)
             lrs = run.current_lrs()
             run.steps.append(StepRecord(run.step, loss, lrs))
             # a step that mixed precision skipped for an overflow does not move the schedule
             run.step += 0 if run.accelerator.optimizer_step_was_skipped else 1
-            loss_sum, count = loss_sum + loss * step_count, count + step_count
-            items += sum(_size(batch) for batch in window)
-            rate = items * run.accelerator.num_processes / (time.perf_counter() - started)
-            speed = f"{rate:,.0f} {_unit(window[0])}/s"
+            state.batch += len(window)
+            state.loss_sum, state.count = state.loss_sum + loss * step_count, state.count + step_count
+            state.items += sum(size_of(batch) for batch in window if not is_filler(batch))
+            state.seconds = time.perf_counter() - started
+            speed = f"{state.items * run.accelerator.num_processes / state.seconds:,.0f} {unit_of(window[0])}/s"
             bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {speed}", refresh=False)
             bar.update()
+            if run.keeper is not None:
+                run.keeper.after_step(run, state, number)
     share_running_statistics(run)
-    seconds = time.perf_counter() - started
-    total_items = float(reduce_sum(run.accelerator)(torch.tensor([items], dtype=torch.float64)))
-    return (loss_sum / count if count else math.nan), total_items / seconds
-
-
-def _size(batch: Batch) -> int:
-    """Count what a batch holds: real tokens where it has a mask, else positions of its targets, else rows."""
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return batch["targets"].numel() if "targets" in batch else len(next(iter(batch.values())))
-
-
-def _unit(batch: Batch) -> str:
-    return "tokens" if "attention_mask" in batch or "targets" in batch else "rows"
-
-
-def progress_bar(run: Run, steps: int, description: str) -> tqdm:
-    """Return a bar that only the main process shows, and only on a terminal unless asked."""
-    shown = run.options.progress
-    if shown is None:
-        shown = sys.stderr.isatty()
-    return tqdm(
-        total=steps,
-        desc=description,
-        disable=not (shown and run.accelerator.is_main_process),
-        leave=False,
-        dynamic_ncols=True,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}",
-    )
+    total_items = float(reduce_sum(run.accelerator)(torch.tensor([state.items], dtype=torch.float64)))
+    seconds = max(time.perf_counter() - started, 1e-9)
+    return (state.loss_sum / state.count if state.count else math.nan), total_items / seconds
 
 
 def evaluate(
@@ -301,6 +275,8 @@ def evaluate(
     carry = None
     with torch.no_grad(), accelerator.autocast():
         for batch in batches:
+            if is_filler(batch):
+                continue
             output = objective(model, to_device(batch, accelerator), carry)
             carry = output.carry
             # counted where the batch came from: the device is not waited for
@@ -319,6 +295,7 @@ def fit(
     first_epoch: int = 0,
     on_epoch: Callable[[EpochRecord], bool] | None = None,
     say: Callable[[str], None] | None = None,
+    keeper: ProgressKeeper | None = None,
 ) -> tuple[list[EpochRecord], list[StepRecord]]:
     """Train one phase: freeze, build the optimizer, prepare once, run the epochs, unwrap.
 
@@ -332,9 +309,10 @@ def fit(
         first_epoch: Number that the phase's epoch 0 has for the data's order (also if `start_epoch` skips it).
         on_epoch: Called after every epoch on every process; True ends the phase.
         say: Told what becomes of `TrainingOptions.cache_frozen`.
+        keeper: Saves the run at its steps, and puts it back where it was killed.
 
     Returns:
-        One record an epoch and one a step.
+        One record for each epoch that ended in this call, and one for each step.
     """
     set_trainable(groups, phase.trainable, train_norm=options.train_norm)
     model.to(accelerator.device)
@@ -353,23 +331,38 @@ def fit(
         prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer),
         cached_prefix(model, groups, phase, task, accelerator=accelerator, options=options, say=say) as task,
     ):
-        run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options)
+        run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options, keeper)
         run.step = sum(steps[: phase.start_epoch])
-        for epoch in range(phase.start_epoch, phase.epochs):
+        first, state = phase.start_epoch, EpochState()
+        if keeper is not None:
+            first, state = keeper.enter_phase(run, steps, first)
+        for epoch in range(first, phase.epochs):
             task.train_batches.set_epoch(first_epoch + epoch)
-            records.append(_fit_epoch(run, phase, task, epoch=epoch, total_steps=sum(steps)))
-            if (on_epoch is not None and on_epoch(records[-1])) or time_used(
-                run.accelerator, run.options, started=run.started
-            ) >= 1:
+            records.append(_fit_epoch(run, phase, task, epoch=epoch, total_steps=sum(steps), state=state))
+            state = EpochState()
+            ended = on_epoch is not None and on_epoch(records[-1])
+            ended = ended or epoch + 1 == phase.epochs or time_used(accelerator, options, started=run.started) >= 1
+            if keeper is not None:
+                keeper.after_epoch(run, epoch + 1, ended=ended)
+            if ended:
                 break
     model.eval()
+    if options.check_agreement:
+        check_agreement(model, accelerator, where=f"after phase {phase.name!r}")
     return records, run.steps
 
 
-def _fit_epoch(run: Run, phase: Phase, task: Task, *, epoch: int, total_steps: int) -> EpochRecord:
-    started = time.perf_counter()
-    bar_text = f"{phase.name} {epoch + 1}/{phase.epochs}"
-    loss, speed = train_epoch(run, task.train_batches, phase.schedule, total_steps=total_steps, description=bar_text)
+def _fit_epoch(run: Run, phase: Phase, task: Task, *, epoch: int, total_steps: int, state: EpochState) -> EpochRecord:
+    started = time.perf_counter() - state.seconds
+    loss, speed = train_epoch(
+        run,
+        task.train_batches,
+        phase.schedule,
+        total_steps=total_steps,
+        description=f"{phase.name} {epoch + 1}/{phase.epochs}",
+        number=epoch,
+        state=state,
+    )
     metrics: dict[str, float] = {}
     if task.valid_batches is not None and task.new_metric is not None:
         metrics = evaluate(run.model, task.valid_batches, task.objective, task.new_metric(), run.accelerator)

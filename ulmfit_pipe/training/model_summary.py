@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ulmfit_pipe.training.layer_groups import LayerGroup
-from ulmfit_pipe.training.loop import to_device
-from ulmfit_pipe.training.phases import Report, format_table
+from ulmfit_pipe.training.processes import to_device
 from ulmfit_pipe.training.records import Task
+from ulmfit_pipe.training.text_tables import Report, format_table
 
 
 def summarize(

@@ -5,6 +5,7 @@ weights that still move. With few steps they are far from what the finished mode
 the statistics of the weights that are kept. The same is done after weight averaging (Izmailov et al. 2018).
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ulmfit_pipe.training.loop import reduce_sum, to_device
+from ulmfit_pipe.training.batch_rows import is_filler
+from ulmfit_pipe.training.global_norms import global_batch_norms, uncounted_rows
+from ulmfit_pipe.training.processes import reduce_sum, to_device
 from ulmfit_pipe.training.records import Batches, Objective
 
 
@@ -21,8 +24,11 @@ class _Moments:
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.totals = torch.zeros(2 * norm.num_features + 1, dtype=torch.float64)
+        self.counted = True  # not so for rows that stand in for an empty share
 
     def add(self, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self.counted:
+            return
         rows = inputs[0].detach().transpose(1, -1).flatten(0, -2).double().cpu()  # (rows, features)
         self.totals += torch.cat([rows.sum(0), rows.square().sum(0), rows.new_full((1,), len(rows))])
 
@@ -38,8 +44,8 @@ def recompute_norm_statistics(
 ) -> list[str]:
     """Set the running mean and variance of every batch norm to those of the training data; weights stay.
 
-    The pass is without dropout and without gradients; batch norms normalize by their batch meanwhile, so that a norm
-    behind another does not see its old statistics. Over N processes the counts are summed.
+    The pass is without dropout and without gradients; batch norms normalize by their (global) batch meanwhile, so that
+    a norm behind another does not see its old statistics. Over N processes the counts are summed.
 
     Args:
         model: The model on any device; it ends in evaluation mode.
@@ -67,9 +73,12 @@ def recompute_norm_statistics(
             norm.train()
             norm.momentum, norm.num_batches_tracked = 0.0, None  # the pass itself moves nothing
         carry = None
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), accelerator.autocast(), global_batch_norms(model, accelerator):
             for batch in batches:
-                carry = objective(model, to_device(batch, accelerator), carry).carry
+                for moment in moments.values():
+                    moment.counted = not is_filler(batch)
+                with contextlib.nullcontext() if not is_filler(batch) else uncounted_rows(model):
+                    carry = objective(model, to_device(batch, accelerator), carry).carry
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,7 +3,7 @@
 Sums and counts, not means, so that unequal batches, accumulation and many processes weigh every item alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,9 @@ class ObjectiveOutput:
         carry: State for the next batch, detached, or None.
         logits: float (batch, ..., num_classes), detached.
         labels: The targets that belong to the logits.
+        penalty_parts: The terms of the penalty, the same number on every process, each with the number of places that
+            it is a mean over; several processes average by these. Empty where the number is in proportion to the
+            batch's weight, as it is where all rows are equally long.
     """
 
     loss_sum: Tensor
@@ -34,6 +37,7 @@ class ObjectiveOutput:
     carry: Any
     logits: Tensor
     labels: Tensor
+    penalty_parts: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 class Objective(Protocol):
@@ -103,12 +107,12 @@ class ClassificationObjective:
             loss_sum = F.cross_entropy(
                 logits, labels, weight=weights, reduction="sum", label_smoothing=self.label_smoothing
             )
-        penalty = None
         raw = getattr(output, "raw_output", None)
-        if model.training and raw is not None:
+        parts: Sequence[tuple[Tensor, Tensor]] = ()
+        if model.training and raw is not None and (self.alpha or self.beta):
             mask = getattr(output, "raw_mask", None)
-            penalty = activation_penalty(raw, raw, alpha=self.alpha, beta=self.beta, mask=mask)
-        return ObjectiveOutput(loss_sum, penalty, None, logits.detach(), labels)
+            parts = penalty_parts(raw, raw, alpha=self.alpha, beta=self.beta, mask=mask)
+        return ObjectiveOutput(loss_sum, _whole_penalty(parts), None, logits.detach(), labels, parts)
 
     def _multi_label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         targets = labels.to(logits)
@@ -176,20 +180,37 @@ def activation_penalty(
 
     Source: Merity et al. 2017, section 4.3; fastai 2.8 callback/rnn.py.
     """
-    terms = []
+    beta = beta if raw.shape[1] > 1 else 0.0  # a window of one token has no change over time
+    return _whole_penalty(penalty_parts(raw, dropped, alpha=alpha, beta=beta, mask=mask))
+
+
+def penalty_parts(
+    raw: Tensor, dropped: Tensor, *, alpha: float, beta: float, mask: Tensor | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Return AR and TAR one by one, where they are not off, each with the number of positions that it is a mean over.
+
+    Arguments as in `activation_penalty`. TAR of a window of one token is 0, over no position.
+    """
+    parts = []
     if alpha:
-        terms.append(alpha * _masked_mean(widened(dropped).pow(2), mask))
-    if beta and raw.shape[1] > 1:  # a window of one token has no change over time
+        parts.append((alpha, _mean_over(widened(dropped).pow(2), mask)))
+    if beta:
         change = widened(raw[:, 1:] - raw[:, :-1]).pow(2)
-        terms.append(beta * _masked_mean(change, None if mask is None else mask[:, 1:]))
-    return torch.stack(terms).sum() if terms else None
+        parts.append((beta, _mean_over(change, None if mask is None else mask[:, 1:])))
+    return [(weight * mean, count) for weight, (mean, count) in parts]
 
 
-def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def _whole_penalty(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
+    return torch.stack([term for term, _ in parts]).sum() if parts else None
+
+
+def _mean_over(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean of values (batch, steps, width) over the positions of a mask, and how many these are."""
     if mask is None:
-        return values.mean()
-    count = mask.sum().clamp(min=1) * values.shape[-1]
-    return (values * mask.unsqueeze(-1)).sum() / count
+        positions = torch.tensor(values.shape[0] * values.shape[1])
+        return (values.mean() if values.numel() else values.sum()), positions
+    positions = mask.sum()
+    return (values * mask.unsqueeze(-1)).sum() / (positions.clamp(min=1) * values.shape[-1]), positions
 
 
 def detach(state: Any) -> Any:

@@ -5,30 +5,26 @@ A plan is a list of phases made before any training, so that it can be read, dra
 Sources: gradual unfreezing, Howard & Ruder 2018, section 3.3; chain-thaw, Felbo et al. 2017; LP-FT, Kumar et al. 2022.
 """
 
-import math
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
 from ulmfit_pipe.training.checkpoint import BestWeights
+from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names, resolve_index
-from ulmfit_pipe.training.loop import fit, time_used
+from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
-from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord, Task, TrainingOptions
+from ulmfit_pipe.training.preemption import noting_sigterm
+from ulmfit_pipe.training.processes import time_used
+from ulmfit_pipe.training.records import EpochRecord, Phase, Task, TrainingOptions
+from ulmfit_pipe.training.resume import ProgressKeeper
 from ulmfit_pipe.training.schedules import Schedule
-
-
-class Report(str):
-    """A text table that shows itself as it is in a notebook or at a prompt."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        """Return the text itself."""
-        return str(self)
+from ulmfit_pipe.training.text_tables import Report, format_table
 
 
 def full(
@@ -225,6 +221,13 @@ class Plan:
                     f"{len(self.groups)} ({', '.join(group.name for group in self.groups)})"
                 )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the phases and the sizes of the layer groups as plain values, to tell one plan from another."""
+        return {
+            "phases": [{**asdict(phase), "schedule": phase.schedule.to_dict()} for phase in self.phases],
+            "groups": [{"name": group.name, "parameters": group.num_parameters} for group in self.groups],
+        }
+
     def describe(self) -> Report:
         """Return a table: phase, trainable groups, learning rate a group, schedule, epochs, parameters trained."""
         rows = [("phase", "trains", "learning rates", "schedule", "epochs", "parameters")]
@@ -249,52 +252,6 @@ class Plan:
         norms = self.train_norm and any(norm_parameter_names(group) for group in self.groups[:-1])
         note = "\nnorm layers of frozen groups train too (train_norm)" if norms else ""
         return Report(format_table(rows) + note)
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows of text out in aligned columns, the first row as a header."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def _cell(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-@dataclass
-class History:
-    """What a run of phases did, epoch by epoch and step by step.
-
-    Attributes:
-        epochs: One record an epoch over all phases.
-        steps: One record an optimizer step over all phases.
-        best: The record whose weights were kept, or None without validation.
-    """
-
-    epochs: list[EpochRecord] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)
-    best: EpochRecord | None = None
-
-    def describe(self) -> Report:
-        """Return a table with a row an epoch; the epoch whose weights were kept is marked."""
-        names = list(dict.fromkeys(name for record in self.epochs for name in record.metrics))
-        rows = [("phase", "epoch", "train loss", *names, "items/s", "seconds", "")]
-        for record in self.epochs:
-            values = [_cell(record.metrics.get(name, math.nan)) for name in names]
-            rows.append(
-                (
-                    record.phase,
-                    str(record.epoch + 1),
-                    f"{record.train_loss:.4f}",
-                    *values,
-                    f"{record.items_per_second:,.0f}",
-                    f"{record.seconds:.1f}",
-                    "best" if record is self.best else "",
-                )
-            )
-        return Report(format_table(rows))
 
 
 def run_phases(
@@ -325,7 +282,7 @@ def run_phases(
         say: Told what becomes of `TrainingOptions.cache_frozen`.
 
     Returns:
-        The history of all phases.
+        The history of all phases, also of those that ran before a checkpoint was gone on from.
     """
     judge = _Judge(
         model,
@@ -333,25 +290,62 @@ def run_phases(
         judged=task.valid_batches is not None and task.new_metric is not None,
         keeps=keep_best or any(phase.from_best for phase in plan.phases),
     )
-    for number, phase in enumerate(plan.phases):
-        if time_used(accelerator, options) >= 1:
-            break
-        judge.start(phase)
-        _, steps = fit(
-            model,
-            plan.groups,
-            phase,
-            task,
-            accelerator=accelerator,
-            options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
-            first_epoch=max(0, first_epoch + len(judge.history.epochs) - phase.start_epoch),
-            on_epoch=lambda record: judge.after_epoch(record, on_epoch),
-            say=say,
-        )
-        judge.history.steps.extend(steps)
+    facts = {"monitor": monitor, "keep_best": keep_best, "first_epoch": first_epoch}
+    with _keeper(model, plan, judge, accelerator, options, facts, say) as keeper:
+        for record in judge.history.epochs if on_epoch is not None else ():
+            on_epoch(record)  # type: ignore[misc]
+        for number, phase in enumerate(plan.phases):
+            if time_used(accelerator, options) >= 1:
+                break
+            if keeper is not None and number < keeper.phase:
+                continue
+            if keeper is None or not keeper.inside_phase:
+                judge.start(phase)
+            before = sum(record.phase != phase.name for record in judge.history.epochs)
+            _, steps = fit(
+                model,
+                plan.groups,
+                phase,
+                task,
+                accelerator=accelerator,
+                options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
+                first_epoch=max(0, first_epoch + before - phase.start_epoch),
+                on_epoch=lambda record, phase=phase: judge.after_epoch(record, phase, on_epoch),
+                say=say,
+                keeper=keeper,
+            )
+            judge.history.steps.extend(steps)
     if keep_best:
         judge.restore_best()
     return judge.history
+
+
+@contextlib.contextmanager
+def _keeper(
+    model: nn.Module,
+    plan: Plan,
+    judge: "_Judge",
+    accelerator: Accelerator,
+    options: TrainingOptions,
+    facts: dict[str, Any],
+    say: Callable[[str], None] | None,
+) -> Iterator[ProgressKeeper | None]:
+    """Give what saves the run and has put it back, with SIGTERM noted meanwhile; None where nothing is to be kept."""
+    if options.checkpoints is None:
+        yield None
+        return
+    with noting_sigterm() as stop_asked:
+        keeper = ProgressKeeper(
+            options.checkpoints,
+            model,
+            accelerator,
+            judge,
+            plan={**plan.to_dict(), **facts, "options": options.to_dict(), "precision": accelerator.mixed_precision},
+            stop_asked=stop_asked,
+            say=say or (lambda _line: None),
+        )
+        judge.history.earlier_seconds = keeper.earlier_seconds
+        yield keeper
 
 
 def _phase_deadline(deadline: float | None, phases: Sequence[Phase]) -> float | None:
@@ -371,15 +365,14 @@ class _Judge:
         self.best = BestWeights(monitor)
         self.judged = judged
         self.keeps = keeps  # without anyone to restore them, the weights are not copied
-        self.patience: int | None = None
         self.values: list[float] = []
 
     def start(self, phase: Phase) -> None:
         if phase.from_best:
             self.best.restore(self.model)
-        self.patience, self.values = phase.patience, []
+        self.values = []
 
-    def after_epoch(self, record: EpochRecord, on_epoch: Callable[[EpochRecord], None] | None) -> bool:
+    def after_epoch(self, record: EpochRecord, phase: Phase, on_epoch: Callable[[EpochRecord], None] | None) -> bool:
         self.history.epochs.append(record)
         if on_epoch is not None:
             on_epoch(record)
@@ -389,7 +382,7 @@ class _Judge:
             self.best.offer(record, self.model)
         self.values.append(self.best.value(record))
         since_best = len(self.values) - 1 - self.values.index(max(self.values))
-        return self.patience is not None and since_best >= self.patience
+        return phase.patience is not None and since_best >= phase.patience
 
     def restore_best(self) -> None:
         if self.judged:

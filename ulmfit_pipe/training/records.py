@@ -6,12 +6,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from ulmfit_pipe.training.objectives import Objective
 from ulmfit_pipe.training.schedules import Schedule
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.training.resume import Checkpoints
 
 
 class Batches(Protocol):
@@ -19,6 +22,11 @@ class Batches(Protocol):
 
     Where a row's tensors are the same in every epoch but for padding (nothing is augmented or masked at random),
     batches may say so by an attribute ``fixed_rows`` that is True; `TrainingOptions.cache_frozen` asks for it.
+    Batches that can begin anywhere in the epoch without making those before it may have ``from_batch(first)``, an
+    iterator; a training that goes on from a checkpoint asks for it.
+
+    A batch of a process that has no share of the global one may be a dict with an attribute ``filler`` that is True:
+    it is run, since the other processes wait for it, and counts for nothing.
     """
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -56,7 +64,8 @@ class TrainingOptions:
         eps: Adam's epsilon; 1e-5 is fastai's.
         decoupled: AdamW (True) or Adam with L2 (False).
         max_grad_norm: Clip the gradient's L2 norm over all parameters to this, or None.
-        accumulation_steps: Micro-batches an optimizer step.
+        accumulation_steps: Micro-batches an optimizer step: the same as one batch so many times as large, but for what
+            is taken over a batch (statistics of batch norms; AR and TAR over texts of unequal length).
         train_norm: Train norm layers inside frozen groups (preset ``fastai``).
         frozen_dropout: ``on`` or ``off`` in frozen groups.
         progress: Show progress bars; None decides by whether the error stream is a terminal.
@@ -64,6 +73,8 @@ class TrainingOptions:
         cache_frozen: Run frozen groups once a row in each phase, and train the others from what they gave, wherever
             that leads to the same weights up to rounding (`frozen_prefix`).
         cache_memory_gib: Memory for it in GiB; what is more goes into a temporary file.
+        check_agreement: Compare the processes' weights bit for bit after every phase (`agreement`).
+        checkpoints: Where a run of phases keeps its progress, to be gone on with if it is killed; None keeps none.
     """
 
     weight_decay: float = 0.01
@@ -78,6 +89,8 @@ class TrainingOptions:
     deadline: float | None = None
     cache_frozen: bool = False
     cache_memory_gib: float = 2.0
+    check_agreement: bool = True
+    checkpoints: "Checkpoints | None" = None
 
     def __post_init__(self) -> None:
         """Check the numbers that no other function checks."""
@@ -87,6 +100,11 @@ class TrainingOptions:
             raise ValueError(f"accumulation_steps must be 1 or more, got {self.accumulation_steps!r}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive or None, got {self.max_grad_norm!r}; 0.25-1 is usual")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers that the course of a training depends on, as plain values."""
+        names = ("weight_decay", "betas", "eps", "decoupled", "max_grad_norm", "accumulation_steps")
+        return {name: getattr(self, name) for name in (*names, "train_norm", "frozen_dropout", "cache_frozen")}
 
 
 @dataclass(frozen=True)
@@ -167,6 +185,27 @@ class EpochRecord:
     lrs: tuple[float, ...]
     seconds: float
     items_per_second: float
+
+
+@dataclass
+class EpochState:
+    """Where the training of an epoch stands: what a checkpoint keeps of it.
+
+    Attributes:
+        batch: Micro-batches trained on so far.
+        loss_sum: Sum of their losses, penalties left out.
+        count: What the sum is divided by.
+        items: Tokens (or rows) this process has trained on.
+        seconds: Time it took.
+        carry: What the objective hands to the next batch.
+    """
+
+    batch: int = 0
+    loss_sum: float = 0.0
+    count: float = 0.0
+    items: float = 0.0
+    seconds: float = 0.0
+    carry: Any = None
 
 
 @dataclass(frozen=True)

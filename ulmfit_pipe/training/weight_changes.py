@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ulmfit_pipe.reports.change_words import change_words
 from ulmfit_pipe.training.layer_groups import LayerGroup
-from ulmfit_pipe.training.phases import Report, format_table
 from ulmfit_pipe.training.saved_learner import untied_state
+from ulmfit_pipe.training.text_tables import Report, format_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

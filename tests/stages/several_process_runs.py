@@ -1,0 +1,244 @@
+"""Stages of a few thousand weights whose results must not depend on the number of processes.
+
+Started by torchrun it writes each process' results; imported it gives those of one process. See
+test_stages_several_processes.py, which also writes the models and images that are read here.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+from tiny_images import QUICK, write_images
+from tiny_runs import multi_label_table, reviews, table, texts_of
+from torch import Tensor, nn
+
+from ulmfit_pipe.data.image_files import load_images
+from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.image_classifier import build_image_learner, train_image_classifier
+from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings
+from ulmfit_pipe.stages.language_model import (
+    LanguageModelSettings,
+    build_language_model_learner,
+    train_language_model,
+)
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training import loop
+from ulmfit_pipe.training.agreement import check_agreement, checksum
+from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.records import Phase
+
+HEAD = ImageHeadSettings(hidden_sizes=[6], dropouts=[0.0])
+PADDED = "it was made with a story by three brothers and its music "  # some texts are much longer than others
+ROWS = [(PADDED * (row % 5) + text, label) for row, (text, label) in enumerate(reviews(26))]
+HELD_OUT = reviews(11, seed=7)
+TEXTS, HELD_OUT_TEXTS = ([text for text, _ in rows] for rows in (ROWS, HELD_OUT * 3))
+Said = Callable[[str], None]
+
+
+def write_inputs(folder: Path) -> None:
+    """Images to train and validate on; models are written by the test's fixtures."""
+    write_images(folder / "train", count=9)
+    write_images(folder / "valid", count=3, seed=1)
+
+
+def quiet(_line: str) -> None:
+    """Hear nothing."""
+
+
+def context_of(preset: str = "auto", *, say: Said = quiet, seed: int = 0) -> RunContext:
+    return RunContext(preset=preset, seed=seed, say=say)
+
+
+@contextmanager
+def boundaries() -> Iterator[list[list[int]]]:
+    """Collect the checksums of all weights wherever the loop compares them: after every phase."""
+    found: list[list[int]] = []
+
+    def noting(model: nn.Module, *arguments: Any, **named: Any) -> None:
+        found.append([int(checksum(value)) for value in model.state_dict().values()])
+        check_agreement(model, *arguments, **named)
+
+    with mock.patch.object(loop, "check_agreement", noting):
+        yield found
+
+
+def widened(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give a model in float64 its inputs in float64."""
+    return arguments, {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in named.items()
+    }
+
+
+def in_double(learner: Learner, phases: list[Phase]) -> dict[str, Any]:
+    """Train all phases in float64."""
+    learner.model.double()
+    learner.model.register_forward_pre_hook(widened, with_kwargs=True)
+    with boundaries() as found:
+        history = learner.fit_plan(phases)
+    return {
+        "losses": [step.loss for step in history.steps],
+        "lrs": [step.lrs for step in history.steps],
+        "train_losses": [record.train_loss for record in history.epochs],
+        "metrics": [record.metrics for record in history.epochs],
+        "weights": {name: value.clone() for name, value in learner.model.state_dict().items()},
+        "boundaries": found,
+    }
+
+
+def classifier_learner(folder: Path, model: str, *, said: Said = quiet, seed: int = 0, **changes: Any) -> Any:
+    settings = {"plan": "gradual", "epochs_per_phase": 1, "final_epochs": 3, "batch_size": 8, "lr": 1e-2}
+    settings["num_workers"] = 1
+    if model == "language_model":
+        settings["drop_mult"] = 0.0
+    return build_classifier_learner(
+        table(ROWS),
+        table(HELD_OUT),
+        model=str(folder / model),
+        settings=ClassifierSettings(**{**settings, **changes}),
+        context=context_of(say=said, seed=seed),
+    )
+
+
+def classifier(folder: Path, model: str = "language_model", **changes: Any) -> dict[str, Any]:
+    """Batches of 8, 8, 8 and 2 texts: of three processes, one gets none of the last."""
+    torch.manual_seed(0)
+    parts = classifier_learner(folder, model, **changes)
+    return in_double(parts.learner, parts.phases)
+
+
+def language_model(folder: Path, model: str, **changes: Any) -> dict[str, Any]:
+    """Rows of a stream: three processes share four, or five of the blocks of a transformer."""
+    torch.manual_seed(0)
+    settings = {"plan": "gradual", "frozen_epochs": 1, "epochs": 1, "lr": 1e-2, "num_workers": 1}
+    if model == "language_model":
+        settings |= {"drop_mult": 0.0, "batch_size": 4, "bptt": 30, "variable_bptt": True}
+    else:
+        settings |= {"batch_size": 5, "block_size": 40}
+    parts = build_language_model_learner(
+        texts_of(*TEXTS),
+        texts_of(*HELD_OUT_TEXTS),
+        model=str(folder / model),
+        settings=LanguageModelSettings(**{**settings, **changes}),
+        context=context_of(),
+    )
+    return in_double(parts.learner, parts.phases)
+
+
+def image_settings(**changes: Any) -> Any:
+    still = {"plan": "gradual", "head": HEAD, "lr": 1e-2, "batch_size": 8, "num_workers": 0}
+    return dataclasses.replace(QUICK, **{**still, **changes})
+
+
+def images(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Batch norms in the backbone too, trained or with their statistics moving; 18 images in batches of 8, 8, 2."""
+    torch.manual_seed(0)
+    parts = build_image_learner(
+        load_images(folder / "train"),
+        load_images(folder / "valid"),
+        model=str(folder / "resnet"),
+        settings=image_settings(**changes),
+        context=context_of("fastai"),
+    )
+    return in_double(parts.learner, parts.phases)
+
+
+def sweep(folder: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    learner = classifier_learner(folder, "language_model").learner
+    result = learner.lr_find(num_steps=40)
+    return {"lrs": result.lrs, "losses": result.losses, "suggestions": result.suggestions}
+
+
+def whole_stages(folder: Path, output: Path) -> dict[str, Any]:
+    """Run stages from tables to folders as recipes do, in float32: 20 steps at 1e-3 at most."""
+    said: list[str] = []
+    context = context_of(say=said.append)
+    few: dict[str, Any] = {"lr": 1e-3, "num_workers": 1}
+    results = {
+        "classifier": train_classifier(
+            table(ROWS),
+            table(HELD_OUT),
+            model=str(folder / "language_model"),
+            output_dir=output / "classifier",
+            settings=ClassifierSettings(
+                plan="gradual",
+                epochs_per_phase=1,
+                final_epochs=2,
+                batch_size=8,
+                drop_mult=0.0,
+                accumulation_steps=2,
+                **few,
+            ),
+            context=context,
+        ),
+        "several labels": train_classifier(
+            multi_label_table(22),
+            multi_label_table(9, seed=3),
+            model=str(folder / "bert"),
+            output_dir=output / "several_labels",
+            settings=ClassifierSettings(plan="full", final_epochs=5, batch_size=8, **few),
+            context=context,
+        ),
+        "language model": train_language_model(
+            texts_of(*TEXTS),
+            texts_of(*HELD_OUT_TEXTS),
+            model=str(folder / "language_model"),
+            output_dir=output / "language_model",
+            settings=LanguageModelSettings(plan="full", epochs=1, batch_size=3, bptt=30, drop_mult=0.0, **few),
+            context=context,
+        ),
+        "images": train_image_classifier(
+            load_images(folder / "train"),
+            load_images(folder / "valid"),
+            model=str(folder / "resnet"),
+            output_dir=output / "images",
+            settings=image_settings(lr=1e-3, final_epochs=4),
+            context=context_of("fastai", say=said.append),
+        ),
+    }
+    files = {name: load_file(result.path / "model.safetensors") for name, result in results.items()}
+    return {
+        "said": said,
+        **{name: {"metrics": result.metrics, "weights": files[name]} for name, result in results.items()},
+    }
+
+
+@mock.patch("accelerate.utils.memory.clear_device_cache", lambda **_options: None)  # slower than the models
+def everything(folder: Path, output: Path) -> dict[str, Any]:
+    shifting = AugmentationSettings(least_crop=0.8)
+    return {
+        "classifier": classifier(folder),
+        "classifier, several micro-batches": classifier(folder, accumulation_steps=2, class_weights="balanced"),
+        "classifier, few tokens a batch": classifier(folder, max_tokens=160),
+        "transformer classifier": classifier(folder, "bert"),
+        "transformer classifier in windows": classifier(
+            folder, "bert", head="concat-pooling", long_documents="windows", window_length=16
+        ),
+        "language model": language_model(folder, "language_model"),
+        "masked language model": language_model(folder, "bert"),
+        "causal language model": language_model(folder, "gpt2"),
+        "images": images(folder, train_norm=True, augmentation=shifting),
+        "images over a still backbone": images(folder, train_norm=False),
+        "sweep": sweep(folder),
+        "stages": whole_stages(folder, output),
+    }
+
+
+def main(folder: Path) -> None:
+    """Write what this process got."""
+    output = folder / f"of_{RunContext().accelerator.num_processes}"
+    result = everything(folder, output)
+    process = RunContext().accelerator
+    torch.save(result, folder / f"{process.num_processes}_process{process.process_index}.pt")
+    process.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,207 @@
+"""Checkpoints of a training on disk: folders named by their step, of which the newest whole one counts.
+
+A checkpoint is written under a temporary name, synced and renamed; ``state.json`` holds the SHA-256 of every file and
+one of itself, so that a file that was cut short or altered is known. Tensors are safetensors, all else is JSON.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ulmfit_pipe.training.checkpoint import CheckpointError, atomic_folder, recover_folder
+
+STATE_FILE = "state.json"
+PREFIX = "step-"
+FORMAT = 1
+NOT_FINITE = "__float__"  # strict JSON knows no NaN and no infinity
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint after so many steps lies."""
+    return folder / f"{PREFIX}{step:08d}"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the oldest first, whole or not."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def write_checkpoint(
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    contents: Mapping[str, bytes],
+    unchanged: Iterable[Path] = (),
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: Its folder; a checkpoint that is there is replaced.
+        state: What JSON can hold; floats may be NaN or infinite.
+        tensors: Tensors by file name.
+        contents: Bytes by file name.
+        unchanged: Files of an earlier checkpoint that are taken over as they are.
+
+    Raises:
+        CheckpointError: The disk is full or not writable; the message says how much space is needed, and what stands.
+    """
+    unchanged = list(unchanged)
+    try:
+        with atomic_folder(path) as folder:
+            for name, part in tensors.items():
+                save_file(_independent(part), folder / name)
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
+            for file in unchanged:
+                _link(file, folder / file.name)
+            digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+            (folder / STATE_FILE).write_text(_sealed({"format": FORMAT, **state, "files": digests}), encoding="utf-8")
+    except CheckpointError as error:
+        sizes = [sum(value.nbytes for value in part.values()) for part in tensors.values()]
+        sizes += [len(content) for content in contents.values()]
+        raise CheckpointError(_no_room(path, sum(sizes), error.__cause__ or error)) from error
+
+
+def _no_room(path: Path, size: int, reason: BaseException) -> str:
+    before = [one.name for one in checkpoints_in(path.parent)]
+    stands = f"the one before, {before[-1]}, stands" if before else "there is none before it"
+    free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
+    return (
+        f"could not save checkpoint {path}: {getattr(reason, 'strerror', None) or reason}; it takes about "
+        f"{_megabytes(size)} and {_megabytes(free)} are free. {stands[0].upper()}{stands[1:]}: free some space, then "
+        "run the same command again with --resume true"
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{math.ceil(size / 1e6):,} MB"
+
+
+def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU, each in memory of its own, as safetensors asks for."""
+    alone: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        seen.add(storage.data_ptr())
+        alone[name] = value
+    return alone
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system knows none, copy it."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _sealed(state: dict[str, Any]) -> str:
+    plain = _with_finite_numbers(state)
+    return json.dumps({"sha256": _digest_of_record(plain), "state": plain}, indent=1, allow_nan=False) + "\n"
+
+
+def _digest_of_record(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, allow_nan=False).encode()).hexdigest()
+
+
+def _with_finite_numbers(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {NOT_FINITE: repr(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _with_finite_numbers(part) for key, part in value.items()}
+    return [_with_finite_numbers(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _with_all_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {NOT_FINITE}:
+            return float(value[NOT_FINITE])
+        return {key: _with_all_numbers(part) for key, part in value.items()}
+    return [_with_all_numbers(part) for part in value] if isinstance(value, list) else value
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint, after a look at every file.
+
+    Raises:
+        CheckpointError: A file is missing, cut short or altered, or another version wrote it.
+    """
+    try:
+        record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        plain = record["state"]
+        whole = _digest_of_record(plain) == record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / STATE_FILE} cannot be read ({type(error).__name__}: {error})") from error
+    if not whole:
+        raise CheckpointError(f"{path / STATE_FILE} was altered: its SHA-256 differs")
+    if plain["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {plain['format']}, this version reads {FORMAT}")
+    for name, digest in plain["files"].items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name} is missing")
+        if _digest(path / name) != digest:
+            raise CheckpointError(f"{path / name} was cut short or altered: its SHA-256 differs")
+    return _with_all_numbers(plain)
+
+
+def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint that is whole, with its state; None where there is none at all.
+
+    Args:
+        folder: Where checkpoints lie.
+        say: Told which are damaged.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all of them are damaged.
+    """
+    paths = checkpoints_in(folder)
+    for path in reversed(paths):
+        try:
+            return path, read_checkpoint(path)
+        except CheckpointError as error:
+            say(f"checkpoint {path.name} is damaged and left out, the one before it is taken: {error}")
+    if paths:
+        raise CheckpointError(
+            f"all {len(paths)} checkpoints in {folder} are damaged; run without --resume to begin this training anew"
+        )
+    return None
+
+
+def load_part(path: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one file of a checkpoint."""
+    return load_file(path / name)
+
+
+def tidy(folder: Path) -> None:
+    """Take away what a process that was killed while it wrote has left."""
+    for old in folder.glob(f".{PREFIX}*.old"):
+        recover_folder(folder / old.name[1:].rsplit(".", 2)[0])
+    for left in (*folder.glob(f".{PREFIX}*.tmp"), *folder.glob(f".{PREFIX}*.old")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def drop_all_but(newest: Path, *, keep: int) -> None:
+    """Keep the checkpoint just written and those before it, so many in all; later ones are of a future given up."""
+    paths = checkpoints_in(newest.parent)
+    before = [path for path in paths if path.name < newest.name]
+    kept = {newest, *before[len(before) - keep + 1 :]} if keep > 1 else {newest}
+    for path in paths:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,99 @@
+"""How many processes a launcher was asked for, and whether it started them.
+
+Two traps are caught here. `accelerate launch --cpu --num_processes 2` (accelerate 1.15) starts one process and says
+nothing. And under torchrun on a machine without a GPU a plain `Accelerator()` makes every process a run of its own, all
+of them the main one, writing into the same folder. What works: ``torchrun --nproc_per_node 2 RECIPE ...`` on CPUs and
+GPUs alike, and ``accelerate launch --num_processes 2 RECIPE ...`` on GPUs.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
+OF_ACCELERATE_LAUNCH = "ACCELERATE_MIXED_PRECISION"  # environment variable that each of its launchers sets
+OF_SEVERAL = "MASTER_ADDR"  # and this one where more than one process was asked for
+ADVICE = "torchrun --nproc_per_node {count} RECIPE.py ... starts {count} on this machine, on CPUs too"
+
+
+class LaunchError(ValueError):
+    """The launcher's processes cannot train together; the message says which command starts them."""
+
+
+def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any) -> Accelerator:
+    """Make an `Accelerator` that has all processes the launcher started, on CPUs too.
+
+    Args:
+        say: Told that fewer processes were started than asked for.
+        **options: As `Accelerator` takes them.
+
+    Raises:
+        LaunchError: The launcher started several processes, and they did not find one another.
+    """
+    started = started_processes()
+    if started > 1 and not _has_gpu():
+        options["cpu"] = True  # without it accelerate 1.15 makes each process a run of its own
+    accelerator = Accelerator(**options)
+    if started > 1 and accelerator.num_processes == 1:
+        raise LaunchError(
+            f"the launcher started {started} processes, but each of them would train alone and write into the same "
+            f"folder; {ADVICE.format(count=started)}"
+        )
+    if say is not None and (line := missing_processes()):
+        say(line)
+    return accelerator
+
+
+def _has_gpu() -> bool:
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device is not None and device.type != "mps"  # Apple's has one process only
+
+
+def started_processes() -> int:
+    """Return how many processes the launcher says that it started; 1 without a launcher."""
+    for name in WORLD_SIZES:
+        if os.environ.get(name, "").isdigit():
+            return max(1, int(os.environ[name]))
+    return 1
+
+
+def missing_processes() -> str:
+    """Return a line that says so where accelerate was asked for several processes and started one, else nothing."""
+    if any(name in os.environ for name in (*WORLD_SIZES, "LOCAL_RANK")):
+        return ""
+    if OF_ACCELERATE_LAUNCH not in os.environ or OF_SEVERAL not in os.environ:
+        return ""
+    asked = _asked_of_accelerate()
+    if asked == 1:  # the address is the user's own
+        return ""
+    return (
+        f"accelerate launch was asked for {asked or 'several'} processes and started one, as its version 1.15 does "
+        "with --cpu. Going on with one: it reaches the same result, in more time. "
+        f"{ADVICE.format(count=asked or 2)}"
+    )
+
+
+def _asked_of_accelerate() -> int | None:
+    """Read the number off the command line of the process that started this one, where the system shows it."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    found = re.search(r"--num[_-]processes[= ](\d+)", " ".join(words))
+    return int(found[1]) if found else None
+
+
+def part_random_streams(accelerator: Accelerator) -> None:
+    """Let each process draw its own dropout masks from here on; with one process nothing is drawn or changed.
+
+    A stage seeds all processes alike, for the weights it starts from. Were it left so, row k of every process would
+    get the same masks.
+    """
+    if accelerator.num_processes > 1:
+        seed = int(torch.randint(2**62, ()))  # the same on all, after the same draws
+        torch.manual_seed((seed + accelerator.process_index) % 2**63)

@@ -1,0 +1,55 @@
+"""What the processes of one training tell one another: sums, bytes, the time that is left, and moving a batch."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ulmfit_pipe.training.objectives import Batch
+from ulmfit_pipe.training.records import TrainingOptions
+
+
+def reduce_sum(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+    """Return a function that sums a tensor over the processes."""
+
+    def reduce(values: Tensor) -> Tensor:
+        if accelerator.num_processes == 1:
+            return values
+        # gloo and NCCL both add float64, but not every device holds it
+        on_device = values.to(accelerator.device, non_blocking=True)
+        return accelerator.reduce(on_device, reduction="sum").to(values.device)
+
+    return reduce
+
+
+def gather_bytes(content: bytes, accelerator: Accelerator) -> list[bytes]:
+    """Return the bytes that each process gives, in the order of their ranks, on every process."""
+    if accelerator.num_processes == 1:
+        return [content]
+    sizes = accelerator.gather(torch.tensor([len(content)], device=accelerator.device)).tolist()
+    padded = torch.zeros(1, max(1, *sizes), dtype=torch.uint8)
+    padded[0, : len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else padded[0, :0]
+    rows = accelerator.gather(padded.to(accelerator.device)).cpu()  # (processes, longest)
+    return [row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def time_used(accelerator: Accelerator, options: TrainingOptions, *, started: float = 0.0) -> float:
+    """Return how much of the time until the deadline is used, from 0; 1 and more is over. The same on all processes.
+
+    Args:
+        accelerator: The processes.
+        options: Holds the deadline; without one nothing is ever used.
+        started: ``time.monotonic()`` at which the time began.
+    """
+    if options.deadline is None:
+        return 0.0
+    whole = max(options.deadline - started, 1e-9)
+    used = torch.tensor([(time.monotonic() - started) / whole], dtype=torch.float64)
+    return float(reduce_sum(accelerator)(used)) / accelerator.num_processes
+
+
+def to_device(batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Move a batch to the process' device."""
+    return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}

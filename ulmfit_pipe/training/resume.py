@@ -1,0 +1,390 @@
+"""Going on with a training that was killed: checkpoints at steps, and the run put back as it was at the last of them.
+
+`Checkpoints` says where and how often; `ProgressKeeper` is what one run does with it. The order of the data is a
+function of seed and epoch and the random generators are kept, so that on a CPU the finished run has the bits of one
+that was never killed. Nothing is pickled: see `checkpoint_store` for the files.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from ulmfit_pipe.training import checkpoint_store as store
+from ulmfit_pipe.training import run_state
+from ulmfit_pipe.training.checkpoint import BestWeights, CheckpointError
+from ulmfit_pipe.training.preemption import Preempted
+from ulmfit_pipe.training.processes import gather_bytes, reduce_sum
+from ulmfit_pipe.training.record_differences import as_json
+from ulmfit_pipe.training.records import EpochRecord, EpochState
+from ulmfit_pipe.training.resume_checks import other_surroundings, refuse_other_processes, refuse_other_training
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.training.loop import Run
+
+MODEL, OPTIMIZER, BEST, STEPS = (f"{name}.safetensors" for name in ("model", "optimizer", "best", "steps"))
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a training keeps its progress, how often, and what it must be to be gone on with.
+
+    Attributes:
+        folder: Holds the checkpoints of this one training and nothing else; begun anew, what is in it goes.
+        every_seconds: Save when so long has passed since the last time; None does not go by the clock.
+        every_steps: Save after so many optimizer steps; None does not count.
+        keep: So many checkpoints are kept, the newest ones.
+        identity: All that the result depends on; a checkpoint of another identity is refused.
+        versions: Libraries that a result depends on; others are named, and the training goes on.
+        resume: Go on from the newest whole checkpoint, if there is one; False begins anew.
+    """
+
+    folder: Path
+    every_seconds: float | None = 60.0
+    every_steps: int | None = None
+    keep: int = 2
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.every_seconds is not None and not self.every_seconds >= 0:
+            raise ValueError(f"every_seconds must be 0 or more or None, got {self.every_seconds!r}; 60 is the default")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"every_steps must be 1 or more or None, got {self.every_steps!r}")
+        if self.keep < 1:
+            raise ValueError(f"keep must be 1 or more checkpoints, got {self.keep!r}; 2 outlive a damaged one")
+
+
+class Standing(Protocol):
+    """What a run of phases knows beside the model: its history, the best weights, the values of the present phase."""
+
+    history: Any
+    best: BestWeights
+    values: list[float]
+
+
+class ProgressKeeper:
+    """Saves one run of phases at steps, and puts back what was saved.
+
+    Args:
+        checkpoints: Where and how often.
+        model: The bare model.
+        accelerator: The processes; all of them make the same calls.
+        standing: History and best weights of the run.
+        plan: All that the course of the training depends on; a checkpoint of another plan is refused.
+        stop_asked: Says whether this process was told to stop.
+        say: Told what was found and saved.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        model: nn.Module,
+        accelerator: Accelerator,
+        standing: Standing,
+        *,
+        plan: Mapping[str, Any],
+        stop_asked: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self.checkpoints, self.model, self.accelerator = checkpoints, model, accelerator
+        self.standing, self.stop_asked, self.say = standing, stop_asked, say
+        self.plan = as_json(plan)
+        self.phase = 0  # the first that is to run; those before it are done
+        self.earlier_seconds = 0.0
+        self._found: tuple[Path, dict[str, Any]] | None = None
+        self._random: dict[str, torch.Tensor] | None = None
+        self._random_used = False
+        self._best_saved: tuple[EpochRecord, Path, dict[str, str]] | None = None
+        self._steps_since = 0
+        self._saved_at = self._began = time.monotonic()
+        if accelerator.distributed_type in SHARDED:
+            self._refuse_sharded()
+        else:
+            self._open()
+        self._random_start = run_state.random_tensors(accelerator.device)
+
+    @property
+    def inside_phase(self) -> bool:
+        """Whether the first phase to run has begun before."""
+        return self._found is not None and self._found[1]["position"]["epoch"] is not None
+
+    # ---- going on
+
+    def _refuse_sharded(self) -> None:
+        kind = self.accelerator.distributed_type.value
+        if self.checkpoints.resume:
+            raise CheckpointError(
+                f"a training under {kind} cannot be gone on with: its weights lie in pieces on the processes; run "
+                "without --resume, or with plain data parallelism"
+            )
+        self.say(f"no checkpoints are kept under {kind}, whose weights lie in pieces on the processes")
+
+    def _open(self) -> None:
+        """Find the checkpoint to go on from on the main process, agree on it, and read it on all."""
+        found: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            try:
+                found = self._look()
+            except (CheckpointError, OSError) as error:
+                found = {"error": str(error)}
+        found = json.loads(gather_bytes(json.dumps(found).encode(), self.accelerator)[0])
+        if "error" in found:
+            raise CheckpointError(found["error"])
+        if "name" in found:
+            path = self.checkpoints.folder / found["name"]
+            self._restore(path, store.read_checkpoint(path))
+
+    def _look(self) -> dict[str, Any]:
+        folder = self.checkpoints.folder
+        if not self.checkpoints.resume:
+            if folder.exists():
+                shutil.rmtree(folder)
+            return {}
+        store.tidy(folder)
+        newest = store.newest_whole(folder, self.say)
+        if newest is None:
+            self.say(f"there is no checkpoint in {folder}: the training begins at its start")
+            return {}
+        path, state = newest
+        asked = {"identity": as_json(self.checkpoints.identity), "plan": self.plan}
+        refuse_other_training(state, asked, folder)
+        if line := refuse_other_processes(state, self.accelerator.num_processes, folder):
+            self.say(line)
+        if line := other_surroundings(state, self._surroundings()):
+            self.say(line)
+        return {"name": path.name}
+
+    def _surroundings(self) -> dict[str, Any]:
+        here = {"device": self.accelerator.device.type, "threads": torch.get_num_threads()}
+        return as_json({"torch": torch.__version__, **here, **self.checkpoints.versions})
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Put back weights, history and best weights; the optimizer follows once its phase has made it."""
+        self._found = (path, state)
+        position, standing = state["position"], self.standing
+        self.phase, self.earlier_seconds = position["phase"], state["seconds"]
+        self._random_used = state["random_used"]
+        run_state.restore_model(self.model, store.load_part(path, MODEL))
+        steps = run_state.steps_from(store.load_part(path, STEPS))
+        standing.history.epochs = [
+            EpochRecord(**{**record, "lrs": tuple(record["lrs"])}) for record in state["history"]
+        ]
+        standing.history.steps = steps[: len(steps) - position["steps_of_phase"]]
+        standing.values = list(state["values"])
+        if state["best"] is not None:
+            best = standing.history.epochs[state["best"]]
+            standing.best.record = best
+            standing.best.weights = run_state.with_ties(store.load_part(path, BEST), state["ties"])
+            self._best_saved = (best, path / BEST, state["ties"])
+        alike = state["world_size"] == self.accelerator.num_processes
+        self._own_file = f"rank-{self.accelerator.process_index if alike else 0}.safetensors"
+        tensors = store.load_part(path, self._own_file)
+        if alike:  # otherwise nothing was drawn before, and each process has its own stream by now
+            self._random = {name[7:]: value for name, value in tensors.items() if name.startswith("random/")}
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if position["epoch"] is None:
+            self.restore_random()
+        self.say(f"going on from {path}: {len(steps)} steps done, {_place(position)}")
+
+    def enter_phase(self, run: "Run", steps: Sequence[int], first_epoch: int) -> tuple[int, EpochState]:
+        """Put a phase's run back where the checkpoint left it, if that was inside this phase.
+
+        Args:
+            run: The phase's run, its optimizer new.
+            steps: Optimizer steps of each of the phase's epochs.
+            first_epoch: Where the phase begins otherwise.
+
+        Returns:
+            The epoch to go on with, and where it stands.
+
+        Raises:
+            CheckpointError: The epochs have other numbers of steps than they had.
+        """
+        self._run, self._steps = run, list(steps)
+        if not self.inside_phase or self._found is None:
+            return first_epoch, EpochState()
+        path, state = self._found
+        position = state["position"]
+        if position["steps"] != self._steps:
+            raise CheckpointError(
+                f"the epochs of this phase have {self._steps} optimizer steps, they had {position['steps']} when "
+                f"{path} was saved: data or batch sizes differ; run without --resume to begin anew"
+            )
+        run_state.restore_optimizer(run.optimizer, self.model, store.load_part(path, OPTIMIZER))
+        for group, numbers in zip(run.optimizer.param_groups, state["optimizer"], strict=True):
+            group.update({**numbers, "betas": tuple(numbers["betas"])})
+        records = run_state.steps_from(store.load_part(path, STEPS))
+        run.step = position["step"]
+        run.steps.extend(records[len(records) - position["steps_of_phase"] :])
+        epoch = EpochState(**state["sums"], carry=self._carry(path))
+        if epoch.batch == 0:
+            self.restore_random()
+        self._found = None  # the phases after this one begin at their start
+        return position["epoch"], epoch
+
+    def _carry(self, path: Path) -> Any:
+        with safe_open(path / self._own_file, framework="pt") as file:
+            outline = file.metadata()["carry"]
+        tensors = store.load_part(path, self._own_file)
+        carried = {name[6:]: value for name, value in tensors.items() if name.startswith("carry/")}
+        return run_state.rebuild_carry(carried, outline, self.accelerator.device)
+
+    def restore_random(self) -> None:
+        """Put the random generators back, once: after the batches that were seen before have been skipped."""
+        if self._random is not None:
+            run_state.restore_random(self._random, self.accelerator.device)
+            self._random = None
+            self._random_start = run_state.random_tensors(self.accelerator.device)
+
+    # ---- saving
+
+    def after_step(self, run: "Run", epoch: EpochState, number: int) -> None:
+        """Save after a step if it is time to, and stop if any process was told to.
+
+        Args:
+            run: The phase's run.
+            epoch: Where its epoch stands.
+            number: The epoch within the phase.
+
+        Raises:
+            Preempted: A process was told to stop; all of them raise.
+            CheckpointError: There was no room to save; all processes raise.
+        """
+        self._steps_since += 1
+        self._save_if_asked(run, epoch, number)
+
+    def after_epoch(self, run: "Run", next_epoch: int, *, ended: bool) -> None:
+        """Save after an epoch's validation if it is time to, and stop if any process was told to; as `after_step`."""
+        if ended:
+            self.phase += 1
+        self._save_if_asked(run, EpochState(), None if ended else next_epoch)
+
+    def _save_if_asked(self, run: "Run", epoch: EpochState, number: int | None) -> None:
+        due, stop = self._agreed()
+        if not due and not stop:
+            return
+        self._save(run, epoch, number)
+        if stop:
+            raise Preempted(
+                f"told to stop (SIGTERM) after {self._steps_done(run)} steps, which are saved in "
+                f"{self.checkpoints.folder}; run the same command again with --resume true"
+            )
+
+    def _agreed(self) -> tuple[bool, bool]:
+        """Return whether it is time to save and whether to stop, the same on all processes."""
+        if self.accelerator.distributed_type in SHARDED:
+            return False, False
+        every = self.checkpoints.every_seconds
+        by_clock = every is not None and time.monotonic() - self._saved_at >= every
+        by_clock = by_clock and self.accelerator.is_main_process
+        asked = reduce_sum(self.accelerator)(torch.tensor([float(by_clock), float(self.stop_asked())]))
+        by_count = self.checkpoints.every_steps is not None and self._steps_since >= self.checkpoints.every_steps
+        return by_count or bool(asked[0] > 0), bool(asked[1] > 0)
+
+    def _steps_done(self, run: "Run") -> int:
+        return len(self.standing.history.steps) + len(run.steps)
+
+    def _save(self, run: "Run", epoch: EpochState, number: int | None) -> None:
+        ranks = gather_bytes(self._own_part(epoch), self.accelerator)
+        used = not run_state.same_random(self._random_start, run_state.random_tensors(self.accelerator.device))
+        used = bool(reduce_sum(self.accelerator)(torch.tensor([float(used)])) > 0)
+        self._random_used = self._random_used or used
+        failure: Exception | None = None
+        if self.accelerator.is_main_process:
+            try:
+                self._write(run, epoch, number, ranks)
+            except CheckpointError as error:  # raised below, once the other processes know
+                failure = error
+        failed = reduce_sum(self.accelerator)(torch.tensor([float(failure is not None)]))
+        if failure is not None:
+            raise failure
+        if failed > 0:
+            raise CheckpointError("the main process could not save a checkpoint; its own message says why")
+        self._steps_since, self._saved_at = 0, time.monotonic()
+
+    def _own_part(self, epoch: EpochState) -> bytes:
+        carried, outline = run_state.flatten_carry(epoch.carry)
+        states = run_state.random_tensors(self.accelerator.device)
+        tensors = {f"random/{name}": value for name, value in states.items()}
+        tensors.update({f"carry/{name}": value.detach().cpu().contiguous() for name, value in carried.items()})
+        return to_bytes(tensors, metadata={"carry": outline})
+
+    def _write(self, run: "Run", epoch: EpochState, number: int | None, ranks: Sequence[bytes]) -> None:
+        path = store.checkpoint_path(self.checkpoints.folder, self._steps_done(run))
+        tensors = {
+            MODEL: run_state.model_tensors(self.model),
+            STEPS: run_state.step_tensors([*self.standing.history.steps, *run.steps]),
+        }
+        if number is not None:
+            tensors[OPTIMIZER] = run_state.optimizer_tensors(run.optimizer, self.model)
+        unchanged, ties = self._best_part(tensors)
+        store.write_checkpoint(
+            path,
+            self._state(run, epoch, number, ties),
+            tensors=tensors,
+            contents={f"rank-{rank}.safetensors": content for rank, content in enumerate(ranks)},
+            unchanged=unchanged,
+        )
+        if self.standing.best.record is not None:
+            self._best_saved = (self.standing.best.record, path / BEST, ties)
+        store.drop_all_but(path, keep=self.checkpoints.keep)
+
+    def _best_part(self, tensors: dict[str, dict[str, torch.Tensor]]) -> tuple[list[Path], dict[str, str]]:
+        """Add the best weights to what is written; those that were written before are taken over."""
+        best = self.standing.best
+        if best.record is None or best.weights is None:
+            return [], {}
+        if self._best_saved is not None and self._best_saved[0] is best.record and self._best_saved[1].exists():
+            return [self._best_saved[1]], self._best_saved[2]
+        tensors[BEST], ties = run_state.without_ties(best.weights)
+        return [], ties
+
+    def _state(self, run: "Run", epoch: EpochState, number: int | None, ties: Mapping[str, str]) -> dict[str, Any]:
+        history, best = self.standing.history, self.standing.best
+        records = [index for index, record in enumerate(history.epochs) if record is best.record]
+        scaler = self.accelerator.scaler
+        ended = number is None
+        return {
+            "position": {
+                "phase": self.phase,
+                "epoch": number,
+                "step": run.step,
+                "steps_of_phase": 0 if ended else len(run.steps),
+                "steps": self._steps,
+            },
+            "sums": {name: value for name, value in vars(epoch).items() if name != "carry"},
+            "carries": epoch.carry is not None,
+            "random_used": self._random_used,
+            "history": [asdict(record) for record in history.epochs],
+            "best": records[0] if records and best.weights is not None else None,
+            "ties": dict(ties),
+            "values": [] if ended else list(self.standing.values),
+            "optimizer": [{"lr": group["lr"], "betas": group["betas"]} for group in run.optimizer.param_groups],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "seconds": self.earlier_seconds + time.monotonic() - self._began,
+            "world_size": self.accelerator.num_processes,
+            "surroundings": self._surroundings(),
+            "identity": as_json(self.checkpoints.identity),
+            "plan": self.plan,
+        }
+
+
+def _place(position: Mapping[str, Any]) -> str:
+    if position["epoch"] is None:
+        return f"at the start of phase {position['phase'] + 1}"
+    return f"in epoch {position['epoch'] + 1} of phase {position['phase'] + 1}"
