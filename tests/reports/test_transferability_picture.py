@@ -25,7 +25,8 @@ def test_five_curves_begin_where_nothing_is_copied(tmp_path):
     lines = drawn(figure)
     assert list(lines) == list(LOOKS)
     for place, line in enumerate(lines.values()):
-        assert list(line.get_xdata()) == [0, 1, 3]
+        shift = 0.05 * (place - 2)
+        assert list(line.get_xdata()) == pytest.approx([0, 1 + shift, 3 + shift])
         assert list(line.get_ydata()) == pytest.approx([94, 95 - 5 * place, 95 - 15 * place])
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
 
@@ -43,7 +44,7 @@ def test_the_axis_names_the_last_copied_group_and_the_ends_their_curves():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0\nnone", "1\nstem", "3\nstage1"]
     names = {text.get_text() for text in axes.texts}
     assert names == {*(look[-1] for look in LOOKS.values()), "baseB  trained as usual"}
-    assert axes.get_title() == "How transferable are the layers? Digits"
+    assert axes.get_title() == "How transferable are the layers? (Digits)"
 
 
 def test_the_axis_holds_every_seed_of_what_is_drawn_and_no_more():
@@ -54,8 +55,16 @@ def test_the_axis_holds_every_seed_of_what_is_drawn_and_no_more():
 
 def test_the_line_of_the_ordinary_network_has_its_own_height():
     axes = plot_transferability(POINTS, GROUPS, title="Digits").axes[0]
-    flat = [line for line in axes.get_lines() if line.get_label() not in LOOKS]
-    assert [list(line.get_ydata()) for line in flat] == [[95, 95]]
+    flat = [line for line in axes.get_lines() if list(line.get_ydata()) == [95, 95]]
+    assert len(flat) == 1
+
+
+def test_the_point_where_all_meet_and_every_other_one_has_the_range_of_its_seeds():
+    axes = plot_transferability(POINTS, GROUPS, title="Digits").axes[0]
+    ranges = [segment for collection in axes.collections for segment in collection.get_segments()]
+    assert len(ranges) == 1 + 5 * 2
+    first = min(ranges, key=lambda segment: segment[0][0])
+    assert [tuple(end) for end in first] == [pytest.approx((0, 93)), pytest.approx((0, 96))]
 
 
 def test_curves_that_are_missing_are_left_out_and_none_is_refused():

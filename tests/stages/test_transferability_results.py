@@ -95,7 +95,13 @@ def test_the_answer_says_that_unfreezing_harms_or_does_nothing_where_it_does():
 
 def test_costs_in_places_that_do_not_reach_the_last_n_are_named_one_by_one():
     middle = scores(BnB=[93, 92, 95], BnBp=[95, 95, 95], AnB=[93, 92, 95], AnBp=[95, 95, 95])
-    assert "(fragile co-adaptation) cost at n = 1 and 2, up to 3.0 points at n = 2, and" in answer_of(middle, GROUPS)
+    words = "(fragile co-adaptation) cost at n = 1 (stem) and 2 (stage0), up to 3.0 points at n = 2, and"
+    assert words in answer_of(middle, GROUPS)
+
+
+def test_a_cost_at_the_last_n_alone_counts_from_there_on():
+    last = scores(BnB=[95, 95, 95], BnBp=[95, 95, 95], AnB=[95, 95, 91], AnBp=[95, 95, 95])
+    assert "freezing the other task's layers costs from n = 3 (stage1) on, 4.0 points; of it" in answer_of(last, GROUPS)
 
 
 def test_where_the_last_n_was_not_run_the_answer_speaks_of_new_layers():

@@ -327,7 +327,8 @@ def test_a_classifiers_encoder_can_go_on_as_a_language_model(trained, tmp_path):
     classifier, tokenizer = load_as_classifier(
         str(folder), ["bad", "good"], False, ClassifierSettings(), RunContext(preset="transformer", say=str)
     )
-    parts, _ = build(save(tmp_path / "classifier", classifier, tokenizer))
+    parts, said = build(save(tmp_path / "classifier", classifier, tokenizer))
+    assert sum("classifier is a classifier: its encoder goes on as a language" in line for line in said) == 1
     encoder = parts.learner.model.base_model.state_dict()
     assert all(torch.equal(value, classifier.base_model.state_dict()[key]) for key, value in encoder.items())
 

@@ -20,6 +20,7 @@ try:
 except ImportError as error:
     raise ImportError("images need Pillow, which is not installed: pip install 'ulmfit_pipe[vision]'") from error
 
+from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 from ulmfit_pipe.data.tables import load_table, sort_label_names
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs: 256 MB of colour
@@ -194,7 +195,8 @@ def _from_dataset(
     ids, names = _labels_of(dataset, label_column, name, label_names)
     features = datasets.Features({"label": datasets.ClassLabel(names=names)})
     labels = datasets.Dataset.from_dict({"label": ids}, features=features)
-    return datasets.concatenate_datasets([images, labels], axis=1)
+    with bars_on_a_terminal_only():
+        return datasets.concatenate_datasets([images, labels], axis=1)
 
 
 def _labels_of(

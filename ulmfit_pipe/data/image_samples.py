@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from ulmfit_pipe.data.image_batches import QUARTER_TURNS
 from ulmfit_pipe.data.image_files import image_table
+from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 
 DIGITS_TEST = 360  # of 1,797; a fifth, the same share of each digit
 DIGITS_SEED = 0  # of that split, whatever the seed of a run
@@ -93,7 +94,8 @@ def rotation_task(table: datasets.Dataset) -> datasets.Dataset:
         {"label": datasets.ClassLabel(names=list(ANGLES)), QUARTER_TURNS: datasets.Value("int64")}
     )
     labels = datasets.Dataset.from_dict({"label": turns, QUARTER_TURNS: turns}, features=features)
-    return datasets.concatenate_datasets([images, labels], axis=1)
+    with bars_on_a_terminal_only():
+        return datasets.concatenate_datasets([images, labels], axis=1)
 
 
 def _png(values: np.ndarray) -> bytes:

@@ -3,13 +3,11 @@
 The tokenizer class is in ``ulmfit_tokenizer``; :func:`register_tokenizer` makes ``AutoTokenizer`` know it.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -23,6 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.english_words import cut_words
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents, tokenizer_key
+from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS, UNK
 from ulmfit_pipe.data.ulmfit_tokenizer import KINDS, UlmfitTokenizer, prepare_text
 from ulmfit_pipe.data.unigram_training import train_unigram
@@ -135,7 +134,7 @@ def tokenize_dataset(
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
     if "label" in kept:
         features["label"] = dataset.features["label"]
-    with _progress_only_on_a_terminal():
+    with bars_on_a_terminal_only():
         return dataset.map(
             _encode_rows,
             fn_kwargs={"tokenizer": tokenizer},
@@ -289,15 +288,3 @@ def _content_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) 
     for table in dataset.with_format("arrow").iter(batch_size=TABLE_ROWS):
         digest.update(json.dumps(table.to_pydict()).encode())
     return digest.hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _progress_only_on_a_terminal() -> Iterator[None]:
-    silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if silence:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if silence:
-            datasets.enable_progress_bars()

@@ -6,7 +6,7 @@ transformers model (`save_pretrained`, `AutoModelForImageClassification` where `
 Source: fastai 2.8 vision/learner.py, ``create_head`` and ``cnn_learner``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 
 # What a loader names as missing in a process where this class is not registered.
 AUTO_MAP = {"AutoConfig": "import_ulmfit_pipe_stages_first.UlmfitImageConfig"}
-HEAD_INITS = {
+HEAD_INITS: dict[str, Callable[[Tensor], Any]] = {
     "kaiming-normal": init.kaiming_normal_,  # cnn_learner's default
     "kaiming-uniform": init.kaiming_uniform_,
     "xavier-normal": init.xavier_normal_,
@@ -64,7 +64,7 @@ class UlmfitImageConfig(PreTrainedConfig):
 
     model_type = "ulmfit_image"
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     feature_size: int = 1
     prefix_tokens: int = 0
     channels_last: bool = False
@@ -141,7 +141,7 @@ class ImageHead(nn.Module):
             concat=config.concat_pool, prefix_tokens=config.prefix_tokens, channels_last=config.channels_last
         )
         parts = (1 if config.prefix_tokens else 0) + (2 if config.concat_pool else 1)
-        num_labels = len(config.id2label)
+        num_labels = len(config.id2label or {})
         widths = [parts * config.feature_size, *config.head_hidden_sizes, num_labels]
         last = len(widths) - 2
         self.blocks = nn.ModuleList(
@@ -157,7 +157,7 @@ class ImageHead(nn.Module):
         Raises:
             ValueError: A training batch has one image, of which batch norm cannot take a variance.
         """
-        if len(hidden) == 1 and any(needs_two_rows(block.norm) for block in self.blocks):
+        if len(hidden) == 1 and any(needs_two_rows(part) for part in self.modules()):
             raise ValueError(
                 "batch norm in training needs at least 2 images in a batch, got 1; use a larger batch size, or merge "
                 "the last batch with its neighbour"
@@ -183,7 +183,7 @@ class UlmfitForImageClassification(PreTrainedModel):
     config: UlmfitImageConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: UlmfitImageConfig, custom_head: nn.Module | None = None) -> None:
         super().__init__(config)

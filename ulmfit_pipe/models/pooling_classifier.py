@@ -139,6 +139,6 @@ def output_width(config: Any) -> int:
 
 def backbone_options(config: Any) -> dict[str, Any]:
     """Return how `AutoModel` builds a backbone without a pooler that nothing would read."""
-    kind = AutoModel._model_mapping[type(config)]
+    kind: Any = AutoModel._model_mapping[type(config)]
     kind = kind[0] if isinstance(kind, tuple) else kind
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}

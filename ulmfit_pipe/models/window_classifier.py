@@ -63,7 +63,7 @@ class WindowsForSequenceClassification(nn.Module):
         ]
         return torch.cat(pieces)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the weights under the names they have in the classifier inside."""
         return self.model.state_dict(*args, **kwargs)
 

@@ -11,7 +11,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ulmfit_pipe.reports.plots import APART, MUTED, PRINTED_DOTS_PER_INCH, WIDTH, finish_figure, name_ends, style_axes
+from ulmfit_pipe.reports.plots import (
+    APART,
+    INK,
+    MUTED,
+    PRINTED_DOTS_PER_INCH,
+    WIDTH,
+    finish_figure,
+    name_ends,
+    style_axes,
+)
 
 OWN, OTHER, RANDOM = APART[0], APART[1], APART[2]
 LOOKS: dict[str, tuple[str, str, str, bool, str]] = {  # curve -> colour, line, mark, whether the mark is full, name
@@ -24,12 +33,13 @@ LOOKS: dict[str, tuple[str, str, str, bool, str]] = {  # curve -> colour, line, 
 BASE, START = "baseB", "new"
 BASE_NAME = "baseB  trained as usual"
 ROOM = 0.06  # of the span, above and below
+APART_BY = 0.05  # of an n, between the points of neighbouring curves, so that their ranges do not hide one another
 
 
 def plot_transferability(
     points: Sequence[Mapping[str, Any]], groups: Sequence[str], *, title: str, path: str | Path | None = None
 ) -> Figure:
-    """Draw the curves with their spread over seeds, and the ordinary network as a line.
+    """Draw the curves with the range of their seeds, and the ordinary network as a line with a band.
 
     Args:
         points: ``curve`` (BnB, BnB+, AnB, AnB+, random; baseB; new for n = 0), ``n``, and ``accuracy``, ``lowest``,
@@ -51,7 +61,20 @@ def plot_transferability(
     start, base = _points_of(points, START), _points_of(points, BASE)
     ends: dict[str, tuple[float, str]] = {}
     for name, found in curves.items():
-        ends[LOOKS[name][4]] = (_draw(axes, name, [*start, *found]), LOOKS[name][0])
+        ends[LOOKS[name][4]] = (_draw(axes, name, start, found), LOOKS[name][0])
+    if start:
+        low, mean, high = (100 * start[0][key] for key in ("lowest", "accuracy", "highest"))
+        axes.errorbar(
+            [0],
+            [mean],
+            [[mean - low], [high - mean]],
+            color=INK,
+            marker="o",
+            markersize=6,
+            elinewidth=1.1,
+            capsize=2.5,
+            zorder=3,
+        )
     if base:
         low, mean, high = (100 * base[0][key] for key in ("lowest", "accuracy", "highest"))
         axes.axhspan(low, high, color=MUTED, alpha=0.12, linewidth=0)
@@ -67,7 +90,7 @@ def plot_transferability(
     axes.set(
         xlabel="n: layer groups copied from the input on, and the last of them",
         ylabel="test accuracy on task B, %",
-        title=f"How transferable are the layers? {title}",
+        title=f"How transferable are the layers? ({title})",
     )
     name_ends(axes, ends)
     return finish_figure(figure, path)
@@ -77,15 +100,17 @@ def _points_of(points: Sequence[Mapping[str, Any]], curve: str) -> list[Mapping[
     return sorted((point for point in points if point["curve"] == curve), key=lambda point: point["n"])
 
 
-def _draw(axes: Axes, name: str, points: Sequence[Mapping[str, Any]]) -> float:
-    """Draw one curve and its band, and return where it ends."""
+def _draw(axes: Axes, name: str, start: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> float:
+    """Draw one curve from n = 0 on, each of its points with the range of its seeds, and return where it ends."""
     color, line, mark, full, _ = LOOKS[name]
-    places = [point["n"] for point in points]
+    shift = APART_BY * (list(LOOKS).index(name) - (len(LOOKS) - 1) / 2)
+    places = [point["n"] + shift for point in points]
     low, mean, high = ([100 * point[key] for point in points] for key in ("lowest", "accuracy", "highest"))
-    axes.fill_between(places, low, high, color=color, alpha=0.10, linewidth=0)
+    ranges = [[m - value for m, value in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
+    axes.errorbar(places, mean, ranges, fmt="none", ecolor=color, elinewidth=1.1, capsize=2.5, alpha=0.7, zorder=2)
     axes.plot(
-        places,
-        mean,
+        [*(point["n"] for point in start), *places],
+        [*(100 * point["accuracy"] for point in start), *mean],
         color=color,
         linestyle=line,
         marker=mark,
@@ -93,5 +118,6 @@ def _draw(axes: Axes, name: str, points: Sequence[Mapping[str, Any]]) -> float:
         markerfacecolor=color if full else "white",
         linewidth=1.8,
         label=name,
+        zorder=2.5,
     )
     return mean[-1]

@@ -24,10 +24,17 @@ from ulmfit_pipe.stages.transferability_tasks import Examples, load_examples, ta
 
 # Where they are left out: so few rows of a sample that tasks are not learned to perfection, within minutes.
 SAMPLES: dict[str, dict[str, int]] = {
-    "digits": {"rows_of_a": 150, "rows_of_b": 150, "frozen_epochs": 4, "final_epochs": 8},
-    "docstrings": {"rows_of_a": 200, "rows_of_b": 200, "max_length": 48, "frozen_epochs": 2, "final_epochs": 4},
+    "digits": {"rows_of_a": 150, "rows_of_b": 150, "test_rows": 1000, "frozen_epochs": 4, "final_epochs": 8},
+    "docstrings": {
+        "rows_of_a": 200,
+        "rows_of_b": 200,
+        "test_rows": 400,
+        "max_length": 48,
+        "frozen_epochs": 2,
+        "final_epochs": 4,
+    },
 }
-PLAIN = {"frozen_epochs": 3, "final_epochs": 5}  # where the tables are one's own
+PLAIN = {"test_rows": 1000, "frozen_epochs": 3, "final_epochs": 5}  # where the tables are one's own
 SOURCES = ("dataset", "train_images", "train_file")
 IMAGES_ONLY, TEXTS_ONLY = ("image_size", "test_images"), ("max_length", "block_groups", "test_file")
 
@@ -52,7 +59,7 @@ class TransferabilitySettings:
         task_a: The classes of task A, the others are task B's; null lets each seed draw a half.
         rows_of_a: Training rows of task A, the same share of each class; null takes all, or a few of a sample's.
         rows_of_b: Training rows of task B.
-        test_rows: Most test rows of a task.
+        test_rows: Most test rows of a task, the same share of each class; null takes 1000, or what suits the sample.
         test_fraction: Part held out where no test table is given.
         seeds: Number of seeds (0, 1, ...), each with its own split and weights.
         layers: Numbers n of layer groups to copy; null takes every n up to all groups but the head.
@@ -90,7 +97,7 @@ class TransferabilitySettings:
     task_a: list[str] | None = None
     rows_of_a: int | None = None
     rows_of_b: int | None = None
-    test_rows: int | None = 1000
+    test_rows: int | None = None
     test_fraction: float = 0.25
     seeds: int = 3
     layers: list[int] | None = None

@@ -210,11 +210,11 @@ def _where(scores: Scores, groups: Sequence[str], what: str) -> str:
         return "nowhere for sure"
     most = max(costly, key=lambda n: known[n].mean)
     points = f"{100 * known[most].mean:.1f} points"
-    if len(costly) > 1 and costly == list(known)[-len(costly) :]:
-        return f"from n = {costly[0]} ({groups[costly[0] - 1]}) on, up to {points} at n = {most}"
-    if len(costly) == 1:
-        return f"at n = {most} ({groups[most - 1]}), {points}"
-    return f"at n = {' and '.join(map(str, costly))}, up to {points} at n = {most}"
+    if len(costly) > 1:
+        points = f"up to {points} at n = {most}"
+    if costly == list(known)[-len(costly) :]:
+        return f"from n = {costly[0]} ({groups[costly[0] - 1]}) on, {points}"
+    return f"at n = {' and '.join(f'{n} ({groups[n - 1]})' for n in costly)}, {points}"
 
 
 def table_of(points: Sequence[Record], groups: Sequence[str]) -> str:

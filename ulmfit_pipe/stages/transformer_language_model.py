@@ -174,6 +174,11 @@ def _refuse_settings(model: str, config: Any, settings: "LanguageModelSettings",
 
 def _load(model: str, config: Any, context: RunContext, *, masked: bool) -> tuple[Any, dict[str, Tensor]]:
     """Load a language model, with a new head where it has none; also weights that only a classifier has a use for."""
+    if any("SequenceClassification" in name for name in config.architectures or []):
+        context.tell(
+            f"{model} is a classifier: its encoder goes on as a language model, its head is left behind; to keep the "
+            "head, leave this stage out (fine_tune_language_model false)"
+        )
     kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     network, found = _loaded(model, kind, config)
     missing = sorted(found["missing_keys"])

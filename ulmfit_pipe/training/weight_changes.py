@@ -110,7 +110,7 @@ class WeightChanges:
 
     def _all_rows(self) -> list[tuple[str, ...]]:
         named = [(row, row.name) for row in self.tensors] + [(row, f"{row.name} (buffer)") for row in self.buffers]
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for group in self.groups:
             rows.append((group.name, f"{group.size:,}", _words(group)))
             rows += [(f"  {name}", f"{row.size:,}", _words(row)) for row, name in named if row.group == group.name]

@@ -1,0 +1,20 @@
+"""Progress bars of `datasets`, shown to a person and kept out of log files."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import datasets
+
+
+@contextlib.contextmanager
+def bars_on_a_terminal_only() -> Iterator[None]:
+    """Switch the bars of `datasets` off where stderr is no terminal, and on again afterwards if they were."""
+    silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if silence:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silence:
+            datasets.enable_progress_bars()
