@@ -11,7 +11,8 @@ transformers will do: a BERT goes on guessing masked tokens, a GPT-2 or Llama th
 pseudo-perplexity of masked tokens, or a perplexity; the two cannot be compared. The folder is plain transformers, for
 AutoModelForMaskedLM or AutoModelForCausalLM.
 
-The stage is finished when stage.json lies in the output folder; a second call with the same settings skips it.
+The stage is finished when stage.json lies in the output folder; a second call with the same settings skips it. One
+that was killed goes on from its last checkpoint with --resume true.
 """
 
 from ulmfit_pipe import LanguageModelJob, describe_perplexity, parse_settings, run_language_model, run_recipe

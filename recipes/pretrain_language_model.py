@@ -12,6 +12,8 @@ vocabulary, --language_model.tokenizer_of runs/general_lm.
 To go on from a model with more text or more epochs, add --model FOLDER (or --model awd-lstm-en, the built-in one): its
 tokenizer stays, and its record (stage.json, lineage) takes over the legs it was trained in before.
 
+A training that was killed (SIGTERM: exit code 75) goes on from its last checkpoint with --resume true.
+
 How long it takes: tokens of text times epochs, over the tokens a second that the table of epochs shows.
 """
 

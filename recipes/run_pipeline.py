@@ -11,7 +11,8 @@ What happens, in this order:
 4. The best epoch on validation data is scored once on the test table.
 
 Settings come from --config FILE.yaml and --dotted.name VALUE; --help lists all of them. A second call with the same
-settings skips the stages that are finished. Under `accelerate launch` it runs on every process.
+settings skips the stages that are finished; with --resume true it goes on with one that was killed, from its last
+checkpoint. Under `accelerate launch` it runs on every process.
 
 OUTPUT_DIR/
   language_model/   the fine-tuned language model and its tokenizer

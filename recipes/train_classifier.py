@@ -15,6 +15,8 @@ trains          the layer groups that move in it; the first is nearest the input
 learning rates  the peak of each group's rate over the phase; - where the group is frozen
 parameters      how many scalars an optimizer step may change
 
+A training that was killed goes on where it was with the same command and --resume true.
+
 With few labels, add unlabelled text to the language model first: recipes/finetune_language_model.py.
 """
 

@@ -14,6 +14,8 @@ The same Learner, layer groups, phases and learning-rate finder as for text. Wha
 3. The head is trained on the frozen backbone, then all groups with lower rates the nearer they are to the image.
 4. The best epoch on validation images is scored once on the test images.
 
+A run that was killed goes on where it was with the same command and --resume true.
+
 For those who know fastai's cnn_learner: cut is --classifier.keep_stages, lin_ftrs --classifier.head.hidden_sizes, ps
 --classifier.head.dropouts, bn_final --classifier.head.final_norm, split_on --classifier.layer_groups, n_in
 --classifier.channels, train_bn --classifier.train_norm; pretrained, concat_pool and init keep their names. custom_head

@@ -157,7 +157,9 @@ class ImageHead(nn.Module):
         Raises:
             ValueError: A training batch has one image, of which batch norm cannot take a variance.
         """
-        if len(hidden) == 1 and any(needs_two_rows(part) for part in self.modules()):
+        if len(hidden) == 1 and any(
+            isinstance(part, nn.BatchNorm1d) and needs_two_rows(part) for part in self.modules()
+        ):
             raise ValueError(
                 "batch norm in training needs at least 2 images in a batch, got 1; use a larger batch size, or merge "
                 "the last batch with its neighbour"

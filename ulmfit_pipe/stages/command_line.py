@@ -7,9 +7,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises
+
 PACKAGE = Path(__file__).parents[1]
 SHOW_TRACEBACK = "ULMFIT_PIPE_TRACEBACK"  # environment variable: anything but empty or 0 shows where it came from
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+STOPPED = "told to stop (SIGTERM); run the same command again, stages that had finished are kept"
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: of argparse, and of a shell whose program got SIGINT
 
 
@@ -23,10 +26,13 @@ def run_recipe(main: Callable[[], None]) -> None:
         main: The recipe; it reads `sys.argv`.
 
     Raises:
-        SystemExit: Code 2 after a mistake, 130 after Ctrl-C.
+        SystemExit: Code 2 after a mistake, 75 after SIGTERM (what was being trained is saved), 130 after Ctrl-C.
     """
     try:
-        main()
+        with sigterm_raises(STOPPED):
+            main()
+    except Preempted as stop:
+        _end(stop.message, EXIT_PREEMPTED)
     except KeyboardInterrupt:
         _end("stopped; run the same command again, stages that had finished are kept", INTERRUPTED)
     except Exception as error:
@@ -37,7 +43,8 @@ def run_recipe(main: Callable[[], None]) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    if code != EXIT_PREEMPTED or os.environ.get("RANK", "0") == "0":  # all processes are told to stop; one says so
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     raise SystemExit(code) from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage, refuse_foreign_folder
+from ulmfit_pipe.stages.progress import progress_folder
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.record_differences import differences
