@@ -1,4 +1,4 @@
-"""Predict every row of a CSV, TSV, JSONL or Parquet file with a trained classifier.
+"""Predict every row of CSV, TSV, JSONL or Parquet files with a trained classifier.
 
     python recipes/predict.py --model runs/reviews/classifier --input_file new.csv --output_file predicted.csv
 
@@ -15,6 +15,16 @@ The input is checked whole before the first prediction: a row that cannot be use
 (--empty_text skip lets rows without text pass, with an empty label). Both files may be larger than memory. The output
 takes its name only when it is whole: a run that was stopped leaves an earlier file as it was.
 
+Large inputs, one file or many, are predicted by several processes into a folder of parts:
+
+    torchrun --nproc_per_node 2 recipes/predict.py --model runs/reviews/classifier --input_file new.csv \
+        --output_dir predicted --output_file predicted.csv
+
+(`accelerate launch --num_processes 2` does the same on GPUs.) A part, part-000000001-000001024.csv, holds the rows that
+its name says, and is whole or absent. The same command, with any number of processes, goes on after a kill and makes no
+part twice; an input, model or setting that is another now is refused. --output_file, which may be given later, joins
+the parts. Several machines need a disk that all of them see.
+
 Give the folder of the classifier itself; one that holds a backward classifier is averaged with it.
 
 To predict a few texts from Python:
@@ -23,18 +33,20 @@ To predict a few texts from Python:
     TextPipeline.load("runs/reviews/classifier").predict(["It works."])
 """
 
-from ulmfit_pipe import PredictFileSettings, parse_settings, predict_file, run_recipe
+from ulmfit_pipe import PredictFileSettings, RunContext, parse_settings, predict_file, run_recipe
 
 
 def main() -> None:
-    """Read the settings, predict the file, say what was done."""
+    """Read the settings, predict the rows, say on the main process what was done."""
     settings = parse_settings(
         PredictFileSettings,
-        description="Predict every row of a file: the same rows in the same order, with the columns label and score. "
+        description="Predict every row of a file, or of several as one table: the same rows in the same order, with "
+        "the columns label and score. "
         "An input column that is itself called label or score is kept as label_given or score_given.",
     )
-    summary = predict_file(settings)
-    print(summary)
+    context = RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
+    summary = predict_file(settings, context=context)
+    context.tell(str(summary))
 
 
 if __name__ == "__main__":

@@ -149,13 +149,17 @@ def test_ranks_share_the_batches_of_one_process_and_none_is_empty(world_size, sh
     for rows in (world_size, 8, 9, 10, 61):
         table = make_table(rows)
         alone = rows_of(ClassifierBatches(table, **settings))
-        ranks = [list(ClassifierBatches(table, rank=rank, world_size=world_size, **settings)) for rank in range(world_size)]
+        ranks = [
+            list(ClassifierBatches(table, rank=rank, world_size=world_size, **settings)) for rank in range(world_size)
+        ]
         assert len({len(share) for share in ranks}) == 1
         counted = [[[] if hasattr(batch, "filler") else batch["row"].tolist() for batch in share] for share in ranks]
         assert sorted(row for share in counted for batch in share for row in batch) == list(range(rows))
         assert all(len(batch["row"]) for share in ranks for batch in share)
         if shuffle:  # an evaluation's batches may depend on the number of processes, its numbers do not
-            assert [sorted(sum(shares, [])) for shares in zip(*counted, strict=True)] == [sorted(rows) for rows in alone]
+            assert [sorted(sum(shares, [])) for shares in zip(*counted, strict=True)] == [
+                sorted(rows) for rows in alone
+            ]
         else:
             assert not any(hasattr(batch, "filler") for share in ranks for batch in share)
 

@@ -272,7 +272,9 @@ def test_a_full_disk_says_so(tiny_language_model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("ulmfit_pipe.stages.artifacts.write_json", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         fit(tiny_language_model_folder, tmp_path / "full")
-    assert list(tmp_path.iterdir()) == []
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()] == [
+        ".full.progress/log.jsonl"
+    ]
 
 
 def test_the_last_epoch_is_kept_where_asked_and_needs_no_validation_rows(tiny_language_model_folder, tmp_path):

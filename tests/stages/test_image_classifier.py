@@ -79,6 +79,7 @@ def test_the_folder_says_what_the_classifier_is(trained):
     assert record["metrics"] == result.metrics
     assert sorted(result.metrics) == ["accuracy", "loss", "macro_f1", "n"]
     assert [group["group"] for group in record["groups"]] == ["early", "late", "head"]
+    assert '"grad_norm/late": ' in (folder / "log.jsonl").read_text()
     assert [line.split()[1] for line in record["plan"].splitlines()[2:4]] == ["head", "all"]
     assert said[-1].startswith(f"image classifier saved in {folder}: accuracy ")
     assert result.metrics["accuracy"] > 0.8  # dark and light can be told apart

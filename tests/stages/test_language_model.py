@@ -59,6 +59,7 @@ def test_a_model_from_scratch_ends_in_a_folder_with_all_that_belongs_to_it(train
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.json",
         "generation_config.json",
+        "log.jsonl",
         "model.safetensors",
         "stage.json",
         "tokenizer_config.json",

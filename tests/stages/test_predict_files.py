@@ -1,8 +1,6 @@
 """A file in, the same rows out with label and score: every kind of file, bounded memory, nothing half-written."""
 
-import csv
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from part_tables import read_table, write_table
 
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.predict import Predictor
@@ -27,28 +26,6 @@ TEXTS = [
 ]
 IDS = ["007", "1e3", "", "-0", "NULL"]
 SUFFIXES = [".csv", ".tsv", ".jsonl", ".parquet"]
-
-
-def write_table(path: Path, columns: dict[str, list]) -> Path:
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    if path.suffix == ".parquet":
-        pq.write_table(pa.table(columns), path, row_group_size=500)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writerows([columns, *(row.values() for row in rows)])
-    return path
-
-
-def read_table(path: Path) -> list[dict]:
-    if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +273,7 @@ def test_text_that_csv_cannot_hold_is_refused_and_nothing_is_left(predict, tmp_p
 
 
 def test_a_file_that_changes_between_the_two_readings_is_refused(predict, table_csv, tmp_path, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.stages.predict_files._check_rows", lambda *_args, **_settings: 4)
+    monkeypatch.setattr("ulmfit_pipe.stages.predict_files._count_rows", lambda *_args, **_settings: 4)
     with pytest.raises(TableError, match="in.csv changed while it was read: 4 rows, then 5; run again"):
         predict(table_csv)
     assert sorted(tmp_path.iterdir()) == [table_csv]
@@ -335,10 +312,28 @@ def test_no_text_column_is_refused(predict, table_csv):
         predict(table_csv, text_column=[])
 
 
-def test_several_processes_are_refused(predict, table_csv, monkeypatch):
+def test_several_processes_do_not_write_one_file(predict, table_csv, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
-    with pytest.raises(ValueError, match="predicted by one process, got 2; start the recipe without accelerate launch"):
+    with pytest.raises(ValueError, match="one file is written by one process, got 2; give output_dir, a folder of par"):
         predict(table_csv)
+
+
+def test_several_files_are_not_written_to_one_without_parts(tiny_classifier_folder, table_csv, tmp_path):
+    settings = PredictFileSettings(str(tiny_classifier_folder), [str(table_csv)] * 2, str(tmp_path / "out.csv"))
+    with pytest.raises(ValueError, match="2 files are predicted into a folder of parts; give output_dir, and beside"):
+        predict_file(settings)
+
+
+def test_somewhere_to_write_must_be_named(tiny_classifier_folder, table_csv):
+    with pytest.raises(ValueError, match="nothing says where to write; give output_file, or output_dir for a folder"):
+        predict_file(PredictFileSettings(str(tiny_classifier_folder), [str(table_csv)]))
+
+
+def test_no_input_and_a_pattern_that_fits_no_file_are_refused(tiny_classifier_folder, tmp_path):
+    with pytest.raises(ValueError, match="input_file is empty; name at least one file"):
+        predict_file(PredictFileSettings(str(tiny_classifier_folder), [], "out.csv"))
+    with pytest.raises(TableError, match=r"no file fits the pattern .*nothing-\*.csv"):
+        predict_file(PredictFileSettings(str(tiny_classifier_folder), [str(tmp_path / "nothing-*.csv")], "out.csv"))
 
 
 # The output is whole or as it was

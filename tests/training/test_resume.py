@@ -564,6 +564,19 @@ def test_what_an_objective_carries_must_be_tensors(tmp_path, accelerator):
         run_phases(model, plan, replace(task, objective=Strange()), accelerator=accelerator, options=options)
 
 
+def test_a_tensor_may_be_carried_twice(tmp_path, accelerator):
+    class Twice(ClassificationObjective):
+        def __call__(self, *args):
+            output = super().__call__(*args)
+            output.carry = (output.logits, [output.logits[:1], output.logits])
+            return output
+
+    model, plan, task, _ = classifier()
+    options = TrainingOptions(checkpoints=kept(tmp_path / "run"))
+    history = run_phases(model, plan, replace(task, objective=Twice()), accelerator=accelerator, options=options)
+    assert newest(tmp_path / "run").name == f"step-{len(history.steps):08d}"
+
+
 def test_sharded_weights_are_not_kept_and_not_gone_on_with(tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(type(accelerator), "distributed_type", property(lambda _self: DistributedType.FSDP))
     model, _, _, _ = classifier()

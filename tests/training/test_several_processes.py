@@ -106,7 +106,9 @@ def test_running_statistics_did_move_and_are_those_of_one_process(one, many):
 
 def test_penalties_were_more_than_nothing(one):
     assert one["penalties"]["losses"][-1] > 0
-    assert not torch.equal(one["penalties"]["weights"]["embeddings.weight"], one["1 x 8"]["weights"]["embeddings.weight"])
+    assert not torch.equal(
+        one["penalties"]["weights"]["embeddings.weight"], one["1 x 8"]["weights"]["embeddings.weight"]
+    )
 
 
 def test_processes_that_drift_apart_are_told_at_the_end_of_the_phase(one, many):

@@ -10,7 +10,9 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ulmfit_pipe.data.table_readers import TableError, open_rows
+from ulmfit_pipe.data.table_readers import TableError, TextLines, open_rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK_CHARACTERS = 16_000_000  # a chunk ends early at so much text: memory does not grow with long documents
@@ -37,6 +39,24 @@ Column: TypeAlias = (
 Chunk: TypeAlias = dict[str, Column]
 
 
+@dataclass(frozen=True)
+class RowSpan:
+    """Some rows of a table, and where they stand, so that those before them need not be read.
+
+    Attributes:
+        first: The first of them, from 0.
+        rows: How many there are.
+        offset: The byte at which the first begins, in a file of text; 0 is the top of the file, header and all.
+    """
+
+    first: int
+    rows: int
+    offset: int = 0
+
+
+_WHOLE = RowSpan(0, sys.maxsize)
+
+
 class RowStream(Protocol):
     """A table that gives its rows in chunks, as often as asked."""
 
@@ -46,8 +66,8 @@ class RowStream(Protocol):
     def schema(self) -> pa.Schema:
         """Arrow types that hold every row."""
 
-    def chunks(self, rows: int) -> Iterator[Chunk]:
-        """Pieces of at most so many rows, in order."""
+    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
+        """Pieces of at most so many rows, in order; of a span, or of the whole table."""
 
 
 class RowWriter(Protocol):
@@ -72,15 +92,20 @@ def check_suffix(path: Path) -> str:
     return suffix
 
 
-def open_stream(path: Path) -> RowStream:
+def open_stream(path: Path, *, columns: Sequence[str] | None = None) -> RowStream:
     """Open a table whose rows `open_rows` has found to be sound.
+
+    Args:
+        path: The file.
+        columns: Names of its columns, where they are known: those of JSONL take a reading of the whole file to find.
 
     Raises:
         TableError: Its suffix is unknown.
     """
     suffix = check_suffix(path)
-    kinds: dict[str, Callable[[Path], RowStream]] = {".jsonl": _JsonStream, ".parquet": _ParquetStream}
-    return kinds.get(suffix, _CsvStream)(path)
+    if suffix == ".jsonl":
+        return _JsonStream(path, columns)
+    return _ParquetStream(path) if suffix == ".parquet" else _CsvStream(path)
 
 
 def open_writer(path: Path, schema: pa.Schema, *, suffix: str) -> RowWriter:
@@ -110,7 +135,7 @@ def column_values(column: Column) -> list[Any]:
 
 class _CsvStream:
     def __init__(self, path: Path) -> None:
-        self.rows = open_rows(path)
+        self.path, self.rows = path, open_rows(path)
 
     def columns(self) -> list[str]:
         return self.rows.columns
@@ -118,16 +143,17 @@ class _CsvStream:
     def schema(self) -> pa.Schema:
         return pa.schema([(name, pa.string()) for name in self.columns()])
 
-    def chunks(self, rows: int) -> Iterator[Chunk]:
-        names = self.columns()
-        for piece in _pieces(self.rows.read(names), rows, size=lambda row: sum(map(len, row))):
+    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
+        names, span = self.columns(), span or _WHOLE
+        read = self.rows.read_lines(names, TextLines(self.path, span.offset))  # type: ignore[misc]  # CSV is lines
+        for piece in _pieces(itertools.islice(read, span.rows), rows, size=lambda row: sum(map(len, row))):
             yield {name: list(cells) for name, cells in zip(names, zip(*piece, strict=True), strict=True)}
 
 
 class _JsonStream:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
         self.path = path
-        self._columns: list[str] | None = None
+        self._columns = None if columns is None else list(columns)
 
     def columns(self) -> list[str]:
         """Every name that any row has, in the order in which they turn up."""
@@ -139,28 +165,34 @@ class _JsonStream:
         return self._columns
 
     def schema(self) -> pa.Schema:
-        found = [pa.schema([]), *map(self._schema_of, self.chunks(1000))]
-        schema = found[0]
-        for other in found[1:]:
-            try:
-                schema = pa.unify_schemas([schema, other], promote_options="permissive")
-            except pa.ArrowException as error:
-                raise TableError(f"{self.path}: {error}; Parquet needs one type a column, write .jsonl") from error
+        schema = pa.schema([])
+        for chunk in self.chunks(1000):
+            schema = unify_types(schema, self._schema_of(chunk), name=str(self.path))
         return schema
 
     def _schema_of(self, chunk: Chunk) -> pa.Schema:
         return pa.schema([(name, _to_arrow(name, column, None).type) for name, column in chunk.items()])
 
-    def chunks(self, rows: int) -> Iterator[Chunk]:
-        names = self.columns()
-        for piece in _pieces(self._rows(), rows, size=lambda row: sum(map(len, row.values()))):
+    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
+        names, span = self.columns(), span or _WHOLE
+        read = itertools.islice(self._rows(span.offset), span.rows)
+        for piece in _pieces(read, rows, size=lambda row: sum(map(len, row.values()))):
             yield {name: [row.get(name) for row in piece] for name in names}
 
-    def _rows(self) -> Iterator[dict[str, JsonText]]:
-        with self.path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                if line.strip():
-                    yield split_object(line)
+    def _rows(self, offset: int = 0) -> Iterator[dict[str, JsonText]]:
+        return (split_object(line) for line in TextLines(self.path, offset) if line.strip())
+
+
+def unify_types(one: pa.Schema, other: pa.Schema, *, name: str) -> pa.Schema:
+    """Return Arrow types that hold the rows of both.
+
+    Raises:
+        TableError: There is none for a column.
+    """
+    try:
+        return pa.unify_schemas([one, other], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise TableError(f"{name}: {error}; Parquet needs one type a column, write .jsonl") from error
 
 
 def split_object(line: str) -> dict[str, JsonText]:
@@ -192,13 +224,32 @@ class _ParquetStream:
     def schema(self) -> pa.Schema:
         return pq.read_schema(self.path)
 
-    def chunks(self, rows: int) -> Iterator[Chunk]:
+    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
         try:
             with pq.ParquetFile(self.path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
-                for batch in file.iter_batches(min(rows, _fitting_rows(file.metadata))):
+                for batch in _batches(file, min(rows, _fitting_rows(file.metadata)), span or _WHOLE):
                     yield dict(zip(batch.schema.names, batch.columns, strict=True))
         except (pa.ArrowException, OSError) as error:
             raise TableError(f"{self.path} cannot be read to its end (cut short?): {error}") from error
+
+
+def _batches(file: pq.ParquetFile, size: int, span: RowSpan) -> Iterator[pa.RecordBatch]:
+    """The batches of a span; row groups before it are not read, those after it neither."""
+    sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    starts = [0, *itertools.accumulate(sizes)]
+    needed = [
+        index
+        for index in range(len(sizes))
+        if starts[index] < span.first + span.rows and starts[index + 1] > span.first
+    ]
+    at = starts[needed[0]] if needed else 0
+    for batch in file.iter_batches(size, row_groups=needed):
+        low, high = max(span.first - at, 0), min(span.first + span.rows - at, batch.num_rows)
+        at += batch.num_rows
+        if low < high:
+            yield batch.slice(low, high - low)
+        if at >= span.first + span.rows:
+            return
 
 
 def _fitting_rows(metadata: pq.FileMetaData) -> int:

@@ -6,6 +6,7 @@ Every reader streams, so that a table may be larger than memory (.json alone is 
 import codecs
 import csv
 import difflib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -40,12 +41,41 @@ class RowSource:
         columns: Column names in order.
         read: Takes names of columns, gives one tuple of their values per row. A missing value is None.
         untyped: Every value is a string, as in CSV.
+        read_lines: The same from some place in the file on; only where rows are lines of text: CSV, TSV, JSONL.
     """
 
     name: str
     columns: list[str]
     read: Callable[[Sequence[str]], Iterator[tuple[Any, ...]]]
     untyped: bool = False
+    read_lines: "Callable[[Sequence[str], TextLines], Iterator[tuple[Any, ...]]] | None" = None
+
+
+class TextLines:
+    """The lines of a UTF-8 file with their own line ends, from some byte on.
+
+    Args:
+        path: The file.
+        offset: The byte at which a line begins; 0 passes over a byte order mark.
+
+    Attributes:
+        path: The file.
+        offset: The byte at which the next line begins.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path, self.offset = path, offset
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the lines."""
+        with self.path.open("rb") as raw:
+            if self.offset == 0 and raw.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                self.offset = len(codecs.BOM_UTF8)
+            raw.seek(self.offset)
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
+                for line in file:
+                    self.offset += len(line.encode())  # exact: UTF-8 has one spelling for a character
+                    yield line
 
 
 def open_rows(source: str | Path, *, split: str | None = None) -> RowSource:
@@ -90,14 +120,16 @@ def _neighbours(path: Path) -> str:
 
 def _open_csv(path: Path) -> RowSource:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    header = next(_csv_rows(path, delimiter), None)
+    header = next(_csv_rows(TextLines(path), delimiter), None)
     if header is None:
         raise TableError(f"{path} is empty: it has no header and no rows")
 
-    def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    def read_lines(columns: Sequence[str], lines: TextLines) -> Iterator[tuple[Any, ...]]:
         places = [header.index(column) for column in columns]
-        rows = _csv_rows(path, delimiter)
-        next(rows)
+        has_header = lines.offset == 0
+        rows = _csv_rows(lines, delimiter)
+        if has_header:
+            next(rows, None)
         for number, row in enumerate(rows, start=1):
             if len(row) != len(header):
                 raise TableError(
@@ -106,24 +138,29 @@ def _open_csv(path: Path) -> RowSource:
                 )
             yield tuple(row[place] for place in places)
 
-    return RowSource(str(path), header, read, untyped=True)
+    return RowSource(str(path), header, _from_the_top(path, read_lines), untyped=True, read_lines=read_lines)
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[list[str]]:
+def _from_the_top(
+    path: Path, read_lines: Callable[[Sequence[str], TextLines], Iterator[tuple[Any, ...]]]
+) -> Callable[[Sequence[str]], Iterator[tuple[Any, ...]]]:
+    return lambda columns: read_lines(columns, TextLines(path))
+
+
+def _csv_rows(lines: TextLines, delimiter: str) -> Iterator[list[str]]:
     """Rows of a CSV file, the header first; blank lines are passed over."""
     csv.field_size_limit(LONGEST_FIELD)
     count = 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            for row in csv.reader(file, delimiter=delimiter, strict=True):
-                if row:
-                    yield row
-                    count += 1
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
-        except csv.Error as error:
-            where = f"row {count} (header not counted)" if count else "the header"
-            raise TableError(f"{path}, {where} is not valid CSV: {error}; look for an unmatched quote") from error
+    try:
+        for row in csv.reader(lines, delimiter=delimiter, strict=True):
+            if row:
+                yield row
+                count += 1
+    except UnicodeDecodeError as error:
+        raise _not_utf8(lines.path) from error
+    except csv.Error as error:
+        where = f"row {count} (header not counted)" if count else "the header"
+        raise TableError(f"{lines.path}, {where} is not valid CSV: {error}; look for an unmatched quote") from error
 
 
 def _not_utf8(path: Path) -> TableError:
@@ -150,29 +187,33 @@ def _not_utf8(path: Path) -> TableError:
 
 
 def _open_json_lines(path: Path) -> RowSource:
-    first = next(_json_objects(path), None)
+    first = next(json_objects(TextLines(path)), None)
     if first is None:
         raise TableError(f"{path} is empty: it has no rows")
 
-    def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        for row in _json_objects(path):
+    def read_lines(columns: Sequence[str], lines: TextLines) -> Iterator[tuple[Any, ...]]:
+        for row in json_objects(lines):
             yield tuple(row.get(column) for column in columns)
 
-    return RowSource(str(path), list(first), read)
+    return RowSource(str(path), list(first), _from_the_top(path, read_lines), read_lines=read_lines)
 
 
-def _json_objects(path: Path) -> Iterator[dict[str, Any]]:
+def json_objects(lines: TextLines) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file, one a line; blank lines are passed over.
+
+    Raises:
+        TableError: A line holds something else, or is not UTF-8.
+    """
     number = 0
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            for line in file:
-                if line.strip():
-                    number += 1
-                    yield _checked_object(json.loads(line, object_pairs_hook=_unique_keys), path, number)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
-        except (json.JSONDecodeError, _RepeatedKey) as error:
-            raise TableError(f"{path}, row {number} is not a JSON object on one line: {error}") from error
+    try:
+        for line in lines:
+            if line.strip():
+                number += 1
+                yield _checked_object(json.loads(line, object_pairs_hook=_unique_keys), lines.path, number)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(lines.path) from error
+    except (json.JSONDecodeError, _RepeatedKey) as error:
+        raise TableError(f"{lines.path}, row {number} is not a JSON object on one line: {error}") from error
 
 
 class _RepeatedKey(Exception):

@@ -36,6 +36,7 @@ from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.tables_of_run import label_names_of
+from ulmfit_pipe.stages.tracking import add_log, track_training
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import choose_thresholds
 from ulmfit_pipe.training.records import Phase
@@ -208,6 +209,7 @@ def train_classifier(
         vocabulary=vocabulary_digest(parts.tokenizer),
         context=context,
     )
+    track_training(parts.learner, output_dir, identity=identity, context=context)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     if not history.steps:
         raise ValueError(
@@ -223,6 +225,7 @@ def train_classifier(
         with quiet_transformers():
             parts.network.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)
+        add_log(folder, output_dir)
 
     record = {
         "identity": identity,

@@ -2,10 +2,14 @@
 
 import errno
 import os
+import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises
 
@@ -13,6 +17,8 @@ PACKAGE = Path(__file__).parents[1]
 SHOW_TRACEBACK = "ULMFIT_PIPE_TRACEBACK"  # environment variable: anything but empty or 0 shows where it came from
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 STOPPED = "told to stop (SIGTERM); run the same command again, stages that had finished are kept"
+OTHER_ENDED = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")  # gloo's words and NCCL's
+SECONDS_FOR_LAUNCHER = 5.0
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: of argparse, and of a shell whose program got SIGINT
 
 
@@ -21,6 +27,7 @@ def run_recipe(main: Callable[[], None]) -> None:
 
     What this package refuses by a `ValueError` (all its errors about tables, settings, models and checkpoints are), a
     loss that became NaN, and a full disk are told so. Anything else is a fault of the program and keeps its traceback.
+    Of several processes the first that fails says why; the others end too, since they would wait for it for ever.
 
     Args:
         main: The recipe; it reads `sys.argv`.
@@ -36,16 +43,48 @@ def run_recipe(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _end("stopped; run the same command again, stages that had finished are kept", INTERRUPTED)
     except Exception as error:
+        if _another_process_ended(error):
+            _end_after_the_other()
+        _tell_launcher(error)
         message = _told_in_one_line(error)
         if message is None or os.environ.get(SHOW_TRACEBACK, "") not in ("", "0"):
             raise
         _end(f"error: {message}", USER_ERROR)
 
 
-def _end(message: str, code: int) -> None:
+def _end(message: str, code: int) -> NoReturn:
     if code != EXIT_PREEMPTED or os.environ.get("RANK", "0") == "0":  # all processes are told to stop; one says so
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {_which_process()}{message}", file=sys.stderr)
     raise SystemExit(code) from None
+
+
+def _which_process() -> str:
+    """Return a word on which process speaks, where it is not the first of several."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank} of {os.environ.get('WORLD_SIZE', '?')}: "
+
+
+def _another_process_ended(error: Exception) -> bool:
+    """Tell whether an error only says that a process this one waited for is gone."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return several and isinstance(error, RuntimeError) and OTHER_ENDED.search(str(error)) is not None
+
+
+def _end_after_the_other() -> NoReturn:
+    """End without a traceback, and not before the launcher has seen which process was the first to end."""
+    rank = os.environ.get("RANK", "?")
+    print(f"{Path(sys.argv[0]).name}: process {rank} ends, since another one ended before it", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that is how torchrun ends the processes that are left
+    time.sleep(SECONDS_FOR_LAUNCHER)
+    raise SystemExit(1) from None
+
+
+def _tell_launcher(error: Exception) -> None:
+    """Give torchrun the error, which it shows as the cause when it has stopped all processes; elsewhere do nothing."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
 
 
 def _told_in_one_line(error: Exception) -> str | None:

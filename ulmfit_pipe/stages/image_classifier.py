@@ -30,6 +30,7 @@ from ulmfit_pipe.stages.progress import drop_progress, keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.tracking import add_log, track_training
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective
@@ -177,6 +178,7 @@ def train_image_classifier(
     context.start()
     parts = build_image_learner(*scans, settings=settings, context=context, **given)
     keep_progress(parts.learner, output_dir, identity=identity, vocabulary=None, context=context)
+    track_training(parts.learner, output_dir, identity=identity, context=context)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     if not history.steps:
         raise ValueError(
@@ -221,6 +223,7 @@ def _save(output_dir: Path | str, parts: ImageParts, record: dict[str, Any], con
     def write(folder: Path) -> None:
         network.save_pretrained(folder)
         parts.pixels.processor.save_pretrained(folder)
+        add_log(folder, output_dir)
 
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage=STAGE, record=record, write=write)

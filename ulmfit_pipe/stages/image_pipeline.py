@@ -75,6 +75,9 @@ class ImageSettings:
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
+        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
+            A log.jsonl is written in any case.
+        log_every: Log one optimizer step out of so many.
         pretraining: The related task where no model is given.
         classifier: Numbers of the image stage.
     """
@@ -95,6 +98,8 @@ class ImageSettings:
     progress: bool | None = None
     resume: bool = False
     checkpoint_seconds: float | None = 60.0
+    report_to: list[str] = field(default_factory=list)
+    log_every: int = 10
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     classifier: ImageClassifierSettings = field(default_factory=ImageClassifierSettings)
 
@@ -137,6 +142,8 @@ def run_image_pipeline(
         progress=settings.progress,
         resume=settings.resume,
         checkpoint_seconds=settings.checkpoint_seconds,
+        report_to=settings.report_to,
+        log_every=settings.log_every,
     )
     tables = load_image_tables(settings, context, train=train, test=test)
     results: dict[str, StageResult] = {}

@@ -50,6 +50,9 @@ class LanguageModelJob:
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
+        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
+            A log.jsonl is written in any case.
+        log_every: Log one optimizer step out of so many.
         language_model: Numbers of the stage.
     """
 
@@ -66,6 +69,8 @@ class LanguageModelJob:
     progress: bool | None = None
     resume: bool = False
     checkpoint_seconds: float | None = 60.0
+    report_to: list[str] = field(default_factory=list)
+    log_every: int = 10
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
 
 
@@ -92,6 +97,9 @@ class ClassifierJob:
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
+        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
+            A log.jsonl is written in any case.
+        log_every: Log one optimizer step out of so many.
         classifier: Numbers of the stage.
     """
 
@@ -112,6 +120,8 @@ class ClassifierJob:
     progress: bool | None = None
     resume: bool = False
     checkpoint_seconds: float | None = 60.0
+    report_to: list[str] = field(default_factory=list)
+    log_every: int = 10
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
 
@@ -165,6 +175,8 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
         deadline=deadline_after(job.max_seconds),
         resume=job.resume,
         checkpoint_seconds=job.checkpoint_seconds,
+        report_to=job.report_to,
+        log_every=job.log_every,
     ).for_model(model_type_of(job.model))
 
 

@@ -28,6 +28,7 @@ from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.tracking import add_log, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.training.history import History
 
@@ -157,6 +158,7 @@ def train_language_model(
         vocabulary=vocabulary_digest(parts.tokenizer),
         context=context,
     )
+    track_training(parts.learner, output_dir, identity=identity, context=context)
     history = parts.learner.fit_plan(parts.phases)
     if not history.steps:
         left = "as the pretrained one was" if parts.pretrained else "random"
@@ -175,19 +177,20 @@ def train_language_model(
         **training_record(parts.learner, parts.phases, history),
     }
     if context.accelerator.is_main_process:
-        save_stage(output_dir, stage="language_model", record=record, write=partial(_write, parts))
+        save_stage(output_dir, stage="language_model", record=record, write=partial(_write, parts, output_dir))
         drop_progress(output_dir)
     context.accelerator.wait_for_everyone()
     context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
-def _write(parts: LanguageModelParts, folder: Path) -> None:
-    """Write a language model's weights, with those that only a classifier has a use for, and its tokenizer."""
+def _write(parts: LanguageModelParts, output_dir: Path | str, folder: Path) -> None:
+    """Write a language model's weights, with those that only a classifier has a use for, its tokenizer and log."""
     network: Any = parts.learner.model
     with quiet_transformers():
         network.save_pretrained(folder, state_dict={**network.state_dict(), **parts.handed_on})
     parts.tokenizer.save_pretrained(folder)
+    add_log(folder, output_dir)
 
 
 def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, float]:

@@ -60,6 +60,9 @@ class PipelineSettings:
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
+        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
+            A log.jsonl is written in any case.
+        log_every: Log one optimizer step out of so many.
         max_rows: Use only so many rows of each table, for a quick look or a learning curve.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
@@ -87,6 +90,8 @@ class PipelineSettings:
     progress: bool | None = None
     resume: bool = False
     checkpoint_seconds: float | None = 60.0
+    report_to: list[str] = field(default_factory=list)
+    log_every: int = 10
     max_rows: RowLimits = field(default_factory=RowLimits)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
@@ -122,6 +127,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         progress=settings.progress,
         resume=settings.resume,
         checkpoint_seconds=settings.checkpoint_seconds,
+        report_to=settings.report_to,
+        log_every=settings.log_every,
     )
     context = context.for_model(model_type_of(settings.model))
     tables = load_run_tables(

@@ -156,6 +156,11 @@ class Predictor:
         self._cut = (self._cut[0] + count_cut(batches, self.reading), self._cut[1] + len(encoded))
         return batches
 
+    @property
+    def cut_texts(self) -> tuple[int, int]:
+        """How many of the texts so far were cut because they are too long, and how many there were."""
+        return self._cut
+
     def describe_cut(self) -> str:
         """Return a line on how many of the texts so far were cut because they are too long, or an empty one."""
         return describe_cut(*self._cut, self.reading, what="texts to predict")

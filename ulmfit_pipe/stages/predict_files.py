@@ -1,33 +1,28 @@
-"""Prediction of a file: the same rows in the same order, with ``label`` and ``score`` beside them.
+"""Prediction of files: the same rows in the same order, with ``label`` and ``score`` beside them.
 
-The file is read twice: once to check every row before the first prediction, once to predict, in pieces, so that its
-size does not matter. The result takes its name only when it is whole.
+One file is read twice: once to check every row before the first prediction, once to predict, in pieces, so that its
+size does not matter. The result takes its name only when it is whole. Several files, or several processes, write a
+folder of parts instead (`predict_shards.py`).
 """
 
 import contextlib
-import os
 import sys
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import pyarrow as pa
 from tqdm import tqdm
 
-from ulmfit_pipe.data.row_streams import Chunk, RowWriter, check_suffix, column_values, open_stream, open_writer
-from ulmfit_pipe.data.table_readers import RowSource, TableError, nearest, open_rows
-from ulmfit_pipe.data.text_rules import join_fields
+from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer
+from ulmfit_pipe.data.table_readers import RowSource, TableError, open_rows
+from ulmfit_pipe.stages.part_files import whole_file
 from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_columns, check_row
+from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
-
-LABEL, SCORE = "label", "score"
-GIVEN = "_given"  # an input column that is called like one of ours is kept under its name with this after it
-LABEL_SEPARATOR = "|"  # between the labels of a multi-label row in CSV and TSV, which know no lists
-SCORE_DIGITS = 6  # significant digits; the seventh of a float32 model depends on what stands in the same batch
 
 
 @dataclass(frozen=True)
@@ -36,11 +31,17 @@ class PredictFileSettings:
 
     Attributes:
         model: Folder of a classifier; one that holds a backward classifier is averaged with it.
-        input_file: CSV, TSV, JSONL or Parquet, told by its suffix; UTF-8.
+        input_file: CSV, TSV, JSONL or Parquet, told by its suffix; UTF-8. Several of one kind with the same columns
+            count as one table, one after the other; a pattern such as 'new/*.csv', in quotes, stands for all that fit,
+            in the order of their names. From Python a single name will do.
         output_file: CSV, TSV, JSONL or Parquet, told by its suffix; an older one is replaced. It holds all rows
             and columns of the input in their order, then label and score (for multi-label a list and its lowest score;
             in CSV and TSV joined with |). An input column that is itself called label or score is kept as label_given
             or score_given.
+        output_dir: Folder of parts, for several processes or files: each part is a file of rows, whole or absent, and
+            the same command goes on where a killed one stopped. With output_file too the parts are joined to it.
+        part_format: Kind of the parts; null takes that of output_file, or the input's.
+        part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.
         text_column: Column of text; several are joined with field marks, as in training.
         all_scores: Add a column score_LABEL for every label.
         empty_text: error names the first row without text before anything is predicted; skip leaves its label empty.
@@ -50,8 +51,11 @@ class PredictFileSettings:
     """
 
     model: str
-    input_file: str
-    output_file: str
+    input_file: list[str]
+    output_file: str | None = None
+    output_dir: str | None = None
+    part_format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
+    part_rows: int | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
     all_scores: bool = False
     empty_text: Literal["error", "skip"] = "error"
@@ -69,7 +73,8 @@ class PredictSummary:
         skipped: Rows without text, whose label is empty.
         seconds: Time for reading, predicting and writing.
         labels: How often each label was given, in the model's order.
-        output_file: Where the rows lie.
+        output_file: Where the rows lie: a file, or a folder of parts.
+        done_before: Rows among them that an earlier start had finished.
     """
 
     rows: int
@@ -77,228 +82,169 @@ class PredictSummary:
     seconds: float
     labels: dict[str, int]
     output_file: Path
+    done_before: int = 0
 
     def __str__(self) -> str:
         """The summary as a few lines of text."""
         counts = ", ".join(f"{name} {count:,}" for name, count in self.labels.items() if count)
         empty = f", {self.skipped:,} of them without text" if self.skipped else ""
-        speed = self.rows / max(self.seconds, 1e-9)
+        before = f", {self.done_before:,} of them finished before" if self.done_before else ""
+        speed = (self.rows - self.done_before) / max(self.seconds, 1e-9)
         return (
-            f"{self.rows:,} rows{empty} in {self.seconds:.1f} s ({speed:,.0f} a second)\n"
+            f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({speed:,.0f} a second)\n"
             f"labels: {counts or 'none'}\nwritten to {self.output_file}"
         )
 
 
 def predict_file(settings: PredictFileSettings, *, context: RunContext | None = None) -> PredictSummary:
-    """Predict every row of a file and write the rows with their labels and scores.
+    """Predict every row of a file, or of several, and write the rows with their labels and scores.
 
     Args:
         settings: Model, files and columns.
         context: Surroundings; made from the settings by default.
 
     Returns:
-        Rows, seconds and how often each label was given.
+        Rows, seconds and how often each label was given; the same on every process.
 
     Raises:
         TableError: The input cannot be used; file, row (counted from 1, the header not counted) and column are named.
-        ArtifactError: The model cannot be used.
-        ValueError: Settings contradict one another.
+        ArtifactError: The model cannot be used, or the folder of parts holds something else.
+        ValueError: Settings contradict one another, or another process failed.
         OSError: The output cannot be written; a file that was there before is untouched.
+        Preempted: A recipe was told to stop while it wrote parts; those that were finished are kept.
     """
     started = time.perf_counter()
     context = context or RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
-    source, target = _checked_paths(settings)
-    rows = open_rows(source)
-    _check_columns(rows, settings.text_column)
+    sources, target = _checked_paths(settings)
+    if settings.output_dir is None:
+        place = _single_target(sources, target, processes=context.accelerator.num_processes)
+    else:
+        place = target or Path(settings.output_dir)
+    opened = [_opened(source, settings.text_column) for source in sources]
     predictor = Predictor.load(settings.model, accelerator=context.accelerator)
-    if context.accelerator.num_processes > 1:
-        raise ValueError(
-            f"a file is predicted by one process, got {context.accelerator.num_processes}; "
-            "start the recipe without accelerate launch"
-        )
-    total = _check_rows(rows, settings.text_column, skip_empty=settings.empty_text == "skip")
-    job = _FileJob(settings, source, target, predictor)
-    for old, new in job.renamed.items():
-        context.tell(f"the input's column {old!r} is kept as {new!r}; {old!r} is the prediction")
-    counts = job.run(total=total, shown=sys.stderr.isatty() if context.progress is None else context.progress)
-    if line := predictor.describe_cut():
-        context.tell(line)
+    shown = sys.stderr.isatty() if context.progress is None else context.progress
+    if settings.output_dir is None:
+        rows, before = _count_rows(opened[0], settings), 0
+        counts = _predict_one(settings, sources[0], place, predictor, context=context, total=rows, shown=shown)
+    else:
+        job = ShardedJob(settings, sources, predictor, context)
+        rows, counts, before = job.run(shown=shown)
+        if target is not None:
+            job.join(target)
     skipped = counts.pop(None, 0)
     labels = {name: counts[name] for name in predictor.label_names}
-    return PredictSummary(total, skipped, time.perf_counter() - started, labels, target)
+    return PredictSummary(rows, skipped, time.perf_counter() - started, labels, place, before)
 
 
-class _FileJob:
-    """One checked file on its way through one model."""
-
-    def __init__(self, settings: PredictFileSettings, source: Path, target: Path, predictor: Predictor) -> None:
-        self.settings, self.source, self.target, self.predictor = settings, source, target, predictor
-        self.suffix = check_suffix(target)
-        self.joined = predictor.multi_label and self.suffix in (".csv", ".tsv")
-        self.stream = open_stream(source)
-        self.scored = predictor.label_names if settings.all_scores else []
-        added = [LABEL, SCORE, *(f"{SCORE}_{name}" for name in self.scored)]
-        columns = self.stream.columns()
-        self.renamed = {name: f"{name}{GIVEN}" for name in columns if name in added}
-        self.names = [self.renamed.get(name, name) for name in columns]
-        self._check_names([*self.names, *added])
-
-    def _check_names(self, names: Sequence[str]) -> None:
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise TableError(f"{self.source}: the output would have two columns {twice[0]!r}; rename the input's")
-        if self.joined and any(LABEL_SEPARATOR in name for name in self.predictor.label_names):
-            raise ValueError(
-                f"a label holds {LABEL_SEPARATOR!r}, which parts the labels of a row in {self.suffix}; write .jsonl or "
-                ".parquet"
-            )
-
-    def run(self, *, total: int, shown: bool) -> Counter[str | None]:
-        """Predict and write all rows; return how often each label was given, and None for rows without text."""
-        counts: Counter[str | None] = Counter()
-        done = 0
-        bar = tqdm(total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True)
-        with bar, _whole_file(self.target) as temporary:
-            with contextlib.closing(open_writer(temporary, self._schema(), suffix=self.suffix)) as writer:
-                for chunk in self.stream.chunks(self.settings.chunk_rows):
-                    texts = self._texts(chunk)
-                    added = self._added(texts, counts)
-                    self._write(writer, {**dict(zip(self.names, chunk.values(), strict=True)), **added})
-                    done += len(texts)
-                    bar.update(len(texts))
-            if done != total:
-                raise TableError(f"{self.source} changed while it was read: {total} rows, then {done}; run again")
-        return counts
-
-    def _write(self, writer: RowWriter, chunk: Chunk) -> None:
-        try:
-            writer.write(chunk)
-        except UnicodeEncodeError as error:
-            nearby = error.object[max(0, error.start - 20) : error.end + 20]
-            raise TableError(
-                f"{self.source}: half of a surrogate pair stands in {nearby!r}, which {self.suffix} cannot keep; "
-                "remove it, or write .jsonl"
-            ) from error
-
-    def _schema(self) -> pa.Schema:
-        """Columns of the output in order; their types count for Parquet only."""
-        fields = [pa.field(name, pa.string()) for name in self.names]
-        metadata = None
-        if self.suffix == ".parquet":
-            schema = self.stream.schema()
-            fields, metadata = (
-                [part.with_name(name) for part, name in zip(schema, self.names, strict=True)],
-                schema.metadata,
-            )
-        added = self._added([], Counter())
-        return pa.schema([*fields, *((name, column.type) for name, column in added.items())], metadata=metadata)
-
-    def _texts(self, chunk: Chunk) -> list[str | None]:
-        columns = [column_values(chunk[name]) for name in self.settings.text_column]
-        fields = zip(*columns, strict=True)
-        return [None if _is_empty(row) else join_fields([part or "" for part in row]) for row in fields]
-
-    def _added(self, texts: Sequence[str | None], counts: Counter[str | None]) -> dict[str, pa.Array]:
-        """Predict a chunk; return the new columns and count the labels."""
-        found = iter(self.predictor.predict([text for text in texts if text is not None]))
-        rows: list[dict[str, Any] | None] = [None if text is None else next(found) for text in texts]
-        labels: list[Any] = [None if row is None else row["label"] for row in rows]
-        for label in labels:
-            counts.update(label if isinstance(label, list) else [label])
-        kind = pa.list_(pa.string()) if self.predictor.multi_label and not self.joined else pa.string()
-        if self.joined:
-            labels = [None if label is None else LABEL_SEPARATOR.join(label) for label in labels]
-        added: dict[str, pa.Array] = {LABEL: pa.array(labels, kind)}
-        added[SCORE] = _score_column(None if row is None else row["score"] for row in rows)
-        for name in self.scored:
-            added[f"{SCORE}_{name}"] = _score_column(None if row is None else row["scores"][name] for row in rows)
-        return added
+def _predict_one(
+    settings: PredictFileSettings,
+    source: Path,
+    target: Path,
+    predictor: Predictor,
+    *,
+    context: RunContext,
+    total: int,
+    shown: bool,
+) -> Counts:
+    """Predict and write all rows of one checked file; return how often each label was given."""
+    stream, suffix = open_stream(source), check_suffix(target)
+    columns = PredictedColumns(
+        predictor,
+        stream.columns(),
+        source=str(source),
+        text_column=settings.text_column,
+        all_scores=settings.all_scores,
+        suffix=suffix,
+    )
+    for line in columns.describe_renamed():
+        context.tell(line)
+    counts: Counts = Counter()
+    done = 0
+    bar = tqdm(total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True)
+    with bar, whole_file(target) as temporary:
+        schema = columns.schema(stream.schema() if suffix == ".parquet" else None)
+        with contextlib.closing(open_writer(temporary, schema, suffix=suffix)) as writer:
+            for chunk in stream.chunks(settings.chunk_rows):
+                rows = len(next(iter(chunk.values())))
+                columns.write(writer, columns.predict(chunk, counts))
+                done += rows
+                bar.update(rows)
+        if done != total:
+            raise TableError(f"{source} changed while it was read: {total} rows, then {done}; run again")
+    if line := predictor.describe_cut():
+        context.tell(line)
+    return counts
 
 
-def _score_column(values: Iterable[float | None]) -> pa.Array:
-    rounded = [None if value is None else float(f"{value:.{SCORE_DIGITS}g}") for value in values]
-    return pa.array(rounded, pa.float64())
-
-
-def _checked_paths(settings: PredictFileSettings) -> tuple[Path, Path]:
-    source, target = Path(settings.input_file), Path(settings.output_file).resolve()
-    check_suffix(source)
-    check_suffix(target)
-    if settings.chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be 1 or more, got {settings.chunk_rows}")
+def _checked_paths(settings: PredictFileSettings) -> tuple[list[Path], Path | None]:
+    """Return the files to read, and the one to write if there is one."""
+    given = [settings.input_file] if isinstance(settings.input_file, str) else settings.input_file
+    sources = [path for name in given for path in _fitting(name)]
+    if not sources:
+        raise ValueError("input_file is empty; name at least one file")
+    for source in sources:
+        check_suffix(source)
+    for name in ("chunk_rows", "part_rows"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
     if not settings.text_column:
         raise ValueError("text_column is empty; name at least one column")
+    if settings.output_file is None and settings.output_dir is None:
+        raise ValueError("nothing says where to write; give output_file, or output_dir for a folder of parts")
+    return sources, None if settings.output_file is None else _checked_target(settings.output_file, sources)
+
+
+def _checked_target(name: str, sources: Sequence[Path]) -> Path:
+    target = Path(name).resolve()
+    check_suffix(target)
     if target.is_dir():
-        raise ValueError(f"output_file {target} is a folder; give a file's name in it")
-    if target.exists() and source.exists() and target.samefile(source):
-        raise ValueError(f"output_file is the input file, {source}; give another name, the input is never overwritten")
-    return source, target
-
-
-def _check_columns(rows: RowSource, wanted: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(rows.columns).items() if count > 1]
-    if twice:
-        raise TableError(f"{rows.name}: the column name {twice[0]!r} stands twice; rename one of the columns")
-    for name in wanted:
-        if name not in rows.columns:
-            raise TableError(
-                f"{rows.name}: there is no column {name!r}; there are {', '.join(rows.columns)}"
-                f"{nearest(name, rows.columns)}; --text_column names the column of text"
+        raise ValueError(f"output_file {target} is a folder; give a file's name in it, or output_dir for parts")
+    for source in sources:
+        if target.exists() and source.exists() and target.samefile(source):
+            raise ValueError(
+                f"output_file is the input file, {source}; give another name, the input is never overwritten"
             )
+    return target
 
 
-def _check_rows(rows: RowSource, columns: Sequence[str], *, skip_empty: bool) -> int:
+def _fitting(name: str) -> list[Path]:
+    """The file of a name, or those that fit a pattern, in the order of their names."""
+    path = Path(name)
+    if path.exists() or not any(mark in name for mark in "*?["):
+        return [path]
+    found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    if not found:
+        raise TableError(f"no file fits the pattern {name}")
+    return found
+
+
+def _single_target(sources: Sequence[Path], target: Path | None, *, processes: int) -> Path:
+    """Return the file to write, or raise where only a folder of parts will do."""
+    if processes > 1:
+        raise ValueError(
+            f"one file is written by one process, got {processes}; give output_dir, a folder of parts, and beside it "
+            "output_file to have them joined, or start the recipe without accelerate launch"
+        )
+    if len(sources) > 1 or target is None:
+        raise ValueError(
+            f"{len(sources)} files are predicted into a folder of parts; give output_dir, and beside it output_file to "
+            "have the parts joined"
+        )
+    return target
+
+
+def _opened(source: Path, columns: Sequence[str]) -> RowSource:
+    rows = open_rows(source)
+    check_columns(rows, columns)
+    return rows
+
+
+def _count_rows(rows: RowSource, settings: PredictFileSettings) -> int:
     """Read the whole file once, refuse the first row that cannot be predicted, and count the rows."""
-    number = 0
+    number, columns = 0, settings.text_column
     for number, values in enumerate(rows.read(columns), start=1):
-        for name, value in zip(columns, values, strict=True):
-            _check_text(value, f"{rows.name}, row {number} (header not counted), column {name!r}")
-        if _is_empty(values) and not skip_empty:
-            raise TableError(
-                f"{rows.name}, row {number} (header not counted), column {', '.join(map(repr, columns))}: the text is "
-                "empty; fill it in, delete the row, or set empty_text to skip for an empty label"
-            )
+        check_row(values, number, name=rows.name, columns=columns, skip_empty=settings.empty_text == "skip")
     if not number:
         raise TableError(f"{rows.name}: the table is empty, it has no rows to predict")
     return number
-
-
-def _check_text(value: Any, place: str) -> None:
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise TableError(f"{place}: the text must be a string, got {type(value).__name__} {repr(value)[:60]}")
-    if "\0" in value:
-        raise TableError(f"{place}: the text holds a NUL byte at character {value.index(chr(0))}; remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise TableError(f"{place}: character {error.start} is half of a surrogate pair; remove it") from error
-
-
-def _is_empty(fields: Sequence[str | None]) -> bool:
-    return not any(field and not field.isspace() for field in fields)
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside the path; the file takes the path's place when the block ends without an error.
-
-    Raises:
-        OSError: The disk is full or not writable; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"could not write {path}: {error.strerror or error}; what was there before is untouched. Free some disk "
-            "space or choose another output file, then run again",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from accelerate.utils import set_seed
 
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
-from ulmfit_pipe.stages.setting_checks import settings_that_count
+from ulmfit_pipe.stages.setting_checks import check_whole, settings_that_count
+from ulmfit_pipe.training.accelerate_trackers import check_report_to
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.records import TrainingOptions
 
@@ -32,6 +33,8 @@ class RunContext:
         deadline: ``time.monotonic()`` at which training stops, or None.
         resume: Go on with an unfinished stage from its last checkpoint, instead of beginning it anew.
         checkpoint_seconds: Save a checkpoint so often while a stage trains; None saves none.
+        report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
+        log_every: Log one optimizer step out of so many.
         say: Receives each line of news.
     """
 
@@ -42,8 +45,15 @@ class RunContext:
     deadline: float | None = None
     resume: bool = False
     checkpoint_seconds: float | None = None
+    report_to: Sequence[str] = ()
+    log_every: int = 10
     say: Callable[[str], None] = partial(print, flush=True)
     _accelerator: Accelerator | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse trackers that are not there before anything is read."""
+        self.report_to = check_report_to(self.report_to)
+        check_whole(self, {"log_every": 1})
 
     def for_model(self, model_type: str) -> "RunContext":
         """Return the context for a model of an architecture, with ``auto`` settled; it is the one records name.

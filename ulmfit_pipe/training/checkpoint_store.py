@@ -57,7 +57,7 @@ def write_checkpoint(
     try:
         with atomic_folder(path) as folder:
             for name, part in tensors.items():
-                save_file(_independent(part), folder / name)
+                save_file(independent(part), folder / name)
             for name, content in contents.items():
                 (folder / name).write_bytes(content)
             for file in unchanged:
@@ -85,7 +85,7 @@ def _megabytes(size: int) -> str:
     return f"{math.ceil(size / 1e6):,} MB"
 
 
-def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors on the CPU, each in memory of its own, as safetensors asks for."""
     alone: dict[str, Tensor] = {}
     seen: set[int] = set()

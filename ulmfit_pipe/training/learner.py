@@ -7,7 +7,7 @@ fastai loses: which groups were frozen and where the schedule stood.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from ulmfit_pipe.training.schedules import Schedule
 from ulmfit_pipe.training.text_tables import Report
 from ulmfit_pipe.training.weight_changes import WeightChanges, copy_weights, weight_changes
 
-OF_ONE_RUN = ("deadline", "checkpoints")  # options that are no part of what a learner is
+OF_ONE_RUN = ("deadline", "checkpoints", "trackers", "log_every")  # options that are no part of what a learner is
 
 
 class Learner:
@@ -284,6 +284,7 @@ class Learner:
             monitor=self.monitor,
             keep_best=keep_best,
             first_epoch=self.epochs_done,
+            first_step=len(self.history.steps),
             on_epoch=remember,
             say=self.say,
         )
@@ -359,7 +360,7 @@ class Learner:
             "trainable": [group.name for group in self.layer_groups if not group.frozen],
             "position": self.position,
             "epochs_done": self.epochs_done,
-            "options": {key: value for key, value in asdict(self.options).items() if key not in OF_ONE_RUN},
+            "options": {key: value for key, value in vars(self.options).items() if key not in OF_ONE_RUN},
             "metrics": self.history.epochs[-1].metrics if self.history.epochs else {},
             "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ulmfit_pipe.training.agreement import check_agreement
 from ulmfit_pipe.training.batch_rows import is_filler
 from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
+from ulmfit_pipe.training.events import RunLog
 from ulmfit_pipe.training.frozen_prefix import cached_prefix
 from ulmfit_pipe.training.global_norms import global_batch_norms, uncounted_rows
 from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, set_trainable, train_mode
@@ -57,6 +58,7 @@ class Run:
     accelerator: Accelerator
     options: TrainingOptions
     keeper: ProgressKeeper | None = None
+    log: RunLog | None = None
     steps: list[StepRecord] = field(default_factory=list)
     step: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -146,6 +148,8 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     mean_loss = float(reduce(loss_sum)) / total
     if not math.isfinite(mean_loss):
         _stop(run, f"the loss became {mean_loss}", statistics)
+    if run.log is not None:
+        run.log.note_gradients(run)
     if run.options.max_grad_norm is not None:
         norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.options.max_grad_norm))
         if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
@@ -254,6 +258,8 @@ def train_epoch(
             speed = f"{state.items * run.accelerator.num_processes / state.seconds:,.0f} {unit_of(window[0])}/s"
             bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {speed}", refresh=False)
             bar.update()
+            if run.log is not None:
+                run.log.after_step(run, state, unit_of(window[0]))
             if run.keeper is not None:
                 run.keeper.after_step(run, state, number)
     share_running_statistics(run)
@@ -296,6 +302,7 @@ def fit(
     on_epoch: Callable[[EpochRecord], bool] | None = None,
     say: Callable[[str], None] | None = None,
     keeper: ProgressKeeper | None = None,
+    log: RunLog | None = None,
 ) -> tuple[list[EpochRecord], list[StepRecord]]:
     """Train one phase: freeze, build the optimizer, prepare once, run the epochs, unwrap.
 
@@ -310,6 +317,7 @@ def fit(
         on_epoch: Called after every epoch on every process; True ends the phase.
         say: Told what becomes of `TrainingOptions.cache_frozen`.
         keeper: Saves the run at its steps, and puts it back where it was killed.
+        log: Told of steps and epochs.
 
     Returns:
         One record for each epoch that ended in this call, and one for each step.
@@ -331,15 +339,19 @@ def fit(
         prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer),
         cached_prefix(model, groups, phase, task, accelerator=accelerator, options=options, say=say) as task,
     ):
-        run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options, keeper)
+        run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options, keeper, log)
         run.step = sum(steps[: phase.start_epoch])
         first, state = phase.start_epoch, EpochState()
         if keeper is not None:
             first, state = keeper.enter_phase(run, steps, first)
+        if log is not None:
+            log.enter_phase(phase, run, state)
         for epoch in range(first, phase.epochs):
             task.train_batches.set_epoch(first_epoch + epoch)
             records.append(_fit_epoch(run, phase, task, epoch=epoch, total_steps=sum(steps), state=state))
             state = EpochState()
+            if log is not None:
+                log.after_epoch(run, records[-1])
             ended = on_epoch is not None and on_epoch(records[-1])
             ended = ended or epoch + 1 == phase.epochs or time_used(accelerator, options, started=run.started) >= 1
             if keeper is not None:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ulmfit_pipe.training.checkpoint import BestWeights
+from ulmfit_pipe.training.events import run_log
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names, resolve_index
 from ulmfit_pipe.training.loop import fit
@@ -264,6 +265,7 @@ def run_phases(
     monitor: str = "loss",
     keep_best: bool = True,
     first_epoch: int = 0,
+    first_step: int = 0,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> History:
@@ -278,6 +280,7 @@ def run_phases(
         monitor: Validation metric that decides what is best.
         keep_best: End with the best epoch's weights (needs validation data).
         first_epoch: Number of the first epoch for the data's order.
+        first_step: Number of the first step for `TrainingOptions.trackers`.
         on_epoch: Called after every epoch.
         say: Told what becomes of `TrainingOptions.cache_frozen`.
 
@@ -291,9 +294,14 @@ def run_phases(
         keeps=keep_best or any(phase.from_best for phase in plan.phases),
     )
     facts = {"monitor": monitor, "keep_best": keep_best, "first_epoch": first_epoch}
-    with _keeper(model, plan, judge, accelerator, options, facts, say) as keeper:
+    with (
+        _keeper(model, plan, judge, accelerator, options, facts, say) as keeper,
+        run_log(options, accelerator, plan.phases, judge.history, first=(first_step, first_epoch)) as log,
+    ):
         for record in judge.history.epochs if on_epoch is not None else ():
             on_epoch(record)  # type: ignore[misc]
+        if log is not None and (keeper is None or not keeper.inside_phase):
+            log.begin()  # otherwise the phase begins it, which knows its steps
         for number, phase in enumerate(plan.phases):
             if time_used(accelerator, options) >= 1:
                 break
@@ -313,6 +321,7 @@ def run_phases(
                 on_epoch=lambda record, phase=phase: judge.after_epoch(record, phase, on_epoch),
                 say=say,
                 keeper=keeper,
+                log=log,
             )
             judge.history.steps.extend(steps)
     if keep_best:

@@ -14,6 +14,7 @@ from ulmfit_pipe.training.objectives import Objective
 from ulmfit_pipe.training.schedules import Schedule
 
 if TYPE_CHECKING:
+    from ulmfit_pipe.training.events import Tracker
     from ulmfit_pipe.training.resume import Checkpoints
 
 
@@ -75,6 +76,8 @@ class TrainingOptions:
         cache_memory_gib: Memory for it in GiB; what is more goes into a temporary file.
         check_agreement: Compare the processes' weights bit for bit after every phase (`agreement`).
         checkpoints: Where a run of phases keeps its progress, to be gone on with if it is killed; None keeps none.
+        trackers: Where a run of phases logs its numbers (`events`), on the main process.
+        log_every: Log one step out of so many.
     """
 
     weight_decay: float = 0.01
@@ -91,11 +94,15 @@ class TrainingOptions:
     cache_memory_gib: float = 2.0
     check_agreement: bool = True
     checkpoints: "Checkpoints | None" = None
+    trackers: "tuple[Tracker, ...]" = ()
+    log_every: int = 10
 
     def __post_init__(self) -> None:
         """Check the numbers that no other function checks."""
         if not self.cache_memory_gib >= 0:
             raise ValueError(f"cache_memory_gib must be 0 or more, got {self.cache_memory_gib!r}; 0 keeps all on disk")
+        if isinstance(self.log_every, bool) or not isinstance(self.log_every, int) or self.log_every < 1:
+            raise ValueError(f"log_every must be a whole number of 1 or more, got {self.log_every!r}; 1 logs each step")
         if self.accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be 1 or more, got {self.accumulation_steps!r}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

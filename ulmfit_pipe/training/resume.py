@@ -321,8 +321,8 @@ class ProgressKeeper:
         carried, outline = run_state.flatten_carry(epoch.carry)
         states = run_state.random_tensors(self.accelerator.device)
         tensors = {f"random/{name}": value for name, value in states.items()}
-        tensors.update({f"carry/{name}": value.detach().cpu().contiguous() for name, value in carried.items()})
-        return to_bytes(tensors, metadata={"carry": outline})
+        tensors.update({f"carry/{name}": value for name, value in carried.items()})
+        return to_bytes(store.independent(tensors), metadata={"carry": outline})
 
     def _write(self, run: "Run", epoch: EpochState, number: int | None, ranks: Sequence[bytes]) -> None:
         path = store.checkpoint_path(self.checkpoints.folder, self._steps_done(run))

@@ -1,0 +1,189 @@
+"""Predictions in parts by processes of their own: several at once, and some that are killed.
+
+Started by torchrun it writes what each process found; started alone with the word ``kill`` it kills predictions at
+every moment that matters. See test_predict_shards_several_processes.py and test_predict_shards_killed.py.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from tiny_runs import reviews
+
+from ulmfit_pipe.stages import in_step, predict_shards
+from ulmfit_pipe.stages.in_step import run_in_step
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.predict_columns import PredictedColumns
+from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
+from ulmfit_pipe.stages.run_context import RunContext
+
+TEXTS = [text for text, _ in reviews(11)]
+SUFFIXES = [".csv", ".tsv", ".jsonl", ".parquet"]
+
+
+def predict(folder: Path, inputs: list[str], output: str, **settings: Any) -> dict[str, Any]:
+    """Predict files of a folder into another folder in it; parts of two rows."""
+    said: list[str] = []
+    numbers = PredictFileSettings(
+        model=str(folder / "model"),
+        input_file=[str(folder / name) for name in inputs],
+        output_dir=str(folder / output),
+        **{"part_rows": 2, **settings},
+    )
+    summary = predict_file(numbers, context=RunContext(say=said.append))
+    return {"rows": summary.rows, "labels": summary.labels, "before": summary.done_before, "said": said}
+
+
+# Several processes
+
+
+def cursed(self: PredictedColumns, *_arguments: Any) -> None:
+    raise ValueError("this row is cursed")
+
+
+def slow(original: Callable[..., Any]) -> Callable[..., Any]:
+    def predicting(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return original(*arguments)
+
+    return predicting
+
+
+def refused(run: Callable[[], Any]) -> str:
+    try:
+        run()
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+def one_process_fails(folder: Path, rank: int) -> str:
+    """The second process fails on its first part, while the first one has parts for some seconds."""
+    changed = cursed if rank == 1 else slow(PredictedColumns.predict)
+    with mock.patch.object(PredictedColumns, "predict", changed):
+        return refused(lambda: predict(folder, ["in.csv"], "failing", part_rows=1))
+
+
+def work_of_unequal_length(accelerator: Any) -> list[Any]:
+    """The last process is long busy: the others meet it at several beats."""
+
+    def work() -> Generator[None, None, str]:
+        for _ in range(accelerator.process_index * 8):
+            time.sleep(0.05)
+            yield
+        return f"of {accelerator.process_index}"
+
+    with mock.patch.object(in_step, "BEAT_SECONDS", 0.1):
+        return run_in_step(accelerator, work())
+
+
+def of_several_processes(folder: Path) -> dict[str, Any]:
+    """What one process of several finds."""
+    accelerator = RunContext().accelerator
+    rank = accelerator.process_index
+    results: dict[str, Any] = {"world_size": accelerator.num_processes, "order": work_of_unequal_length(accelerator)}
+    for suffix in SUFFIXES:
+        output = {"output_file": str(folder / f"joined{suffix}")}
+        results[suffix] = predict(folder, [f"in{suffix}"], f"parts{suffix}", **output)
+    results["one row"] = predict(folder, ["one.csv"], "one_row")
+    results["three files"] = predict(folder, ["in.jsonl", "one.jsonl", "in.jsonl"], "three_files")
+    results["gone on with"] = predict(folder, ["in.csv"], "half")
+    results["fails"] = one_process_fails(folder, rank)
+    results["after it failed"] = predict(folder, ["in.csv"], "failing", part_rows=1)
+    results["bad row"] = refused(lambda: predict(folder, ["in.csv", "bad.csv"], "bad_row"))
+    output = {"output_file": str(folder / "single.csv")}
+    results["one file"] = refused(
+        lambda: predict_file(PredictFileSettings(str(folder / "model"), [str(folder / "in.csv")], **output))
+    )
+    return results
+
+
+# Killed
+
+
+class Moments:
+    """Kills this process with SIGKILL at the n-th moment before or after something that changes the disk."""
+
+    def __init__(self, fatal: int) -> None:
+        self.fatal, self.passed = fatal, 0
+
+    def tick(self) -> None:
+        self.passed += 1
+        if self.passed == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **named: Any) -> Any:
+            self.tick()
+            result = original(*arguments, **named)
+            self.tick()
+            return result
+
+        return watched
+
+
+def in_child(run: Callable[[], Any]) -> bool:
+    """Run in a child process; say whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    if status:
+        raise RuntimeError(f"a child ended with status {status}")
+    return False
+
+
+def killed_at(fatal: int, run: Callable[[], Any]) -> bool:
+    """Run in a child that is killed at a moment; say whether it lived so long."""
+
+    def doomed() -> None:
+        moments = Moments(fatal)
+        with (
+            mock.patch.object(Path, "replace", moments.around(Path.replace)),
+            mock.patch.object(PredictedColumns, "predict", moments.around(PredictedColumns.predict)),
+            mock.patch.object(predict_shards.shutil, "rmtree", moments.around(predict_shards.shutil.rmtree)),
+        ):
+            run()
+
+    return in_child(doomed)
+
+
+def kill_everywhere(folder: Path) -> None:
+    """Kill predictions at every moment, each in a folder of its own, and go on with each."""
+    predictor = Predictor.load(folder / "model")
+    with mock.patch.object(Predictor, "load", lambda *_given, **_named: predictor):
+        in_child(lambda: predict(folder, ["in.jsonl"], "never", part_rows=5, chunk_rows=3))
+        fatal, killed = 0, True
+        while killed:
+            fatal += 1
+            run = lambda name=f"killed{fatal}": predict(folder, ["in.jsonl"], name, part_rows=5, chunk_rows=3)  # noqa: E731
+            killed = killed_at(fatal, run)
+            left = folder / f"killed{fatal}"
+            times = {file.name: file.stat().st_mtime_ns for file in left.glob("part-*")}
+            (folder / f"left{fatal}.json").write_text(json.dumps({"killed": killed, "times": times}))
+            in_child(run)
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[2])
+    if sys.argv[1] == "kill":
+        kill_everywhere(place)
+    else:
+        context = RunContext()
+        number = context.accelerator.process_index
+        found = of_several_processes(place)
+        (place / f"process{number}.json").write_text(json.dumps(found))
+        context.accelerator.end_training()

@@ -1,0 +1,26 @@
+"""Several processes of a script, started as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def start(script: Path, *arguments: object, processes: int, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes as a user would, and return how it ended."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(script), *map(str, arguments)]
+    paths = os.pathsep.join(map(str, (HERE.parents[1], HERE)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    try:
+        out, err = running.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)  # the launcher's children too
+        raise
+    return subprocess.CompletedProcess(command, running.returncode, out, err)

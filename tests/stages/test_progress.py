@@ -1,0 +1,213 @@
+"""Checkpoints of a stage that is not finished: where they lie, whose they are, when they go."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_images import QUICK, save_backbone, write_images
+from tiny_runs import CLASSIFIER, reviews, table, write_csv
+from tiny_transformers import save_bert
+
+from ulmfit_pipe.data.image_files import load_images
+from ulmfit_pipe.stages.classifier import train_classifier
+from ulmfit_pipe.stages.command_line import run_recipe
+from ulmfit_pipe.stages.image_classifier import train_image_classifier
+from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training import checkpoint, loop
+from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.preemption import Preempted
+from ulmfit_pipe.training.records import TrainingOptions
+
+ROOT = Path(__file__).parents[2]
+
+
+class Killed(BaseException):
+    """Raised in the place of a kill."""
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+
+
+def stop_at(monkeypatch, step):
+    """Let the n-th step raise, counted from 0."""
+    real, done = loop.train_step, []
+
+    def train_step(*args):
+        if len(done) == step:
+            raise Killed
+        done.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+
+
+def train(folder, model, *, said=None, settings=CLASSIFIER, **changes):
+    context = RunContext(
+        say=(lambda _line: None) if said is None else said.append, **{"checkpoint_seconds": 0.0, **changes}
+    )
+    parts = table(reviews(24, seed=3)), table(reviews(12, seed=4))
+    return train_classifier(*parts, model=str(model), output_dir=folder, settings=settings, context=context)
+
+
+def test_the_folder_lies_hidden_beside_the_stages_own():
+    assert progress_folder("runs/reviews") == Path("runs/.reviews.progress").absolute()
+
+
+def test_without_checkpoints_nothing_is_kept(tmp_path):
+    learner = SimpleNamespace(options=TrainingOptions())
+    keep_progress(learner, tmp_path / "c", identity={}, vocabulary=None, context=RunContext())
+    assert learner.options.checkpoints is None
+    keep_progress(learner, tmp_path / "c", identity={"a": 1}, vocabulary="v", context=RunContext(resume=True))
+    made = learner.options.checkpoints
+    assert (made.every_seconds, made.resume, made.identity) == (None, True, {"a": 1, "vocabulary": "v"})
+    assert "torch" in made.versions
+
+
+def test_a_killed_stage_keeps_its_checkpoints_and_a_finished_one_takes_them_away(
+    tmp_path, tiny_language_model_folder, monkeypatch
+):
+    folder, said = tmp_path / "c", []
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5)
+        with pytest.raises(Killed):
+            train(folder, tiny_language_model_folder)
+    kept = progress_folder(folder)
+    assert [path.name for path in sorted(kept.iterdir())] == ["step-00000004", "step-00000005"]
+    train(folder, tiny_language_model_folder, resume=True, said=said)
+    assert any(line.startswith(f"going on from {kept / 'step-00000005'}") for line in said)
+    assert not kept.exists()
+    kept.mkdir()  # as if it had been killed between its last two acts
+    assert train(folder, tiny_language_model_folder, resume=True).skipped
+    assert not kept.exists()
+    drop_progress(folder)
+
+
+def image_stage(folder, place, context):
+    data = load_images(str(write_images(place / "images"))), load_images(str(write_images(place / "more", seed=1)))
+    return train_image_classifier(
+        *data, model=str(save_backbone(place / "resnet")), output_dir=folder, settings=QUICK, context=context
+    )
+
+
+def masked_language_model(folder, place, context):
+    texts = [table(reviews(count)).select_columns(["text"]) for count in (40, 12)]
+    settings = LanguageModelSettings(epochs=2, batch_size=4, block_size=24)
+    return train_language_model(
+        *texts, model=str(save_bert(place / "bert")), output_dir=folder, settings=settings, context=context
+    )
+
+
+@pytest.mark.parametrize("stage", [image_stage, masked_language_model])
+@pytest.mark.parametrize("step", [1, 5])
+def test_every_kind_of_stage_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, step):
+    said, files = [], []
+    stage(tmp_path / "whole", tmp_path, RunContext(say=str))
+    with monkeypatch.context() as patched:
+        stop_at(patched, step)
+        with pytest.raises(Killed):
+            stage(tmp_path / "killed", tmp_path, RunContext(say=str, checkpoint_seconds=0.0))
+    stage(tmp_path / "killed", tmp_path, RunContext(say=said.append, resume=True))
+    assert any(f"step-{step:08d}: {step} steps done" in line for line in said)
+    for name in ("whole", "killed"):
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_without_resume_an_unfinished_training_is_named_and_begun_anew(
+    tmp_path, tiny_language_model_folder, monkeypatch
+):
+    folder, said = tmp_path / "c", []
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5)
+        with pytest.raises(Killed):
+            train(folder, tiny_language_model_folder)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 1)
+        with pytest.raises(Killed):
+            train(folder, tiny_language_model_folder, said=said)
+    assert (
+        f"an unfinished training lies in {progress_folder(folder)}; this one begins anew and takes its place (resume "
+        "true goes on with it)"
+    ) in said
+    assert [path.name for path in progress_folder(folder).iterdir()] == ["step-00000001"]
+
+
+def test_other_settings_another_vocabulary_and_other_versions_are_named(
+    tmp_path, tiny_language_model_folder, monkeypatch
+):
+    folder, said = tmp_path / "c", []
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5)
+        with pytest.raises(Killed):
+            train(folder, tiny_language_model_folder)
+    other = replace(CLASSIFIER, final_epochs=2)
+    with pytest.raises(
+        CheckpointError, match=r"identity.settings.final_epochs \(1 there, 2 now\), plan.phases.4.epoch"
+    ):
+        train(folder, tiny_language_model_folder, resume=True, settings=other)
+    with monkeypatch.context() as patched:
+        patched.setattr("ulmfit_pipe.stages.classifier.vocabulary_digest", lambda _tokenizer: "another")
+        with pytest.raises(
+            CheckpointError, match=r"it differs in identity.vocabulary \('[0-9a-f]+... there, 'another' n"
+        ):
+            train(folder, tiny_language_model_folder, resume=True)
+    monkeypatch.setattr("ulmfit_pipe.stages.progress.library_versions", lambda: {"tokenizers": "9.9"})
+    train(folder, tiny_language_model_folder, resume=True, said=said)
+    line = next(line for line in said if "made with other versions" in line)
+    assert "tokenizers ('" in line and "there, '9.9' now)" in line
+
+
+def test_a_recipe_ends_with_code_75_after_sigterm_and_says_how_to_go_on(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/recipe.py"])
+
+    def saved():
+        raise Preempted("told to stop after 3 steps; --resume true")
+
+    for main, words in (
+        (saved, "told to stop after 3 steps; --resume true"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), "told to stop (SIGTERM); run the same command again, stages"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_recipe(main)
+        assert caught.value.code == 75
+        assert capsys.readouterr().err.startswith(f"recipe.py: {words}")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        run_recipe(saved)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_recipe_told_to_stop_saves_and_goes_on(tmp_path, tiny_language_model_folder):
+    """The whole way once: a signal from outside, exit code 75, and the same command again with --resume true."""
+    write_csv(tmp_path / "train.csv", reviews(60, seed=3))
+    words = ["--model", tiny_language_model_folder, "--train_file", tmp_path / "train.csv", "--seed", "1"]
+    words += ["--output_dir", tmp_path / "out", "--classifier.final_epochs", "500", "--classifier.batch_size", "8"]
+    command = [sys.executable, "recipes/train_classifier.py", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    started = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--checkpoint_seconds", "0"], **started)
+    kept = progress_folder(tmp_path / "out")
+    while process.poll() is None and len(list(kept.glob("step-*"))) < 2:
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "told to stop (SIGTERM) after " in errors and errors.rstrip().endswith("again with --resume true")
+    steps = int(max(path.name for path in kept.iterdir()).removeprefix("step-"))
+    process = subprocess.Popen([*command, "--resume", "true"], **started)
+    shown = next(line for line in process.stdout if line.startswith("going on from"))
+    process.kill()
+    process.communicate()
+    assert f": {steps} steps done, " in shown
+    assert json.loads((kept / f"step-{steps:08d}" / "state.json").read_text())["state"]["world_size"] == 1

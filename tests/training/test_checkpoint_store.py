@@ -1,0 +1,122 @@
+import json
+import math
+
+import pytest
+import torch
+
+from ulmfit_pipe.training import checkpoint, checkpoint_store
+from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.checkpoint_store import (
+    checkpoint_path,
+    checkpoints_in,
+    drop_all_but,
+    load_part,
+    newest_whole,
+    read_checkpoint,
+    tidy,
+    write_checkpoint,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+
+
+def write(folder, step, state=None, **tensors):
+    path = checkpoint_path(folder, step)
+    parts = {"model.safetensors": tensors or {"a": torch.arange(3.0)}}
+    write_checkpoint(path, {"step": step, **(state or {})}, tensors=parts, contents={"rank-0": b"bytes"})
+    return path
+
+
+def test_what_was_written_is_read_also_numbers_that_json_does_not_know(tmp_path):
+    state = {"values": [1 / 3, math.inf, -math.inf, math.nan], "deep": {"none": None, "pair": (1, 2.5)}, "text": "é"}
+    path = write(tmp_path, 7, state)
+    found = read_checkpoint(path)
+    assert path.name == "step-00000007"
+    assert found["values"][:3] == [1 / 3, math.inf, -math.inf] and math.isnan(found["values"][3])
+    assert (found["deep"], found["text"], found["step"]) == ({"none": None, "pair": [1, 2.5]}, "é", 7)
+    assert list(found["files"]) == ["model.safetensors", "rank-0"]
+    assert "NaN" not in (path / "state.json").read_text()
+    assert load_part(path, "model.safetensors")["a"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_tensors_that_share_memory_or_are_parts_of_others_are_written_alone(tmp_path):
+    whole = torch.arange(6.0).reshape(2, 3)
+    path = write(tmp_path, 1, whole=whole, again=whole.view(6), column=whole[:, 1], turned=whole.T)
+    found = load_part(path, "model.safetensors")
+    assert found["again"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert found["column"].tolist() == [1, 4]
+    assert torch.equal(found["turned"], whole.T)
+
+
+def test_a_changed_state_is_known_by_its_digest(tmp_path):
+    path = write(tmp_path, 1, {"epoch": 2})
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text.replace('"epoch": 2', '"epoch": 3'))
+    with pytest.raises(CheckpointError, match="state.json was altered: its SHA-256 differs"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"state": {}})])
+def test_a_state_that_is_no_whole_record_cannot_be_read(tmp_path, content):
+    path = write(tmp_path, 1)
+    (path / "state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"state.json cannot be read \("):
+        read_checkpoint(path)
+
+
+def test_the_newest_whole_one_counts(tmp_path):
+    said = []
+    assert newest_whole(tmp_path, said.append) is None
+    first, second, third = (write(tmp_path, step) for step in (2, 30, 4))
+    assert checkpoints_in(tmp_path) == [first, third, second]
+    assert newest_whole(tmp_path, said.append)[0] == second
+    (second / "rank-0").write_bytes(b"byte")
+    assert newest_whole(tmp_path, said.append)[0] == third
+    assert said == [
+        f"checkpoint step-00000030 is damaged and left out, the one before it is taken: {second / 'rank-0'} was cut "
+        "short or altered: its SHA-256 differs"
+    ]
+
+
+def test_files_that_did_not_change_are_taken_over(tmp_path):
+    first = write(tmp_path, 1)
+    path = checkpoint_path(tmp_path, 2)
+    write_checkpoint(path, {}, tensors={}, contents={}, unchanged=[first / "model.safetensors"])
+    assert (path / "model.safetensors").samefile(first / "model.safetensors")
+    assert list(read_checkpoint(path)["files"]) == ["model.safetensors"]
+
+
+def test_the_last_are_kept_and_those_of_a_future_given_up_are_not(tmp_path):
+    paths = {step: write(tmp_path, step) for step in (1, 2, 3, 9)}
+    drop_all_but(paths[3], keep=2)
+    assert checkpoints_in(tmp_path) == [paths[2], paths[3]]
+    drop_all_but(paths[3], keep=5)
+    assert checkpoints_in(tmp_path) == [paths[2], paths[3]]
+    drop_all_but(paths[3], keep=1)
+    assert checkpoints_in(tmp_path) == [paths[3]]
+
+
+def test_tidying_puts_back_what_was_between_two_names(tmp_path):
+    path, other = write(tmp_path, 1), write(tmp_path, 2)
+    path.rename(tmp_path / ".step-00000001.abcdef01.old")
+    (tmp_path / ".step-00000002.abcdef01.old").mkdir()
+    (tmp_path / ".step-00000003.abcdef01.tmp").mkdir()
+    tidy(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, other.name]
+    assert read_checkpoint(path)["step"] == 1
+
+
+def test_no_room_says_how_much_is_needed(tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_store, "save_file", full)
+    big = torch.zeros(1_000_001, dtype=torch.float32)
+    with pytest.raises(
+        CheckpointError, match="No space left on device; it takes about 5 MB and [0-9,]+ MB are free. T"
+    ):
+        write(tmp_path / "deep", 1, a=big)
+    assert not (tmp_path / "deep" / "step-00000001").exists()

@@ -1,0 +1,128 @@
+"""How many processes were asked for, and what is said where they are not there."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ulmfit_pipe.training import launch
+from ulmfit_pipe.training.launch import LaunchError, missing_processes, new_accelerator, part_random_streams
+
+LAUNCHER = [*launch.WORLD_SIZES, "RANK", "LOCAL_RANK", launch.OF_SEVERAL, launch.OF_ACCELERATE_LAUNCH]
+ONE_OF_TWO = {launch.OF_SEVERAL: "127.0.0.1", launch.OF_ACCELERATE_LAUNCH: "no"}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_a_launcher_there_is_one_process_and_nothing_is_said():
+    said = []
+    assert launch.started_processes() == 1
+    assert new_accelerator(say=said.append).num_processes == 1
+    assert said == []
+
+
+@pytest.mark.parametrize("name", launch.WORLD_SIZES)
+def test_torchrun_and_mpi_say_how_many_they_started(monkeypatch, name):
+    monkeypatch.setenv(name, "3")
+    assert launch.started_processes() == 3
+    assert missing_processes() == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "count", "advice"),
+    [
+        ("accelerate launch --cpu --num_processes 2 recipe.py", "2 processes", "--nproc_per_node 2"),
+        ("accelerate launch --cpu --num-processes=4 recipe.py", "4 processes", "--nproc_per_node 4"),
+        ("accelerate launch --config_file cpu.yaml recipe.py", "several processes", "--nproc_per_node 2"),
+    ],
+)
+def test_a_launch_that_started_one_of_several_is_told(monkeypatch, command, count, advice):
+    for name, value in ONE_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: command.replace(" ", "\0").encode())
+    said = []
+    assert new_accelerator(cpu=True, say=said.append).num_processes == 1
+    (line,) = said
+    assert line.startswith(f"accelerate launch was asked for {count} and started one")
+    assert "Going on with one: it reaches the same result, in more time." in line
+    assert f"torchrun {advice} RECIPE.py" in line
+
+
+def test_a_launch_of_one_process_is_no_fault(monkeypatch):
+    monkeypatch.setenv(launch.OF_ACCELERATE_LAUNCH, "no")
+    assert missing_processes() == ""
+    monkeypatch.setenv(launch.OF_SEVERAL, "127.0.0.1")  # the user's own
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: b"accelerate\0launch\0--num_processes\x001\0recipe.py")
+    assert missing_processes() == ""
+
+
+def test_where_the_command_line_cannot_be_seen_the_number_is_left_out(monkeypatch):
+    for name, value in ONE_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+
+    def hidden(_path):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    assert missing_processes().startswith("accelerate launch was asked for several processes and started one")
+
+
+def test_processes_that_did_not_find_one_another_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "Accelerator", lambda **_options: SimpleNamespace(num_processes=1))
+    with pytest.raises(LaunchError, match="started 2 processes, but each of them would train alone.*torchrun"):
+        new_accelerator()
+
+
+def test_accelerate_launch_on_a_cpu_starts_one_process_and_the_recipe_says_so(tmp_path):
+    script = tmp_path / "ask.py"
+    script.write_text(
+        "from ulmfit_pipe.training.launch import new_accelerator\n"
+        "print('processes', new_accelerator(say=print).num_processes)\n"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=True, cwd=Path(__file__).parents[2]
+    )
+    said, processes = done.stdout.splitlines()[-2:]
+    if processes == "processes 2":  # a version of accelerate that does as asked
+        return
+    assert processes == "processes 1"
+    assert said.startswith("accelerate launch was asked for 2 processes and started one")
+
+
+def test_each_process_draws_masks_of_its_own_and_one_process_draws_what_it_did():
+    def draw(rank, processes):
+        torch.manual_seed(7)
+        place = SimpleNamespace(num_processes=processes, process_index=rank)
+        part_random_streams(place)
+        return torch.rand(4).tolist()
+
+    torch.manual_seed(7)
+    untouched = torch.rand(4).tolist()
+    assert draw(0, 1) == untouched
+    assert len({tuple(draw(rank, 3)) for rank in range(3)}) == 3
+    assert draw(1, 3) == draw(1, 3)
+
+
+def test_the_accelerator_has_what_is_asked_of_it(monkeypatch):
+    assert isinstance(new_accelerator(cpu=True), Accelerator)
+    seen = {}
+
+    def noting(**options):
+        seen.update(options)
+        return SimpleNamespace(num_processes=2)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "Accelerator", noting)
+    monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    new_accelerator(mixed_precision="bf16")
+    assert seen == {"mixed_precision": "bf16", "cpu": True}

@@ -1,0 +1,90 @@
+"""Two processes that are stopped and gone on with end as if they had not been; what one process may go on with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from resumed_two_processes import classifier, language_model, train
+
+from ulmfit_pipe.training.checkpoint import CheckpointError
+
+pytestmark = pytest.mark.two_process
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """The results of both processes."""
+    script = Path(__file__).with_name("resumed_two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [*command, str(script), str(folder)], capture_output=True, text=True, env=environment, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("stop", [3, 9, 22])
+@pytest.mark.parametrize("name", ["classifier", "language model"])
+def test_two_processes_go_on_bit_for_bit(two, name, stop):
+    for result in two:
+        whole, resumed = result[name], result[f"{name}, {stop}"]
+        assert resumed["first"] == "Stopped: "
+        assert resumed["losses"] == whole["losses"]
+        assert [key for key, value in whole["weights"].items() if not torch.equal(resumed["weights"][key], value)] == []
+    first, second = (result[f"{name}, {stop}"]["weights"] for result in two)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_signal_to_one_process_stops_and_saves_both(two, folder):
+    words = f"Preempted: told to stop (SIGTERM) after 3 steps, which are saved in {folder / 'told'}; run the same"
+    assert all(result["told to stop"].startswith(words) for result in two)
+    assert sorted(path.name for path in (folder / "told" / "step-00000003").iterdir()) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "rank-0.safetensors",
+        "rank-1.safetensors",
+        "state.json",
+        "steps.safetensors",
+    ]
+
+
+def test_a_full_disk_is_an_error_on_both_processes(two, folder):
+    assert two[0]["full disk"].startswith(f"CheckpointError: could not save checkpoint {folder / 'full'}/step-00000001")
+    assert two[1]["full disk"] == (
+        "CheckpointError: the main process could not save a checkpoint; its own message says why"
+    )
+
+
+def test_one_process_goes_on_with_what_two_began_where_nothing_is_drawn_or_carried(two, folder, accelerator):
+    assert two[0]["exact"] == "Stopped: "
+    whole = train(accelerator, classifier(accelerator, dropout=0.0), None)
+    resumed = train(accelerator, classifier(accelerator, dropout=0.0), folder / "exact", resume=True)
+    assert resumed["said"][0] == "2 processes wrote the checkpoint and 1 go on from it: the same up to rounding"
+    assert resumed["losses"] == pytest.approx(whole["losses"], abs=1e-9)
+    for key, value in whole["weights"].items():
+        assert torch.allclose(resumed["weights"][key].double(), value.double(), rtol=0, atol=1e-9), key
+
+
+def test_one_process_does_not_go_on_with_dropout_masks_of_two(two, folder, accelerator):
+    assert two[0]["dropout"] == "Stopped: "
+    with pytest.raises(CheckpointError) as caught:
+        train(accelerator, classifier(accelerator, dropout=0.3), folder / "dropout", resume=True)
+    assert str(caught.value) == (
+        f"the checkpoints in {folder / 'dropout'} are of 2 processes, now there is 1, and each draws random numbers of "
+        "its own (dropout), so that other values would be dropped: go on with 2, or run without --resume to begin anew"
+    )
+
+
+def test_one_process_does_not_go_on_with_a_state_carried_by_two(two, folder, accelerator):
+    assert two[0]["carried"] == "Stopped: "
+    with pytest.raises(CheckpointError, match="and the state that is carried from batch to batch is split among them:"):
+        train(accelerator, language_model(accelerator), folder / "carried", resume=True)

@@ -1,0 +1,56 @@
+"""The log of a stage: ``log.jsonl`` beside its other files, and the trackers that its context names.
+
+While a stage trains, its log lies with its checkpoints; what it becomes in the end is one of its files.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ulmfit_pipe.stages.progress import progress_folder
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers
+from ulmfit_pipe.training.events import JsonlLog, Tracker
+from ulmfit_pipe.training.learner import Learner
+
+LOG_FILE = "log.jsonl"
+TRACKERS = "trackers"  # folder beside a stage's own; `tensorboard --logdir` takes what is in it
+
+
+def track_training(
+    learner: Learner, output_dir: Path | str, *, identity: Mapping[str, Any], context: RunContext
+) -> None:
+    """Let a learner log a stage.
+
+    Args:
+        learner: The stage's learner, before it trains.
+        output_dir: The stage's folder.
+        identity: Everything the stage's result depends on; trackers show it beside the run.
+        context: Which trackers, and how often to log.
+    """
+    path = Path(output_dir).absolute()
+    trackers: list[Tracker] = [JsonlLog(progress_folder(path) / LOG_FILE)]
+    if context.report_to:
+        folder = path.parent / TRACKERS
+        trackers.append(AccelerateTrackers(context.report_to, folder=folder, run=path.name, config=_flat(identity)))
+    learner.options = replace(learner.options, trackers=tuple(trackers), log_every=context.log_every)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names, as plain as every tracker can take them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+def add_log(folder: Path, output_dir: Path | str) -> None:
+    """Copy the log of a stage into the folder that becomes its own; a training without a step has none."""
+    log = progress_folder(output_dir) / LOG_FILE
+    if log.exists():
+        shutil.copyfile(log, folder / LOG_FILE)

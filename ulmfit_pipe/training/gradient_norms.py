@@ -1,0 +1,64 @@
+"""The gradient's L2 norm by layer group: with loss scaling taken off, and before clipping."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from ulmfit_pipe.training.layer_groups import LayerGroup
+from ulmfit_pipe.training.processes import reduce_sum
+
+# where torch keeps no gradient of its own a parameter, or one piece of all of them in a row
+OUT_OF_SIGHT = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP)
+
+
+def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Accelerator) -> dict[str, float]:
+    """Return the norm over all groups (``grad_norm``) and of each that has a gradient (``grad_norm/GROUP``).
+
+    Call it on every process between the backward pass and clipping. The device is waited for once. Plain data
+    parallelism has averaged the gradients by then; those that lie in pieces on the processes (torch's ``fully_shard``)
+    cost one sum over them.
+
+    Args:
+        optimizer: The phase's; its parameter groups say of which layer group they are.
+        groups: The layer groups.
+        accelerator: The processes, and the loss scaling.
+
+    Returns:
+        The norms; nothing under DeepSpeed, Megatron-LM or Accelerate's first FSDP, which keep gradients to themselves.
+    """
+    if accelerator.distributed_type in OUT_OF_SIGHT and not getattr(accelerator, "is_fsdp2", False):
+        return {}
+    parameters: list[list[Tensor]] = [[] for _ in groups]
+    for parameter_group in optimizer.param_groups:
+        parameters[parameter_group["layer_group"]].extend(parameter_group["params"])
+    gradients = [[one.grad for one in own if one.grad is not None] for own in parameters]
+    whole = [_norm([one for one in own if not isinstance(one, DTensor)]) for own in gradients]
+    pieces = [_norm([_own_piece(one) for one in own if isinstance(one, DTensor)]) for own in gradients]
+    squares = torch.stack([*whole, *pieces]).cpu().double().square().reshape(2, len(groups))
+    of_pieces = torch.cat([squares[1], torch.tensor([float(len(own)) for own in gradients], dtype=torch.float64)])
+    if any(isinstance(one, DTensor) for own in parameters for one in own):  # the same on all processes
+        of_pieces = reduce_sum(accelerator)(of_pieces)
+    scale = 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
+    total = (squares[0] + of_pieces[: len(groups)]).tolist()
+    norms = {
+        f"grad_norm/{group.name}": math.sqrt(total[group.index]) / scale
+        for group, count in zip(groups, of_pieces[len(groups) :].tolist(), strict=True)
+        if count > 0
+    }
+    return {"grad_norm": math.sqrt(sum(total)) / scale, **norms}
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm(tensors)
+
+
+def _own_piece(gradient: DTensor) -> Tensor:
+    """Return this process' piece, smaller where others hold the same: all squares then add up to the whole's."""
+    sizes = [gradient.device_mesh.size(axis) for axis, one in enumerate(gradient.placements) if one.is_replicate()]
+    return gradient.to_local() / math.sqrt(math.prod(sizes))
