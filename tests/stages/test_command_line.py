@@ -33,7 +33,7 @@ def test_a_recipe_without_a_fault_just_returns():
 def test_an_error_of_ours_is_one_line_and_code_2(capsys, tmp_path):
     assert ended(lambda: load_preset("fast"), capsys) == (
         2,
-        "recipe.py: error: preset must be one of ['fastai', 'paper', 'scripts-2018'], got 'fast'\n",
+        "recipe.py: error: preset must be one of ['fastai', 'paper', 'scripts-2018', 'transformer'], got 'fast'\n",
     )
     code, err = ended(lambda: load_table(tmp_path / "none.csv"), capsys)
     assert (code, err.count("\n")) == (2, 1)
