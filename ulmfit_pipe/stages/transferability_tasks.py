@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
@@ -61,7 +61,7 @@ class Examples:
         numbers = {self.names.index(name): number for number, name in enumerate(names)}
         rows = np.flatnonzero(np.isin(labels, list(numbers)))
         if most is not None and most < len(rows):
-            rows = np.sort(rows[nested_order(labels[rows], seed=seed)[:most]])
+            rows = np.sort(rows[nested_order(labels[rows].tolist(), seed=seed)[:most]])
         column = "text" if self.digests is None else "image"
         features = Features({column: self.table.features[column], "label": ClassLabel(names=list(names))})
         content = {
@@ -133,7 +133,7 @@ def _load_texts(settings: "TransferabilitySettings", say: Callable[[str], None])
         corpus = long_paragraphs(build_corpus(TARGET_LIBRARIES))
         train, test = split_by_source(corpus, fraction=TEST_FRACTION, seed=SPLIT_SEED)
     else:
-        columns = {"text_columns": settings.text_column, "label_column": settings.label_column}
+        columns: dict[str, Any] = {"text_columns": settings.text_column, "label_column": settings.label_column}
         train = load_table(settings.train_file or [], **columns)
         check_labels_for_training(train)
         if settings.test_file is None:

@@ -1,0 +1,45 @@
+"""The README's examples of other backbones run as they stand, with small random models in the place of the hub's."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests/stages"))
+
+from tiny_images import save_backbone, write_images  # noqa: E402
+from tiny_runs import reviews, write_csv  # noqa: E402
+from tiny_transformers import save_bert, save_gpt2  # noqa: E402
+
+
+def example_with(words: str) -> str:
+    """Return the one Python block of the README that holds these words."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    found = [block for block in blocks if words in block]
+    assert len(found) == 1, f"{len(found)} examples with {words!r}"
+    return found[0]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Make a folder with everything that the examples name the folder to be in."""
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "train.csv", reviews(40))
+    write_csv(tmp_path / "test.csv", reviews(8, seed=1))
+    for split, seed in (("train", 0), ("valid", 1), ("test", 2)):
+        write_images(tmp_path / "photos" / split, count=12, seed=seed)
+    Image.open(next((tmp_path / "photos/test").glob("*/*"))).convert("RGB").save(tmp_path / "a.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "save"), [("bert-base-uncased", save_bert), ("gpt2", save_gpt2), ("microsoft/resnet-18", save_backbone)]
+)
+def test_an_example_of_the_readme_runs(place, capsys, name, save):
+    example = example_with(f'"{name}"')
+    save(place / "pretrained")
+    exec(compile(example.replace(name, "pretrained"), f"README, {name}", "exec"), {})  # noqa: S102
+    assert "accuracy" in capsys.readouterr().out
