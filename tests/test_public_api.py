@@ -6,6 +6,7 @@ import sys
 import ulmfit_pipe
 
 PUBLIC_NAMES = [
+    "AccelerateTrackers",
     "AblationSettings",
     "AugmentationSettings",
     "AwdLstmConfig",
@@ -26,6 +27,7 @@ PUBLIC_NAMES = [
     "ImportFastaiSettings",
     "LanguageModelJob",
     "LanguageModelSettings",
+    "JsonlLog",
     "Learner",
     "LearningRateJob",
     "LowShotSettings",
@@ -45,6 +47,7 @@ PUBLIC_NAMES = [
     "TableError",
     "Task",
     "TextPipeline",
+    "Tracker",
     "TrainingOptions",
     "TransferabilitySettings",
     "UlmfitForImageClassification",

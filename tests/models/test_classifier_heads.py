@@ -57,3 +57,11 @@ def test_a_training_batch_of_one_is_refused_and_frozen_norms_allow_it():
     for block in ours.blocks:
         block.norm.eval()
     assert ours(torch.randn(1, 15)).shape == (1, 4)
+
+
+def test_norms_over_several_processes_count_their_rows_themselves():
+    ours = head().train()
+    for block in ours.blocks:
+        block.norm.global_batch = object()  # as training over several processes marks them
+        block.norm.forward = lambda x: x
+    assert ours(torch.randn(1, 15)).shape == (1, 4)

@@ -59,10 +59,27 @@ def test_a_csv_comes_back_with_labels_and_scores(run_recipe, classifier_folder, 
     assert {row["label"] for row in rows} <= {"bad", "good"}
 
 
+def test_parts_are_written_once_and_joined_when_asked(run_recipe, classifier_folder, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"id,text\n{name},A warm story\n")
+    words = ["--model", classifier_folder, "--input_file", tmp_path / "*.csv", "--output_dir", tmp_path / "parts"]
+    code, out, err = run_recipe(*words)
+    assert code == 0
+    assert out.startswith("2 rows in ") and f"written to {tmp_path / 'parts'}" in out
+    code, out, err = run_recipe(*words, "--output_file", tmp_path / "joined.csv")
+    assert code == 0
+    assert f"every part is there already, in {tmp_path / 'parts'}\n2 rows, 2 of them finished before in " in out
+    assert [line.split(",")[0] for line in (tmp_path / "joined.csv").read_text().splitlines()] == ["id", "a", "b"]
+    (tmp_path / "b.csv").write_text("id,text\nb,Another story\n")
+    code, out, err = run_recipe(*words)
+    assert code == 2
+    assert "holds the parts of another prediction; it differs in " in err and "b.csv: bytes (" in err
+
+
 def test_help_names_every_setting_and_says_what_becomes_of_a_given_label(run_recipe):
     code, out, err = run_recipe("--help")
     assert code == 0
-    for name in ("--model", "--input_file", "--output_file", "--text_column", "--all_scores", "--empty_text"):
+    for name in ("--model", "--input_file", "--output_file", "--output_dir", "--part_rows", "--text_column"):
         assert name in out
     assert "kept as label_given or score_given" in " ".join(out.split())
 

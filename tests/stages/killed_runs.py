@@ -5,7 +5,7 @@
 
 A moment is a stage, a kind and a number: before the n-th step; in the save after the n-th step, at its m-th file; at
 the renaming of that checkpoint (before or after it); in the validation of the n-th epoch; at the start of the n-th
-phase; in the writing of the stage's own folder. See test_killed_runs.py.
+phase; in the writing of the stage's own folder. A step may be a share of all steps. See test_killed_runs.py.
 """
 
 import json
@@ -25,7 +25,7 @@ from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training import checkpoint, checkpoint_store, loop, phases
 
 PRETRAINING = LanguageModelSettings(**TINY_LM, epochs=1, batch_size=4)
-FINE_TUNING = LanguageModelSettings(epochs=2, frozen_epochs=1, batch_size=4, bptt=11)
+FINE_TUNING = LanguageModelSettings(epochs=2, frozen_epochs=1, batch_size=4, bptt=22)
 CLASSIFIER = ClassifierSettings(epochs_per_phase=1, final_epochs=2, batch_size=8)
 STAGES = ("language_model", "classifier")
 
@@ -43,7 +43,7 @@ def prepare(folder: Path) -> None:
 
 def run(folder: Path, *, base: Path, seconds: float | None = 0.0) -> None:
     """Run both stages, or go on with them; a checkpoint after every step unless told otherwise."""
-    train, validation = table(reviews(44, seed=3)), table(reviews(18, seed=4))
+    train, validation = table(reviews(64, seed=3)), table(reviews(18, seed=4))
     context = context_of(resume=seconds is not None, checkpoint_seconds=seconds)
     texts = [part.select_columns(["text"]) for part in (train, validation)]
     train_language_model(*texts, output_dir=folder / STAGES[0], model=str(base), settings=FINE_TUNING, context=context)
@@ -126,6 +126,15 @@ class Moment:
         return (self.now, "save", self.saving, self.files) == (self.stage, self.kind, self.number, self.part)
 
 
+def counted(folder: Path, moment: list[Any]) -> list[Any]:
+    """Return a moment with its share of a stage's steps as a number of steps, after the run without a kill."""
+    stage, kind, number, *rest = moment
+    if isinstance(number, float):
+        epochs = json.loads((folder / "whole" / stage / "stage.json").read_text())["epochs"]
+        number = int(number * sum({epoch["phase"]: epoch["step"] for epoch in epochs}.values()))
+    return [stage, kind, number, *rest]
+
+
 def in_a_process_of_its_own(work: Any) -> int:
     """Fork, do the work in the child, and return how it ended: 0, or minus the signal's number."""
     sys.stdout.flush()
@@ -147,7 +156,7 @@ def forked(folder: Path, moments: list[list[Any]]) -> None:
     ends.append(in_a_process_of_its_own(lambda: run(folder / "whole", base=folder / "base", seconds=None)))
 
     def leg(moment: list[Any]) -> None:
-        Moment(*moment).watch()
+        Moment(*counted(folder, moment)).watch()
         run(folder / "killed", base=folder / "base")
 
     ends += [in_a_process_of_its_own(lambda moment=moment: leg(moment)) for moment in moments]
@@ -165,7 +174,7 @@ if __name__ == "__main__":
     elif sys.argv[3] == "whole":
         run(target / "whole", base=target / "base", seconds=None)
     else:
-        *place, rank = json.loads(sys.argv[3])
+        *place, rank = counted(target, json.loads(sys.argv[3]))
         if rank == int(os.environ["RANK"]):
             Moment(*place).watch()
         else:

@@ -161,14 +161,14 @@ def killed_at(fatal: int, run: Callable[[], Any]) -> bool:
     return in_child(doomed)
 
 
-def kill_everywhere(folder: Path) -> None:
-    """Kill predictions at every moment, each in a folder of its own, and go on with each."""
+def kill_everywhere(folder: Path, stride: int) -> None:
+    """Kill predictions at every moment, or one out of so many, each in a folder of its own, and go on with each."""
     predictor = Predictor.load(folder / "model")
     with mock.patch.object(Predictor, "load", lambda *_given, **_named: predictor):
         in_child(lambda: predict(folder, ["in.jsonl"], "never", part_rows=5, chunk_rows=3))
-        fatal, killed = 0, True
+        fatal, killed = 1 - stride, True
         while killed:
-            fatal += 1
+            fatal += stride
             run = lambda name=f"killed{fatal}": predict(folder, ["in.jsonl"], name, part_rows=5, chunk_rows=3)  # noqa: E731
             killed = killed_at(fatal, run)
             left = folder / f"killed{fatal}"
@@ -180,7 +180,7 @@ def kill_everywhere(folder: Path) -> None:
 if __name__ == "__main__":
     place = Path(sys.argv[2])
     if sys.argv[1] == "kill":
-        kill_everywhere(place)
+        kill_everywhere(place, int(sys.argv[3]))
     else:
         context = RunContext()
         number = context.accelerator.process_index

@@ -1,5 +1,6 @@
 """Several processes of a script, started as a user starts them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,10 @@ def start(script: Path, *arguments: object, processes: int, timeout: float = 280
     try:
         out, err = running.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(running.pid, signal.SIGKILL)  # the launcher's children too
+        running.terminate()  # the launcher ends the processes that it started
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(timeout=40)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
         raise
     return subprocess.CompletedProcess(command, running.returncode, out, err)

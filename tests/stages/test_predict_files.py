@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from part_tables import read_table, write_table
+from part_tables import read_parts, read_table, write_table
 
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.predict import Predictor
@@ -401,13 +401,14 @@ def predict(self, texts):
 Predictor.predict = predict
 model, folder, chunk_rows = sys.argv[1:]
 for suffix in (".csv", ".jsonl", ".parquet"):
-    peaks = []
-    for size in ("small", "large"):
-        sizes.clear()
-        files = {"input_file": f"{folder}/{size}{suffix}", "output_file": f"{folder}/{size}_out{suffix}"}
-        predict_file(PredictFileSettings(model=model, chunk_rows=int(chunk_rows), **files))
-        peaks.append(max(sizes))
-    print(peaks[1] - peaks[0])
+    for output, name in (("output_file", f"_out{suffix}"), ("output_dir", f"_parts{suffix}")):
+        peaks = []
+        for size in ("small", "large"):
+            sizes.clear()
+            files = {"input_file": f"{folder}/{size}{suffix}", output: f"{folder}/{size}{name}"}
+            predict_file(PredictFileSettings(model=model, chunk_rows=int(chunk_rows), **files))
+            peaks.append(max(sizes))
+        print(peaks[1] - peaks[0])
 """
 
 
@@ -419,6 +420,8 @@ def test_a_large_file_takes_no_more_memory_than_a_small_one(tiny_classifier_fold
     command = [sys.executable, "-c", MEASURE, tiny_classifier_folder, tmp_path, "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     grown = [int(line) for line in done.stdout.split()]
+    assert len(grown) == 3 * 2  # a file, and a folder of parts
     for suffix in (".csv", ".jsonl", ".parquet"):
         assert len(read_table(tmp_path / f"large_out{suffix}")) == 10_000
+        assert len(read_parts(tmp_path / f"large_parts{suffix}")) == 10_000
     assert max(grown) < 9_000_000  # bytes; each large file holds 18 MB of text

@@ -14,15 +14,19 @@ HERE = Path(__file__).parent
 IDS = list(range(len(TEXTS)))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_classifier_folder):
-    """Return the folder in which predictions were killed and gone on with."""
+MOMENTS = 2 * (1 + (2 + 2) + (2 + 2) + (1 + 2) + 1 + 1)  # before and after the manifest; of each of three parts one or
+# two chunks, the record, the part itself; the manifest again, and the removal of the records
+
+
+@pytest.fixture(scope="module", params=[7, pytest.param(1, marks=pytest.mark.slow)])
+def folder(request, tmp_path_factory, tiny_classifier_folder):
+    """Return the folder in which predictions were killed, at one moment out of so many, and gone on with."""
     place = tmp_path_factory.mktemp("killed")
     (place / "model").symlink_to(tiny_classifier_folder)
     write_table(place / "in.jsonl", {"id": IDS, "text": TEXTS})
     paths = os.pathsep.join(map(str, (HERE.parents[1], HERE)))
     done = subprocess.run(
-        [sys.executable, HERE / "shard_runs.py", "kill", place],
+        [sys.executable, HERE / "shard_runs.py", "kill", place, str(request.param)],
         capture_output=True,
         text=True,
         timeout=500,
@@ -34,24 +38,20 @@ def folder(tmp_path_factory, tiny_classifier_folder):
 
 
 def test_a_kill_at_any_moment_changes_nothing_about_the_result(folder):
-    moments = sorted(folder.glob("left*.json"))
-    # the manifest; of each of three parts one or two chunks, the record, the part; the manifest, the records' folder
-    assert len(moments) == 2 * (1 + (2 + 2) + (2 + 2) + (1 + 2) + 1 + 1) + 1
     wanted = {file.name: file.read_bytes() for file in (folder / "never").iterdir()}
     assert sorted(wanted)[0] == "manifest.json" and len(wanted) == 4
     assert [row["id"] for row in read_parts(folder / "never")] == IDS
-    for number in range(1, len(moments) + 1):
-        found = {file.name: file.read_bytes() for file in (folder / f"killed{number}").iterdir()}
-        assert found == wanted, f"killed at moment {number}"
+    for again in folder.glob("killed*"):
+        assert {file.name for file in again.iterdir()} == set(wanted), again.name
+        assert {file.name: file.read_bytes() for file in again.iterdir()} == wanted, again.name
 
 
 def test_finished_parts_are_not_made_again(folder):
     kept = []
     for file in folder.glob("left*.json"):
-        left = json.loads(file.read_text())
-        again = folder / file.stem.replace("left", "killed")
+        left, moment = json.loads(file.read_text()), int(file.stem.removeprefix("left"))
+        assert left["killed"] == (moment <= MOMENTS)
         for name, time in left["times"].items():
-            assert (again / name).stat().st_mtime_ns == time, (file.stem, name)
+            assert (folder / f"killed{moment}" / name).stat().st_mtime_ns == time, (file.stem, name)
         kept.append(len(left["times"]))
-        assert left["killed"] == (file.stem != f"left{len(list(folder.glob('left*.json')))}")
-    assert {0, 1, 2, 3} == set(kept)
+    assert set(kept) == {0, 1, 2, 3}

@@ -500,6 +500,7 @@ def test_preparing_on_a_cpu_asks_the_allocator_to_keep_what_a_step_frees(monkeyp
     model = torch.nn.Linear(3, 2)
     accelerator = SimpleNamespace(
         gradient_accumulation_steps=1,
+        num_processes=1,
         device=torch.device(device),
         prepare=lambda *parts: parts,
         free_memory=lambda: None,

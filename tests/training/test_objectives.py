@@ -11,6 +11,7 @@ from ulmfit_pipe.training.objectives import (
     SequenceObjective,
     activation_penalty,
     detach,
+    penalty_parts,
     widened,
 )
 
@@ -87,6 +88,26 @@ def test_ar_and_tar_look_at_real_positions_only_and_only_in_training():
     assert objective(model.eval(), batch, None).penalty is None
     assert float(objective(WithRawOutput(masked=False), batch, None).penalty) > 1000
     assert ClassificationObjective()(WithRawOutput(masked=False), batch, None).penalty is None
+
+
+def test_several_processes_are_given_each_penalty_with_the_positions_that_it_is_over():
+    batch = {"input_ids": torch.zeros(2, 3), "labels": torch.tensor([0, 1])}
+    objective = ClassificationObjective(alpha=2.0, beta=1.0)
+    output = objective(WithRawOutput(masked=True), batch, None)
+    assert [(round(float(term.detach()), 5), int(count)) for term, count in output.penalty_parts] == [
+        (8.8, 5),  # 2 * 22 / 5
+        (1.33333, 3),
+    ]
+    everywhere = objective(WithRawOutput(masked=False), batch, None).penalty_parts
+    assert [int(count) for _, count in everywhere] == [6, 4]
+    assert list(ClassificationObjective()(WithRawOutput(masked=True), batch, None).penalty_parts) == []
+
+
+def test_a_share_of_one_token_texts_takes_part_in_tar_with_nothing():
+    raw = torch.full((2, 1, 3), 2.0)
+    parts = penalty_parts(raw, raw, alpha=0.0, beta=1.0, mask=torch.ones(2, 1, dtype=torch.bool))
+    assert [(float(term), int(count)) for term, count in parts] == [(0.0, 0)]
+    assert [(float(term), int(count)) for term, count in penalty_parts(raw, raw, alpha=0.0, beta=1.0)] == [(0.0, 0)]
 
 
 def test_tar_of_a_one_token_window_is_left_out():

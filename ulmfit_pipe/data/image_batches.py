@@ -5,7 +5,7 @@ Evaluation: the table's order, and the processor's own resizing and cropping.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ulmfit_pipe.data.augmentation import Augmentation
 from ulmfit_pipe.data.image_files import ImageError, describe_source, open_image, read_source
-from ulmfit_pipe.data.process_shares import share_of
+from ulmfit_pipe.data.process_shares import Share, share_of
 
 PROBES = ((97, 61), (61, 97))  # width and height of two images that tell what sizes a processor gives
 QUARTER_TURNS = "quarter_turns"  # column of a table of turned images
@@ -178,14 +178,14 @@ class ImageBatches:
         shares = [share_of(rows, rank=self.rank, world_size=self.world_size) for rows in self._plan[first:]]
         epoch = self.epoch
         if self.workers == 0:
-            for rows, kind in shares:
-                yield kind(self._make(rows, epoch))
+            for share in shares:
+                yield self._make(share, epoch)
             return
         threads = ThreadPoolExecutor(self.workers)
         ahead: deque[Future[dict[str, Tensor]]] = deque()
         try:
-            for rows, kind in shares:
-                ahead.append(threads.submit(lambda rows=rows, kind=kind: kind(self._make(rows, epoch))))
+            for share in shares:
+                ahead.append(threads.submit(self._make, share, epoch))
                 if len(ahead) > self.workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -193,7 +193,8 @@ class ImageBatches:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _make(self, rows: np.ndarray, epoch: int) -> dict[str, Tensor]:
+    def _make(self, share: tuple[np.ndarray, Callable[..., Share]], epoch: int) -> Share:
+        rows, kind = share
         images = [self._open(int(row)) for row in rows]
         if self.augmentation is None:
             values = self.pixels.plain([self._turned(image, row) for image, row in zip(images, rows, strict=True)])
@@ -207,7 +208,7 @@ class ImageBatches:
         batch = {"pixel_values": values, "row": torch.from_numpy(rows.astype(np.int64))}
         if self._labels is not None:
             batch["labels"] = torch.from_numpy(self._labels[rows])
-        return batch
+        return kind(batch)
 
     def _open(self, row: int) -> Image.Image:
         source = self.table[row]["image"] or {}

@@ -8,13 +8,13 @@ state stays true.
 Source: the stream order of fastai 2.8 `LMDataLoader`; varying windows from Merity et al. 2017, section 4.1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from ulmfit_pipe.data.process_shares import FillerBatch
+from ulmfit_pipe.data.process_shares import FillerBatch, Share
 from ulmfit_pipe.data.token_arrays import read_token_arrays
 from ulmfit_pipe.data.token_stream import TokenStream, order_documents
 
@@ -80,7 +80,8 @@ class LanguageModelBatches:
                 f"{batch_size + 1}; lower batch_size or add text"
             )
         rows = np.arange(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self._rows, self._kind = (rows, dict) if len(rows) else (np.zeros(1, dtype=np.int64), FillerBatch)
+        self._rows = rows if len(rows) else np.zeros(1, dtype=np.int64)
+        self._kind: Callable[..., Share] = dict if len(rows) else FillerBatch
         self.set_epoch(0)
 
     @property

@@ -79,7 +79,8 @@ class ShardedJob:
                 self._predict(pending, shown=shown)
                 self._finish()
         else:
-            self.context.tell(f"all {len(self.parts)} parts are there already, in {self.folder.path}")
+            self.context.tell(f"every part is there already, in {self.folder.path}")
+            self._clear_records()  # of a process that was killed as it finished
         cut, read = self.manifest["cut"]
         if line := describe_cut(cut, read, self.predictor.reading, what="texts to predict"):
             self.context.tell(line)
@@ -193,12 +194,17 @@ class ShardedJob:
             }
             self.manifest = {**self.manifest, **totals, "finished": True, "parts": parts}
             write_json(path, self.manifest)
-            shutil.rmtree(self.folder.path / RECORDS, ignore_errors=True)
+            self._clear_records()
         else:
             while not (found := read_json(path))["finished"]:
                 self._stop_if_another_did()
                 time.sleep(POLL_SECONDS)
             self.manifest = found
+
+    def _clear_records(self) -> None:
+        """Take the parts' records away, which the manifest holds now."""
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.folder.path / RECORDS, ignore_errors=True)
 
     # ---- what the processes tell one another
 

@@ -137,7 +137,8 @@ def _global_moments(inputs: Tensor, *, counted: bool) -> tuple[float, Tensor, Te
     shares = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(shares, own)
     gathered = torch.stack(shares)  # (processes, 1 + 2 * features)
-    counts, means, variances = gathered[:, :1], *gathered[:, 1:].split(features, dim=1)
+    counts = gathered[:, :1]
+    means, variances = gathered[:, 1:].split(features, dim=1)
     total = counts.sum().clamp(min=1.0)
     mean = (counts * means).sum(0) / total
     variance = (counts * (variances + (means - mean).square())).sum(0) / total

@@ -1,6 +1,7 @@
 """The gradient's L2 norm by layer group: with loss scaling taken off, and before clipping."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.processes import reduce_sum
@@ -38,11 +38,11 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
     for parameter_group in optimizer.param_groups:
         parameters[parameter_group["layer_group"]].extend(parameter_group["params"])
     gradients = [[one.grad for one in own if one.grad is not None] for own in parameters]
-    whole = [_norm([one for one in own if not isinstance(one, DTensor)]) for own in gradients]
-    pieces = [_norm([_own_piece(one) for one in own if isinstance(one, DTensor)]) for own in gradients]
+    whole = [_norm([one for one in own if not _in_pieces(one)]) for own in gradients]
+    pieces = [_norm([_own_piece(one) for one in own if _in_pieces(one)]) for own in gradients]
     squares = torch.stack([*whole, *pieces]).cpu().double().square().reshape(2, len(groups))
     of_pieces = torch.cat([squares[1], torch.tensor([float(len(own)) for own in gradients], dtype=torch.float64)])
-    if any(isinstance(one, DTensor) for own in parameters for one in own):  # the same on all processes
+    if any(_in_pieces(one) for own in parameters for one in own):  # the same on all processes
         of_pieces = reduce_sum(accelerator)(of_pieces)
     scale = 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
     total = (squares[0] + of_pieces[: len(groups)]).tolist()
@@ -58,7 +58,12 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm(tensors)
 
 
-def _own_piece(gradient: DTensor) -> Tensor:
+def _in_pieces(tensor: Tensor) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")  # it takes half a second to load: who has such tensors did
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _own_piece(gradient: Any) -> Tensor:
     """Return this process' piece, smaller where others hold the same: all squares then add up to the whole's."""
     sizes = [gradient.device_mesh.size(axis) for axis, one in enumerate(gradient.placements) if one.is_replicate()]
     return gradient.to_local() / math.sqrt(math.prod(sizes))

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -318,7 +319,7 @@ def run_phases(
                 accelerator=accelerator,
                 options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
                 first_epoch=max(0, first_epoch + before - phase.start_epoch),
-                on_epoch=lambda record, phase=phase: judge.after_epoch(record, phase, on_epoch),
+                on_epoch=partial(judge.after_epoch, phase=phase, on_epoch=on_epoch),
                 say=say,
                 keeper=keeper,
                 log=log,

@@ -41,7 +41,7 @@ class Checkpoints:
     """Where a training keeps its progress, how often, and what it must be to be gone on with.
 
     Attributes:
-        folder: Holds the checkpoints of this one training and nothing else; begun anew, what is in it goes.
+        folder: Holds the checkpoints of this one training; where it is begun anew, old ones go.
         every_seconds: Save when so long has passed since the last time; None does not go by the clock.
         every_steps: Save after so many optimizer steps; None does not count.
         keep: So many checkpoints are kept, the newest ones.
@@ -150,11 +150,11 @@ class ProgressKeeper:
 
     def _look(self) -> dict[str, Any]:
         folder = self.checkpoints.folder
-        if not self.checkpoints.resume:
-            if folder.exists():
-                shutil.rmtree(folder)
-            return {}
         store.tidy(folder)
+        if not self.checkpoints.resume:
+            for path in store.checkpoints_in(folder):
+                shutil.rmtree(path)
+            return {}
         newest = store.newest_whole(folder, self.say)
         if newest is None:
             self.say(f"there is no checkpoint in {folder}: the training begins at its start")
