@@ -1,6 +1,7 @@
 """Imports go down only: recipes -> stages -> training | models | data, and reports beside them."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def test_a_recipe_imports_public_names_only_and_no_other_recipe(path):
     private = {name for name in imports_from(names, {"ulmfit_pipe"}) if any(p.startswith("_") for p in name.split("."))}
     assert not private
     assert not imports_from(names, {"recipes"} | {recipe.stem for recipe in RECIPES})
+
+
+def test_a_model_is_wrapped_in_one_place_and_an_accelerator_made_in_one():
+    places: dict[str, set[str]] = {r"accelerator\.prepare(_\w+)?": set(), "Accelerator": set()}
+    for path in PACKAGE_FILES:
+        calls = [ast.unparse(node.func) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+        for name, found in places.items():
+            if any(re.fullmatch(rf"(.+\.)?{name}", call) for call in calls):
+                found.add(shown(path))
+    assert list(places.values()) == [{"ulmfit_pipe/training/wrapping.py"}, {"ulmfit_pipe/training/launch.py"}]
 
 
 def test_the_check_sees_an_import_wherever_it_stands():

@@ -62,7 +62,7 @@ def test_a_csv_comes_back_with_labels_and_scores(run_recipe, classifier_folder, 
 def test_parts_are_written_once_and_joined_when_asked(run_recipe, classifier_folder, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.csv").write_text(f"id,text\n{name},A warm story\n")
-    words = ["--model", classifier_folder, "--input_file", tmp_path / "*.csv", "--output_dir", tmp_path / "parts"]
+    words = ["--model", classifier_folder, "--input_file", tmp_path / "[ab].csv", "--output_dir", tmp_path / "parts"]
     code, out, err = run_recipe(*words)
     assert code == 0
     assert out.startswith("2 rows in ") and f"written to {tmp_path / 'parts'}" in out

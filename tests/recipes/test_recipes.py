@@ -25,6 +25,7 @@ from ulmfit_pipe.stages.settings import list_settings
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "ablation",
+    "benchmark_prediction",
     "benchmark_training",
     "export_fastai",
     "find_learning_rate",
@@ -293,6 +294,23 @@ def test_every_side_of_the_timing_is_run_in_a_process_of_its_own(place):
     assert sides[0].endswith("  1.00")
 
 
+@pytest.mark.slow
+@pytest.mark.two_process
+def test_prediction_by_one_process_and_by_two_can_be_timed(place):
+    words = "--model classifier --rows 4 --fewest_words 2 --most_words 3 --part_rows 1 --repeats 1".split()
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "recipes/benchmark_prediction.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=surroundings, check=True)
+    head, *sides = (line.split() for line in done.stdout.splitlines())
+    assert head[:5] == ["processes", "rows/s", "lowest", "highest", "ratio"]
+    assert [(line[0], line[1] == line[2] == line[3]) for line in sides] == [("1", True), ("2", True)]
+    assert sides[0][4] == "1.00"
+    command[3] = "none"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=surroundings, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "none" in done.stderr
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_can_be_read_by_the_recipe_of_its_command(path):
     jobs = {
@@ -359,7 +377,7 @@ def test_unknown_and_abbreviated_names_are_refused_with_the_nearest(run, name):
     assert code == 2
     nearest = {"find_learning_rate": "preset", "package_language_model": "prompt"}
     nearest |= {"import_fastai": "labels", "export_fastai": "model", "benchmark_training": "repeats"}
-    nearest |= {"show_filters": "before"}
+    nearest |= {"show_filters": "before", "benchmark_prediction": "processes"}
     known = f"--{nearest.get(name, 'progress')}"
     assert f"{name}.py: error: unknown setting --progres; did you mean " in err
     assert known in err

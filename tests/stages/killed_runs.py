@@ -5,13 +5,15 @@
 
 A moment is a stage, a kind and a number: before the n-th step; in the save after the n-th step, at its m-th file; at
 the renaming of that checkpoint (before or after it); in the validation of the n-th epoch; at the start of the n-th
-phase; in the writing of the stage's own folder. A step may be a share of all steps. See test_killed_runs.py.
+phase; in the writing of the stage's own folder. A step may be a share of all steps. Or it is a number of seconds after
+the process began, whatever it does then: ["any", "clock", 0.7]. See test_killed_runs.py.
 """
 
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def run(folder: Path, *, base: Path, seconds: float | None = 0.0) -> None:
 class Moment:
     """Kills this very process at one moment of one stage."""
 
-    def __init__(self, stage: str, kind: str, number: int, part: int = 0) -> None:
+    def __init__(self, stage: str, kind: str, number: float, part: int = 0) -> None:
         self.stage, self.kind, self.number, self.part = stage, kind, number, part
         self.now = ""
         self.saving, self.files = -1, 0
@@ -71,7 +73,11 @@ class Moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self) -> None:
-        """Put this object's eyes into the loop and into whatever writes."""
+        """Put this object's eyes into the loop and into whatever writes, or set the clock."""
+        if self.kind == "clock":
+            clock = threading.Timer(self.number, os.kill, (os.getpid(), signal.SIGKILL))
+            clock.daemon = True
+            clock.start()
         self._watch_training()
         self._watch_saving()
 
@@ -129,7 +135,7 @@ class Moment:
 def counted(folder: Path, moment: list[Any]) -> list[Any]:
     """Return a moment with its share of a stage's steps as a number of steps, after the run without a kill."""
     stage, kind, number, *rest = moment
-    if isinstance(number, float):
+    if isinstance(number, float) and kind != "clock":
         epochs = json.loads((folder / "whole" / stage / "stage.json").read_text())["epochs"]
         number = int(number * sum({epoch["phase"]: epoch["step"] for epoch in epochs}.values()))
     return [stage, kind, number, *rest]

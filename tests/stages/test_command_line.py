@@ -78,3 +78,14 @@ def test_the_traceback_can_be_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("ULMFIT_PIPE_TRACEBACK", "1")
     with pytest.raises(TableError):
         run_recipe(lambda: load_table(tmp_path / "none.csv"))
+
+
+def test_of_several_processes_one_prints_and_each_tells_its_errors(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        run_recipe(lambda rank=rank: print("the table of process", rank))
+    assert capsys.readouterr().out == "the table of process 0\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, err = ended(lambda: load_preset("fast"), capsys)
+    assert code == 2
+    assert err.startswith("recipe.py: process 1 of 2: error: preset must be one of")

@@ -4,6 +4,7 @@ Here the other process is made up; test_predict_shards_several_processes.py has 
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
@@ -60,9 +61,9 @@ def test_a_process_that_is_done_meets_one_that_is_not_until_it_is(other):
 
 def test_long_work_is_interrupted_by_meetings_so_that_no_one_gives_up_waiting(other, monkeypatch):
     clock = iter(range(0, 10_000, 3))
-    monkeypatch.setattr(in_step.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(in_step, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(in_step, "BEAT_SECONDS", 10)
-    heard = other(DONE, DONE, DONE, DONE, "done")
+    heard = other(DONE, DONE, DONE, "done")
     assert run_in_step(Accelerator(cpu=True), counting_to(8)) == [{"counted": 8}, "done"]
     assert [json.loads(content) for content in heard] == [BUSY, BUSY, DONE, {"counted": 8}]
 

@@ -52,13 +52,15 @@ def killed_at(folder, moments):
     done = start(folder, json.dumps(moments))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     ends = json.loads((folder / "ends.json").read_text())
-    assert ends == [0, 0, *[KILLED] * len(moments), 0], done.stdout[-5000:]
+    prepared, whole, *legs, last = ends
+    assert (prepared, whole, last) == (0, 0, 0), done.stdout[-5000:]
     assert_same_files(folder / "whole", folder / "killed")
-    return done.stdout
+    return legs, done.stdout
 
 
 def test_two_kills_in_a_save_and_at_a_phase_boundary_change_no_bit(tmp_path):
-    said = killed_at(tmp_path, [["language_model", "save", 0.25, 3], ["classifier", "phase", 2]])
+    ends, said = killed_at(tmp_path, [["language_model", "save", 0.25, 3], ["classifier", "phase", 2]])
+    assert ends == [KILLED, KILLED]
     assert "steps done, in epoch 1 of phase 1" in said
     assert "steps done, at the start of phase 3" in said
 
@@ -85,7 +87,17 @@ def random_moments(stage, seed):
 def test_twenty_kills_at_random_moments_change_no_bit(tmp_path, stage, half):
     moments = random_moments(stage, seed=0)
     assert len(moments) == 10
-    killed_at(tmp_path, moments[half::2])
+    ends, said = killed_at(tmp_path, moments[half::2])
+    assert ends == [KILLED] * 5, said[-5000:]
+
+
+@pytest.mark.slow
+def test_kills_by_the_clock_change_no_bit(tmp_path):
+    """Nobody knows where these come: they are other moments in every run of the tests."""
+    delays = [round(random.uniform(0.2, 2.5), 3) for _ in range(8)]
+    ends, said = killed_at(tmp_path, [["any", "clock", delay] for delay in delays])
+    assert set(ends) <= {KILLED, 0}, (delays, said[-5000:])
+    assert ends.count(KILLED) >= 3, (delays, ends)  # a leg may come to its end before its time
 
 
 @pytest.mark.slow

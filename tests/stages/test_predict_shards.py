@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -187,6 +188,18 @@ def test_the_summary_counts_labels_skipped_rows_and_those_finished_before(predic
         assert (summary.rows, summary.skipped, summary.done_before) == (6, 1, before)
         assert summary.labels == {name: wanted.count(name) for name in ("bad", "fair", "good")}
     assert str(summary).startswith("6 rows, 1 of them without text, 6 of them finished before in ")
+    assert " s (0.00 s predicting, 0 a second)\n" in str(summary)
+
+
+def test_the_speed_counts_the_prediction_alone(predict, table_csv, monkeypatch):
+    original = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda *given: (time.sleep(0.2), original(*given))[1])
+    parts = predict(table_csv)  # three, and the columns of each are found by a call without texts
+    single = predict(table_csv, output_dir=None, output_file="single.csv")
+    assert 6 * 0.2 <= parts.predicting < parts.seconds
+    assert 4 * 0.2 <= single.predicting < single.seconds
+    words = f" s ({parts.predicting:.2f} s predicting, {5 / parts.predicting:,.0f} a second)"
+    assert words in str(parts).splitlines()[0]
 
 
 # Going on
@@ -256,6 +269,32 @@ def test_a_missing_part_of_a_finished_prediction_is_made_again(predict, table_cs
     assert contents(tmp_path / "parts") == before
 
 
+def test_a_part_that_one_process_does_not_see_is_made_again(predict, table_csv, half, monkeypatch):
+    original, first = predict_shards.run_in_step, "part-000000001-000000002.csv"
+
+    def with_another(accelerator, work):
+        results = original(accelerator, work)
+        return [*results, [first]] if isinstance(results[0], list) else results
+
+    monkeypatch.setattr(predict_shards, "run_in_step", with_another)
+    assert predict(table_csv).done_before == 2
+    assert [row["id"] for row in read_parts(half)] == IDS
+
+
+def test_an_input_is_opened_once_and_read_on_from_part_to_part(predict, tmp_path, monkeypatch):
+    sources = [write_table(tmp_path / f"{name}.parquet", COLUMNS) for name in "ab"]
+    original, opened = predict_shards.open_stream, []
+
+    def noting(source, **named):
+        opened.append(source)
+        return original(source, **named)
+
+    monkeypatch.setattr(predict_shards, "open_stream", noting)
+    predict(*sources)
+    assert opened == sources
+    assert [row["id"] for row in read_parts(tmp_path / "parts")] == IDS * 2
+
+
 def test_a_changed_input_is_refused_with_the_difference(predict, table_csv, half):
     before = contents(half)
     table_csv.write_text(table_csv.read_text().replace("dull,", "DULL,"))
@@ -272,6 +311,9 @@ def test_a_changed_input_is_refused_with_the_difference(predict, table_csv, half
 def test_another_number_of_inputs_is_refused(predict, table_csv, half):
     with pytest.raises(ArtifactError, match=r"it differs in inputs \(1 there, 2 now\)\. Choose another output_dir, or"):
         predict(table_csv, table_csv)
+    other = write_table(table_csv.with_name("more.csv"), COLUMNS)
+    with pytest.raises(ArtifactError, match=r"inputs \(1 there, 2 now; .*more.csv was not among them\)\. Choose"):
+        predict(table_csv, other)
 
 
 def test_an_input_that_was_renamed_is_the_same_one(predict, table_csv, half, tmp_path):

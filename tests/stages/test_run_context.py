@@ -2,13 +2,17 @@
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ulmfit_pipe.stages import run_context
 from ulmfit_pipe.stages.presets import PRESETS
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import added_setting
+
+CPU = SimpleNamespace(device=torch.device("cpu"), is_main_process=True)
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,28 @@ def test_one_process_has_the_whole_share():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_fp16_without_a_gpu_is_refused():
-    with pytest.raises(ValueError, match="mixed_precision 'fp16' needs a GPU .*; use 'bf16' or 'no'"):
-        RunContext(mixed_precision="fp16").accelerator  # noqa: B018
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_fp16_and_fp8_without_a_gpu_are_refused(precision):
+    with pytest.raises(ValueError, match=f"mixed_precision '{precision}' needs a GPU .*use 'bf16' or 'no'"):
+        RunContext(mixed_precision=precision).accelerator  # noqa: B018
+
+
+def test_options_hold_how_the_machine_is_used_and_the_identity_what_changes_the_result(monkeypatch):
+    said = []
+    context = RunContext(preset="fastai", tf32=False, gradient_checkpointing=True, say=said.append)
+    options = context.options(PRESETS["fastai"].lm_optimizer)
+    assert (options.tf32, options.gradient_checkpointing, options.compile) == (False, True, False)
+    identity = context.identity(Numbers(), model=None, data="d")
+    assert identity["tf32"] is False
+    assert not {"gradient_checkpointing", "compile"} & set(identity)
+    compiling = RunContext(preset="fastai", compile=True)
+    assert compiling.identity(Numbers(), model=None, data="d")["compile"] is True
+    assert compiling.options(PRESETS["fastai"].lm_optimizer).compile is True
+    monkeypatch.setattr(run_context, "new_accelerator", lambda **_options: CPU)
+    context.accelerator  # noqa: B018
+    assert said == [
+        "tf32 false changes nothing here: TF32 is a format of NVIDIA GPUs, and this run computes on a CPU in float32"
+    ]
 
 
 def test_a_deadline_is_so_many_seconds_from_now():

@@ -101,7 +101,8 @@ def test_only_the_main_process_speaks_and_it_says_where_accumulation_is_not_exac
     said = [line for line in many[0]["stages"]["said"] if line.startswith("accumulation_steps")]
     assert said == [
         "accumulation_steps 2: batch norm (classifier.blocks.0.norm and 1 more) takes its statistics over one "
-        "micro-batch, so this is close to, but not the same as, a batch 2 times as large"
+        "micro-batch and AR and TAR are means over the tokens of one micro-batch, so this is close to, but not the "
+        "same as, a batch 2 times as large"
     ]
     assert len(many[0]["stages"]["said"]) == len(one["stages"]["said"])
     assert all(result["stages"]["said"] == [] for result in many[1:])

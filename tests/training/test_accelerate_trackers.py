@@ -1,6 +1,5 @@
 """Trackers of Accelerate are asked for by name; one that is not there is refused, and what is handed on is finite."""
 
-import importlib.util
 import math
 
 import pytest
@@ -9,8 +8,6 @@ from accelerate.tracking import GeneralTracker
 
 from ulmfit_pipe.training import accelerate_trackers
 from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers, check_report_to, installed_trackers
-
-HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 
 
 class Fake(GeneralTracker):
@@ -194,8 +191,8 @@ def test_runs_that_had_begun_are_ended_where_a_later_tracker_fails_to(fakes, tmp
     assert fakes[0].calls == ["start", "finish"]
 
 
-@pytest.mark.skipif(not HAS_TENSORBOARD, reason="tensorboard is not installed")
 def test_tensorboard_shows_each_number_once_also_after_going_on(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is the optional extra [trackers]")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     Accelerator(cpu=True)

@@ -163,6 +163,18 @@ def test_a_folder_left_aside_by_a_killed_process_is_put_back(tmp_path):
     assert (path / "file").read_text() == "old"
 
 
+def test_what_killed_processes_left_is_taken_away_by_the_next_one_that_writes(tmp_path):
+    for name in (".run.12345678.tmp", ".run.12345678.old", ".run.abcdefab.tmp", ".run.more.12345678.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with atomic_folder(tmp_path / "run") as folder:
+        (folder / "file").write_text("new")
+    assert files_of(tmp_path) == {
+        ".run.more.12345678.tmp/file": b".run.more.12345678.tmp",  # another folder's
+        "run/file": b"new",
+    }
+
+
 def test_a_full_disk_leaves_the_previous_file_as_it_was(tmp_path, monkeypatch):
     write_atomic(tmp_path / "file", b"old")
     monkeypatch.setattr(checkpoint, "_sync", no_space)

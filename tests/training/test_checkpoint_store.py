@@ -1,5 +1,10 @@
 import json
 import math
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +21,8 @@ from ulmfit_pipe.training.checkpoint_store import (
     tidy,
     write_checkpoint,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +113,52 @@ def test_tidying_puts_back_what_was_between_two_names(tmp_path):
     (tmp_path / ".step-00000003.abcdef01.tmp").mkdir()
     tidy(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, other.name]
+    assert read_checkpoint(path)["step"] == 1
+
+
+FILLING = """
+import sys
+from pathlib import Path
+import torch
+from ulmfit_pipe.training import checkpoint_store as store
+
+folder = Path(sys.argv[1])
+for step in (1, 2, 3):
+    tensors = {"model.safetensors": {"a": torch.full((200_000,), float(step))}}
+    try:
+        store.write_checkpoint(store.checkpoint_path(folder, step), {"step": step}, tensors=tensors, contents={})
+    except store.CheckpointError as error:
+        print(error)
+print(sorted(path.name for path in folder.iterdir()), store.newest_whole(folder, print)[1]["step"])
+"""
+
+
+def test_a_disk_that_really_is_full_leaves_the_checkpoints_of_before(tmp_path):
+    """A file system of 2 MiB of memory, which takes two checkpoints of 800 kB."""
+    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mount = 'mount -t tmpfs -o size=2m none "$0"'
+    if shutil.which("unshare") is None or subprocess.run([*inside, mount, str(tmp_path)], check=False).returncode:
+        pytest.skip("no file system can be mounted here: unshare --mount --map-root-user is refused")
+    command = [*inside, mount + ' && exec "$@"', str(tmp_path), sys.executable, "-c", FILLING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    message, left = done.stdout.splitlines()
+    assert message.startswith(f"could not save checkpoint {tmp_path}/step-00000003: ")
+    assert "No space left on device" in message
+    assert "; it takes about 1 MB and 1 MB are free. The one before, step-00000002, stands: free some space" in message
+    assert left == "['step-00000001', 'step-00000002'] 2"
+
+
+def test_a_writer_that_is_refused_in_the_middle_of_a_file_leaves_nothing_behind(tmp_path):
+    path = write(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="File too large.*The one before, step-00000001, stands"):
+            write(tmp_path, 2, a=torch.zeros(100_003))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [path]
     assert read_checkpoint(path)["step"] == 1
 
 

@@ -15,6 +15,7 @@ from toy_models import NAMES, groups_of, new_model, new_phase, new_task, weights
 
 from ulmfit_pipe.training import checkpoint, events
 from ulmfit_pipe.training.events import JsonlLog, memory_in_use
+from ulmfit_pipe.training.gradient_norms import _norm
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
@@ -209,6 +210,12 @@ def test_memory_is_that_of_this_process_in_gibibytes(monkeypatch, tmp_path):
     assert memory_in_use(torch.device("cpu")) == {}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
     assert memory_in_use(torch.device("cuda")) == {"memory/cuda_peak_gib": 1.5}
+
+
+def test_the_norm_of_no_gradient_is_zero_on_the_device_of_the_others():
+    assert _norm([], torch.device("cpu")).item() == 0
+    assert _norm([], torch.device("meta")).device.type == "meta"  # a GPU would refuse to stack it with one of its own
+    assert _norm([torch.tensor([3.0]), torch.tensor([[4.0]])], torch.device("cpu")).item() == 5
 
 
 @pytest.mark.gpu

@@ -22,11 +22,14 @@ from toy_models import (
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
+from ulmfit_pipe.training import checkpoint, loop
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.objectives import ClassificationObjective
+from ulmfit_pipe.training.phases import Plan, run_phases
 from ulmfit_pipe.training.records import Phase, Task, TrainingOptions
+from ulmfit_pipe.training.resume import Checkpoints
 from ulmfit_pipe.training.schedules import Schedule
 
 BERT_GROUPS = [["embeddings"], *([f"encoder.layer.{block}"] for block in range(3)), ["pooler"]]
@@ -453,6 +456,50 @@ def test_weights_that_change_from_outside_while_a_phase_runs():
         "given up, frozen groups run in every epoch: weights of frozen groups were changed from outside"
         in (cached.said[-1])
     )
+
+
+# ---- killed and gone on with
+
+
+class Killed(BaseException):
+    """Raised in the place of a kill."""
+
+
+@pytest.mark.parametrize("kind", [TextBatches, WindowBatches])
+def test_a_phase_that_is_gone_on_with_keeps_the_same_rows_again_bit_for_bit(tmp_path, monkeypatch, kind):
+    """What is kept of a row depends in its last bits on the batch that the row stood in when it was kept."""
+    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+    real = loop.train_step
+
+    def train(folder=None, *, kill=None, resume=False):
+        model, taken, said = bert(), [], []
+        model = WindowsForSequenceClassification(model) if kind is WindowBatches else model
+        groups = bert_groups(model, "model.bert." if kind is WindowBatches else "bert.")
+        phase = Phase("some", (3, 4), (3e-3,) * 5, Schedule.one_cycle(), epochs=3)
+        task = task_of(kind, long_rows)  # 4 steps an epoch, in another order in each
+        kept = None if folder is None else Checkpoints(folder, every_seconds=None, every_steps=1, resume=resume)
+        options = TrainingOptions(frozen_dropout="off", cache_frozen=True, checkpoints=kept)
+
+        def step(*args):
+            taken.append(1)
+            if len(taken) == kill:
+                raise Killed
+            return real(*args)
+
+        monkeypatch.setattr(loop, "train_step", step)
+        torch.manual_seed(3)
+        plan, accelerator = Plan((phase,), tuple(groups)), Accelerator(cpu=True)
+        history = run_phases(model, plan, task, accelerator=accelerator, options=options, say=said.append)
+        return weights_of(model), [one.loss for one in history.steps], [epoch.metrics for epoch in history.epochs], said
+
+    weights, losses, metrics, _ = train()
+    for kill in (3, 5, 6, 11):  # in the first epoch, at the start of the second, in it, in the last
+        with pytest.raises(Killed):
+            train(tmp_path / str(kill), kill=kill)
+        again, *numbers, said = train(tmp_path / str(kill), resume=True)
+        assert numbers == [losses, metrics], kill
+        assert [name for name, value in weights.items() if not torch.equal(again[name], value)] == [], kill
+        assert said[-1].startswith("cache_frozen: 20 rows were kept")
 
 
 # ---- the learner

@@ -14,6 +14,7 @@ from ulmfit_pipe.training.global_norms import (
     global_batch_norms,
     uncounted_rows,
 )
+from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 
 SEVERAL = SimpleNamespace(num_processes=2)  # what is asked for; the group below has one, which then holds all rows
 NORMS = {
@@ -118,10 +119,21 @@ def test_the_norms_are_put_back_when_the_block_raises():
 
 
 def test_where_accumulation_is_exact_nothing_is_said():
-    assert accumulation_note(new_model(), 4) == ""
-    assert accumulation_note(new_model(norm="batch"), 1) == ""
-    assert accumulation_note(new_model(norm="batch"), 4) == (
+    plain = ClassificationObjective()
+    assert accumulation_note(new_model(), plain, 4) == ""
+    assert accumulation_note(new_model(norm="batch"), ClassificationObjective(alpha=2.0), 1) == ""
+    assert accumulation_note(new_model(), SequenceObjective(), 4) == ""  # its rows are equally long
+
+
+def test_where_accumulation_is_not_exact_the_reason_is_said():
+    plain = ClassificationObjective()
+    assert accumulation_note(new_model(norm="batch"), plain, 4) == (
         "accumulation_steps 4: batch norm (body.1 and 1 more) takes its statistics over one micro-batch, so this is "
         "close to, but not the same as, a batch 4 times as large"
     )
-    assert "batch norm (0) takes" in accumulation_note(nn.Sequential(nn.BatchNorm1d(2)), 2)
+    assert "batch norm (0) takes" in accumulation_note(nn.Sequential(nn.BatchNorm1d(2)), plain, 2)
+    for penalties in ({"alpha": 2.0}, {"beta": 1.0}):
+        assert accumulation_note(new_model(), ClassificationObjective(**penalties), 2) == (
+            "accumulation_steps 2: AR and TAR are means over the tokens of one micro-batch, so this is close to, but "
+            "not the same as, a batch 2 times as large"
+        )

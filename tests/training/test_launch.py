@@ -1,5 +1,6 @@
 """How many processes were asked for, and what is said where they are not there."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training import launch
 from ulmfit_pipe.training.launch import LaunchError, missing_processes, new_accelerator, part_random_streams
 
-LAUNCHER = [*launch.WORLD_SIZES, "RANK", "LOCAL_RANK", launch.OF_SEVERAL, launch.OF_ACCELERATE_LAUNCH]
+LAUNCHER = [*launch.WORLD_SIZES, "RANK", "LOCAL_RANK", launch.OF_SEVERAL, launch.OF_ACCELERATE_LAUNCH, launch.OF_FSDP]
 ONE_OF_TWO = {launch.OF_SEVERAL: "127.0.0.1", launch.OF_ACCELERATE_LAUNCH: "no"}
 
 
@@ -82,21 +84,38 @@ def test_processes_that_did_not_find_one_another_are_refused(monkeypatch):
         new_accelerator()
 
 
-def test_accelerate_launch_on_a_cpu_starts_one_process_and_the_recipe_says_so(tmp_path):
+@pytest.fixture
+def launched(tmp_path):
+    """Start a script that says how many processes there are, by accelerate launch, and return what was printed."""
     script = tmp_path / "ask.py"
     script.write_text(
         "from ulmfit_pipe.training.launch import new_accelerator\n"
-        "print('processes', new_accelerator(say=print).num_processes)\n"
+        "accelerator = new_accelerator(say=print)\n"
+        "print(f'processes {accelerator.num_processes} {accelerator.process_index}\\n', end='', flush=True)\n"
+        "accelerator.end_training()\n"
     )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(script)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=True, cwd=Path(__file__).parents[2]
-    )
-    said, processes = done.stdout.splitlines()[-2:]
-    if processes == "processes 2":  # a version of accelerate that does as asked
+
+    def launch_with(*options):
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", "2", str(script)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True, env=environment)
+        return done.stdout.splitlines()
+
+    return launch_with
+
+
+def test_accelerate_launch_on_a_cpu_starts_one_process_and_the_recipe_says_so(launched):
+    said, processes = launched("--cpu")[-2:]
+    if processes.startswith("processes 2"):  # a version of accelerate that does as asked
         return
-    assert processes == "processes 1"
+    assert processes == "processes 1 0"
     assert said.startswith("accelerate launch was asked for 2 processes and started one")
+
+
+@pytest.mark.two_process
+def test_accelerate_launch_for_gpus_starts_all_processes_and_they_find_one_another_without_a_gpu(launched):
+    found = [line for line in launched("--multi_gpu") if line.startswith("processes")]
+    assert sorted(found) == ["processes 2 0", "processes 2 1"]
 
 
 def test_each_process_draws_masks_of_its_own_and_one_process_draws_what_it_did():
@@ -113,13 +132,40 @@ def test_each_process_draws_masks_of_its_own_and_one_process_draws_what_it_did()
     assert draw(1, 3) == draw(1, 3)
 
 
+def test_a_launcher_that_asks_for_another_precision_is_told_which_counts(monkeypatch):
+    monkeypatch.setenv(launch.OF_ACCELERATE_LAUNCH, "bf16")
+    said = []
+    assert new_accelerator(cpu=True, mixed_precision="no", say=said.append).mixed_precision == "no"
+    assert said == [
+        "accelerate launch was asked for mixed_precision 'bf16', this run for 'no', which counts; to change it give "
+        "the recipe --mixed_precision bf16"
+    ]
+
+
+def test_a_precision_that_the_launcher_asks_for_must_be_there_too(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv(launch.OF_ACCELERATE_LAUNCH, "fp16")
+    with pytest.raises(ValueError, match="mixed_precision 'fp16' needs a GPU"):
+        new_accelerator()
+
+
+def test_fsdp_on_a_cpu_is_told_to_be_plain_data_parallelism(monkeypatch):
+    monkeypatch.setenv(launch.OF_FSDP, "true")
+    said = []
+    new_accelerator(cpu=True, say=said.append)
+    assert said == [
+        "accelerate launch was asked for FSDP, which Accelerate has on several GPUs only: every process keeps the "
+        "whole model. The result is the same"
+    ]
+
+
 def test_the_accelerator_has_what_is_asked_of_it(monkeypatch):
     assert isinstance(new_accelerator(cpu=True), Accelerator)
     seen = {}
 
     def noting(**options):
         seen.update(options)
-        return SimpleNamespace(num_processes=2)
+        return SimpleNamespace(num_processes=2, mixed_precision="bf16", distributed_type=DistributedType.MULTI_CPU)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launch, "Accelerator", noting)

@@ -18,13 +18,26 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_signal_sets_a_flag_and_does_nothing_else():
-    with noting_sigterm() as came:
-        assert not came()
-        terminate()
-        assert came()
-        terminate()
-        assert came()
+def test_the_signal_sets_a_flag_and_does_nothing_else_before_the_block_ends():
+    reached = []
+    with pytest.raises(Preempted, match="after the last step"), sigterm_raises("after the last step"):
+        with noting_sigterm() as came:
+            assert not came()
+            terminate()
+            assert came()
+            terminate()
+            assert came()
+            reached.append("the end of the block")
+        reached.append("what comes after it")
+    assert reached == ["the end of the block"]
+
+
+def test_a_signal_that_was_acted_on_is_not_raised_again():
+    with sigterm_raises("after the last step"), pytest.raises(Preempted, match="saved at once"):
+        with noting_sigterm() as came:
+            terminate()
+            if came():
+                raise Preempted("saved at once")
 
 
 def test_the_handler_of_before_is_put_back():
@@ -37,12 +50,11 @@ def test_the_handler_of_before_is_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_elsewhere_the_signal_raises_and_a_training_inside_notes_it_first():
+def test_elsewhere_the_signal_raises_also_after_a_training_that_would_have_noted_it():
     with pytest.raises(Preempted, match="told to stop") as caught:
         with sigterm_raises("told to stop"):
             with noting_sigterm() as came:
-                terminate()
-                assert came()
+                assert not came()
             terminate()
     assert caught.value.code == EXIT_PREEMPTED
 

@@ -27,7 +27,7 @@ from toy_models import (
     weights_of,
 )
 
-from ulmfit_pipe.training import checkpoint, resume
+from ulmfit_pipe.training import checkpoint, phases, resume
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
@@ -275,6 +275,30 @@ def test_the_clock_decides_unless_steps_do(tmp_path, accelerator, monkeypatch):
     task = replace(task, objective=Slow(), valid_batches=None, new_metric=None)
     run_phases(model, Plan(plan.phases[2:], plan.groups), task, accelerator=accelerator, options=options)
     assert saved == ["step-00000003", "step-00000006", "step-00000009"]  # of ten steps
+
+
+def test_saving_takes_no_more_than_a_twentieth_of_the_time(tmp_path, accelerator, monkeypatch):
+    now, steps, saved = [0.0], [], []
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+
+    def write(path, *_args, **_options):
+        now[0] += 4.0  # so that 80 seconds have to pass, though 30 were asked for
+        saved.append(int(path.name.removeprefix("step-")))
+
+    class Slow(ClassificationObjective):
+        def __call__(self, *args):
+            now[0] += 5.0  # an epoch has 5 batches, and 3 steps
+            steps.append(1)
+            return super().__call__(*args)
+
+    monkeypatch.setattr(resume.store, "write_checkpoint", write)
+    model, plan, task, _ = classifier()
+    options = TrainingOptions(**OPTIONS, checkpoints=Checkpoints(tmp_path / "run", every_seconds=30.0))
+    task = replace(task, objective=Slow(), valid_batches=None, new_metric=None)
+    phase = replace(plan.phases[2], epochs=8)
+    run_phases(model, Plan((phase,), plan.groups), task, accelerator=accelerator, options=options)
+    assert saved == [4, 14, 24]  # after 35 seconds, and 85 more, and 85 more
+    assert now[0] == 5.0 * len(steps) + 4.0 * len(saved)
 
 
 def test_best_weights_that_did_not_change_are_not_written_again(tmp_path, accelerator):
@@ -579,25 +603,19 @@ def test_a_tensor_may_be_carried_twice(tmp_path, accelerator):
 
 def test_sharded_weights_are_not_kept_and_not_gone_on_with(tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(type(accelerator), "distributed_type", property(lambda _self: DistributedType.FSDP))
-    model, _, _, _ = classifier()
-    said = []
-    judge = SimpleNamespace(history=None, best=None, values=[])
+    said, before = [], signal.getsignal(signal.SIGTERM)
 
     def keeper(**changes):
-        return resume.ProgressKeeper(
-            kept(tmp_path / "run", **changes),
-            model,
-            accelerator,
-            judge,
-            plan={},
-            stop_asked=lambda: True,
-            say=said.append,
-        )
+        options = TrainingOptions(checkpoints=kept(tmp_path / "run", **changes))
+        return phases._keeper(None, None, None, accelerator, options, {}, said.append)
 
-    keeper().after_step(SimpleNamespace(), None, 0)
+    with keeper() as nothing:
+        assert nothing is None
+        assert signal.getsignal(signal.SIGTERM) is before  # nobody would act on a signal that was noted
     assert said == ["no checkpoints are kept under FSDP, whose weights lie in pieces on the processes"]
     with pytest.raises(CheckpointError, match="a training under FSDP cannot be gone on with: its weights lie in piece"):
-        keeper(resume=True)
+        with keeper(resume=True):
+            raise AssertionError
 
 
 def test_the_learner_goes_on_from_its_checkpoints(tmp_path, accelerator):

@@ -14,7 +14,8 @@ from two_process_runs import ORDERS, everything
 
 pytestmark = pytest.mark.two_process
 COMPARED = ["gradual", "gradual, accumulated", "language model", "cached prefix", "no cached prefix"]
-COMPARED += ["batch norm", "batch norm, accumulated", "batch norm of frozen groups", "penalties", "1 x 8", "4 x 2"]
+COMPARED += ["batch norm", "batch norm, accumulated", "batch norm, larger batch", "batch norm of frozen groups"]
+COMPARED += ["penalties", "1 x 8", "4 x 2"]
 COMPARED += [f"{name}, find_unused {find_unused}" for name in ORDERS for find_unused in (False, True)]
 
 
@@ -95,6 +96,23 @@ def test_accumulation_takes_the_steps_of_a_larger_batch_where_nothing_is_taken_o
             assert torch.allclose(in_parts["weights"][key], value, rtol=0, atol=1e-9), key
 
 
+def test_accumulation_comes_close_to_a_larger_batch_where_statistics_are_taken_over_a_batch(one, many):
+    for result in (one, *many):
+        at_once, in_parts = result["batch norm, larger batch"], result["batch norm, accumulated"]
+        assert in_parts["lrs"] == at_once["lrs"]
+        assert in_parts["losses"] != pytest.approx(at_once["losses"], abs=1e-4)
+        assert in_parts["losses"] == pytest.approx(at_once["losses"], rel=0.5)
+
+
+@pytest.mark.parametrize("find_unused", [False, True])
+def test_a_model_wrapped_once_and_thawed_afterwards_does_drift_apart(many, find_unused):
+    first, *others = [result[f"wrapped once, find_unused {find_unused}"] for result in many]
+    for other in others:
+        gaps = {name: float((first[name] - other[name]).abs().max()) for name in first}
+        assert gaps["head.weight"] == 0  # it was trained when the model was wrapped
+        assert max(gaps.values()) > 1e-3, gaps
+
+
 def test_running_statistics_did_move_and_are_those_of_one_process(one, many):
     for name in ("body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"):
         held, moved = one["batch norm"]["weights"][name], one["batch norm of frozen groups"]["weights"][name]
@@ -129,6 +147,12 @@ def test_the_sweep_stops_together_with_the_curve_of_one_process(one, many):
         assert result["sweep"]["losses"] == pytest.approx(one["sweep"]["losses"], rel=1e-6)
         assert result["sweep"]["unchanged"]
     assert len(one["sweep"]["lrs"]) < 60  # it did diverge
+
+
+def test_a_time_limit_ends_all_processes_at_the_same_step(many):
+    steps = {result["time limit"] for result in many}
+    assert len(steps) == 1
+    assert 0 < steps.pop() < 2 * 300 * 3
 
 
 def test_errors_are_raised_on_every_process(many):

@@ -5,6 +5,7 @@ test_several_processes.py.
 """
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,10 +112,31 @@ def sweep(accelerator: Accelerator) -> dict[str, Any]:
     return {"lrs": result.lrs, "losses": result.losses, "unchanged": unchanged}
 
 
-def batch_norm(accelerator: Accelerator, *, accumulation: int = 1, train_norm: bool = False) -> dict[str, Any]:
+def wrapped_once(accelerator: Accelerator, *, find_unused: bool) -> dict[str, torch.Tensor]:
+    """What this package must not do: wrap a model with frozen layers, thaw them afterwards, take three steps."""
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=find_unused)]
+    accelerator = Accelerator(cpu=True, kwargs_handlers=handlers)
+    model = new_model()
+    below_head = [parameter for name, parameter in model.named_parameters() if not name.startswith("head")]
+    for parameter in below_head:
+        parameter.requires_grad_(False)
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for parameter in below_head:
+        parameter.requires_grad_(True)
+    for batch in new_task(12, **shares(accelerator)).train_batches:
+        optimizer.zero_grad()
+        logits = wrapped(input_ids=batch["input_ids"]).logits
+        accelerator.backward(torch.nn.functional.cross_entropy(logits, batch["labels"]))
+        optimizer.step()
+    return weights_of(model)
+
+
+def batch_norm(
+    accelerator: Accelerator, *, accumulation: int = 1, train_norm: bool = False, batch_size: int = 4
+) -> dict[str, Any]:
     """Statistics over batches of 4, 4 and 2 rows; of three processes the last one gets none of the two rows."""
     model = new_model(norm="batch").double()
-    task = new_task(10, **shares(accelerator))
+    task = new_task(10, batch_size=batch_size, **shares(accelerator))
     plan = Plan(tuple(gradual_unfreezing(4, lr=1e-2, final_epochs=2)), tuple(groups_of(model)), train_norm=train_norm)
     options = TrainingOptions(accumulation_steps=accumulation, train_norm=train_norm)
     return result_of(model, run_phases(model, plan, task, accelerator=accelerator, options=options))
@@ -179,6 +201,16 @@ def disagreement(accelerator: Accelerator, *, check: bool = True) -> str:
     except DisagreementError as error:
         return str(error)
     return "no one noticed"
+
+
+def time_limit(accelerator: Accelerator) -> int:
+    """Each process' clock has another time left; all must stop at the same step, or wait for one another for ever."""
+    model = new_model()
+    task = new_task(11, **shares(accelerator))
+    plan = Plan((new_phase(3, name="head", epochs=300), new_phase(*ALL, name="all", epochs=300)), (*groups_of(model),))
+    options = TrainingOptions(deadline=time.monotonic() + 0.4 + 0.4 * accelerator.process_index)
+    history = run_phases(model, plan, task, accelerator=accelerator, options=options, keep_best=False)
+    return len(history.steps)
 
 
 def cached_prefix(accelerator: Accelerator, *, cache: bool) -> dict[str, Any]:
@@ -250,6 +282,7 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         "sweep": sweep(accelerator),
         "batch norm": batch_norm(accelerator),
         "batch norm, accumulated": batch_norm(accelerator, accumulation=2),
+        "batch norm, larger batch": batch_norm(accelerator, batch_size=8),
         "batch norm of frozen groups": batch_norm(accelerator, train_norm=True),
         "recomputed statistics": recomputed_statistics(accelerator),
         "penalties": penalties(accelerator),
@@ -257,10 +290,13 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         "4 x 2": one_step_of_eight(accelerator, accumulation=4),
         "disagreement": disagreement(accelerator),
         "unchecked": disagreement(accelerator, check=False),
+        "time limit": time_limit(accelerator),
         "cached prefix": cached_prefix(accelerator, cache=True),
         "no cached prefix": cached_prefix(accelerator, cache=False),
         "refusals": refusals(accelerator, folder),
     }
+    for find_unused in (False, True):
+        results[f"wrapped once, find_unused {find_unused}"] = wrapped_once(accelerator, find_unused=find_unused)
     for name, trained in ORDERS.items():
         for find_unused in (False, True):
             results[f"{name}, find_unused {find_unused}"] = order(trained, find_unused=find_unused)

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ulmfit_pipe.data.parquet_spans import ParquetSpans
 from ulmfit_pipe.data.table_readers import TableError, TextLines, open_rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK_CHARACTERS = 16_000_000  # a chunk ends early at so much text: memory does not grow with long documents
-PARQUET_BUFFER = 1 << 20  # bytes read ahead of a column; without it Arrow holds a whole row group
 _SPACE = re.compile(r"[ \t\r\n]*")
 _decode_value = json.JSONDecoder().raw_decode
 
@@ -58,7 +58,7 @@ _WHOLE = RowSpan(0, sys.maxsize)
 
 
 class RowStream(Protocol):
-    """A table that gives its rows in chunks, as often as asked."""
+    """A table that gives its rows in chunks, as often as asked; one that is asked for spans in order reads on."""
 
     def columns(self) -> list[str]:
         """Names of the columns, in order."""
@@ -217,6 +217,7 @@ def _after_space(line: str, at: int) -> int:
 class _ParquetStream:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._spans: ParquetSpans | None = None  # kept: the next span may go on from the last one
 
     def columns(self) -> list[str]:
         return self.schema().names
@@ -225,38 +226,15 @@ class _ParquetStream:
         return pq.read_schema(self.path)
 
     def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
+        span = span or _WHOLE
         try:
-            with pq.ParquetFile(self.path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
-                for batch in _batches(file, min(rows, _fitting_rows(file.metadata)), span or _WHOLE):
-                    yield dict(zip(batch.schema.names, batch.columns, strict=True))
+            spans = self._spans = self._spans or ParquetSpans(self.path)
+            fitting = max(1, int(CHUNK_CHARACTERS / max(spans.bytes_of_row, 1)))  # at the width of the widest group
+            for batch in spans.batches(min(rows, fitting), first=span.first, rows=span.rows):
+                yield dict(zip(batch.schema.names, batch.columns, strict=True))
         except (pa.ArrowException, OSError) as error:
+            self._spans = None
             raise TableError(f"{self.path} cannot be read to its end (cut short?): {error}") from error
-
-
-def _batches(file: pq.ParquetFile, size: int, span: RowSpan) -> Iterator[pa.RecordBatch]:
-    """The batches of a span; row groups before it are not read, those after it neither."""
-    sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-    starts = [0, *itertools.accumulate(sizes)]
-    needed = [
-        index
-        for index in range(len(sizes))
-        if starts[index] < span.first + span.rows and starts[index + 1] > span.first
-    ]
-    at = starts[needed[0]] if needed else 0
-    for batch in file.iter_batches(size, row_groups=needed):
-        low, high = max(span.first - at, 0), min(span.first + span.rows - at, batch.num_rows)
-        at += batch.num_rows
-        if low < high:
-            yield batch.slice(low, high - low)
-        if at >= span.first + span.rows:
-            return
-
-
-def _fitting_rows(metadata: pq.FileMetaData) -> int:
-    """Rows that hold about as much as a chunk may, at the width of the widest row group."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    widest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
-    return max(1, int(CHUNK_CHARACTERS / max(widest, 1)))
 
 
 def _pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 LstmState = tuple[torch.Tensor, torch.Tensor]  # (h, c), each (1, batch, hidden)
 
@@ -68,12 +69,15 @@ def drop_vocabulary_rows(embedded: torch.Tensor, input_ids: torch.Tensor, *, voc
     return embedded * row_mask[input_ids]
 
 
-class WeightDropLSTM(nn.Module):
+class WeightDropLSTM(GradientCheckpointingLayer):
     """One LSTM layer (batch first) with dropout on its recurrent weight, drawn once per forward in training.
 
     The parameters are plain and named as in `torch.nn.LSTM`; the dropped weight is a temporary of `forward`, so
-    moving, copying, saving and data-parallel wrapping see nothing unusual.
+    moving, copying, saving and data-parallel wrapping see nothing unusual. Under gradient checkpointing the layer keeps
+    its input and runs again in the backward pass, with the same dropped weight.
     """
+
+    runs_eagerly = True  # a compiler would unroll the layer over time
 
     def __init__(self, input_size: int, hidden_size: int, *, weight_dropout: float) -> None:
         """Take the widths of input and output, and the dropout probability of `weight_hh_l0`."""

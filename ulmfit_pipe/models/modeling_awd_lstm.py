@@ -75,6 +75,7 @@ class AwdLstmPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _input_embed_layer = "embeddings"
+    supports_gradient_checkpointing = True
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, without its progress bar."""
@@ -249,6 +250,8 @@ class AwdLstmForSequenceClassification(AwdLstmPreTrainedModel):
     gradients, so activation memory is bounded (BPT3C, Howard & Ruder 2018, section 3.3). What a document gets does not
     depend on its neighbours in the batch.
     """
+
+    runs_unevenly = True  # as often as the longest document asks for: processes could not wait for one another
 
     def __init__(self, config: AwdLstmConfig) -> None:
         """Build backbone and head from the configuration."""

@@ -68,6 +68,7 @@ class PoolingForSequenceClassification(PreTrainedModel):
     config: PoolingClassifierConfig
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True  # where the backbone does
     _supports_sdpa = True  # the backbone decides for itself
     _supports_flash_attn = True
     _supports_flex_attn = True

@@ -76,7 +76,7 @@ class AblationSettings:
         test_rows: Size of the stratified test sample; null tests on all rows.
         development_rows: Labelled rows set aside to choose rates by; in no subset.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         progress: Show progress bars; null decides by the terminal.
         stage: Everything; only show the variants' phases; or only write the results of the cells there are.
         title: Name of the data; null takes the output folder's name.

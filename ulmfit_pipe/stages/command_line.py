@@ -1,5 +1,6 @@
 """How a recipe ends when something is wrong with what it was given: one line that says what, and exit code 2."""
 
+import contextlib
 import errno
 import os
 import re
@@ -7,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,7 +28,8 @@ def run_recipe(main: Callable[[], None]) -> None:
 
     What this package refuses by a `ValueError` (all its errors about tables, settings, models and checkpoints are), a
     loss that became NaN, and a full disk are told so. Anything else is a fault of the program and keeps its traceback.
-    Of several processes the first that fails says why; the others end too, since they would wait for it for ever.
+    Of several processes only process 0 prints, and the first that fails says why; the others end too, since they would
+    wait for it for ever.
 
     Args:
         main: The recipe; it reads `sys.argv`.
@@ -36,7 +38,7 @@ def run_recipe(main: Callable[[], None]) -> None:
         SystemExit: Code 2 after a mistake, 75 after SIGTERM (what was being trained is saved), 130 after Ctrl-C.
     """
     try:
-        with sigterm_raises(STOPPED):
+        with sigterm_raises(STOPPED), _one_process_prints():
             main()
     except Preempted as stop:
         _end(stop.message, EXIT_PREEMPTED)
@@ -50,6 +52,16 @@ def run_recipe(main: Callable[[], None]) -> None:
         if message is None or os.environ.get(SHOW_TRACEBACK, "") not in ("", "0"):
             raise
         _end(f"error: {message}", USER_ERROR)
+
+
+@contextlib.contextmanager
+def _one_process_prints() -> Iterator[None]:
+    """Drop what processes other than the first print: the same once more. Errors, on the other stream, stay."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -71,7 +71,10 @@ class ImageSettings:
         max_train_images: Use only so many training images, chosen at random by the seed; null takes all.
         seed: Seed of split, weights, dropout, order and augmentation.
         max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
+        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
+        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
@@ -95,6 +98,9 @@ class ImageSettings:
     seed: int = 0
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     progress: bool | None = None
     resume: bool = False
     checkpoint_seconds: float | None = 60.0
@@ -139,6 +145,9 @@ def run_image_pipeline(
         preset="fastai",
         seed=settings.seed,
         mixed_precision=settings.mixed_precision,
+        tf32=settings.tf32,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        compile=settings.compile,
         progress=settings.progress,
         resume=settings.resume,
         checkpoint_seconds=settings.checkpoint_seconds,

@@ -46,7 +46,10 @@ class LanguageModelJob:
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long; null for no limit.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
+        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
+        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
@@ -66,6 +69,9 @@ class LanguageModelJob:
     seed: int = 0
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     progress: bool | None = None
     resume: bool = False
     checkpoint_seconds: float | None = 60.0
@@ -93,7 +99,10 @@ class ClassifierJob:
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long; null for no limit.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
+        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
+        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
@@ -117,6 +126,9 @@ class ClassifierJob:
     seed: int = 0
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     progress: bool | None = None
     resume: bool = False
     checkpoint_seconds: float | None = 60.0
@@ -171,6 +183,9 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
         preset=job.preset,
         seed=job.seed,
         mixed_precision=job.mixed_precision,
+        tf32=job.tf32,
+        gradient_checkpointing=job.gradient_checkpointing,
+        compile=job.compile,
         progress=job.progress,
         deadline=deadline_after(job.max_seconds),
         resume=job.resume,

@@ -83,7 +83,7 @@ class LowShotSettings:
         scratch_epochs: Epochs of scratch, one number a size; null gives it those of all the method's phases.
         scratch_factors: Times the rate of scratch, the rates to choose from; a single one chooses nothing.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         progress: Show progress bars; null decides by the terminal.
         stage: Everything; the language models only; or only the results of the cells there are.
         score: Test rows; or development rows, to choose settings by (then all is in OUTPUT_DIR/development).

@@ -52,7 +52,10 @@ class PipelineSettings:
             for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
+        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
+        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         ensemble: Train a forward and a backward AWD-LSTM and average them.
         model_backward: Pretrained backward language model, for the ensemble; the built-in forward model brings its own.
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
@@ -83,6 +86,9 @@ class PipelineSettings:
     seed: int = 0
     max_seconds: float | None = None
     mixed_precision: Precision = "no"
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     ensemble: bool = False
     model_backward: str | None = None
     fine_tune_language_model: bool = True
@@ -124,6 +130,9 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         preset=settings.preset,
         seed=settings.seed,
         mixed_precision=settings.mixed_precision,
+        tf32=settings.tf32,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        compile=settings.compile,
         progress=settings.progress,
         resume=settings.resume,
         checkpoint_seconds=settings.checkpoint_seconds,

@@ -46,7 +46,7 @@ class PredictFileSettings:
         all_scores: Add a column score_LABEL for every label.
         empty_text: error names the first row without text before anything is predicted; skip leaves its label empty.
         chunk_rows: Rows held in memory at a time.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         progress: Show a progress bar; null decides by the terminal.
     """
 
@@ -71,7 +71,8 @@ class PredictSummary:
     Attributes:
         rows: Rows written, those without text too.
         skipped: Rows without text, whose label is empty.
-        seconds: Time for reading, predicting and writing.
+        seconds: Time of it all: loading the model, checking the rows, predicting and writing them.
+        predicting: Time from the first row that was predicted to the last one written, by all processes.
         labels: How often each label was given, in the model's order.
         output_file: Where the rows lie: a file, or a folder of parts.
         done_before: Rows among them that an earlier start had finished.
@@ -80,6 +81,7 @@ class PredictSummary:
     rows: int
     skipped: int
     seconds: float
+    predicting: float
     labels: dict[str, int]
     output_file: Path
     done_before: int = 0
@@ -89,9 +91,10 @@ class PredictSummary:
         counts = ", ".join(f"{name} {count:,}" for name, count in self.labels.items() if count)
         empty = f", {self.skipped:,} of them without text" if self.skipped else ""
         before = f", {self.done_before:,} of them finished before" if self.done_before else ""
-        speed = (self.rows - self.done_before) / max(self.seconds, 1e-9)
+        speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
         return (
-            f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({speed:,.0f} a second)\n"
+            f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({self.predicting:.2f} s predicting, "
+            f"{speed:,.0f} a second)\n"
             f"labels: {counts or 'none'}\nwritten to {self.output_file}"
         )
 
@@ -125,15 +128,18 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     shown = sys.stderr.isatty() if context.progress is None else context.progress
     if settings.output_dir is None:
         rows, before = _count_rows(opened[0], settings), 0
+        began = time.perf_counter()
         counts = _predict_one(settings, sources[0], place, predictor, context=context, total=rows, shown=shown)
+        predicting = time.perf_counter() - began
     else:
         job = ShardedJob(settings, sources, predictor, context)
         rows, counts, before = job.run(shown=shown)
+        predicting = job.predicting
         if target is not None:
             job.join(target)
     skipped = counts.pop(None, 0)
     labels = {name: counts[name] for name in predictor.label_names}
-    return PredictSummary(rows, skipped, time.perf_counter() - started, labels, place, before)
+    return PredictSummary(rows, skipped, time.perf_counter() - started, predicting, labels, place, before)
 
 
 def _predict_one(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ulmfit_pipe.data.row_streams import open_stream, open_writer
+from ulmfit_pipe.data.row_streams import RowStream, open_stream, open_writer
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.document_reading import describe_cut
 from ulmfit_pipe.stages.in_step import ProcessError, describe, run_in_step
@@ -45,6 +45,9 @@ class ShardedJob:
         predictor: The model.
         context: Processes, and where news goes.
 
+    Attributes:
+        predicting: Seconds that all processes took for the parts that were not there.
+
     Raises:
         ValueError: Input or output files are of several kinds, or lie in the folder of parts.
     """
@@ -58,6 +61,8 @@ class ShardedJob:
         self.accelerator = context.accelerator
         self.manifest: dict[str, Any] = {}
         self.parts: list[Part] = []
+        self.predicting = 0.0
+        self._stream: tuple[int, RowStream] | None = None  # the last part's input, by its number
 
     def run(self, *, shown: bool) -> tuple[int, Counts, int]:
         """Predict the parts that are not there; return all rows, the counts of labels, and rows finished before.
@@ -72,12 +77,14 @@ class ShardedJob:
         self.parts = [_part_of(entry) for entry in self.manifest["parts"]]
         self.columns = self._new_columns()
         run_in_step(self.accelerator, self._checked_parts(is_old))
-        pending = self._missing()
+        pending = self._agreed_missing()
         run_in_step(self.accelerator, self._opened(pending))
         if pending or not self.manifest["finished"]:
+            began = time.perf_counter()
             with self._telling_others():
                 self._predict(pending, shown=shown)
                 self._finish()
+            self.predicting = time.perf_counter() - began
         else:
             self.context.tell(f"every part is there already, in {self.folder.path}")
             self._clear_records()  # of a process that was killed as it finished
@@ -140,6 +147,17 @@ class ShardedJob:
         if len(pending) < len(self.parts) and pending:
             self.context.tell(f"{len(self.parts) - len(pending)} of {len(self.parts)} parts are there already")
 
+    def _agreed_missing(self) -> list[Part]:
+        """Return the parts that any process misses: a shared disk may show a change to one machine before another."""
+
+        def listed() -> Generator[None, None, list[str]]:
+            yield from ()
+            return [part.file for part in self._missing()]
+
+        found = run_in_step(self.accelerator, listed())
+        missing = {file for files in found for file in files}
+        return [part for part in self.parts if part.file in missing]
+
     def _missing(self) -> list[Part]:
         there = {file.name for file in self.folder.path.glob("*")}
         return [part for part in self.parts if part.file not in there]
@@ -160,7 +178,9 @@ class ShardedJob:
 
     def _predict_part(self, part: Part) -> None:
         source, suffix = self.sources[part.input - 1], self.planner.suffix
-        stream = open_stream(source, columns=self.manifest["columns"])
+        if self._stream is None or self._stream[0] != part.input:  # parts of one input read on where the last one ended
+            self._stream = part.input, open_stream(source, columns=self.manifest["columns"])
+        _, stream = self._stream
         schema = self.columns.schema(schema_of_text(self.manifest["schema"]))
         counts: Counts = Counter()
         cut, done, facts = self.predictor.cut_texts, 0, dict[str, Any]()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -16,9 +15,10 @@ from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset
 from ulmfit_pipe.stages.setting_checks import check_whole, settings_that_count
 from ulmfit_pipe.training.accelerate_trackers import check_report_to
 from ulmfit_pipe.training.launch import new_accelerator
+from ulmfit_pipe.training.precision import tf32_note
 from ulmfit_pipe.training.records import TrainingOptions
 
-Precision = Literal["no", "fp16", "bf16"]
+Precision = Literal["no", "fp16", "bf16", "fp8"]
 
 
 @dataclass
@@ -28,7 +28,10 @@ class RunContext:
     Attributes:
         preset: Name of the recipe; ``auto`` is settled by the model (`for_model`).
         seed: Seed of weights, dropout and data order.
-        mixed_precision: ``no``, ``fp16`` or ``bf16``.
+        mixed_precision: ``no``, ``bf16``, ``fp16`` or ``fp8``.
+        tf32: Train in TF32 on NVIDIA GPUs, or not; None leaves it to torch.
+        gradient_checkpointing: Run layers again in the backward pass, for less memory.
+        compile: Compile the model for each phase.
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
         resume: Go on with an unfinished stage from its last checkpoint, instead of beginning it anew.
@@ -41,6 +44,9 @@ class RunContext:
     preset: str = "auto"
     seed: int = 0
     mixed_precision: Precision = "no"
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     progress: bool | None = None
     deadline: float | None = None
     resume: bool = False
@@ -83,15 +89,12 @@ class RunContext:
         """Device, precision and processes, made when first needed.
 
         Raises:
-            ValueError: fp16 is asked for without a GPU.
+            ValueError: The machine cannot compute in the precision asked for.
         """
         if self._accelerator is None:
-            if self.mixed_precision == "fp16" and not torch.cuda.is_available():
-                raise ValueError(
-                    "mixed_precision 'fp16' needs a GPU (on a CPU it would silently compute in float32); "
-                    "use 'bf16' or 'no'"
-                )
             self._accelerator = new_accelerator(mixed_precision=self.mixed_precision, say=self.say)
+            if line := tf32_note(self.tf32, self._accelerator.device):
+                self.tell(line)
         return self._accelerator
 
     def start(self) -> None:
@@ -118,6 +121,8 @@ class RunContext:
             "seed": self.seed,
             "mixed_precision": self.mixed_precision,
             "data": data,
+            **({} if self.tf32 is None else {"tf32": self.tf32}),
+            **({"compile": True} if self.compile else {}),
         }
 
     def shares(self) -> dict[str, int]:
@@ -135,6 +140,9 @@ class RunContext:
             "train_norm": self.recipe.train_norm,
             "progress": self.progress,
             "deadline": self.deadline,
+            "tf32": self.tf32,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "compile": self.compile,
         }
         numbers.update({name: value for name, value in changes.items() if value is not None})
         return TrainingOptions(**numbers)

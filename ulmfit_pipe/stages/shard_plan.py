@@ -128,9 +128,10 @@ class ShardPlanner:
         before, now = len(found["identity"]["inputs"]), len(identity["inputs"])
         changed = [self._named(line) for line in differences(found["identity"], identity)]
         if before != now:
-            changed = [line for line in changed if not line.startswith("inputs")] + [
-                f"inputs ({before} there, {now} now)"
-            ]
+            others = [str(source) for source in self.sources if str(source) not in found["inputs"]]
+            new = f"; {others[0]} was not among them" if others else ""
+            changed = [line for line in changed if not line.startswith("inputs")]
+            changed.append(f"inputs ({before} there, {now} now{new})")
         if changed:
             raise ArtifactError(
                 f"{self.folder} holds the parts of another prediction; it differs in {', '.join(changed)}. Choose "

@@ -76,7 +76,7 @@ class TransferabilitySettings:
         max_length: Cut texts to so many tokens; null reads them whole.
         block_groups: Bundle a text transformer's blocks into so many layer groups; null makes each block one.
         preset: Recipe of the optimizer for texts; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, or fp16 (GPU only).
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         progress: Show progress bars; null decides by the terminal.
         title: Name of the data; null takes the sample's or the folder's name.
         figure: The picture's file; null takes transferability.png in the output folder.

@@ -89,6 +89,9 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     recover_folder(path)
+    for kind in ("tmp", "old") if path.exists() else ("tmp",):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.{kind}"):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed while it wrote
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()

@@ -9,6 +9,7 @@ Source: the idea is fastai 0.7's ``precompute`` and AutoFreeze's caching (Liu et
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,11 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ulmfit_pipe.training.activation_store import ActivationStore, StoreFullError
-from ulmfit_pipe.training.batch_rows import ROW, Batch, PrefixError, about_equal, picked
+from ulmfit_pipe.training.batch_rows import ROW, Batch, PrefixError, about_equal, is_filler, picked
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.objectives import Objective, ObjectiveOutput
 from ulmfit_pipe.training.prefix_boundary import Cut, find_cut, frozen_below, left_as_found
+from ulmfit_pipe.training.processes import to_device
 from ulmfit_pipe.training.records import Batches, Phase, Task, TrainingOptions
+from ulmfit_pipe.training.sharding import wants_pieces
 from ulmfit_pipe.training.tensor_trees import Place
 
 GIB = 2**30
@@ -96,6 +99,25 @@ class CachedObjective:
             self._give_up(error)
             return self.objective(model, batch, carry) if output is None else output
         return self._from_kept(model, batch, values)
+
+    def keep_again(self, batch: Batch, *, training: bool) -> None:
+        """Keep what is new of a batch that was run before, bit for bit as it was kept then; nothing else changes."""
+        if not self.kept[training] or ROW not in batch:
+            return
+        rows = [(training, row) for row in batch[ROW].tolist()]
+        new = [place for place, row in enumerate(rows) if row not in self.store]
+        if not new:
+            return
+        whole = len(new) == len(rows)
+
+        def fill(bare: nn.Module) -> None:
+            with torch.set_grad_enabled(training and whole):  # as it was: torch may compute otherwise without
+                self._fill(bare, batch if whole else picked(batch, new), [rows[place] for place in new])
+
+        try:
+            self.trial(fill)
+        except (PrefixError, StoreFullError) as error:
+            self._give_up(error)
 
     def _watched(self, model: nn.Module, batch: Batch) -> tuple[ObjectiveOutput, Pieces]:
         """Run the whole model and note what crosses the boundary; a batch may be read in pieces."""
@@ -208,6 +230,29 @@ def cached_prefix(
         cached.store.close()
 
 
+def keep_again(task: Task, phase: Phase, *, upto: tuple[int, int], first_epoch: int, accelerator: Accelerator) -> None:
+    """Keep the rows that a phase had kept when it was killed, so that it goes on with the very same numbers.
+
+    Args:
+        task: The phase's task, as `cached_prefix` gives it; where it keeps nothing, nothing is done.
+        phase: The phase.
+        upto: The epoch that is gone on with, and how many of its batches are done.
+        first_epoch: Number that the phase's epoch 0 has for the data's order.
+        accelerator: Where batches go.
+    """
+    cached, (present, done) = task.objective, upto
+    if not isinstance(cached, CachedObjective):
+        return
+    for epoch in range(phase.start_epoch, present + 1):
+        task.train_batches.set_epoch(first_epoch + epoch)
+        trained = itertools.islice(task.train_batches, done if epoch == present else None)
+        validated = task.valid_batches if epoch < present and task.valid_batches is not None else ()
+        for batches, training in ((trained, True), (validated, False)):
+            for batch in batches:
+                if not is_filler(batch):
+                    cached.keep_again(to_device(batch, accelerator), training=training)
+
+
 def _cached(
     model: nn.Module,
     groups: Sequence[LayerGroup],
@@ -230,6 +275,7 @@ def _cached(
         return find_cut(model, groups, batch, lambda rows: task.objective(model, rows, None), options=options)
 
     try:
+        _check_alone(accelerator, options)
         _check_worth(below, phase, task)
         cut = trial(find)
     except PrefixError as error:
@@ -245,6 +291,16 @@ def _cached(
 
 def _fixed(batches: Batches | None) -> bool:
     return bool(getattr(batches, "fixed_rows", False))
+
+
+def _check_alone(accelerator: Accelerator, options: TrainingOptions) -> None:
+    """Raise where something else changes how the model's layers are run."""
+    if options.gradient_checkpointing:
+        raise PrefixError("gradient_checkpointing runs layers again, when what was kept is no longer put into them")
+    if options.compile:
+        raise PrefixError("the model is compiled (compile), and compiled code cannot leave its frozen part out")
+    if wants_pieces(accelerator, options):
+        raise PrefixError("the weights lie in pieces on the processes, which must run all layers equally often")
 
 
 def _check_worth(below: Sequence[LayerGroup], phase: Phase, task: Task) -> None:

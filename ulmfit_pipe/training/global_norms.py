@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ulmfit_pipe.training.objectives import ClassificationObjective, Objective
+
 MARK = "global_batch"  # attribute of a norm that is over all processes; heads ask for it before they count their rows
 
 
@@ -66,20 +68,26 @@ def batch_norms_of(model: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def accumulation_note(model: nn.Module, accumulation_steps: int) -> str:
+def accumulation_note(model: nn.Module, objective: Objective, accumulation_steps: int) -> str:
     """Return a line that says where accumulation is not the same as a larger batch, or nothing where it is.
 
     Args:
         model: The bare model.
+        objective: What is minimized; AR and TAR over whole texts are means over a micro-batch's tokens.
         accumulation_steps: Micro-batches an optimizer step.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    if accumulation_steps == 1 or not names:
+    reasons = []
+    if names:
+        shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        reasons.append(f"batch norm ({shown}) takes its statistics over one micro-batch")
+    if isinstance(objective, ClassificationObjective) and (objective.alpha or objective.beta):
+        reasons.append("AR and TAR are means over the tokens of one micro-batch")
+    if accumulation_steps == 1 or not reasons:
         return ""
-    shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     return (
-        f"accumulation_steps {accumulation_steps}: batch norm ({shown}) takes its statistics over one micro-batch, so "
-        f"this is close to, but not the same as, a batch {accumulation_steps} times as large"
+        f"accumulation_steps {accumulation_steps}: {' and '.join(reasons)}, so this is close to, but not the same as, "
+        f"a batch {accumulation_steps} times as large"
     )
 
 

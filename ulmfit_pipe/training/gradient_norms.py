@@ -38,8 +38,9 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
     for parameter_group in optimizer.param_groups:
         parameters[parameter_group["layer_group"]].extend(parameter_group["params"])
     gradients = [[one.grad for one in own if one.grad is not None] for own in parameters]
-    whole = [_norm([one for one in own if not _in_pieces(one)]) for own in gradients]
-    pieces = [_norm([_own_piece(one) for one in own if _in_pieces(one)]) for own in gradients]
+    device = accelerator.device
+    whole = [_norm([one for one in own if not _in_pieces(one)], device) for own in gradients]
+    pieces = [_norm([_own_piece(one) for one in own if _in_pieces(one)], device) for own in gradients]
     squares = torch.stack([*whole, *pieces]).cpu().double().square().reshape(2, len(groups))
     of_pieces = torch.cat([squares[1], torch.tensor([float(len(own)) for own in gradients], dtype=torch.float64)])
     if any(_in_pieces(one) for own in parameters for one in own):  # the same on all processes
@@ -54,8 +55,9 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
     return {"grad_norm": math.sqrt(sum(total)) / scale, **norms}
 
 
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.get_total_norm(tensors)
+def _norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the norm of all together on the device, where torch would leave that of none on the CPU."""
+    return torch.nn.utils.get_total_norm(tensors).to(device) if tensors else torch.zeros((), device=device)
 
 
 def _in_pieces(tensor: Tensor) -> bool:

@@ -1,9 +1,13 @@
-"""What a run of phases did, and its table."""
+"""What a run of phases did, its table, and who judges what was best."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ulmfit_pipe.training.records import EpochRecord, StepRecord
+from torch import nn
+
+from ulmfit_pipe.training.checkpoint import BestWeights
+from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord
 from ulmfit_pipe.training.text_tables import Report, format_table
 
 
@@ -45,3 +49,47 @@ class History:
                 )
             )
         return Report(format_table(rows))
+
+
+class Judge:
+    """Keeps the history and the best weights over all phases, and says when a phase has run dry.
+
+    Args:
+        model: The bare model.
+        monitor: Validation metric that decides what is best.
+        judged: Whether there is validation data.
+        keeps: Whether the best weights are asked for by anyone.
+    """
+
+    def __init__(self, model: nn.Module, monitor: str, *, judged: bool, keeps: bool) -> None:
+        self.model = model
+        self.history = History()
+        self.best = BestWeights(monitor)
+        self.judged = judged
+        self.keeps = keeps  # without anyone to restore them, the weights are not copied
+        self.values: list[float] = []
+
+    def start(self, phase: Phase) -> None:
+        """Begin a phase, from the best weights so far where it asks for them."""
+        if phase.from_best:
+            self.best.restore(self.model)
+        self.values = []
+
+    def after_epoch(self, record: EpochRecord, phase: Phase, on_epoch: Callable[[EpochRecord], None] | None) -> bool:
+        """Enter an epoch, and return whether its phase has lost patience."""
+        self.history.epochs.append(record)
+        if on_epoch is not None:
+            on_epoch(record)
+        if not self.judged:
+            return False
+        if self.keeps:
+            self.best.offer(record, self.model)
+        self.values.append(self.best.value(record))
+        since_best = len(self.values) - 1 - self.values.index(max(self.values))
+        return phase.patience is not None and since_best >= phase.patience
+
+    def restore_best(self) -> None:
+        """Put the best weights into the model, and say in the history whose they are."""
+        if self.judged:
+            self.best.restore(self.model)
+            self.history.best = self.best.record

@@ -2,8 +2,9 @@
 
 Two traps are caught here. `accelerate launch --cpu --num_processes 2` (accelerate 1.15) starts one process and says
 nothing. And under torchrun on a machine without a GPU a plain `Accelerator()` makes every process a run of its own, all
-of them the main one, writing into the same folder. What works: ``torchrun --nproc_per_node 2 RECIPE ...`` on CPUs and
-GPUs alike, and ``accelerate launch --num_processes 2 RECIPE ...`` on GPUs.
+of them the main one, writing into the same folder. What works on CPUs and GPUs alike: ``torchrun --nproc_per_node 2
+RECIPE ...``, and ``accelerate launch --multi_gpu --num_processes 2 RECIPE ...``, which starts all processes even where
+there is no GPU.
 """
 
 import os
@@ -14,9 +15,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from ulmfit_pipe.training.precision import check_precision, refuse_silent_float32
 
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
 OF_ACCELERATE_LAUNCH = "ACCELERATE_MIXED_PRECISION"  # environment variable that each of its launchers sets
+OF_FSDP = "ACCELERATE_USE_FSDP"  # set to true where its configuration asks for FSDP
 OF_SEVERAL = "MASTER_ADDR"  # and this one where more than one process was asked for
 ADVICE = "torchrun --nproc_per_node {count} RECIPE.py ... starts {count} on this machine, on CPUs too"
 
@@ -29,13 +34,15 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
     """Make an `Accelerator` that has all processes the launcher started, on CPUs too.
 
     Args:
-        say: Told that fewer processes were started than asked for.
+        say: Told, on the main process, what the launcher asked for and does not get.
         **options: As `Accelerator` takes them.
 
     Raises:
         LaunchError: The launcher started several processes, and they did not find one another.
+        ValueError: The machine cannot compute in the precision asked for.
     """
     started = started_processes()
+    check_precision(options.get("mixed_precision") or os.environ.get(OF_ACCELERATE_LAUNCH) or "no")
     if started > 1 and not _has_gpu():
         options["cpu"] = True  # without it accelerate 1.15 makes each process a run of its own
     accelerator = Accelerator(**options)
@@ -44,9 +51,31 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
             f"the launcher started {started} processes, but each of them would train alone and write into the same "
             f"folder; {ADVICE.format(count=started)}"
         )
-    if say is not None and (line := missing_processes()):
-        say(line)
+    refuse_silent_float32(accelerator)
+    if say is not None and accelerator.is_main_process:
+        for line in (missing_processes(), _other_precision(accelerator), _unsharded(accelerator)):
+            if line:
+                say(line)
     return accelerator
+
+
+def _other_precision(accelerator: Accelerator) -> str:
+    asked = os.environ.get(OF_ACCELERATE_LAUNCH, "no")
+    if asked in ("no", accelerator.mixed_precision):
+        return ""
+    return (
+        f"accelerate launch was asked for mixed_precision {asked!r}, this run for {accelerator.mixed_precision!r}, "
+        f"which counts; to change it give the recipe --mixed_precision {asked}"
+    )
+
+
+def _unsharded(accelerator: Accelerator) -> str:
+    if os.environ.get(OF_FSDP, "").lower() != "true" or accelerator.distributed_type == DistributedType.FSDP:
+        return ""
+    return (
+        "accelerate launch was asked for FSDP, which Accelerate has on several GPUs only: every process keeps the "
+        "whole model. The result is the same"
+    )
 
 
 def _has_gpu() -> bool:

@@ -273,7 +273,7 @@ class Learner:
             }
 
         part_random_streams(self.accelerator)
-        if note := accumulation_note(self.model, self.options.accumulation_steps):
+        if note := accumulation_note(self.model, self.task.objective, self.options.accumulation_steps):
             self.say(note)
         history = run_phases(
             self.model,

@@ -1,14 +1,13 @@
 """The training loop: a step, an epoch, an evaluation, and the whole of one phase.
 
-The only file that hands anything to ``accelerator.prepare``. One phase is one prepare: data-parallel wrappers do not
-see parameters that are unfrozen after wrapping, so each phase wraps the bare model afresh. Losses are summed and
-divided once by the count over all processes and micro-batches, so that 1 and N processes take the same step.
+One phase is one prepare (`wrapping`): what is frozen changes between phases only. Losses are summed and divided once
+by the count over all processes and micro-batches, so that 1 and N processes take the same step.
 """
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -21,12 +20,11 @@ from ulmfit_pipe.training.agreement import check_agreement
 from ulmfit_pipe.training.batch_rows import is_filler
 from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
 from ulmfit_pipe.training.events import RunLog
-from ulmfit_pipe.training.frozen_prefix import cached_prefix
-from ulmfit_pipe.training.global_norms import global_batch_norms, uncounted_rows
+from ulmfit_pipe.training.frozen_prefix import cached_prefix, keep_again
+from ulmfit_pipe.training.global_norms import uncounted_rows
 from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, set_trainable, train_mode
 from ulmfit_pipe.training.objectives import Batch, Objective, ObjectiveOutput
 from ulmfit_pipe.training.optim import build_optimizer, set_schedule_point
-from ulmfit_pipe.training.process_memory import keep_freed_memory
 from ulmfit_pipe.training.processes import reduce_sum, time_used, to_device
 from ulmfit_pipe.training.progress_bar import progress_bar, size_of, unit_of
 from ulmfit_pipe.training.records import (
@@ -41,6 +39,8 @@ from ulmfit_pipe.training.records import (
 )
 from ulmfit_pipe.training.resume import ProgressKeeper
 from ulmfit_pipe.training.schedules import Schedule
+from ulmfit_pipe.training.sharding import AfterEpoch, brought_together, phase_model, whole_norm
+from ulmfit_pipe.training.wrapping import prepared
 
 
 class NonFiniteLossError(RuntimeError):
@@ -74,37 +74,6 @@ class Run:
         """Return the learning rate of each layer group, 0 where it is frozen."""
         rates = {group["layer_group"]: float(group["lr"]) for group in self.optimizer.param_groups}
         return tuple(0.0 if frozen else rates[index] for index, frozen in enumerate(self.frozen))
-
-
-@contextlib.contextmanager
-def prepared(
-    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
-) -> Iterator[tuple[nn.Module, Any]]:
-    """Wrap a bare model and its optimizer for one phase, and take every wrapper off again.
-
-    The bare model's own ``forward`` is put back by hand: accelerate's unwrapping also strips decorators that belong
-    to the model, and leaves a mark by which the next phase would go without mixed precision.
-
-    Raises:
-        ValueError: The accelerator accumulates gradients itself, which would scale them twice.
-    """
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
-            f"the Accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps!r}; make it "
-            "without and set accumulation_steps of TrainingOptions instead"
-        )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    own_forward = model.__dict__.get("forward")
-    try:
-        with global_batch_norms(model, accelerator):
-            yield accelerator.prepare(model, optimizer)
-    finally:
-        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            model.__dict__.pop(name, None)
-        if own_forward is not None:
-            model.forward = own_forward
-        accelerator.free_memory()
 
 
 def share_running_statistics(run: Run) -> None:
@@ -151,7 +120,7 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     if run.log is not None:
         run.log.note_gradients(run)
     if run.options.max_grad_norm is not None:
-        norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.options.max_grad_norm))
+        norm = whole_norm(accelerator.clip_grad_norm_(run.model.parameters(), run.options.max_grad_norm))
         if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
             _stop(run, f"the gradient's norm became {norm}", statistics)
     run.optimizer.step()
@@ -247,14 +216,8 @@ def train_epoch(
                 run.optimizer, schedule.factor(point, total_steps), schedule.momentum(point, total_steps)
             )
             loss, step_count, state.carry = train_step(run, window, state.carry)
-            lrs = run.current_lrs()
-            run.steps.append(StepRecord(run.step, loss, lrs))
-            # a step that mixed precision skipped for an overflow does not move the schedule
-            run.step += 0 if run.accelerator.optimizer_step_was_skipped else 1
-            state.batch += len(window)
-            state.loss_sum, state.count = state.loss_sum + loss * step_count, state.count + step_count
-            state.items += sum(size_of(batch) for batch in window if not is_filler(batch))
-            state.seconds = time.perf_counter() - started
+            _note_step(run, window, state, loss=loss, count=step_count)
+            state.seconds, lrs = time.perf_counter() - started, run.steps[-1].lrs
             speed = f"{state.items * run.accelerator.num_processes / state.seconds:,.0f} {unit_of(window[0])}/s"
             bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {speed}", refresh=False)
             bar.update()
@@ -268,6 +231,16 @@ def train_epoch(
     return (state.loss_sum / state.count if state.count else math.nan), total_items / seconds
 
 
+def _note_step(run: Run, window: Sequence[Batch], state: EpochState, *, loss: float, count: float) -> None:
+    """Enter a step into the run's records and the sums of its epoch."""
+    run.steps.append(StepRecord(run.step, loss, run.current_lrs()))
+    # a step that mixed precision skipped for an overflow does not move the schedule
+    run.step += 0 if run.accelerator.optimizer_step_was_skipped else 1
+    state.batch += len(window)
+    state.loss_sum, state.count = state.loss_sum + loss * count, state.count + count
+    state.items += sum(size_of(batch) for batch in window if not is_filler(batch))
+
+
 def evaluate(
     model: nn.Module, batches: Batches, objective: Objective, metric: Metric, accelerator: Accelerator
 ) -> dict[str, float]:
@@ -279,7 +252,7 @@ def evaluate(
     model = model.module if isinstance(model, DistributedDataParallel) else model
     model.eval()
     carry = None
-    with torch.no_grad(), accelerator.autocast():
+    with torch.no_grad(), accelerator.autocast(), brought_together(model):
         for batch in batches:
             if is_filler(batch):
                 continue
@@ -299,7 +272,7 @@ def fit(
     accelerator: Accelerator,
     options: TrainingOptions,
     first_epoch: int = 0,
-    on_epoch: Callable[[EpochRecord], bool] | None = None,
+    on_epoch: AfterEpoch = None,
     say: Callable[[str], None] | None = None,
     keeper: ProgressKeeper | None = None,
     log: RunLog | None = None,
@@ -307,7 +280,8 @@ def fit(
     """Train one phase: freeze, build the optimizer, prepare once, run the epochs, unwrap.
 
     Args:
-        model: The bare model, on any device; it ends on the accelerator's, in evaluation mode.
+        model: The bare model, on any device; it ends in evaluation mode on the accelerator's, or where its weights are
+            trained in pieces (`sharding`) on the CPU.
         groups: Its layer groups.
         phase: What to train, how fast and for how long.
         task: Data and objective.
@@ -323,45 +297,55 @@ def fit(
         One record for each epoch that ended in this call, and one for each step.
     """
     set_trainable(groups, phase.trainable, train_norm=options.train_norm)
-    model.to(accelerator.device)
-    optimizer = build_optimizer(
-        groups,
-        phase.lrs,
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-        eps=options.eps,
-        decoupled=options.decoupled,
-    )
-    optimizer.zero_grad(set_to_none=True)  # whatever gradients were left on the model
     steps = count_steps(task.train_batches, phase.epochs, options.accumulation_steps, first_epoch=first_epoch)
-    records: list[EpochRecord] = []
-    with (
-        prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer),
-        cached_prefix(model, groups, phase, task, accelerator=accelerator, options=options, say=say) as task,
-    ):
-        run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options, keeper, log)
-        run.step = sum(steps[: phase.start_epoch])
-        first, state = phase.start_epoch, EpochState()
-        if keeper is not None:
-            first, state = keeper.enter_phase(run, steps, first)
-        if log is not None:
-            log.enter_phase(phase, run, state)
-        for epoch in range(first, phase.epochs):
-            task.train_batches.set_epoch(first_epoch + epoch)
-            records.append(_fit_epoch(run, phase, task, epoch=epoch, total_steps=sum(steps), state=state))
-            state = EpochState()
-            if log is not None:
-                log.after_epoch(run, records[-1])
-            ended = on_epoch is not None and on_epoch(records[-1])
-            ended = ended or epoch + 1 == phase.epochs or time_used(accelerator, options, started=run.started) >= 1
-            if keeper is not None:
-                keeper.after_epoch(run, epoch + 1, ended=ended)
-            if ended:
-                break
+    with phase_model(model, groups, accelerator, options) as own:
+        optimizer = build_optimizer(
+            own.groups,
+            phase.lrs,
+            weight_decay=options.weight_decay,
+            betas=options.betas,
+            eps=options.eps,
+            decoupled=options.decoupled,
+        )
+        optimizer.zero_grad(set_to_none=True)  # whatever gradients were left on the model
+        with (
+            prepared(own.model, optimizer, accelerator, options) as (wrapped, wrapped_optimizer),
+            cached_prefix(model, groups, phase, task, accelerator=accelerator, options=options, say=say) as task,
+        ):
+            run = Run(wrapped, own.groups, wrapped_optimizer, task.objective, accelerator, options, keeper, log)
+            after = own.after(on_epoch)
+            records = _fit_epochs(run, phase, task, steps=steps, first_epoch=first_epoch, on_epoch=after)
     model.eval()
     if options.check_agreement:
         check_agreement(model, accelerator, where=f"after phase {phase.name!r}")
     return records, run.steps
+
+
+def _fit_epochs(
+    run: Run, phase: Phase, task: Task, *, steps: Sequence[int], first_epoch: int, on_epoch: AfterEpoch
+) -> list[EpochRecord]:
+    """Train the epochs of a phase, or what a checkpoint has left of them."""
+    run.step = sum(steps[: phase.start_epoch])
+    first, state = phase.start_epoch, EpochState()
+    if run.keeper is not None:
+        first, state = run.keeper.enter_phase(run, steps, first)
+        keep_again(task, phase, upto=(first, state.batch), first_epoch=first_epoch, accelerator=run.accelerator)
+    if run.log is not None:
+        run.log.enter_phase(phase, run, state)
+    records: list[EpochRecord] = []
+    for epoch in range(first, phase.epochs):
+        task.train_batches.set_epoch(first_epoch + epoch)
+        records.append(_fit_epoch(run, phase, task, epoch=epoch, total_steps=sum(steps), state=state))
+        state = EpochState()
+        if run.log is not None:
+            run.log.after_epoch(run, records[-1])
+        ended = on_epoch is not None and on_epoch(records[-1])
+        ended = ended or epoch + 1 == phase.epochs or time_used(run.accelerator, run.options, started=run.started) >= 1
+        if run.keeper is not None:
+            run.keeper.after_epoch(run, epoch + 1, ended=ended)
+        if ended:
+            break
+    return records
 
 
 def _fit_epoch(run: Run, phase: Phase, task: Task, *, epoch: int, total_steps: int, state: EpochState) -> EpochRecord:

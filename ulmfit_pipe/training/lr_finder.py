@@ -10,7 +10,7 @@ import contextlib
 import copy
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ from torch import nn
 
 from ulmfit_pipe.training.batch_windows import windows_of
 from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_mode, trainable_indices
-from ulmfit_pipe.training.loop import NonFiniteLossError, Run, prepared, train_step
+from ulmfit_pipe.training.loop import NonFiniteLossError, Run, train_step
 from ulmfit_pipe.training.lr_suggestions import smooth_losses, suggest, usable_part
 from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import Batches, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import exponential_sweep
+from ulmfit_pipe.training.sharding import phase_model
+from ulmfit_pipe.training.wrapping import prepared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,21 +131,16 @@ def _sweep(
     bounds: tuple[float, float],
     num_steps: int,
 ) -> tuple[list[float], list[float]]:
-    model.to(accelerator.device)
-    optimizer = build_optimizer(
-        groups,
-        [1.0] * len(groups),
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-        eps=options.eps,
-        decoupled=options.decoupled,
-    )
     lrs: list[float] = []
     losses: list[float] = []
     raw: list[float] = []
-    with prepared(model, optimizer, accelerator) as (wrapped, wrapped_optimizer):
-        run = Run(wrapped, groups, wrapped_optimizer, task.objective, accelerator, options)
-        train_mode(wrapped, groups, train_norm=options.train_norm, frozen_dropout=options.frozen_dropout)
+    options = replace(options, compile=False)  # a minute of compiling for a hundred steps
+    with (
+        phase_model(model, groups, accelerator, options) as own,
+        prepared(own.model, _optimizer(own.groups, options), accelerator, options) as (wrapped, wrapped_optimizer),
+    ):
+        run = Run(wrapped, own.groups, wrapped_optimizer, task.objective, accelerator, options)
+        train_mode(wrapped, own.groups, train_norm=options.train_norm, frozen_dropout=options.frozen_dropout)
         for window, carry in _endless(run, task.train_batches, num_steps):
             lr = exponential_sweep(run.step, num_steps, start_lr=bounds[0], end_lr=bounds[1])
             for parameter_group in run.optimizer.param_groups:
@@ -159,6 +156,17 @@ def _sweep(
             if losses[-1] > DIVERGED * min(losses):
                 break
     return lrs, losses
+
+
+def _optimizer(groups: Sequence[LayerGroup], options: TrainingOptions) -> torch.optim.Optimizer:
+    return build_optimizer(
+        groups,
+        [1.0] * len(groups),
+        weight_decay=options.weight_decay,
+        betas=options.betas,
+        eps=options.eps,
+        decoupled=options.decoupled,
+    )
 
 
 @dataclass

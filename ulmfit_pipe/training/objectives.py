@@ -195,7 +195,8 @@ def penalty_parts(
     if alpha:
         parts.append((alpha, _mean_over(widened(dropped).pow(2), mask)))
     if beta:
-        change = widened(raw[:, 1:] - raw[:, :-1]).pow(2)
+        wide = widened(raw)
+        change = (wide[:, 1:] - wide[:, :-1]).pow(2)
         parts.append((beta, _mean_over(change, None if mask is None else mask[:, 1:])))
     return [(weight * mean, count) for weight, (mean, count) in parts]
 

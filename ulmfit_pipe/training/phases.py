@@ -15,9 +15,8 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ulmfit_pipe.training.checkpoint import BestWeights
 from ulmfit_pipe.training.events import run_log
-from ulmfit_pipe.training.history import History
+from ulmfit_pipe.training.history import History, Judge
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names, resolve_index
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
@@ -25,6 +24,7 @@ from ulmfit_pipe.training.preemption import noting_sigterm
 from ulmfit_pipe.training.processes import time_used
 from ulmfit_pipe.training.records import EpochRecord, Phase, Task, TrainingOptions
 from ulmfit_pipe.training.resume import ProgressKeeper
+from ulmfit_pipe.training.resume_checks import can_keep
 from ulmfit_pipe.training.schedules import Schedule
 from ulmfit_pipe.training.text_tables import Report, format_table
 
@@ -288,7 +288,7 @@ def run_phases(
     Returns:
         The history of all phases, also of those that ran before a checkpoint was gone on from.
     """
-    judge = _Judge(
+    judge = Judge(
         model,
         monitor,
         judged=task.valid_batches is not None and task.new_metric is not None,
@@ -303,56 +303,72 @@ def run_phases(
             on_epoch(record)  # type: ignore[misc]
         if log is not None and (keeper is None or not keeper.inside_phase):
             log.begin()  # otherwise the phase begins it, which knows its steps
-        for number, phase in enumerate(plan.phases):
+        for number in range(len(plan.phases)):
             if time_used(accelerator, options) >= 1:
                 break
-            if keeper is not None and number < keeper.phase:
-                continue
-            if keeper is None or not keeper.inside_phase:
-                judge.start(phase)
-            before = sum(record.phase != phase.name for record in judge.history.epochs)
-            _, steps = fit(
-                model,
-                plan.groups,
-                phase,
-                task,
-                accelerator=accelerator,
-                options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
-                first_epoch=max(0, first_epoch + before - phase.start_epoch),
-                on_epoch=partial(judge.after_epoch, phase=phase, on_epoch=on_epoch),
-                say=say,
-                keeper=keeper,
-                log=log,
-            )
-            judge.history.steps.extend(steps)
+            if keeper is None or number >= keeper.phase:
+                numbers: dict[str, Any] = {"first_epoch": first_epoch, "on_epoch": on_epoch, "options": options}
+                others: dict[str, Any] = {"task": task, "accelerator": accelerator, "say": say, "log": log}
+                _run_phase(judge, plan, number, keeper=keeper, **numbers, **others)
     if keep_best:
         judge.restore_best()
     return judge.history
+
+
+def _run_phase(
+    judge: Judge,
+    plan: Plan,
+    number: int,
+    *,
+    options: TrainingOptions,
+    first_epoch: int,
+    on_epoch: Callable[[EpochRecord], None] | None,
+    keeper: ProgressKeeper | None,
+    **others: Any,
+) -> None:
+    """Run one phase of a plan, or what a checkpoint has left of it."""
+    phase = plan.phases[number]
+    if keeper is None or not keeper.inside_phase:
+        judge.start(phase)
+    before = sum(record.phase != phase.name for record in judge.history.epochs)
+    _, steps = fit(
+        judge.model,
+        plan.groups,
+        phase,
+        options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
+        first_epoch=max(0, first_epoch + before - phase.start_epoch),
+        on_epoch=partial(judge.after_epoch, phase=phase, on_epoch=on_epoch),
+        keeper=keeper,
+        **others,
+    )
+    judge.history.steps.extend(steps)
 
 
 @contextlib.contextmanager
 def _keeper(
     model: nn.Module,
     plan: Plan,
-    judge: "_Judge",
+    judge: Judge,
     accelerator: Accelerator,
     options: TrainingOptions,
     facts: dict[str, Any],
     say: Callable[[str], None] | None,
 ) -> Iterator[ProgressKeeper | None]:
     """Give what saves the run and has put it back, with SIGTERM noted meanwhile; None where nothing is to be kept."""
-    if options.checkpoints is None:
+    say = say or (lambda _line: None)
+    kept = options.checkpoints
+    if kept is None or not can_keep(accelerator, resume=kept.resume, say=say):
         yield None
         return
     with noting_sigterm() as stop_asked:
         keeper = ProgressKeeper(
-            options.checkpoints,
+            kept,
             model,
             accelerator,
             judge,
             plan={**plan.to_dict(), **facts, "options": options.to_dict(), "precision": accelerator.mixed_precision},
             stop_asked=stop_asked,
-            say=say or (lambda _line: None),
+            say=say,
         )
         judge.history.earlier_seconds = keeper.earlier_seconds
         yield keeper
@@ -364,37 +380,3 @@ def _phase_deadline(deadline: float | None, phases: Sequence[Phase]) -> float | 
         return None
     now = time.monotonic()
     return now + (deadline - now) * phases[0].epochs / sum(phase.epochs for phase in phases)
-
-
-class _Judge:
-    """Keeps the history and the best weights over all phases, and says when a phase has run dry."""
-
-    def __init__(self, model: nn.Module, monitor: str, *, judged: bool, keeps: bool) -> None:
-        self.model = model
-        self.history = History()
-        self.best = BestWeights(monitor)
-        self.judged = judged
-        self.keeps = keeps  # without anyone to restore them, the weights are not copied
-        self.values: list[float] = []
-
-    def start(self, phase: Phase) -> None:
-        if phase.from_best:
-            self.best.restore(self.model)
-        self.values = []
-
-    def after_epoch(self, record: EpochRecord, phase: Phase, on_epoch: Callable[[EpochRecord], None] | None) -> bool:
-        self.history.epochs.append(record)
-        if on_epoch is not None:
-            on_epoch(record)
-        if not self.judged:
-            return False
-        if self.keeps:
-            self.best.offer(record, self.model)
-        self.values.append(self.best.value(record))
-        since_best = len(self.values) - 1 - self.values.index(max(self.values))
-        return phase.patience is not None and since_best >= phase.patience
-
-    def restore_best(self) -> None:
-        if self.judged:
-            self.best.restore(self.model)
-            self.history.best = self.best.record

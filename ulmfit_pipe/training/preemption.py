@@ -31,8 +31,9 @@ class Preempted(SystemExit):
 
 @contextlib.contextmanager
 def noting_sigterm() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether SIGTERM came since the block began; the signal does nothing else.
+    """Give a function that says whether SIGTERM came since the block began; until its end the signal does nothing else.
 
+    A block that comes to its end all the same has not acted on it, so that it then does what it would have done.
     Outside the main thread, where Python takes no signals, it never came.
     """
     came = threading.Event()
@@ -48,6 +49,8 @@ def noting_sigterm() -> Iterator[Callable[[], bool]]:
         yield came.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+    if came.is_set():
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,13 @@ class TrainingOptions:
         checkpoints: Where a run of phases keeps its progress, to be gone on with if it is killed; None keeps none.
         trackers: Where a run of phases logs its numbers (`events`), on the main process.
         log_every: Log one step out of so many.
+        tf32: Let float32 matrix products, convolutions and LSTMs on NVIDIA GPUs run in TF32 (True) or in float32
+            (False) while training; None leaves it to torch.
+        gradient_checkpointing: Layers keep their inputs alone and run again in the backward pass: less memory, more
+            time, the same gradients (`gradient_checkpointing`).
+        compile: Compile the model for each phase (`compiling`); dropout masks are then drawn otherwise.
+        shard: Part weights, gradients and optimizer over the processes (`sharding`); Accelerate's FSDP2 asks for it
+            too.
     """
 
     weight_decay: float = 0.01
@@ -96,9 +103,23 @@ class TrainingOptions:
     checkpoints: "Checkpoints | None" = None
     trackers: "tuple[Tracker, ...]" = ()
     log_every: int = 10
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers that no other function checks."""
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "compile and gradient_checkpointing are not proven together: compiled code decides itself what it "
+                "computes again; leave one of them out"
+            )
+        if self.shard and self.checkpoints is not None:
+            raise ValueError(
+                "shard keeps weights in pieces on the processes, of which no checkpoints are saved; leave one of the "
+                "two out"
+            )
         if not self.cache_memory_gib >= 0:
             raise ValueError(f"cache_memory_gib must be 0 or more, got {self.cache_memory_gib!r}; 0 keeps all on disk")
         if isinstance(self.log_every, bool) or not isinstance(self.log_every, int) or self.log_every < 1:
@@ -110,8 +131,9 @@ class TrainingOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers that the course of a training depends on, as plain values."""
-        names = ("weight_decay", "betas", "eps", "decoupled", "max_grad_norm", "accumulation_steps")
-        return {name: getattr(self, name) for name in (*names, "train_norm", "frozen_dropout", "cache_frozen")}
+        names = ["weight_decay", "betas", "eps", "decoupled", "max_grad_norm", "accumulation_steps"]
+        names += ["train_norm", "frozen_dropout", "cache_frozen", "tf32", "compile"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.training.loop import Run
 
 MODEL, OPTIMIZER, BEST, STEPS = (f"{name}.safetensors" for name in ("model", "optimizer", "best", "steps"))
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+MOST_OF_THE_TIME = 0.05  # what saving by the clock may take of it, however large the model and slow the disk
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Checkpoints:
 
     Attributes:
         folder: Holds the checkpoints of this one training; where it is begun anew, old ones go.
-        every_seconds: Save when so long has passed since the last time; None does not go by the clock.
+        every_seconds: Save when so long has passed since the last time; None does not go by the clock. It is longer
+            where saving takes more than a twentieth of it; 0 saves after every step.
         every_steps: Save after so many optimizer steps; None does not count.
         keep: So many checkpoints are kept, the newest ones.
         identity: All that the result depends on; a checkpoint of another identity is refused.
@@ -109,12 +109,9 @@ class ProgressKeeper:
         self._random: dict[str, torch.Tensor] | None = None
         self._random_used = False
         self._best_saved: tuple[EpochRecord, Path, dict[str, str]] | None = None
-        self._steps_since = 0
+        self._steps_since, self._pause = 0, 0.0
         self._saved_at = self._began = time.monotonic()
-        if accelerator.distributed_type in SHARDED:
-            self._refuse_sharded()
-        else:
-            self._open()
+        self._open()
         self._random_start = run_state.random_tensors(accelerator.device)
 
     @property
@@ -123,15 +120,6 @@ class ProgressKeeper:
         return self._found is not None and self._found[1]["position"]["epoch"] is not None
 
     # ---- going on
-
-    def _refuse_sharded(self) -> None:
-        kind = self.accelerator.distributed_type.value
-        if self.checkpoints.resume:
-            raise CheckpointError(
-                f"a training under {kind} cannot be gone on with: its weights lie in pieces on the processes; run "
-                "without --resume, or with plain data parallelism"
-            )
-        self.say(f"no checkpoints are kept under {kind}, whose weights lie in pieces on the processes")
 
     def _open(self) -> None:
         """Find the checkpoint to go on from on the main process, agree on it, and read it on all."""
@@ -287,10 +275,8 @@ class ProgressKeeper:
 
     def _agreed(self) -> tuple[bool, bool]:
         """Return whether it is time to save and whether to stop, the same on all processes."""
-        if self.accelerator.distributed_type in SHARDED:
-            return False, False
         every = self.checkpoints.every_seconds
-        by_clock = every is not None and time.monotonic() - self._saved_at >= every
+        by_clock = every is not None and time.monotonic() - self._saved_at >= max(every, self._pause if every else 0)
         by_clock = by_clock and self.accelerator.is_main_process
         asked = reduce_sum(self.accelerator)(torch.tensor([float(by_clock), float(self.stop_asked())]))
         by_count = self.checkpoints.every_steps is not None and self._steps_since >= self.checkpoints.every_steps
@@ -300,6 +286,7 @@ class ProgressKeeper:
         return len(self.standing.history.steps) + len(run.steps)
 
     def _save(self, run: "Run", epoch: EpochState, number: int | None) -> None:
+        started = time.monotonic()
         ranks = gather_bytes(self._own_part(epoch), self.accelerator)
         used = not run_state.same_random(self._random_start, run_state.random_tensors(self.accelerator.device))
         used = bool(reduce_sum(self.accelerator)(torch.tensor([float(used)])) > 0)
@@ -316,6 +303,7 @@ class ProgressKeeper:
         if failed > 0:
             raise CheckpointError("the main process could not save a checkpoint; its own message says why")
         self._steps_since, self._saved_at = 0, time.monotonic()
+        self._pause = (self._saved_at - started) / MOST_OF_THE_TIME
 
     def _own_part(self, epoch: EpochState) -> bytes:
         carried, outline = run_state.flatten_carry(epoch.carry)

@@ -1,11 +1,39 @@
 """Whether a training may go on from a checkpoint: is it the same one, with as many processes, and what else differs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.record_differences import differences
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def can_keep(accelerator: Accelerator, *, resume: bool, say: Callable[[str], None]) -> bool:
+    """Return whether checkpoints can be kept at all, and say so if not.
+
+    Args:
+        accelerator: The processes.
+        resume: Whether the training is to go on from one.
+        say: Told why not.
+
+    Raises:
+        CheckpointError: They cannot, and the training is to go on from one.
+    """
+    if accelerator.distributed_type not in SHARDED:
+        return True
+    kind = accelerator.distributed_type.value
+    if resume:
+        raise CheckpointError(
+            f"a training under {kind} cannot be gone on with: its weights lie in pieces on the processes; run without "
+            "--resume, or with plain data parallelism"
+        )
+    say(f"no checkpoints are kept under {kind}, whose weights lie in pieces on the processes")
+    return False
 
 
 def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:

@@ -1,0 +1,52 @@
+"""A transformer's thawing with its weights in pieces, which must be that of a whole one.
+
+Started by torchrun it writes each process' results; imported it gives those of one process. See test_large_models.py.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from several_process_runs import HELD_OUT, HELD_OUT_TEXTS, ROWS, TEXTS, in_double, quiet
+from tiny_runs import table, texts_of
+
+from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner
+from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_language_model_learner
+from ulmfit_pipe.stages.run_context import RunContext
+
+
+def trained_in_pieces(parts: Any) -> dict[str, Any]:
+    learner = parts.learner
+    learner.options = dataclasses.replace(learner.options, shard=True)
+    learner.model.requires_grad_(False)
+    found = in_double(learner, parts.phases)
+    return {"losses": found["losses"], "metrics": found["metrics"][-1], "weights": found["weights"]}
+
+
+def in_pieces(folder: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    classifier = build_classifier_learner(
+        table(ROWS),
+        table(HELD_OUT),
+        model=str(folder / "bert"),
+        settings=ClassifierSettings(plan="gradual", final_epochs=2, batch_size=8, lr=1e-2, num_workers=1),
+        context=RunContext(say=quiet),
+    )
+    torch.manual_seed(0)
+    language_model = build_language_model_learner(
+        texts_of(*TEXTS),
+        texts_of(*HELD_OUT_TEXTS),
+        model=str(folder / "gpt2"),
+        settings=LanguageModelSettings(plan="gradual", epochs=1, batch_size=4, block_size=40, lr=1e-2, num_workers=1),
+        context=RunContext(say=quiet),
+    )
+    return {"classifier": trained_in_pieces(classifier), "language model": trained_in_pieces(language_model)}
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    process = RunContext().accelerator
+    torch.save(in_pieces(target), target / f"process{process.process_index}.pt")
+    process.end_training()
