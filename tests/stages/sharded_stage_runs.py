@@ -16,6 +16,8 @@ from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_l
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_language_model_learner
 from ulmfit_pipe.stages.run_context import RunContext
 
+GRADUAL: dict[str, Any] = {"plan": "gradual", "lr": 1e-2, "num_workers": 1}
+
 
 def trained_in_pieces(parts: Any) -> dict[str, Any]:
     learner = parts.learner
@@ -31,7 +33,7 @@ def in_pieces(folder: Path) -> dict[str, Any]:
         table(ROWS),
         table(HELD_OUT),
         model=str(folder / "bert"),
-        settings=ClassifierSettings(plan="gradual", final_epochs=2, batch_size=8, lr=1e-2, num_workers=1),
+        settings=ClassifierSettings(**GRADUAL, epochs_per_phase=1, final_epochs=1, batch_size=8),
         context=RunContext(say=quiet),
     )
     torch.manual_seed(0)
@@ -39,7 +41,7 @@ def in_pieces(folder: Path) -> dict[str, Any]:
         texts_of(*TEXTS),
         texts_of(*HELD_OUT_TEXTS),
         model=str(folder / "gpt2"),
-        settings=LanguageModelSettings(plan="gradual", epochs=1, batch_size=4, block_size=40, lr=1e-2, num_workers=1),
+        settings=LanguageModelSettings(**GRADUAL, frozen_epochs=1, epochs=1, batch_size=4, block_size=40),
         context=RunContext(say=quiet),
     )
     return {"classifier": trained_in_pieces(classifier), "language model": trained_in_pieces(language_model)}

@@ -199,6 +199,13 @@ def test_settings_that_compare_nothing_are_refused(settings_for, tmp_path, chang
         settings_for(tmp_path / "run", **changes)
 
 
+def test_several_processes_of_one_launch_are_refused(settings_for, tmp_path, monkeypatch):
+    _, context = heard()
+    monkeypatch.setattr(type(context.accelerator), "num_processes", 2)
+    with pytest.raises(ValueError, match="the comparison runs in one process, it was launched in 2; start the same"):
+        run_ablation(settings_for(tmp_path / "run"), context=context)
+
+
 def test_a_size_that_cannot_be_drawn_is_refused(settings_for, tmp_path):
     with pytest.raises(TableError, match="a subset of 25 rows is asked for, 30 labelled rows less 6 for development"):
         run_ablation(settings_for(tmp_path / "run", size=25), context=heard()[1])

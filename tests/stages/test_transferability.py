@@ -435,6 +435,13 @@ def test_settings_that_contradict_themselves_are_refused(changes, words):
         TransferabilitySettings(**changes)
 
 
+def test_several_processes_of_one_launch_are_refused(on_images, monkeypatch):
+    _, context = heard()
+    monkeypatch.setattr(type(context.accelerator), "num_processes", 2)
+    with pytest.raises(ValueError, match="the comparison runs in one process, it was launched in 2; start the same"):
+        run_transferability(on_images(), context=context)
+
+
 def test_fewer_than_four_classes_are_refused(tmp_path):
     folder = write_images(tmp_path / "three", CLASSES[:3], count=4)
     words = r"two tasks of at least 2 classes each need 4 classes, the table has 3 \(dark, dim, pale\)"

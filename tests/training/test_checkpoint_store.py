@@ -145,7 +145,7 @@ def test_a_disk_that_really_is_full_leaves_the_checkpoints_of_before(tmp_path):
     message, left = done.stdout.splitlines()
     assert message.startswith(f"could not save checkpoint {tmp_path}/step-00000003: ")
     assert "No space left on device" in message
-    assert "; it takes about 1 MB and 1 MB are free. The one before, step-00000002, stands: free some space" in message
+    assert "; it takes about 1 MB and 0 MB are free. The one before, step-00000002, stands: free some space" in message
     assert left == "['step-00000001', 'step-00000002'] 2"
 
 

@@ -142,6 +142,7 @@ def run_ablation(settings: AblationSettings, *, context: RunContext | None = Non
     if settings.stage == "plans":
         return {"table": "", "plans": {name: in_words(phases) for name, phases in plans.items()}}
     if settings.stage == "all":
+        context.refuse_several_processes("the comparison")
         tables = load_labelled_tables(
             settings.train_file,
             settings.test_file,

@@ -202,13 +202,8 @@ def train_classifier(
     started = time.perf_counter()
     context.start()
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
-    keep_progress(
-        parts.learner,
-        output_dir,
-        identity=identity,
-        vocabulary=vocabulary_digest(parts.tokenizer),
-        context=context,
-    )
+    vocabulary = vocabulary_digest(parts.tokenizer)
+    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     if not history.steps:
@@ -220,13 +215,6 @@ def train_classifier(
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
     seconds = time.perf_counter() - started + history.earlier_seconds
-
-    def write(folder: Path) -> None:
-        with quiet_transformers():
-            parts.network.save_pretrained(folder)
-        parts.tokenizer.save_pretrained(folder)
-        add_log(folder, output_dir)
-
     record = {
         "identity": identity,
         "model": str(model),
@@ -235,12 +223,22 @@ def train_classifier(
         "labels": parts.label_names,
         **training_record(parts.learner, parts.phases, history),
     }
+    _save(output_dir, parts, record, context)
+    context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
+    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _save(output_dir: Path | str, parts: ClassifierParts, record: dict[str, Any], context: RunContext) -> None:
+    def write(folder: Path) -> None:
+        with quiet_transformers():
+            parts.network.save_pretrained(folder)
+        parts.tokenizer.save_pretrained(folder)
+        add_log(folder, output_dir)
+
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage="classifier", record=record, write=write)
         drop_progress(output_dir)
     context.accelerator.wait_for_everyone()
-    context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
-    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
 def classifier_identity(

@@ -197,8 +197,6 @@ def train_image_classifier(
         **training_record(parts.learner, parts.phases, history),
     }
     _save(output_dir, parts, record, context)
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    context.tell(f"image classifier saved in {output_dir}: {shown or 'not validated'}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
@@ -229,6 +227,8 @@ def _save(output_dir: Path | str, parts: ImageParts, record: dict[str, Any], con
         save_stage(output_dir, stage=STAGE, record=record, write=write)
         drop_progress(output_dir)
     context.accelerator.wait_for_everyone()
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+    context.tell(f"image classifier saved in {output_dir}: {shown or 'not validated'}")
 
 
 def build_image_learner(

@@ -151,13 +151,8 @@ def train_language_model(
     started = time.perf_counter()
     context.start()
     parts = build_language_model_learner(train, validation, model=model, settings=settings, context=context)
-    keep_progress(
-        parts.learner,
-        output_dir,
-        identity=identity,
-        vocabulary=vocabulary_digest(parts.tokenizer),
-        context=context,
-    )
+    vocabulary = vocabulary_digest(parts.tokenizer)
+    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
     history = parts.learner.fit_plan(parts.phases)
     if not history.steps:

@@ -191,11 +191,7 @@ def run_low_shot(settings: LowShotSettings, *, context: RunContext | None = None
     output = home / "development" if settings.score == "development" else home
     if settings.stage == "results":
         return _write_results(settings, output, context)
-    if context.accelerator.num_processes > 1:
-        raise ValueError(
-            f"the grid runs in one process, it was launched in {context.accelerator.num_processes}; start the same "
-            "command twice instead: each process takes the cells that nobody is at"
-        )
+    context.refuse_several_processes("the grid")
     tables = _load_tables(settings, context)
     models = _models(settings, tables, context, home)
     if settings.stage == "language_model":

@@ -125,6 +125,19 @@ class RunContext:
             **({"compile": True} if self.compile else {}),
         }
 
+    def refuse_several_processes(self, what: str) -> None:
+        """Raise where a launcher started several processes for something whose cells are shared out otherwise.
+
+        Raises:
+            ValueError: There are several; each would train another cell, and wait for the others' steps.
+        """
+        count = self.accelerator.num_processes
+        if count > 1:
+            raise ValueError(
+                f"{what} runs in one process, it was launched in {count}; start the same command twice instead: each "
+                "process takes the cells that nobody is at"
+            )
+
     def shares(self) -> dict[str, int]:
         """Return this process' place, as batches take it."""
         return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}

@@ -162,6 +162,7 @@ def run_transferability(settings: TransferabilitySettings, *, context: RunContex
     context = context or RunContext(
         preset=settings.preset, mixed_precision=settings.mixed_precision, progress=settings.progress
     )
+    context.refuse_several_processes("the comparison")
     train, test = load_examples(settings, say=context.tell)
     settings = with_defaults(settings)
     tasks_of(settings, train, test, seed=0)  # refused before anything is trained

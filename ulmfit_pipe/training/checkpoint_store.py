@@ -76,13 +76,9 @@ def _no_room(path: Path, size: int, reason: BaseException) -> str:
     free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
     return (
         f"could not save checkpoint {path}: {getattr(reason, 'strerror', None) or reason}; it takes about "
-        f"{_megabytes(size)} and {_megabytes(free)} are free. {stands[0].upper()}{stands[1:]}: free some space, then "
-        "run the same command again with --resume true"
+        f"{math.ceil(size / 1e6):,} MB and {free // 10**6:,} MB are free. {stands[0].upper()}{stands[1:]}: free some "
+        "space, then run the same command again with --resume true"
     )
-
-
-def _megabytes(size: int) -> str:
-    return f"{math.ceil(size / 1e6):,} MB"
 
 
 def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
