@@ -1,5 +1,6 @@
 """Single stages over files: what the recipes for one stage run."""
 
+import dataclasses
 import json
 
 import pytest
@@ -57,6 +58,15 @@ def test_a_classifier_job_scores_the_test_file(train_csv, tmp_path, tiny_languag
     assert load_settings(ClassifierJob, tmp_path / "c/settings.yaml") == job
     assert "classifier: loss and validation scores" in (tmp_path / "c/report.html").read_text()
     assert run_classifier(job)["test"] == metrics["test"]  # finished: scored again, not trained again
+
+
+def test_a_classifier_job_trains_on_all_rows_where_nothing_is_held_out(train_csv, tmp_path, tiny_language_model_folder):
+    model, output = str(tiny_language_model_folder), str(tmp_path / "c")
+    job = ClassifierJob([train_csv], output, model, validation_fraction=0.0, classifier=CLASSIFIER)
+    with pytest.raises(ValueError, match="validation_fraction 0 trains on all rows and leaves none"):
+        run_classifier(job)
+    last = dataclasses.replace(CLASSIFIER, keep="last")
+    assert run_classifier(dataclasses.replace(job, classifier=last))["validation"] is None
 
 
 @pytest.mark.parametrize(("freeze_to", "trained"), [(-1, ["head"]), (-2, ["lstm1", "head"])])

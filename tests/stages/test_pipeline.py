@@ -66,6 +66,24 @@ def test_the_language_model_reads_training_and_unlabelled_text(whole):
     assert said[0] == "rows: 27 training, 3 validation, 8 test, 12 unlabelled; labels: bad, good"
 
 
+def test_a_fraction_of_0_trains_on_all_rows_and_says_so(tables, tmp_path):
+    said: list[str] = []
+    last = dataclasses.replace(CLASSIFIER, keep="last")
+    settings = settings_for(tables, tmp_path / "all", validation_fraction=0.0, classifier=last)
+    metrics = run_pipeline(settings, context=RunContext(say=said.append))
+    assert "rows: 30 training; labels: bad, good" in said
+    assert (metrics["validation"], metrics["test"]) == (None, None)
+    assert metrics["language_model"]["language_model"]["perplexity"] > 1  # measured on texts that it did not read
+    assert "validation" not in metrics_table(metrics)
+
+
+def test_a_fraction_of_0_cannot_choose_the_best_epoch_and_says_what_to_do_before_any_training(tables, tmp_path):
+    settings = settings_for(tables, tmp_path / "all", validation_fraction=0.0)
+    with pytest.raises(ValueError, match=r"leaves none to choose the best epoch by; set classifier.keep to 'last'"):
+        run_pipeline(settings)
+    assert not (tmp_path / "all").exists()
+
+
 def test_the_settings_are_kept_and_give_the_same_run_back(whole):
     settings, _, _ = whole
     assert load_settings(PipelineSettings, f"{settings.output_dir}/settings.yaml") == settings

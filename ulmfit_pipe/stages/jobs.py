@@ -26,7 +26,7 @@ from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.stages.tables_of_run import load_run_tables, split_texts, without_texts_of
+from ulmfit_pipe.stages.tables_of_run import load_run_tables, refuse_unjudged_best, split_texts, without_texts_of
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
@@ -95,7 +95,8 @@ class ClassifierJob:
         label_column: Column of labels.
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
-        validation_fraction: Part held out where no validation file is given.
+        validation_fraction: Part held out where no validation file is given; 0 trains on all rows, with classifier.keep
+            last.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long; null for no limit.
@@ -230,6 +231,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
 
 def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     """Train a classifier on files and return what ``metrics.json`` holds."""
+    refuse_unjudged_best(job.validation_file, job.validation_fraction, keep=job.classifier.keep)
     context = _context(job)
     tables = load_run_tables(
         job.train_file,
@@ -257,7 +259,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     if line := predictor.describe_cut():
         context.tell(line)
     seconds = {"classifier": result.seconds, "scoring": time.perf_counter() - started}
-    metrics = _write_metrics(job, context, test=test, validation=result.metrics, seconds=seconds)
+    metrics = _write_metrics(job, context, test=test, validation=result.metrics or None, seconds=seconds)
     _write_report(job, context, metrics, {"classifier": result})
     return metrics
 

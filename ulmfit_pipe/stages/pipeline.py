@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets import Dataset
+
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.artifacts import library_versions, model_type_of, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
@@ -25,10 +27,18 @@ from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, 
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import check_choices
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.stages.tables_of_run import RowLimits, RunTables, label_names_of, load_run_tables
+from ulmfit_pipe.stages.tables_of_run import (
+    RowLimits,
+    RunTables,
+    label_names_of,
+    load_run_tables,
+    refuse_unjudged_best,
+    split_texts,
+)
 from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
+LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class PipelineSettings:
         label_column: Column of labels.
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
-        validation_fraction: Part of the training table held out where no validation file is given.
+        validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
+            rows, with classifier.keep last.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
             for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
@@ -173,6 +184,7 @@ def _check(settings: PipelineSettings) -> None:
         raise ValueError(
             "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
         )
+    refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
     if settings.ensemble:
         check_ensemble(settings)
 
@@ -200,9 +212,10 @@ def _run_direction(
     if settings.fine_tune_language_model:
         context.deadline = _share(deadline, LM_SHARE / left)
         numbers = dataclasses.replace(settings.language_model, direction=direction)
+        texts, held_out = _language_model_texts(tables, context)
         results[f"language_model{suffix}"] = train_language_model(
-            tables.language_model_text(),
-            tables.validation.select_columns(["text"]),
+            texts,
+            held_out,
             output_dir=output / f"language_model{suffix}",
             model=start,
             settings=numbers,
@@ -219,6 +232,14 @@ def _run_direction(
         settings=settings.classifier,
         context=context,
     )
+
+
+def _language_model_texts(tables: RunTables, context: RunContext) -> tuple[Dataset, Dataset]:
+    """Return what the language model trains on and is measured on, which no setting of the classifier changes."""
+    texts = tables.language_model_text()
+    if tables.validation is not None:
+        return texts, tables.validation.select_columns(["text"])
+    return split_texts(texts, fraction=LM_HELD_OUT, seed=context.seed, say=context.tell)
 
 
 def _share(deadline: float | None, share: float) -> float | None:
@@ -246,7 +267,7 @@ def _finish(
     test = predictor.score(tables.test) if tables.test is not None else None
     if line := predictor.describe_cut():
         context.tell(line)
-    validation = predictor.score(tables.validation)
+    validation = None if tables.validation is None else predictor.score(tables.validation)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
     metrics = {
         "test": test,

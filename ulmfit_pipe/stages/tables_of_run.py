@@ -40,13 +40,13 @@ class RunTables:
 
     Attributes:
         train: Labelled rows to train on.
-        validation: Labelled rows that choose the best epoch.
+        validation: Labelled rows that choose the best epoch; None where nothing is held out.
         test: Labelled rows that are looked at once, or None.
         unlabelled: Further texts for the language model, or None.
     """
 
     train: Dataset
-    validation: Dataset
+    validation: Dataset | None
     test: Dataset | None
     unlabelled: Dataset | None
 
@@ -104,7 +104,7 @@ def load_run_tables(
         label_column: Column of labels.
         label_separator: Splits a label cell into several (multi-label).
         multi_label: The label column holds lists.
-        validation_fraction: Part held out where no validation file is given.
+        validation_fraction: Part held out where no validation file is given; 0 holds nothing out.
         seed: Seed of the split.
         include_test_text: Keep unlabelled texts that also stand in validation or test.
         max_rows: Use only so many rows of each table.
@@ -121,10 +121,11 @@ def load_run_tables(
     train = some_rows(load(train_file), limits.train, seed=seed)
     check_labels_for_training(train)
     names = label_names_of(train)[0]
-    if validation_file is None:
-        train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
-    else:
+    validation: Dataset | None = None
+    if validation_file is not None:
         validation = load(validation_file, label_names=names)
+    elif validation_fraction != 0:
+        train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
     test = None if test_file is None else some_rows(load(test_file, label_names=names), limits.test, seed=seed)
     unlabelled = None
     if unlabelled_file is not None:
@@ -141,6 +142,19 @@ def load_run_tables(
 def _not_held_out(texts: Dataset, held_out: Sequence[Dataset | None], say: Callable[[str], None]) -> Dataset:
     where = "the validation or test table"
     return without_texts_of(texts, held_out, what="unlabelled texts", where=where, say=say)
+
+
+def refuse_unjudged_best(validation_file: str | None, validation_fraction: float, *, keep: str) -> None:
+    """Refuse to keep the best epoch of a classifier where no row is held out to judge by, before anything is trained.
+
+    Raises:
+        ValueError: That is so.
+    """
+    if validation_file is None and validation_fraction == 0 and keep == "best":
+        raise ValueError(
+            "validation_fraction 0 trains on all rows and leaves none to choose the best epoch by; set classifier.keep "
+            "to 'last' (after settings were chosen with rows held out), or give a validation file"
+        )
 
 
 def some_rows(table: Dataset, most: int | None, *, seed: int) -> Dataset:
