@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --quiet -c constraints.txt setuptools
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,adapters,test]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[vision,adapters,trackers,test]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
