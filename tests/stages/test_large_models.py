@@ -137,7 +137,10 @@ def test_an_awd_lstm_classifier_in_pieces_is_refused(models):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["awd_lstm", "bert"])
-def test_compiled_models_end_where_eager_ones_do(models, name):
+def test_compiled_models_end_where_eager_ones_do(models, name, monkeypatch):
+    """Through torch's compiler up to the graphs of both passes; C++ is made of toys in training/test_compiling.py."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: original(module, backend="aot_eager"))
     plain = classifier(models, name, still=True)
     before = {key: value.clone() for key, value in plain.learner.model.state_dict().items()}
     expected = trained(plain)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_images import QUICK, save_backbone, write_images
-from tiny_runs import CLASSIFIER, reviews, table, write_csv
+from tiny_runs import CLASSIFIER, folder_bytes, reviews, table, write_csv
 from tiny_transformers import save_bert
 
 from ulmfit_pipe.data.image_files import load_images
@@ -124,23 +125,22 @@ def test_every_kind_of_stage_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, s
     assert files[0] == files[1]
 
 
-def test_without_resume_an_unfinished_training_is_named_and_begun_anew(
+def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
     tmp_path, tiny_language_model_folder, monkeypatch
 ):
-    folder, said = tmp_path / "c", []
+    folder = tmp_path / "c"
     with monkeypatch.context() as patched:
         stop_at(patched, 5)
         with pytest.raises(Killed):
             train(folder, tiny_language_model_folder)
-    with monkeypatch.context() as patched:
-        stop_at(patched, 1)
-        with pytest.raises(Killed):
-            train(folder, tiny_language_model_folder, said=said)
-    assert (
-        f"an unfinished training lies in {progress_folder(folder)}; this one begins anew and takes its place (resume "
-        "true goes on with it)"
-    ) in said
-    assert [path.name for path in progress_folder(folder).glob("step-*")] == ["step-00000001"]
+    before = folder_bytes(progress_folder(folder))
+    words = (
+        f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); go on with it by --resume "
+        "true (resume=True in Python), or delete that folder to begin anew"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        train(folder, tiny_language_model_folder)
+    assert folder_bytes(progress_folder(folder)) == before
 
 
 def test_other_settings_another_vocabulary_and_other_versions_are_named(

@@ -382,7 +382,7 @@ def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path, accelerator):
         train(classifier, accelerator, kept(tmp_path / "run"), kill=13)
     for path in (tmp_path / "run").iterdir():
         cut_short(path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="all 2 checkpoints in .*run are damaged; run without --resume to begin"):
+    with pytest.raises(CheckpointError, match="all 2 checkpoints in .*run are damaged; delete that folder to begin"):
         train(classifier, accelerator, kept(tmp_path / "run", resume=True))
 
 
@@ -516,7 +516,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_the_difference_named(tmp_
     words = refused(tmp_path, accelerator, changed={"identity": other})
     assert f"the checkpoints in {tmp_path / 'run'} are of another training; it differs in " in words
     assert "identity.data ('abc' there, 'abd' now), identity.settings.epochs (2 there, 3 now). " in words
-    assert words.endswith("Give the same settings and data, or run without --resume to begin anew")
+    assert words.endswith("Give the same settings and data, or delete that folder to begin anew")
 
 
 def test_a_checkpoint_of_another_plan_is_refused_and_the_difference_named(tmp_path, accelerator):

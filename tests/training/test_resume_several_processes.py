@@ -80,7 +80,7 @@ def test_one_process_does_not_go_on_with_dropout_masks_of_two(two, folder, accel
         train(accelerator, classifier(accelerator, dropout=0.3), folder / "dropout", resume=True)
     assert str(caught.value) == (
         f"the checkpoints in {folder / 'dropout'} are of 2 processes, now there is 1, and each draws random numbers of "
-        "its own (dropout), so that other values would be dropped: go on with 2, or run without --resume to begin anew"
+        "its own (dropout), so that other values would be dropped: go on with 2, or delete that folder to begin anew"
     )
 
 

@@ -51,7 +51,7 @@ class LanguageModelJob:
         gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
         compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         progress: Show progress bars; null decides by the terminal.
-        resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
+        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
             A log.jsonl is written in any case.
@@ -105,7 +105,7 @@ class ClassifierJob:
         gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
         compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         progress: Show progress bars; null decides by the terminal.
-        resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
+        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
             A log.jsonl is written in any case.

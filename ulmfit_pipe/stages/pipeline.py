@@ -72,7 +72,7 @@ class PipelineSettings:
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
         progress: Show progress bars; null decides by the terminal.
-        resume: Go on with the stage that was not finished, from its last checkpoint; false begins it anew.
+        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
             A log.jsonl is written in any case.

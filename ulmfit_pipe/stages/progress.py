@@ -7,6 +7,7 @@ from typing import Any
 
 from ulmfit_pipe.stages.artifacts import library_versions
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.checkpoint_store import checkpoints_in
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.resume import Checkpoints
@@ -29,14 +30,18 @@ def keep_progress(
         identity: Everything the stage's result depends on.
         vocabulary: What tells the tokenizer from any other; None without one.
         context: Whether to go on, and how often to save.
+
+    Raises:
+        CheckpointError: There are checkpoints, and nobody asked to go on from them.
     """
     if context.checkpoint_seconds is None and not context.resume:
         return
     folder = progress_folder(output_dir)
-    if not context.resume and checkpoints_in(folder):
-        context.tell(
-            f"an unfinished training lies in {folder}; this one begins anew and takes its place (resume true goes on "
-            "with it)"
+    found = [] if context.resume else checkpoints_in(folder)
+    if found:
+        raise CheckpointError(
+            f"an unfinished training of {Path(output_dir).name} lies in {folder} ({found[-1].name}); go on with it by "
+            "--resume true (resume=True in Python), or delete that folder to begin anew"
         )
     checkpoints = Checkpoints(
         folder,

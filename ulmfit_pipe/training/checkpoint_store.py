@@ -174,9 +174,7 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
         except CheckpointError as error:
             say(f"checkpoint {path.name} is damaged and left out, the one before it is taken: {error}")
     if paths:
-        raise CheckpointError(
-            f"all {len(paths)} checkpoints in {folder} are damaged; run without --resume to begin this training anew"
-        )
+        raise CheckpointError(f"all {len(paths)} checkpoints in {folder} are damaged; delete that folder to begin anew")
     return None
 
 

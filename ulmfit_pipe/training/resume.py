@@ -211,7 +211,7 @@ class ProgressKeeper:
         if position["steps"] != self._steps:
             raise CheckpointError(
                 f"the epochs of this phase have {self._steps} optimizer steps, they had {position['steps']} when "
-                f"{path} was saved: data or batch sizes differ; run without --resume to begin anew"
+                f"{path} was saved: data or batch sizes differ; delete that folder to begin anew"
             )
         run_state.restore_optimizer(run.optimizer, self.model, store.load_part(path, OPTIMIZER))
         for group, numbers in zip(run.optimizer.param_groups, state["optimizer"], strict=True):

@@ -51,7 +51,7 @@ def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], fo
     if changed:
         raise CheckpointError(
             f"the checkpoints in {folder} are of another training; it differs in {', '.join(changed)}. Give the same "
-            "settings and data, or run without --resume to begin anew"
+            "settings and data, or delete that folder to begin anew"
         )
 
 
@@ -77,7 +77,7 @@ def refuse_other_processes(state: Mapping[str, Any], now: int, folder: Path) -> 
     if reason is not None:
         raise CheckpointError(
             f"the checkpoints in {folder} are of {_processes(before)}, now there {'is' if now == 1 else 'are'} {now}, "
-            f"and {reason}: go on with {before}, or run without --resume to begin anew"
+            f"and {reason}: go on with {before}, or delete that folder to begin anew"
         )
     return f"{_processes(before)} wrote the checkpoint and {now} go on from it: the same up to rounding"
 
