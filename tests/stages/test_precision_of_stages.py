@@ -20,13 +20,13 @@ from ulmfit_pipe.training.precision import tf32_allowed
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ClassifierSettings(
-    plan="full", final_epochs=8, batch_size=16, lr=2e-2, lr_decay=1.0, keep="last", num_workers=1
+    plan="full", final_epochs=5, batch_size=16, lr=2e-2, lr_decay=1.0, keep="last", num_workers=1
 )
 
 
 def accuracies(model, precision):
-    """Train a classifier from five seeds, and return the accuracy of each on 120 texts."""
-    found = []
+    """Train a classifier from five seeds, and return the accuracy of each on 120 texts, and its loss in training."""
+    found, losses = [], []
     for seed in range(5):
         torch.manual_seed(seed)
         parts = build_classifier_learner(
@@ -40,7 +40,8 @@ def accuracies(model, precision):
         history = parts.learner.fit_plan(parts.phases, keep_best=False)
         assert {value.dtype for value in parts.learner.model.parameters()} == {torch.float32}
         found.append(history.epochs[-1].metrics["accuracy"])
-    return np.array(found)
+        losses.append(history.epochs[-1].train_loss)
+    return np.array(found), losses
 
 
 def difference_and_noise(first, second):
@@ -51,11 +52,11 @@ def difference_and_noise(first, second):
 @pytest.mark.slow
 def test_bf16_reaches_the_accuracy_of_float32_within_the_noise_of_five_seeds(tmp_path, fresh_accelerate):
     model = save_awd_lstm(tmp_path / "language_model")
-    plain = accuracies(model, "no")
+    plain, losses = accuracies(model, "no")
     fresh_accelerate()
-    half = accuracies(model, "bf16")
+    half, half_losses = accuracies(model, "bf16")
     print(f"accuracy of five seeds: float32 {plain.tolist()}, bf16 {half.tolist()}")
-    assert plain.tolist() != half.tolist()
+    assert not set(losses) & set(half_losses)  # it was another format
     assert min(plain.mean(), half.mean()) > 0.7  # it did learn; half of the texts are of each label
     difference, noise = difference_and_noise(plain, half)
     assert difference < 2 * noise + 0.01, (plain, half)
@@ -87,7 +88,7 @@ def test_a_stage_on_a_gpu_learns_and_cudnn_copies_no_weights(tmp_path, fresh_acc
     model = save_awd_lstm(tmp_path / "language_model")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        assert accuracies(model, precision).mean() > 0.7
+        assert accuracies(model, precision)[0].mean() > 0.7
     assert [str(one.message) for one in seen if "contiguous chunk of memory" in str(one.message)] == []
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch._inductor import config as inductor
 from toy_models import (
     NAMES,
     ToyBatches,
@@ -185,8 +186,9 @@ def thaw(accelerator, *, compile):
 
 
 @pytest.mark.slow
-def test_real_compiled_code_trains_thawed_groups_and_ends_where_eager_code_does(accelerator):
+def test_real_compiled_code_trains_thawed_groups_and_ends_where_eager_code_does(accelerator, monkeypatch):
     """By torch's own code generator: four pieces of C++."""
+    monkeypatch.setattr(inductor, "cpp_cache_precompile_headers", False)  # which takes longer than they do
     before, eager, made = weights_of(new_model()), thaw(accelerator, compile=False), thaw(accelerator, compile=True)
     for mine, theirs in zip(made, eager, strict=True):
         for name, value in theirs.items():
