@@ -67,6 +67,7 @@ _HOMES = {
     "ulmfit_pipe.models.pooling_classifier": ("PoolingClassifierConfig", "PoolingForSequenceClassification"),
     "ulmfit_pipe.models.group_specs": ("layer_group_specs",),
     "ulmfit_pipe.training.accelerate_trackers": ("AccelerateTrackers",),
+    "ulmfit_pipe.training.checkpoint": ("CheckpointError",),
     "ulmfit_pipe.training.events": ("JsonlLog", "Tracker"),
     "ulmfit_pipe.training.layer_groups": ("freeze_to", "split_layer_groups"),
     "ulmfit_pipe.training.learner": ("Learner",),
@@ -78,7 +79,9 @@ _HOMES = {
         "head_only",
         "linear_probe_then_fine_tune",
     ),
+    "ulmfit_pipe.training.preemption": ("Preempted",),
     "ulmfit_pipe.training.records": ("Phase", "Task", "TrainingOptions"),
+    "ulmfit_pipe.training.resume": ("Checkpoints",),
     "ulmfit_pipe.training.schedules": ("Schedule",),
     "ulmfit_pipe.training.weight_changes": ("WeightChanges", "weight_changes"),
 }

@@ -121,6 +121,14 @@ def test_a_reading_pauses_now_and_then(tmp_path):
     assert len(list(find_rows(path, columns=["text"], every=100, check=lambda *_row: None))) == 2
 
 
+def test_the_second_reading_of_json_for_its_types_pauses_too(tmp_path):
+    """Other processes wait for it in a collective, which has a time limit."""
+    path = write(tmp_path / "c.jsonl", [str(row) for row in range(4500)])
+    settings = {"columns": ["text"], "every": 100, "check": lambda *_row: None}
+    first, both = (list(find_rows(path, **settings, typed=typed)) for typed in (False, True))
+    assert len(both) - len(first) == 5  # one each thousand rows
+
+
 def test_names_that_turn_up_late_and_types_are_found(tmp_path):
     path = tmp_path / "late.jsonl"
     path.write_text('{"text": "a", "n": 1}\n{"text": "b", "n": 1.5, "extra": [true]}\n')

@@ -84,7 +84,7 @@ def test_deepspeed_would_neither_accumulate_nor_clip_by_itself(stage):
 
 @pytest.mark.two_process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, of which each process would need one")
-@pytest.mark.parametrize("name", ["multi_gpu", "fsdp2"])
+@pytest.mark.parametrize("name", [pytest.param("multi_gpu", marks=pytest.mark.slow), "fsdp2"])
 def test_processes_started_with_a_file_find_one_another_on_a_cpu(tmp_path, name):
     script = tmp_path / "ask.py"
     script.write_text(

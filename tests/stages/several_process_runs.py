@@ -103,13 +103,18 @@ def widened(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any
     }
 
 
-def in_double(learner: Learner, phases: list[Phase]) -> dict[str, Any]:
-    """Train all phases in float64, without dropout."""
+def widen(learner: Learner) -> None:
+    """Put a learner's model into float64, without dropout."""
     for module in learner.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     learner.model.double()
     learner.model.register_forward_pre_hook(widened, with_kwargs=True)
+
+
+def in_double(learner: Learner, phases: list[Phase]) -> dict[str, Any]:
+    """Train all phases in float64, without dropout."""
+    widen(learner)
     with boundaries() as found:
         history = learner.fit_plan(phases)
     return {
@@ -182,6 +187,7 @@ def images(folder: Path, **changes: Any) -> dict[str, Any]:
 def sweep(folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     learner = classifier_learner(folder, "language_model").learner
+    widen(learner)
     result = learner.lr_find(num_steps=40)
     return {"lrs": result.lrs, "losses": result.losses, "suggestions": result.suggestions}
 

@@ -46,7 +46,10 @@ def test_a_full_disk_is_one_line(capsys):
 
     code, err = ended(main, capsys)
     assert code == 2
-    assert "the disk is full ([Errno 28] No space left on device); the stages that had finished are kept" in err
+    assert err == (
+        "recipe.py: error: the disk is full ([Errno 28] No space left on device); free some space, then run the same "
+        "command again, with --resume true where the recipe has it; stages that had finished are kept\n"
+    )
 
 
 def test_a_loss_that_became_nan_is_one_line(capsys, monkeypatch):
@@ -64,7 +67,10 @@ def test_ctrl_c_says_that_finished_stages_are_kept(capsys):
 
     code, err = ended(main, capsys)
     assert code == 130
-    assert err == "recipe.py: stopped; run the same command again, stages that had finished are kept\n"
+    assert err == (
+        "recipe.py: stopped; run the same command again, with --resume true where the recipe has it; stages that had "
+        "finished are kept\n"
+    )
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():

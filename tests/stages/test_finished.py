@@ -5,6 +5,9 @@ from tiny_runs import heard
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
 from ulmfit_pipe.stages.finished import digest_of, finished_result, refuse_other_run, was_cut_short
+from ulmfit_pipe.stages.progress import progress_folder
+from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.checkpoint_store import checkpoint_path, write_checkpoint
 from ulmfit_pipe.training.records import EpochRecord, Phase
 from ulmfit_pipe.training.schedules import Schedule
 
@@ -16,8 +19,8 @@ def save(path, **more):
     return save_stage(path, stage="classifier", record={**RECORD, **more}, write=lambda folder: None)
 
 
-def epoch(phase, step, total, number=0):
-    return EpochRecord(phase, number, step, total, 1.0, {}, (0.1,), 1.0, 10.0)
+def epoch(phase, step, total, number=0, **more):
+    return EpochRecord(phase, number, step, total, 1.0, {}, (0.1,), 1.0, 10.0, **more)
 
 
 def phase(name, epochs=1, patience=None):
@@ -84,3 +87,22 @@ def test_training_is_cut_short_when_a_phase_is_missing_or_ended_early():
     assert was_cut_short(done[:1], phases)
     assert was_cut_short([], phases)
     assert not was_cut_short(done[:2], [phase("head"), phase("all", epochs=2, patience=1)])
+    assert was_cut_short([*done[:2], epoch("all", 7, 8, 1, cut_short=True)], phases)
+
+
+def test_steps_that_fp16_skipped_do_not_cut_a_training_short():
+    done = [epoch("head", 3, 5), epoch("all", 4, 8), epoch("all", 6, 8, 1)]
+    assert not was_cut_short(done, [phase("head"), phase("all", epochs=2)])
+
+
+def test_an_unfinished_training_is_refused_before_anything_is_made_unless_it_is_to_go_on(tmp_path):
+    path = checkpoint_path(progress_folder(tmp_path / "c"), 7)
+    write_checkpoint(path, {"identity": {**IDENTITY, "vocabulary": "v"}}, tensors={}, contents={})
+    settings = {"stage": "classifier", "identity": IDENTITY, "say": str}
+    assert finished_result(tmp_path / "c", **settings, resume=True) is None
+    with pytest.raises(CheckpointError) as caught:
+        finished_result(tmp_path / "c", **settings)
+    assert str(caught.value) == (
+        f"an unfinished training of c lies in {path.parent} (step-00000007); go on with it by --resume true "
+        "(resume=True in Python), or delete that folder to begin anew"
+    )

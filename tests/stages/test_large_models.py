@@ -112,6 +112,7 @@ def test_the_head_alone_runs_no_layer_again(models, monkeypatch):
         assert parts.learner.fit_plan([first], keep_best=False).steps
 
 
+@pytest.mark.slow
 @pytest.mark.two_process
 def test_a_transformer_in_pieces_is_thawed_as_a_whole_one_is(models, tmp_path):
     for name in ("bert", "gpt2"):

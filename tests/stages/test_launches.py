@@ -46,6 +46,7 @@ def test_one_failing_process_stops_all_and_its_error_is_shown_as_the_cause(folde
     assert done.stderr.count("Traceback") <= 2  # the launcher's own, and the one that stands in the cause
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_program_keeps_its_traceback_and_stops_all(folder):
     done = failed(folder, "program")
     assert "KeyError: 'a fault of the program'" in done.stderr

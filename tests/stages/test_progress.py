@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_f
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training import checkpoint, loop
 from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.checkpoint_store import checkpoint_path, write_checkpoint
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.records import TrainingOptions
 
@@ -138,9 +138,49 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
         f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); go on with it by --resume "
         "true (resume=True in Python), or delete that folder to begin anew"
     )
-    with pytest.raises(CheckpointError, match=re.escape(words)):
-        train(folder, tiny_language_model_folder)
+    monkeypatch.setattr("ulmfit_pipe.stages.classifier.build_classifier_learner", None)  # it does not come to that
+    for seconds in (0.0, None):
+        with pytest.raises(CheckpointError) as caught:
+            train(folder, tiny_language_model_folder, checkpoint_seconds=seconds)
+        assert str(caught.value) == words
     assert folder_bytes(progress_folder(folder)) == before
+    with pytest.raises(CheckpointError) as caught:
+        train(folder, tiny_language_model_folder, settings=replace(CLASSIFIER, final_epochs=2), seed=3)
+    assert str(caught.value) == (
+        f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); it cannot be gone on with as "
+        "things are now, since it differs in identity.seed (0 there, 3 now), identity.settings.final_epochs (1 there, "
+        "2 now): give the old settings and data with --resume true (resume=True in Python), or delete that folder to "
+        "begin anew"
+    )
+    assert folder_bytes(progress_folder(folder)) == before
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path, seconds):
+    path = checkpoint_path(progress_folder(tmp_path / "c"), 7)
+    write_checkpoint(path, {"identity": {"a": [1], "vocabulary": "v"}}, tensors={}, contents={})
+    learner = SimpleNamespace(options=TrainingOptions())
+    context = RunContext(checkpoint_seconds=seconds)
+    lies = f"an unfinished training of c lies in {path.parent} (step-00000007); "
+    expected = {
+        ("v", (1,)): "go on with it by --resume true (resume=True in Python), or delete that folder to begin anew",
+        ("w", (1,)): "it cannot be gone on with as things are now, since it differs in identity.vocabulary ('v' there, "
+        "'w' now): give the old settings and data with --resume true (resume=True in Python), or delete that folder to "
+        "begin anew",
+    }
+    for (vocabulary, numbers), words in expected.items():
+        with pytest.raises(CheckpointError) as caught:
+            keep_progress(learner, tmp_path / "c", identity={"a": numbers}, vocabulary=vocabulary, context=context)
+        assert str(caught.value) == lies + words
+    newer = checkpoint_path(path.parent, 8)
+    newer.mkdir()  # its state cannot be read, so that of the one before counts
+    with pytest.raises(
+        CheckpointError, match=r"\(step-00000008\); it cannot be gone on with .* identity.a \(\[1\] there"
+    ):
+        keep_progress(learner, tmp_path / "c", identity={"a": [2]}, vocabulary="v", context=context)
+    (path / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"\(step-00000008\); go on with it by --resume true"):
+        keep_progress(learner, tmp_path / "c", identity={"a": [2]}, vocabulary="v", context=context)
 
 
 def test_other_settings_another_vocabulary_and_other_versions_are_named(
@@ -176,12 +216,16 @@ def test_a_recipe_ends_with_code_75_after_sigterm_and_says_how_to_go_on(capsys, 
 
     for main, words in (
         (saved, "told to stop after 3 steps; --resume true"),
-        (lambda: os.kill(os.getpid(), signal.SIGTERM), "told to stop (SIGTERM); run the same command again, stages"),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGTERM),
+            "told to stop (SIGTERM); run the same command again, with --resume true where the recipe has it; stages "
+            "that had finished are kept",
+        ),
     ):
         with pytest.raises(SystemExit) as caught:
             run_recipe(main)
         assert caught.value.code == 75
-        assert capsys.readouterr().err.startswith(f"recipe.py: {words}")
+        assert capsys.readouterr().err == f"recipe.py: {words}\n"
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
         run_recipe(saved)

@@ -83,8 +83,8 @@ def test_weights_are_bit_identical_on_all_processes_after_every_phase(one, many,
 def test_the_sweep_suggests_the_same_on_all_processes(one, many):
     for result in many:
         assert result["sweep"]["lrs"] == one["sweep"]["lrs"]
-        assert result["sweep"]["losses"] == pytest.approx(one["sweep"]["losses"], rel=1e-4)
-        assert result["sweep"]["suggestions"] == pytest.approx(one["sweep"]["suggestions"], rel=1e-6)
+        assert result["sweep"]["losses"] == pytest.approx(one["sweep"]["losses"], rel=1e-9)
+        assert result["sweep"]["suggestions"] == pytest.approx(one["sweep"]["suggestions"], rel=1e-9)
     assert all(result["sweep"] == many[0]["sweep"] for result in many[1:])
 
 

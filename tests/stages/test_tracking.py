@@ -141,3 +141,12 @@ def test_a_context_takes_none_for_no_tracker_and_refuses_a_step_out_of_none():
     assert RunContext(report_to=["none"]).report_to == ()
     with pytest.raises(ValueError, match="log_every must be a whole number of 1 or more, got 0; the default is 10"):
         RunContext(log_every=0)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), True, "60"])
+def test_a_context_refuses_seconds_between_checkpoints_that_make_no_sense(seconds):
+    with pytest.raises(ValueError) as caught:
+        RunContext(checkpoint_seconds=seconds)
+    words = f"checkpoint_seconds must be a number of 0 or more, got {seconds!r}; leave it out for the default"
+    assert str(caught.value) == words
+    assert RunContext(checkpoint_seconds=0).checkpoint_seconds == 0

@@ -30,7 +30,7 @@ from ulmfit_pipe.training.objectives import SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.records import Task, TrainingOptions
-from ulmfit_pipe.training.resume import Checkpoints
+from ulmfit_pipe.training.resume import Checkpoints, ProgressKeeper
 from ulmfit_pipe.training.schedules import Schedule
 
 FAR = 10**9
@@ -95,8 +95,17 @@ def train(
     task = replace(task, objective=StoppedAt(task.objective, stop, what))
     options = TrainingOptions(checkpoints=checkpoints)
     said: list[str] = []
-    history = run_phases(model, plan, task, accelerator=accelerator, options=options, say=said.append)
-    return {"weights": weights_of(model), "losses": [step.loss for step in history.steps], "said": said}
+    entered: list[Any] = []
+    enter_phase = ProgressKeeper.enter_phase
+
+    def noted(*args: Any) -> Any:
+        entered.append(enter_phase(*args))
+        return entered[-1]
+
+    with mock.patch.object(ProgressKeeper, "enter_phase", noted):
+        history = run_phases(model, plan, task, accelerator=accelerator, options=options, say=said.append)
+    items = [state.items for _, state in entered]
+    return {"weights": weights_of(model), "losses": [step.loss for step in history.steps], "said": said, "items": items}
 
 
 def ended(run: Any) -> str:
@@ -144,7 +153,7 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         "classifier": train(accelerator, dropped(), None),
         "language model": train(accelerator, words(), None),
     }
-    for stop in (3, 9, 22):
+    for stop in (3, 5, 9, 22):
         results[f"classifier, {stop}"] = stopped_and_resumed(accelerator, dropped, folder / f"c{stop}", stop)
         results[f"language model, {stop}"] = stopped_and_resumed(accelerator, words, folder / f"l{stop}", stop)
     for name, built in {

@@ -175,6 +175,22 @@ def test_what_killed_processes_left_is_taken_away_by_the_next_one_that_writes(tm
     }
 
 
+def test_a_folder_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    synced, rename = [], Path.rename
+
+    def noted(self, target):
+        synced.append(f"renamed to {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: synced.append(path))
+    with atomic_folder(tmp_path / "run") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").write_text("new")
+    expected = [folder / "deep", folder / "deep" / "file", folder, "renamed to run", tmp_path]
+    assert synced == expected
+
+
 def test_a_full_disk_leaves_the_previous_file_as_it_was(tmp_path, monkeypatch):
     write_atomic(tmp_path / "file", b"old")
     monkeypatch.setattr(checkpoint, "_sync", no_space)

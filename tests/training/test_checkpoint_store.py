@@ -18,6 +18,7 @@ from ulmfit_pipe.training.checkpoint_store import (
     load_part,
     newest_whole,
     read_checkpoint,
+    read_state,
     tidy,
     write_checkpoint,
 )
@@ -88,12 +89,21 @@ def test_the_newest_whole_one_counts(tmp_path):
     ]
 
 
-def test_files_that_did_not_change_are_taken_over(tmp_path):
-    first = write(tmp_path, 1)
-    path = checkpoint_path(tmp_path, 2)
-    write_checkpoint(path, {}, tensors={}, contents={}, unchanged=[first / "model.safetensors"])
-    assert (path / "model.safetensors").samefile(first / "model.safetensors")
-    assert list(read_checkpoint(path)["files"]) == ["model.safetensors"]
+def test_the_state_alone_is_read_without_a_look_at_the_other_files(tmp_path):
+    path = write(tmp_path, 3)
+    (path / "model.safetensors").unlink()
+    assert read_state(path)["step"] == 3
+    with pytest.raises(CheckpointError, match="model.safetensors is missing"):
+        read_checkpoint(path)
+
+
+def test_tensors_that_were_read_do_not_follow_their_file(tmp_path):
+    path = write(tmp_path, 1, a=torch.arange(50_000.0))
+    found = load_part(path, "model.safetensors")["a"]
+    size = (path / "model.safetensors").stat().st_size
+    with (path / "model.safetensors").open("r+b") as file:  # in place: a mapped file would show it
+        file.write(b"\xff" * size)
+    assert torch.equal(found, torch.arange(50_000.0))
 
 
 def test_the_last_are_kept_and_those_of_a_future_given_up_are_not(tmp_path):

@@ -10,6 +10,7 @@ from toy_models import (
     CLASSES,
     HIDDEN,
     VOCAB,
+    Filler,
     ToyBatches,
     ToyOutput,
     groups_of,
@@ -65,6 +66,18 @@ class TextBatches(FixedBatches):
 
 class WindowBatches(TextBatches):
     windows = True
+
+
+class ShareOfTwo(TextBatches):
+    """What the second of two processes is given of 13 rows: of the last batch, which has one, a row in its place."""
+
+    def __init__(self, rows, **options):
+        super().__init__({name: value[:13] for name, value in rows.items()}, **options, rank=1, world_size=2)
+
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            empty = len(self.order) - number * self.batch_size == 1
+            yield Filler(batch) if empty else batch
 
 
 def long_rows(count, *, seed):
@@ -465,8 +478,13 @@ class Killed(BaseException):
     """Raised in the place of a kill."""
 
 
-@pytest.mark.parametrize("kind", [TextBatches, WindowBatches])
-def test_a_phase_that_is_gone_on_with_keeps_the_same_rows_again_bit_for_bit(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "accumulation", "kills"),  # kills in the first epoch, at the start of the second, in it, in the last
+    [(TextBatches, 1, (3, 5, 6, 11)), (WindowBatches, 1, (3, 5, 6, 11)), (ShareOfTwo, 2, (2, 3, 4, 6))],
+)
+def test_a_phase_that_is_gone_on_with_keeps_the_same_rows_again_bit_for_bit(
+    tmp_path, monkeypatch, kind, accumulation, kills
+):
     """What is kept of a row depends in its last bits on the batch that the row stood in when it was kept."""
     monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
     real = loop.train_step
@@ -476,9 +494,10 @@ def test_a_phase_that_is_gone_on_with_keeps_the_same_rows_again_bit_for_bit(tmp_
         model = WindowsForSequenceClassification(model) if kind is WindowBatches else model
         groups = bert_groups(model, "model.bert." if kind is WindowBatches else "bert.")
         phase = Phase("some", (3, 4), (3e-3,) * 5, Schedule.one_cycle(), epochs=3)
-        task = task_of(kind, long_rows)  # 4 steps an epoch, in another order in each
+        task = task_of(kind, long_rows)  # 4 batches an epoch, in another order in each
         kept = None if folder is None else Checkpoints(folder, every_seconds=None, every_steps=1, resume=resume)
-        options = TrainingOptions(frozen_dropout="off", cache_frozen=True, checkpoints=kept)
+        choices = {"frozen_dropout": "off", "cache_frozen": True, "accumulation_steps": accumulation}
+        options = TrainingOptions(**choices, checkpoints=kept)
 
         def step(*args):
             taken.append(1)
@@ -492,14 +511,15 @@ def test_a_phase_that_is_gone_on_with_keeps_the_same_rows_again_bit_for_bit(tmp_
         history = run_phases(model, plan, task, accelerator=accelerator, options=options, say=said.append)
         return weights_of(model), [one.loss for one in history.steps], [epoch.metrics for epoch in history.epochs], said
 
-    weights, losses, metrics, _ = train()
-    for kill in (3, 5, 6, 11):  # in the first epoch, at the start of the second, in it, in the last
+    weights, losses, metrics, told = train()
+    assert "rows were kept" in told[-1]
+    for kill in kills:
         with pytest.raises(Killed):
             train(tmp_path / str(kill), kill=kill)
         again, *numbers, said = train(tmp_path / str(kill), resume=True)
         assert numbers == [losses, metrics], kill
         assert [name for name, value in weights.items() if not torch.equal(again[name], value)] == [], kill
-        assert said[-1].startswith("cache_frozen: 20 rows were kept")
+        assert said[-1] == told[-1], kill
 
 
 # ---- the learner

@@ -22,7 +22,7 @@ from toy_models import (
     weights_of,
 )
 
-from ulmfit_pipe.training import loop, processes
+from ulmfit_pipe.training import loop, processes, wrapping
 from ulmfit_pipe.training.layer_groups import freeze, split_layer_groups
 from ulmfit_pipe.training.loop import NonFiniteLossError, evaluate, fit, prepared
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
@@ -174,6 +174,7 @@ def test_a_skipped_step_does_not_advance_the_schedule(accelerator, monkeypatch):
     records, steps = run(accelerator, new_model(), phase)
     assert [step.step for step in steps] == [0, 0, 1, 2, 2, 3]
     assert records[-1].step == 4
+    assert [record.cut_short for record in records] == [False, False]
     assert steps[0].lrs == steps[1].lrs
 
 
@@ -374,6 +375,7 @@ def test_a_deadline_stops_at_the_next_step(accelerator):
     assert steps == []
     assert len(records) == 1
     assert math.isnan(records[0].train_loss)
+    assert records[0].cut_short
 
 
 # ---- wrapping and unwrapping
@@ -496,10 +498,10 @@ def test_a_deadline_that_cuts_a_phase_short_still_brings_the_rate_down(accelerat
 @pytest.mark.parametrize(("device", "asked"), [("cpu", 1), ("meta", 0)])
 def test_preparing_on_a_cpu_asks_the_allocator_to_keep_what_a_step_frees(monkeypatch, device, asked):
     calls = []
-    monkeypatch.setattr(loop, "keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(wrapping, "keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(wrapping, "check_accelerator", lambda _accelerator: None)
     model = torch.nn.Linear(3, 2)
     accelerator = SimpleNamespace(
-        gradient_accumulation_steps=1,
         num_processes=1,
         device=torch.device(device),
         prepare=lambda *parts: parts,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from toy_models import groups_of, new_metric, new_model, new_phase, new_task, same, weights_of
 
+from ulmfit_pipe.training import history as history_module
 from ulmfit_pipe.training import phases as phases_module
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.phases import (
@@ -230,7 +231,7 @@ def test_without_keep_best_weights_are_kept_only_for_a_phase_that_starts_from_th
     accelerator, monkeypatch, from_best, copies
 ):
     offers = []
-    monkeypatch.setattr(phases_module.BestWeights, "offer", lambda _self, record, _model: offers.append(record))
+    monkeypatch.setattr(history_module.BestWeights, "offer", lambda _self, record, _model: offers.append(record))
     phases = [new_phase(3), new_phase(2, 3, name="other", from_best=from_best)]
     run(accelerator, new_model(), phases, scripted_task([0.9, 0.1]), keep_best=False)
     assert len(offers) == 2 * copies

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from toy_models import ToyBatches, groups_of, new_metric, new_model, new_phase, new_task, text_rows, weights_of
 
-from ulmfit_pipe.training import global_norms, loop, precision
+from ulmfit_pipe.training import global_norms, loop, lr_finder, precision
 from ulmfit_pipe.training.loop import evaluate, fit
 from ulmfit_pipe.training.metrics import MultiLabelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective, activation_penalty
@@ -221,6 +221,27 @@ def test_loss_scaling_takes_the_steps_of_the_same_training_without_it(monkeypatc
     _, steps = fit(model, groups_of(model), phase, new_task(40), accelerator=accelerator, options=TrainingOptions())
     assert [step.loss for step in scaled.steps] == pytest.approx([step.loss for step in steps], abs=2e-3)
     assert [step.lrs for step in scaled.steps] == [step.lrs for step in steps]
+
+
+def test_a_sweep_of_the_learning_rate_leaves_the_loss_scale_as_it_was(monkeypatch):
+    accelerator, scales = scaling_accelerator(2.0**19), []
+
+    class Looking(ClassificationObjective):
+        def __call__(self, *args):
+            scales.append(accelerator.scaler.get_scale())
+            return super().__call__(*args)
+
+    model, task = new_model(), new_task(40)
+    task = SimpleNamespace(**{**vars(task), "objective": Looking()})
+    monkeypatch.setattr(lr_finder, "build_optimizer", optimizer_of_a_gpu)
+    before = accelerator.scaler.state_dict()
+    for _ in range(2):  # the second one finds a scaler that was used before
+        lr_finder.lr_find(
+            model, groups_of(model), task, accelerator=accelerator, options=TrainingOptions(), num_steps=40
+        )
+        assert accelerator.scaler.state_dict() == before
+    assert min(scales) < scales[0] == before["scale"]  # steps did overflow
+    assert scales[: len(scales) // 2] == scales[len(scales) // 2 :]
 
 
 # ---- what stays float32

@@ -301,24 +301,34 @@ def test_saving_takes_no_more_than_a_twentieth_of_the_time(tmp_path, accelerator
     assert now[0] == 5.0 * len(steps) + 4.0 * len(saved)
 
 
-def test_best_weights_that_did_not_change_are_not_written_again(tmp_path, accelerator):
+def test_two_checkpoints_share_no_file(tmp_path, accelerator):
     with pytest.raises(Killed):
-        train(classifier, accelerator, kept(tmp_path / "run"), kill=12)
+        train(classifier, accelerator, kept(tmp_path / "run"), kill=13)
     first, second = sorted((tmp_path / "run").iterdir())
-    assert (first / "best.safetensors").samefile(second / "best.safetensors")
+    assert (first / "best.safetensors").read_bytes() == (second / "best.safetensors").read_bytes()
+    assert {file.stat().st_nlink for file in (tmp_path / "run").rglob("*.*") if file.is_file()} == {1}
+
+
+def test_best_weights_that_rot_on_the_disk_are_not_sealed_as_good_by_the_next_checkpoint(tmp_path, accelerator):
+    found = []
+
+    class Rotting(KilledAt):
+        def __call__(self, *args):
+            if self.left == 2:  # one more step comes
+                last = newest(tmp_path / "run")
+                found.append((last, (last / "best.safetensors").read_bytes()))
+                altered(last / "best.safetensors")
+            return super().__call__(*args)
+
+    def build(kill=10**9):
+        model, plan, task, monitor = classifier()
+        return model, plan, replace(task, objective=Rotting(task.objective, kill)), monitor
+
     with pytest.raises(Killed):
-        train(classifier, accelerator, kept(tmp_path / "run", resume=True), kill=3)
-    assert (newest(tmp_path / "run") / "best.safetensors").stat().st_nlink == 2
-
-
-def test_a_file_system_without_links_gets_copies(tmp_path, accelerator, monkeypatch):
-    def no_links(*_args):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr("pathlib.Path.hardlink_to", no_links)
-    with pytest.raises(Killed):
-        train(classifier, accelerator, kept(tmp_path / "run"), kill=16)
-    assert (newest(tmp_path / "run") / "best.safetensors").stat().st_nlink == 1
+        train(build, accelerator, kept(tmp_path / "run"), kill=13)
+    ((before, content),) = found
+    assert newest(tmp_path / "run") != before
+    assert (newest(tmp_path / "run") / "best.safetensors").read_bytes() == content
     assert_same(
         train(classifier, accelerator, kept(tmp_path / "run", resume=True)), never_stopped(classifier, accelerator)
     )
@@ -330,6 +340,15 @@ def test_the_time_before_is_counted(tmp_path, accelerator):
     seconds = json.loads((newest(tmp_path / "run") / "state.json").read_text())["state"]["seconds"]
     again = train(classifier, accelerator, kept(tmp_path / "run", resume=True))
     assert again.history.earlier_seconds == seconds > 0
+
+
+def test_what_all_processes_trained_on_in_an_epoch_is_kept_and_not_what_one_did(tmp_path, accelerator, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(resume, "reduce_sum", lambda _accelerator: lambda values: values * 3)  # the others did as much
+        with pytest.raises(Killed):
+            train(classifier, accelerator, kept(tmp_path / "run"), kill=4)
+    state = json.loads((newest(tmp_path / "run") / "state.json").read_text())["state"]
+    assert (state["sums"]["batch"], state["sums"]["items"]) == (4, 3 * 16)
 
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path):
@@ -365,11 +384,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, acc
         train(classifier, accelerator, kept(tmp_path / "run"), kill=13)
     before, last = sorted((tmp_path / "run").iterdir())
     file = last / (name if "." in name else f"{name}.safetensors")
-    content = file.read_bytes()
     damage(file)
-    if name == "best":  # the two share one file, which such damage would hit both of
-        (before / "best.safetensors").unlink()
-        (before / "best.safetensors").write_bytes(content)
     said = []
     done = train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said)
     assert said[0].startswith(f"checkpoint {last.name} is damaged and left out, the one before it is taken: {file}")
@@ -418,12 +433,13 @@ def test_what_a_kill_in_the_middle_of_saving_left_is_taken_away(tmp_path, accele
 
 def test_checkpoints_after_the_one_gone_on_from_do_not_come_back(tmp_path, accelerator):
     with pytest.raises(Killed):
-        train(classifier, accelerator, kept(tmp_path / "run"), kill=17)
+        train(classifier, accelerator, kept(tmp_path / "run", every_steps=3), kill=17)
     before, last = sorted((tmp_path / "run").iterdir())
+    assert [before.name, last.name] == ["step-00000003", "step-00000006"]
     cut_short(last / "model.safetensors")
     with pytest.raises(Killed):  # after a step that is not yet that of the damaged one
-        train(classifier, accelerator, kept(tmp_path / "run", resume=True, keep=1), kill=3)
-    assert last.name not in [path.name for path in (tmp_path / "run").iterdir()] or newest(tmp_path / "run") == last
+        train(classifier, accelerator, kept(tmp_path / "run", resume=True), kill=4)
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["step-00000003", "step-00000004"]
     assert_same(
         train(classifier, accelerator, kept(tmp_path / "run", resume=True)), never_stopped(classifier, accelerator)
     )

@@ -32,7 +32,7 @@ def two(folder):
     return [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("stop", [3, 9, 22])
+@pytest.mark.parametrize("stop", [3, 5, 9, 22])
 @pytest.mark.parametrize("name", ["classifier", "language model"])
 def test_two_processes_go_on_bit_for_bit(two, name, stop):
     for result in two:
@@ -42,6 +42,11 @@ def test_two_processes_go_on_bit_for_bit(two, name, stop):
         assert [key for key, value in whole["weights"].items() if not torch.equal(resumed["weights"][key], value)] == []
     first, second = (result[f"{name}, {stop}"]["weights"] for result in two)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_each_process_goes_on_with_its_share_of_what_all_had_trained_on(two):
+    """All 19 rows of the first epoch; the first process trained on 10, the second on 9."""
+    assert [result["classifier, 5"]["items"][0] for result in two] == [19 / 2, 19 / 2]
 
 
 def test_a_signal_to_one_process_stops_and_saves_both(two, folder):

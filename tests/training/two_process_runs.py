@@ -48,6 +48,7 @@ ORDERS = {  # what each phase trains: everything that a wrapper made once would 
     "one group after another": [(0,), (2,), (1,), ALL],
     "all throughout": [ALL, ALL],
 }
+CACHED_NORMS = [f"{kind}cached prefix under batch norm, seed {seed}" for seed in range(4) for kind in ("", "no ")]
 
 
 def shares(accelerator: Accelerator) -> dict[str, int]:
@@ -213,10 +214,13 @@ def time_limit(accelerator: Accelerator) -> int:
     return len(history.steps)
 
 
-def cached_prefix(accelerator: Accelerator, *, cache: bool) -> dict[str, Any]:
-    """Rows move between processes from epoch to epoch, so each process meets some late."""
-    model = new_model().double()
-    task = new_task(11, valid=7, **shares(accelerator))
+def cached_prefix(
+    accelerator: Accelerator, *, cache: bool, rows: int = 11, seed: int = 0, norm: str = "layer"
+) -> dict[str, Any]:
+    """Rows move between processes from epoch to epoch, so each process meets some late, at a time of its own."""
+    model = new_model(norm=norm).double()
+    task = new_task(rows, valid=7, **shares(accelerator))
+    task.train_batches.seed = seed
     task.train_batches.fixed_rows = task.valid_batches.fixed_rows = True
     said: list[str] = []
     epochs, steps = fit(
@@ -293,6 +297,10 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         "time limit": time_limit(accelerator),
         "cached prefix": cached_prefix(accelerator, cache=True),
         "no cached prefix": cached_prefix(accelerator, cache=False),
+        **{
+            name: cached_prefix(accelerator, cache=not name.startswith("no"), norm="batch", rows=24, seed=int(name[-1]))
+            for name in CACHED_NORMS
+        },
         "refusals": refusals(accelerator, folder),
     }
     for find_unused in (False, True):

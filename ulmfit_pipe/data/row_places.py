@@ -63,7 +63,10 @@ def find_rows(
             marks.append(lines.offset)
         if number % PAUSE_ROWS == 0:
             yield
-    schema = open_stream(path, columns=list(names)).schema() if typed else None
+    schema = None
+    for so_far in open_stream(path, columns=list(names)).schemas() if typed else ():
+        schema = so_far
+        yield
     return RowPlaces(number, list(names), every, marks[: -(-number // every)], schema)
 
 

@@ -6,6 +6,7 @@ file stays as it was; from one kind to another, values keep their meaning, and w
 refused by column.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -65,6 +66,9 @@ class RowStream(Protocol):
 
     def schema(self) -> pa.Schema:
         """Arrow types that hold every row."""
+
+    def schemas(self) -> Iterator[pa.Schema]:
+        """Arrow types that hold the rows read so far, chunk by chunk; the last hold every row."""
 
     def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
         """Pieces of at most so many rows, in order; of a span, or of the whole table."""
@@ -143,6 +147,9 @@ class _CsvStream:
     def schema(self) -> pa.Schema:
         return pa.schema([(name, pa.string()) for name in self.columns()])
 
+    def schemas(self) -> Iterator[pa.Schema]:
+        yield self.schema()
+
     def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
         names, span = self.columns(), span or _WHOLE
         read = self.rows.read_lines(names, TextLines(self.path, span.offset))  # type: ignore[misc]  # CSV is lines
@@ -165,10 +172,13 @@ class _JsonStream:
         return self._columns
 
     def schema(self) -> pa.Schema:
+        return functools.reduce(lambda _before, newest: newest, self.schemas(), pa.schema([]))
+
+    def schemas(self) -> Iterator[pa.Schema]:
         schema = pa.schema([])
         for chunk in self.chunks(1000):
             schema = unify_types(schema, self._schema_of(chunk), name=str(self.path))
-        return schema
+            yield schema
 
     def _schema_of(self, chunk: Chunk) -> pa.Schema:
         return pa.schema([(name, _to_arrow(name, column, None).type) for name, column in chunk.items()])
@@ -224,6 +234,9 @@ class _ParquetStream:
 
     def schema(self) -> pa.Schema:
         return pq.read_schema(self.path)
+
+    def schemas(self) -> Iterator[pa.Schema]:
+        yield self.schema()
 
     def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
         span = span or _WHOLE

@@ -196,7 +196,7 @@ def train_classifier(
     """
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
-    done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell)
+    done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)
     if done is not None:
         return done
     started = time.perf_counter()

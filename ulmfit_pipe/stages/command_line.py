@@ -17,7 +17,9 @@ from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_r
 PACKAGE = Path(__file__).parents[1]
 SHOW_TRACEBACK = "ULMFIT_PIPE_TRACEBACK"  # environment variable: anything but empty or 0 shows where it came from
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-STOPPED = "told to stop (SIGTERM); run the same command again, stages that had finished are kept"
+AGAIN = "run the same command again, with --resume true where the recipe has it"
+KEPT = "stages that had finished are kept"
+STOPPED = f"told to stop (SIGTERM); {AGAIN}; {KEPT}"
 OTHER_ENDED = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")  # gloo's words and NCCL's
 SECONDS_FOR_LAUNCHER = 5.0
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: of argparse, and of a shell whose program got SIGINT
@@ -43,7 +45,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     except Preempted as stop:
         _end(stop.message, EXIT_PREEMPTED)
     except KeyboardInterrupt:
-        _end("stopped; run the same command again, stages that had finished are kept", INTERRUPTED)
+        _end(f"stopped; {AGAIN}; {KEPT}", INTERRUPTED)
     except Exception as error:
         if _another_process_ended(error):
             _end_after_the_other()
@@ -102,7 +104,7 @@ def _tell_launcher(error: Exception) -> None:
 def _told_in_one_line(error: Exception) -> str | None:
     """Return the message of an error that a user can act on, or None."""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return f"the disk is full ({error}); the stages that had finished are kept: free some space and run again"
+        return f"the disk is full ({error}); free some space, then {AGAIN}; {KEPT}"
     if isinstance(error, ValueError) or type(error).__name__ == "NonFiniteLossError":
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if raised_in.is_relative_to(PACKAGE) or raised_in.name == Path(sys.argv[0]).name:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage, refuse_foreign_folder
-from ulmfit_pipe.stages.progress import progress_folder
+from ulmfit_pipe.stages.progress import progress_folder, refuse_unfinished
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.record_differences import differences
@@ -48,7 +48,7 @@ def digest_of(*columns: Iterable[Any]) -> str:
 
 
 def finished_result(
-    path: Path | str, *, stage: str, identity: dict[str, Any], say: Callable[[str], None]
+    path: Path | str, *, stage: str, identity: dict[str, Any], say: Callable[[str], None], resume: bool = False
 ) -> StageResult | None:
     """Return the result of a stage that was finished with the same identity, or None if it has to run.
 
@@ -57,14 +57,18 @@ def finished_result(
         stage: Name of the stage.
         identity: Everything the result depends on.
         say: Told that the stage is skipped.
+        resume: Whether an unfinished training of the stage is to be gone on with.
 
     Raises:
         ArtifactError: The folder holds a finished stage of another identity, or something else.
+        CheckpointError: There is an unfinished training, and nobody asked to go on with it.
     """
     path = Path(path)
     refuse_other_run(path, stage=stage, identity=identity)
     record = read_stage(path)
     if record is None:
+        if not resume:
+            refuse_unfinished(path, identity=identity)
         return None
     shutil.rmtree(progress_folder(path), ignore_errors=True)  # of a process that was killed as it finished
     say(f"{stage}: already finished in {path} with the same settings and data, skipped")
@@ -117,7 +121,8 @@ def was_cut_short(epochs: Sequence[EpochRecord], phases: Sequence[Phase]) -> boo
     A phase that may stop early for want of progress does not count.
     """
     last = {record.phase: record for record in epochs}
-    return any(
-        phase.name not in last or (phase.patience is None and last[phase.name].step < last[phase.name].total_steps)
-        for phase in phases
-    )
+
+    def ended_early(phase: Phase) -> bool:  # steps would not tell: one that fp16 skipped is not counted
+        return last[phase.name].cut_short or last[phase.name].epoch + 1 < phase.epochs
+
+    return any(phase.name not in last or (phase.patience is None and ended_early(phase)) for phase in phases)

@@ -32,6 +32,8 @@ from ulmfit_pipe.stages.tracking import add_log, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.training.history import History
 
+STAGE = "language_model"
+
 
 @dataclass(frozen=True)
 class LanguageModelSettings:
@@ -145,7 +147,7 @@ def train_language_model(
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     context = context.for_model(model_type_of(model))
     identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
-    done = finished_result(output_dir, stage="language_model", identity=identity, say=context.tell)
+    done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell, resume=context.resume)
     if done is not None:
         return done
     started = time.perf_counter()
@@ -172,7 +174,7 @@ def train_language_model(
         **training_record(parts.learner, parts.phases, history),
     }
     if context.accelerator.is_main_process:
-        save_stage(output_dir, stage="language_model", record=record, write=partial(_write, parts, output_dir))
+        save_stage(output_dir, stage=STAGE, record=record, write=partial(_write, parts, output_dir))
         drop_progress(output_dir)
     context.accelerator.wait_for_everyone()
     context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")

@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
-from ulmfit_pipe.stages.setting_checks import check_whole, settings_that_count
+from ulmfit_pipe.stages.setting_checks import check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.training.accelerate_trackers import check_report_to
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.precision import tf32_note
@@ -35,7 +35,7 @@ class RunContext:
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
         resume: Go on with an unfinished stage from its last checkpoint, instead of beginning it anew.
-        checkpoint_seconds: Save a checkpoint so often while a stage trains; None saves none.
+        checkpoint_seconds: Save a checkpoint so often while a stage trains; 0 after every step, None saves none.
         report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
         log_every: Log one optimizer step out of so many.
         say: Receives each line of news.
@@ -57,9 +57,10 @@ class RunContext:
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse trackers that are not there before anything is read."""
+        """Refuse trackers that are not there, and numbers that make no sense, before anything is read."""
         self.report_to = check_report_to(self.report_to)
         check_whole(self, {"log_every": 1})
+        check_zero_or_more(self, "checkpoint_seconds")
 
     def for_model(self, model_type: str) -> "RunContext":
         """Return the context for a model of an architecture, with ``auto`` settled; it is the one records name.

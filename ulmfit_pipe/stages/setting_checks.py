@@ -81,6 +81,20 @@ def check_above_zero(settings: Any, *names: str) -> None:
             raise ValueError(f"{name} must be a number above 0, got {value!r}{_advice(settings, name)}")
 
 
+def check_zero_or_more(settings: Any, *names: str) -> None:
+    """Raise unless every named field is None or a finite number of at least 0.
+
+    Raises:
+        ValueError: A field is negative, infinite or no number.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a number of 0 or more, got {value!r}{_advice(settings, name)}")
+
+
 def _advice(settings: Any, name: str) -> str:
     default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
     return "; leave it out for the default" if default is None else f"; the default is {default!r}"

@@ -100,6 +100,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(_ordinary_mode())  # safetensors makes its files readable by their owner alone
             _sync(file)
+        _sync(temporary)  # the names in it, which must be on the disk before it has the name that counts
         if path.exists():
             path.rename(old)
         temporary.rename(path)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +39,24 @@ def write_checkpoint(
     *,
     tensors: Mapping[str, Mapping[str, Tensor]],
     contents: Mapping[str, bytes],
-    unchanged: Iterable[Path] = (),
 ) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint, whole or not at all; it shares no file with another, so that damage hits one of them.
 
     Args:
         path: Its folder; a checkpoint that is there is replaced.
         state: What JSON can hold; floats may be NaN or infinite.
         tensors: Tensors by file name.
         contents: Bytes by file name.
-        unchanged: Files of an earlier checkpoint that are taken over as they are.
 
     Raises:
         CheckpointError: The disk is full or not writable; the message says how much space is needed, and what stands.
     """
-    unchanged = list(unchanged)
     try:
         with atomic_folder(path) as folder:
             for name, part in tensors.items():
                 save_file(independent(part), folder / name)
             for name, content in contents.items():
                 (folder / name).write_bytes(content)
-            for file in unchanged:
-                _link(file, folder / file.name)
             digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
             (folder / STATE_FILE).write_text(_sealed({"format": FORMAT, **state, "files": digests}), encoding="utf-8")
     except CheckpointError as error:
@@ -93,14 +88,6 @@ def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         alone[name] = value
     return alone
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system knows none, copy it."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _digest(file: Path) -> str:
@@ -139,6 +126,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: A file is missing, cut short or altered, or another version wrote it.
     """
+    state = read_state(path)
+    for name, digest in state["files"].items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name} is missing")
+        if _digest(path / name) != digest:
+            raise CheckpointError(f"{path / name} was cut short or altered: its SHA-256 differs")
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint, without a look at its other files.
+
+    Raises:
+        CheckpointError: It is missing, cut short or altered, or another version wrote it.
+    """
     try:
         record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         plain = record["state"]
@@ -149,11 +151,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / STATE_FILE} was altered: its SHA-256 differs")
     if plain["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {plain['format']}, this version reads {FORMAT}")
-    for name, digest in plain["files"].items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path / name} is missing")
-        if _digest(path / name) != digest:
-            raise CheckpointError(f"{path / name} was cut short or altered: its SHA-256 differs")
     return _with_all_numbers(plain)
 
 
@@ -179,8 +176,8 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
 
 
 def load_part(path: Path, name: str) -> dict[str, Tensor]:
-    """Return the tensors of one file of a checkpoint."""
-    return load_file(path / name)
+    """Return the tensors of one file of a checkpoint, in memory of their own: the file may go, or change."""
+    return {key: value.clone() for key, value in load_file(path / name).items()}
 
 
 def tidy(folder: Path) -> None:

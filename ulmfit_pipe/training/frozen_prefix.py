@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ulmfit_pipe.training.activation_store import ActivationStore, StoreFullError
 from ulmfit_pipe.training.batch_rows import ROW, Batch, PrefixError, about_equal, is_filler, picked
+from ulmfit_pipe.training.global_norms import batch_norms_of
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.objectives import Objective, ObjectiveOutput
 from ulmfit_pipe.training.prefix_boundary import Cut, find_cut, frozen_below, left_as_found
@@ -169,9 +170,19 @@ class CachedObjective:
             return self.objective(model, batch, None)
 
     def _check(self, batch: Batch, values: Values) -> None:
-        """Raise unless the first batch made of kept rows gets what the whole model, training or not, gives it."""
-        whole = self.trial(lambda model: self.objective(model, batch, None))
-        from_kept = self.trial(lambda model: self._from_kept(model, batch, values))
+        """Raise unless the first batch made of kept rows gets what the whole model gives it.
+
+        Frozen parts run as they do in training. What is behind them does not: a batch norm would take its statistics
+        over all processes (`global_norms`), and wait for those that have nothing to check now.
+        """
+
+        def still(model: nn.Module) -> nn.Module:
+            for part in (*self.cut.later.values(), *batch_norms_of(model)):
+                part.eval()
+            return model
+
+        whole = self.trial(lambda model: self.objective(still(model), batch, None))
+        from_kept = self.trial(lambda model: self._from_kept(still(model), batch, values))
         if not (about_equal(from_kept.logits, whole.logits) and about_equal(from_kept.loss_sum, whole.loss_sum)):
             raise PrefixError(
                 "rows got other scores from what was kept than from the whole model, so they are not the same each "
@@ -249,7 +260,7 @@ def keep_again(task: Task, phase: Phase, *, upto: tuple[int, int], first_epoch: 
         validated = task.valid_batches if epoch < present and task.valid_batches is not None else ()
         for batches, training in ((trained, True), (validated, False)):
             for batch in batches:
-                if not is_filler(batch):
+                if training or not is_filler(batch):  # an evaluation passes them over, a step runs and keeps them too
                     cached.keep_again(to_device(batch, accelerator), training=training)
 
 

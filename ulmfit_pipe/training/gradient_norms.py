@@ -7,14 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.processes import reduce_sum
-
-# where torch keeps no gradient of its own a parameter, or one piece of all of them in a row
-OUT_OF_SIGHT = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP)
 
 
 def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Accelerator) -> dict[str, float]:
@@ -28,12 +24,7 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
         optimizer: The phase's; its parameter groups say of which layer group they are.
         groups: The layer groups.
         accelerator: The processes, and the loss scaling.
-
-    Returns:
-        The norms; nothing under DeepSpeed, Megatron-LM or Accelerate's first FSDP, which keep gradients to themselves.
     """
-    if accelerator.distributed_type in OUT_OF_SIGHT and not getattr(accelerator, "is_fsdp2", False):
-        return {}
     parameters: list[list[Tensor]] = [[] for _ in groups]
     for parameter_group in optimizer.param_groups:
         parameters[parameter_group["layer_group"]].extend(parameter_group["params"])

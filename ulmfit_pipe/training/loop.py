@@ -364,4 +364,5 @@ def _fit_epoch(run: Run, phase: Phase, task: Task, *, epoch: int, total_steps: i
         metrics = evaluate(run.model, task.valid_batches, task.objective, task.new_metric(), run.accelerator)
     seconds = time.perf_counter() - started
     lrs = run.steps[-1].lrs if run.steps else run.current_lrs()
-    return EpochRecord(phase.name, epoch, run.step, total_steps, loss, metrics, lrs, seconds, speed)
+    cut = state.batch < len(task.train_batches)
+    return EpochRecord(phase.name, epoch, run.step, total_steps, loss, metrics, lrs, seconds, speed, cut_short=cut)

@@ -1,7 +1,8 @@
 """The learning-rate finder: a client of the loop that leaves no trace.
 
 The rate grows exponentially from batch to batch; the smoothed loss is recorded until it diverges. Weights, random
-state, data order, training flags and gradients are put back bit for bit, also when the sweep raises.
+state, data order, training flags, gradients and the loss scale of fp16 are put back bit for bit, also when the sweep
+raises.
 
 Source: Smith 2017, section 3.3; the sweep and the four suggestions are fastai 2.8's.
 """
@@ -105,7 +106,7 @@ def lr_find(
         raise ValueError(f"lr_find needs 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}; 1e-7 and 10 are usual")
     num_steps = max(SHORTEST_SWEEP, int(num_steps))
     chosen = trainable_indices(groups) if sweep_groups is None else tuple(sweep_groups)
-    with restored(model, groups):
+    with restored(model, groups), _loss_scale_kept(accelerator):
         set_trainable(groups, chosen, train_norm=options.train_norm)
         trained = tuple(group.name for group in groups if not group.frozen)
         lrs, losses = _sweep(
@@ -219,6 +220,18 @@ def restored(model: nn.Module, groups: Sequence[LayerGroup]) -> Iterator[None]:
                 module._buffers[name] = buffer.copy_(values)
         for module, training in flags:
             module.training = training
+
+
+@contextlib.contextmanager
+def _loss_scale_kept(accelerator: Accelerator) -> Iterator[None]:
+    """Put back what fp16 scales losses by: a sweep overflows on purpose, and each overflow halves it."""
+    scaler = accelerator.scaler
+    state = {} if scaler is None else scaler.state_dict()
+    try:
+        yield
+    finally:
+        if scaler is not None and state:  # a scaler that is switched off has none
+            scaler.load_state_dict(state)
 
 
 @contextlib.contextmanager

@@ -203,6 +203,7 @@ class EpochRecord:
         lrs: Learning rate of each layer group at the last step; 0 where frozen.
         seconds: Wall time, validation included.
         items_per_second: Tokens (or rows) trained per second, over all processes.
+        cut_short: Whether a time limit ended it before its last batch.
     """
 
     phase: str
@@ -214,6 +215,7 @@ class EpochRecord:
     lrs: tuple[float, ...]
     seconds: float
     items_per_second: float
+    cut_short: bool = False
 
 
 @dataclass
@@ -224,7 +226,7 @@ class EpochState:
         batch: Micro-batches trained on so far.
         loss_sum: Sum of their losses, penalties left out.
         count: What the sum is divided by.
-        items: Tokens (or rows) this process has trained on.
+        items: Tokens (or rows) this process has trained on; a checkpoint keeps their sum over all processes.
         seconds: Time it took.
         carry: What the objective hands to the next batch.
     """

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -108,7 +108,6 @@ class ProgressKeeper:
         self._found: tuple[Path, dict[str, Any]] | None = None
         self._random: dict[str, torch.Tensor] | None = None
         self._random_used = False
-        self._best_saved: tuple[EpochRecord, Path, dict[str, str]] | None = None
         self._steps_since, self._pause = 0, 0.0
         self._saved_at = self._began = time.monotonic()
         self._open()
@@ -177,7 +176,6 @@ class ProgressKeeper:
             best = standing.history.epochs[state["best"]]
             standing.best.record = best
             standing.best.weights = run_state.with_ties(store.load_part(path, BEST), state["ties"])
-            self._best_saved = (best, path / BEST, state["ties"])
         alike = state["world_size"] == self.accelerator.num_processes
         self._own_file = f"rank-{self.accelerator.process_index if alike else 0}.safetensors"
         tensors = store.load_part(path, self._own_file)
@@ -219,7 +217,8 @@ class ProgressKeeper:
         records = run_state.steps_from(store.load_part(path, STEPS))
         run.step = position["step"]
         run.steps.extend(records[len(records) - position["steps_of_phase"] :])
-        epoch = EpochState(**state["sums"], carry=self._carry(path))
+        share = state["sums"]["items"] / self.accelerator.num_processes  # of what all processes had trained on
+        epoch = EpochState(**{**state["sums"], "items": share}, carry=self._carry(path))
         if epoch.batch == 0:
             self.restore_random()
         self._found = None  # the phases after this one begin at their start
@@ -289,12 +288,13 @@ class ProgressKeeper:
         started = time.monotonic()
         ranks = gather_bytes(self._own_part(epoch), self.accelerator)
         used = not run_state.same_random(self._random_start, run_state.random_tensors(self.accelerator.device))
-        used = bool(reduce_sum(self.accelerator)(torch.tensor([float(used)])) > 0)
-        self._random_used = self._random_used or used
+        sums = torch.tensor([float(used), epoch.items], dtype=torch.float64)
+        processes_used, items = reduce_sum(self.accelerator)(sums).tolist()
+        self._random_used = self._random_used or processes_used > 0
         failure: Exception | None = None
         if self.accelerator.is_main_process:
             try:
-                self._write(run, epoch, number, ranks)
+                self._write(run, replace(epoch, items=items), number, ranks)
             except CheckpointError as error:  # raised below, once the other processes know
                 failure = error
         failed = reduce_sum(self.accelerator)(torch.tensor([float(failure is not None)]))
@@ -320,27 +320,17 @@ class ProgressKeeper:
         }
         if number is not None:
             tensors[OPTIMIZER] = run_state.optimizer_tensors(run.optimizer, self.model)
-        unchanged, ties = self._best_part(tensors)
+        ties: dict[str, str] = {}
+        if self.standing.best.record is not None and self.standing.best.weights is not None:
+            # from memory each time: a file of the checkpoint before may be damaged by now
+            tensors[BEST], ties = run_state.without_ties(self.standing.best.weights)
         store.write_checkpoint(
             path,
             self._state(run, epoch, number, ties),
             tensors=tensors,
             contents={f"rank-{rank}.safetensors": content for rank, content in enumerate(ranks)},
-            unchanged=unchanged,
         )
-        if self.standing.best.record is not None:
-            self._best_saved = (self.standing.best.record, path / BEST, ties)
         store.drop_all_but(path, keep=self.checkpoints.keep)
-
-    def _best_part(self, tensors: dict[str, dict[str, torch.Tensor]]) -> tuple[list[Path], dict[str, str]]:
-        """Add the best weights to what is written; those that were written before are taken over."""
-        best = self.standing.best
-        if best.record is None or best.weights is None:
-            return [], {}
-        if self._best_saved is not None and self._best_saved[0] is best.record and self._best_saved[1].exists():
-            return [self._best_saved[1]], self._best_saved[2]
-        tensors[BEST], ties = run_state.without_ties(best.weights)
-        return [], ties
 
     def _state(self, run: "Run", epoch: EpochState, number: int | None, ties: Mapping[str, str]) -> dict[str, Any]:
         history, best = self.standing.history, self.standing.best
