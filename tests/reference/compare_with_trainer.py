@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -94,6 +95,7 @@ def trainer(settings: Settings, files: dict[str, str], scored: str, rate: float,
         per_device_train_batch_size=settings.batch_size,
         train_sampling_strategy="group_by_length",
         bf16=settings.mixed_precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),  # without a GPU it refuses bf16 unless told so
         save_strategy="no",
         report_to="none",
         seed=seed,
