@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 ADDED = "added"  # mark of a field that came when there were finished stages without it
@@ -73,12 +73,7 @@ def check_above_zero(settings: Any, *names: str) -> None:
     Raises:
         ValueError: A field is 0, negative, infinite or no number.
     """
-    for name in names:
-        value = getattr(settings, name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a number above 0, got {value!r}{_advice(settings, name)}")
+    _check_numbers(settings, names, lambda value: value > 0, "above 0")
 
 
 def check_zero_or_more(settings: Any, *names: str) -> None:
@@ -87,12 +82,16 @@ def check_zero_or_more(settings: Any, *names: str) -> None:
     Raises:
         ValueError: A field is negative, infinite or no number.
     """
+    _check_numbers(settings, names, lambda value: value >= 0, "of 0 or more")
+
+
+def _check_numbers(settings: Any, names: Sequence[str], holds: Callable[[float], bool], bound: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a number of 0 or more, got {value!r}{_advice(settings, name)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and holds(value)):
+            raise ValueError(f"{name} must be a number {bound}, got {value!r}{_advice(settings, name)}")
 
 
 def _advice(settings: Any, name: str) -> str:
