@@ -103,7 +103,7 @@ def test_a_training_that_fails_keeps_its_log_with_its_checkpoints(tiny_language_
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ulmfit_pipe.stages.classifier.save_stage", fail)
+    monkeypatch.setattr("ulmfit_pipe.stages.tracking.save_stage", fail)
     with pytest.raises(OSError, match="No space left"):
         train_classifier(
             table(reviews(36)),

@@ -8,6 +8,7 @@ Source: Howard & Ruder 2018, section 3.3.
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
-from ulmfit_pipe.stages.artifacts import model_identity, model_type_of, save_stage
+from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
 from ulmfit_pipe.stages.classifier_network import load_as_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
 from ulmfit_pipe.stages.classifier_task import build_classifier_task
@@ -31,12 +32,12 @@ from ulmfit_pipe.stages.document_reading import (
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.progress import drop_progress, keep_progress
+from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.tables_of_run import label_names_of
-from ulmfit_pipe.stages.tracking import add_log, track_training
+from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import choose_thresholds
 from ulmfit_pipe.training.records import Phase
@@ -223,22 +224,16 @@ def train_classifier(
         "labels": parts.label_names,
         **training_record(parts.learner, parts.phases, history),
     }
-    _save(output_dir, parts, record, context)
+    write = partial(_write, parts)
+    save_training(output_dir, stage="classifier", record=record, write=write, context=context)
     context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
-def _save(output_dir: Path | str, parts: ClassifierParts, record: dict[str, Any], context: RunContext) -> None:
-    def write(folder: Path) -> None:
-        with quiet_transformers():
-            parts.network.save_pretrained(folder)
-        parts.tokenizer.save_pretrained(folder)
-        add_log(folder, output_dir)
-
-    if context.accelerator.is_main_process:
-        save_stage(output_dir, stage="classifier", record=record, write=write)
-        drop_progress(output_dir)
-    context.accelerator.wait_for_everyone()
+def _write(parts: ClassifierParts, folder: Path) -> None:
+    with quiet_transformers():
+        parts.network.save_pretrained(folder)
+    parts.tokenizer.save_pretrained(folder)
 
 
 def classifier_identity(

@@ -122,7 +122,8 @@ def was_cut_short(epochs: Sequence[EpochRecord], phases: Sequence[Phase]) -> boo
     """
     last = {record.phase: record for record in epochs}
 
-    def ended_early(phase: Phase) -> bool:  # steps would not tell: one that fp16 skipped is not counted
+    def ended_early(phase: Phase) -> bool:
+        """Tell by epochs; steps would not do: one that fp16 skipped is not counted."""
         return last[phase.name].cut_short or last[phase.name].epoch + 1 < phase.epochs
 
     return any(phase.name not in last or (phase.patience is None and ended_early(phase)) for phase in phases)

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import ImageError, ImageScan, scan_images
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
-from ulmfit_pipe.stages.artifacts import model_identity, save_stage
+from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.image_network import build_image_network
 from ulmfit_pipe.stages.image_plan import image_phases
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
-from ulmfit_pipe.stages.progress import drop_progress, keep_progress
+from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
-from ulmfit_pipe.stages.tracking import add_log, track_training
+from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective
@@ -219,14 +219,11 @@ def _save(output_dir: Path | str, parts: ImageParts, record: dict[str, Any], con
     network: Any = parts.learner.model
 
     def write(folder: Path) -> None:
+        """Write the network and the processor that its images go through."""
         network.save_pretrained(folder)
         parts.pixels.processor.save_pretrained(folder)
-        add_log(folder, output_dir)
 
-    if context.accelerator.is_main_process:
-        save_stage(output_dir, stage=STAGE, record=record, write=write)
-        drop_progress(output_dir)
-    context.accelerator.wait_for_everyone()
+    save_training(output_dir, stage=STAGE, record=record, write=write, context=context)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
     context.tell(f"image classifier saved in {output_dir}: {shown or 'not validated'}")
 

@@ -18,17 +18,17 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
-from ulmfit_pipe.stages.artifacts import load_config, model_type_of, save_stage
+from ulmfit_pipe.stages.artifacts import load_config, model_type_of
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.language_model_parts import LanguageModelParts
 from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularies, describe_perplexity
 from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.progress import drop_progress, keep_progress
+from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
-from ulmfit_pipe.stages.tracking import add_log, track_training
+from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.training.history import History
 
@@ -173,21 +173,17 @@ def train_language_model(
         ),
         **training_record(parts.learner, parts.phases, history),
     }
-    if context.accelerator.is_main_process:
-        save_stage(output_dir, stage=STAGE, record=record, write=partial(_write, parts, output_dir))
-        drop_progress(output_dir)
-    context.accelerator.wait_for_everyone()
+    save_training(output_dir, stage=STAGE, record=record, write=partial(_write, parts), context=context)
     context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
 
-def _write(parts: LanguageModelParts, output_dir: Path | str, folder: Path) -> None:
-    """Write a language model's weights, with those that only a classifier has a use for, its tokenizer and log."""
+def _write(parts: LanguageModelParts, folder: Path) -> None:
+    """Write a language model's weights, with those that only a classifier has a use for, and its tokenizer."""
     network: Any = parts.learner.model
     with quiet_transformers():
         network.save_pretrained(folder, state_dict={**network.state_dict(), **parts.handed_on})
     parts.tokenizer.save_pretrained(folder)
-    add_log(folder, output_dir)
 
 
 def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, float]:

@@ -4,12 +4,13 @@ While a stage trains, its log lies with its checkpoints; what it becomes in the 
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ulmfit_pipe.stages.progress import progress_folder
+from ulmfit_pipe.stages.artifacts import save_stage
+from ulmfit_pipe.stages.progress import drop_progress, progress_folder
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers
 from ulmfit_pipe.training.events import JsonlLog, Tracker
@@ -49,8 +50,27 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def add_log(folder: Path, output_dir: Path | str) -> None:
-    """Copy the log of a stage into the folder that becomes its own; a training without a step has none."""
-    log = progress_folder(output_dir) / LOG_FILE
-    if log.exists():
-        shutil.copyfile(log, folder / LOG_FILE)
+def save_training(
+    output_dir: Path | str, *, stage: str, record: dict[str, Any], write: Callable[[Path], None], context: RunContext
+) -> None:
+    """Save a finished stage with its log and drop its checkpoints, on the main process; the others wait.
+
+    Args:
+        output_dir: The stage's folder.
+        stage: Its name.
+        record: What ``stage.json`` holds.
+        write: Writes the stage's own files into a folder.
+        context: The processes.
+    """
+
+    def with_log(folder: Path) -> None:
+        """Write the stage's files and its log; a training without a step has none."""
+        write(folder)
+        log = progress_folder(output_dir) / LOG_FILE
+        if log.exists():
+            shutil.copyfile(log, folder / LOG_FILE)
+
+    if context.accelerator.is_main_process:
+        save_stage(output_dir, stage=stage, record=record, write=with_log)
+        drop_progress(output_dir)
+    context.accelerator.wait_for_everyone()

@@ -177,6 +177,7 @@ class CachedObjective:
         """
 
         def still(model: nn.Module) -> nn.Module:
+            """Let nothing draw dropout, take statistics, or wait for other processes."""
             for part in (*self.cut.later.values(), *batch_norms_of(model)):
                 part.eval()
             return model

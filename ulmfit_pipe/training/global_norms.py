@@ -171,6 +171,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, mean: Tensor, scale: Tensor, count: float, counted: bool) -> Tensor:
+        """Normalize (rows, features, ...) by the global mean and 1 / deviation (features,)."""
         normalized = (inputs - _along_features(mean, inputs)) * _along_features(scale, inputs)
         ctx.save_for_backward(normalized, scale)
         ctx.count, ctx.counted = count, counted
@@ -179,6 +180,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the inputs; the sums it needs are taken over all processes."""
         normalized, scale = ctx.saved_tensors
         axes = [axis for axis in range(gradient.ndim) if axis != 1]
         sums = torch.stack([gradient.sum(axes), (gradient * normalized).sum(axes)])  # (2, features)

@@ -42,6 +42,7 @@ def noting_sigterm() -> Iterator[Callable[[], bool]]:
         return
 
     def note(_number: int, _frame: FrameType | None) -> None:
+        """Remember that the signal came."""
         came.set()
 
     before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL
@@ -61,6 +62,7 @@ def sigterm_raises(message: str) -> Iterator[None]:
         return
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        """Raise where the program is."""
         raise Preempted(message)
 
     before = signal.signal(signal.SIGTERM, stop) or signal.SIG_DFL

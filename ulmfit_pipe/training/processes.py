@@ -15,6 +15,7 @@ def reduce_sum(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
     """Return a function that sums a tensor over the processes."""
 
     def reduce(values: Tensor) -> Tensor:
+        """Return the sum over the processes, on the device of the values."""
         if accelerator.num_processes == 1:
             return values
         # gloo and NCCL both add float64, but not every device holds it

@@ -137,6 +137,7 @@ def flatten_carry(carry: Any) -> tuple[dict[str, Tensor], str]:
     tensors: dict[str, Tensor] = {}
 
     def outline(part: Any) -> Any:
+        """Note the tensors of a part, and return its shape with their numbers in their places."""
         if part is None:
             return None
         if isinstance(part, Tensor):
@@ -158,6 +159,7 @@ def rebuild_carry(tensors: Mapping[str, Tensor], outline: str, device: torch.dev
     """Return what `flatten_carry` took apart, on a device."""
 
     def build(part: Any) -> Any:
+        """Return a part with its tensors in the places of their numbers."""
         if part is None:
             return None
         if isinstance(part, int):

@@ -72,6 +72,7 @@ class PhaseModel:
             return on_epoch
 
         def written_back(record: EpochRecord) -> bool:
+            """Write the weights back, then tell whoever asked."""
             self.write_back()
             return on_epoch is not None and on_epoch(record)
 
@@ -144,6 +145,7 @@ def modules_of_group(model: nn.Module, group: LayerGroup) -> list[nn.Module]:
     first_names = {id(parameter): name for name, parameter in model.named_parameters()}
 
     def parts(module: nn.Module) -> list[nn.Module]:
+        """Return a module that holds nothing else and can be run, or those of its children that do."""
         names = {first_names[id(parameter)] for parameter in module.parameters()}
         runs = type(module).forward is not nn.Module.forward  # a list of modules does not
         if names and names <= held and runs:
