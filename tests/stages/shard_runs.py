@@ -43,8 +43,14 @@ def predict(folder: Path, inputs: list[str], output: str, **settings: Any) -> di
 # Several processes
 
 
-def cursed(self: PredictedColumns, *_arguments: Any) -> None:
-    raise ValueError("this row is cursed")
+def cursed(parts: Path) -> Callable[..., Any]:
+    def predicting(*_arguments: Any) -> None:
+        until = time.monotonic() + 60
+        while not any(parts.glob("part-*.csv")) and time.monotonic() < until:
+            time.sleep(0.02)
+        raise ValueError("this row is cursed")
+
+    return predicting
 
 
 def slow(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,8 +70,8 @@ def refused(run: Callable[[], Any]) -> str:
 
 
 def one_process_fails(folder: Path, rank: int) -> str:
-    """The second process fails on its first part, while the first one has parts for some seconds."""
-    changed = cursed if rank == 1 else slow(PredictedColumns.predict)
+    """The second process fails on its first part when the first one has made a part, with more to do for seconds."""
+    changed = cursed(folder / "failing") if rank == 1 else slow(PredictedColumns.predict)
     with mock.patch.object(PredictedColumns, "predict", changed):
         return refused(lambda: predict(folder, ["in.csv"], "failing", part_rows=1))
 
