@@ -5,8 +5,9 @@
 
 A moment is a stage, a kind and a number: before the n-th step; in the save after the n-th step, at its m-th file; at
 the renaming of that checkpoint (before or after it); in the validation of the n-th epoch; at the start of the n-th
-phase; in the writing of the stage's own folder. A step may be a share of all steps. Or it is a number of seconds after
-the process began, whatever it does then: ["any", "clock", 0.7]. See test_killed_runs.py.
+phase; in the writing of the stage's own folder. A step may be a share of all steps. Or it is a time after the process
+began, whatever it does then, as a share of the seconds a run without a kill took: ["any", "clock", 0.2]. See
+test_killed_runs.py.
 """
 
 import json
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +135,11 @@ class Moment:
 
 
 def counted(folder: Path, moment: list[Any]) -> list[Any]:
-    """Return a moment with its share of a stage's steps as a number of steps, after the run without a kill."""
+    """Return a moment with its share of a stage's steps, or of the time, as a number, after the run without a kill."""
     stage, kind, number, *rest = moment
-    if isinstance(number, float) and kind != "clock":
+    if kind == "clock":
+        number *= float((folder / "seconds").read_text())
+    elif isinstance(number, float):
         epochs = json.loads((folder / "whole" / stage / "stage.json").read_text())["epochs"]
         number = int(number * sum({epoch["phase"]: epoch["step"] for epoch in epochs}.values()))
     return [stage, kind, number, *rest]
@@ -159,7 +163,9 @@ def in_a_process_of_its_own(work: Any) -> int:
 def forked(folder: Path, moments: list[list[Any]]) -> None:
     """Run without a kill, and again with one at every moment; print how each process ended."""
     ends = [in_a_process_of_its_own(lambda: prepare(folder))]
+    began = time.perf_counter()
     ends.append(in_a_process_of_its_own(lambda: run(folder / "whole", base=folder / "base", seconds=None)))
+    (folder / "seconds").write_text(str(time.perf_counter() - began))
 
     def leg(moment: list[Any]) -> None:
         Moment(*counted(folder, moment)).watch()
