@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from accelerate import Accelerator
 
 from ulmfit_pipe.data.docstrings import build_corpus
 from ulmfit_pipe.stages import demo
@@ -54,6 +55,12 @@ def test_the_demonstration_sets_the_method_beside_its_rivals_on_the_same_labels(
     assert len(metrics["examples"]) == 3
     assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["test"]["n"] == 30
     assert (tmp_path / "demo" / "classifier_seed0" / "stage.json").is_file()
+
+
+def test_the_demonstration_is_refused_under_a_launcher_of_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(ValueError, match="the demonstration runs in one process, .* launched in 2; start it without a"):
+        run_demo(DemoSettings(output_dir=str(tmp_path / "demo")))
 
 
 def test_the_labelled_rows_share_no_source_file_with_the_validation_rows(tiny_demo):

@@ -15,6 +15,7 @@ from ulmfit_pipe.training.global_norms import (
     uncounted_rows,
 )
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
+from ulmfit_pipe.training.token_objective import TokenObjective
 
 SEVERAL = SimpleNamespace(num_processes=2)  # what is asked for; the group below has one, which then holds all rows
 NORMS = {
@@ -122,7 +123,8 @@ def test_where_accumulation_is_exact_nothing_is_said():
     plain = ClassificationObjective()
     assert accumulation_note(new_model(), plain, 4) == ""
     assert accumulation_note(new_model(norm="batch"), ClassificationObjective(alpha=2.0), 1) == ""
-    assert accumulation_note(new_model(), SequenceObjective(), 4) == ""  # its rows are equally long
+    assert accumulation_note(new_model(), TokenObjective(), 4) == ""
+    assert accumulation_note(new_model(), SequenceObjective(), 1) == ""
 
 
 def test_where_accumulation_is_not_exact_the_reason_is_said():
@@ -137,3 +139,7 @@ def test_where_accumulation_is_not_exact_the_reason_is_said():
             "accumulation_steps 2: AR and TAR are means over the tokens of one micro-batch, so this is close to, but "
             "not the same as, a batch 2 times as large"
         )
+    assert accumulation_note(new_model(), SequenceObjective(), 4) == (
+        "accumulation_steps 4: micro-batches are successive windows of the same rows of text, which carry a state, so "
+        "this is close to, but not the same as, a batch 4 times as large"
+    )

@@ -156,6 +156,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """
     size = demo_size(settings)
     context = RunContext(preset=PRESET, seed=settings.seed, progress=settings.progress)
+    context.refuse_several_processes("the demonstration", shares_cells=False)
     output, seconds = Path(settings.output_dir), {}
     started = time.perf_counter()
     target = build_corpus(TARGET_LIBRARIES)

@@ -126,18 +126,23 @@ class RunContext:
             **({"compile": True} if self.compile else {}),
         }
 
-    def refuse_several_processes(self, what: str) -> None:
-        """Raise where a launcher started several processes for something whose cells are shared out otherwise.
+    def refuse_several_processes(self, what: str, *, shares_cells: bool = True) -> None:
+        """Raise where a launcher started several processes for something that runs in one.
+
+        Args:
+            what: Its name, for the message.
+            shares_cells: Whether starting it twice shares its cells out; launched together, each process would train
+                another cell, and wait for the others' steps.
 
         Raises:
-            ValueError: There are several; each would train another cell, and wait for the others' steps.
+            ValueError: There are several.
         """
         count = self.accelerator.num_processes
         if count > 1:
-            raise ValueError(
-                f"{what} runs in one process, it was launched in {count}; start the same command twice instead: each "
-                "process takes the cells that nobody is at"
-            )
+            instead = "start it without a launcher"
+            if shares_cells:
+                instead = "start the same command twice instead: each process takes the cells that nobody is at"
+            raise ValueError(f"{what} runs in one process, it was launched in {count}; {instead}")
 
     def shares(self) -> dict[str, int]:
         """Return this process' place, as batches take it."""

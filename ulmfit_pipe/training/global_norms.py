@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ulmfit_pipe.training.objectives import ClassificationObjective, Objective
+from ulmfit_pipe.training.objectives import ClassificationObjective, Objective, SequenceObjective
 
 MARK = "global_batch"  # attribute of a norm that is over all processes; heads ask for it before they count their rows
 
@@ -73,7 +73,8 @@ def accumulation_note(model: nn.Module, objective: Objective, accumulation_steps
 
     Args:
         model: The bare model.
-        objective: What is minimized; AR and TAR over whole texts are means over a micro-batch's tokens.
+        objective: What is minimized; AR and TAR over whole texts are means over a micro-batch's tokens, and a carried
+            state makes micro-batches successive windows of the same rows.
         accumulation_steps: Micro-batches an optimizer step.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
@@ -83,6 +84,8 @@ def accumulation_note(model: nn.Module, objective: Objective, accumulation_steps
         reasons.append(f"batch norm ({shown}) takes its statistics over one micro-batch")
     if isinstance(objective, ClassificationObjective) and (objective.alpha or objective.beta):
         reasons.append("AR and TAR are means over the tokens of one micro-batch")
+    if isinstance(objective, SequenceObjective):
+        reasons.append("micro-batches are successive windows of the same rows of text, which carry a state")
     if accumulation_steps == 1 or not reasons:
         return ""
     return (

@@ -180,7 +180,7 @@ def brought_together(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_whole(model: nn.Module, accelerator: Accelerator, options: TrainingOptions) -> None:
-    """Raise where a model that should be in pieces is not, or one that is would be compiled.
+    """Raise where a model that should be in pieces is not, or one that is would be compiled or computed in 8 bits.
 
     Raises:
         UnsupportedAcceleratorError: Accelerate would part the bare model in place, or both is asked for.
@@ -193,4 +193,8 @@ def refuse_whole(model: nn.Module, accelerator: Accelerator, options: TrainingOp
     if is_sharded(model) and options.compile:
         raise UnsupportedAcceleratorError(
             "a model in pieces is not compiled here: leave compile out, or train with plain data parallelism"
+        )
+    if is_sharded(model) and accelerator.mixed_precision == "fp8":
+        raise UnsupportedAcceleratorError(
+            "a model in pieces does not compute in fp8 here: use mixed_precision 'bf16', or plain data parallelism"
         )

@@ -55,6 +55,7 @@ def prepared(
         with (
             tf32_allowed(options.tf32),
             global_batch_norms(model, accelerator),
+            _layers_put_back(model),
             checkpointed(model, enabled=options.gradient_checkpointing),
         ):
             parameters = list(model.parameters())
@@ -68,6 +69,18 @@ def prepared(
         if own_forward is not None:
             model.forward = own_forward
         accelerator.free_memory()
+
+
+@contextlib.contextmanager
+def _layers_put_back(model: nn.Module) -> Iterator[None]:
+    """Undo what a wrapper exchanges inside the model: for fp8 torchao exchanges the linear layers."""
+    before = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
+    try:
+        yield
+    finally:
+        for parent, name, child in before:
+            if getattr(parent, name) is not child:
+                setattr(parent, name, child)
 
 
 def _wrapped(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
