@@ -5,13 +5,15 @@
 
 Both sides get the same rows, batch size, longest text and number of epochs, and choose among the same rates (of all
 layers; the head that trains alone here has 20 times as much) by the same held-out rows with the first seed. The last
-epoch is tested. Here the head trains alone for an epoch, then the upper half of the layers, so a run costs less.
+epoch is tested. Here the head trains alone for an epoch, then the upper half of the layers. --long_documents head-tail
+reads beginning and end of a text that is too long, as many tokens of it as the Trainer reads of its beginning.
 """
 
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +42,7 @@ class Settings:
     epochs: int = 5
     batch_size: int = 32
     max_length: int = 256
+    long_documents: Literal["truncate", "head-tail"] = "truncate"
     rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4, 3e-4])
     seeds: int = 1
     mixed_precision: str = "no"
@@ -61,7 +64,7 @@ def write_tables(settings: Settings) -> dict[str, str]:
 def here(settings: Settings, files: dict[str, str], scored: str, rate: float, seed: int) -> tuple[float, float]:
     """Return accuracy and seconds of the head alone, the upper half, and everything."""
     epochs = {"epochs_per_phase": 1, "final_epochs": settings.epochs - 2, "keep": "last"}
-    sizes = {name: getattr(settings, name) for name in ("batch_size", "max_length")}
+    sizes = {name: getattr(settings, name) for name in ("batch_size", "max_length", "long_documents")}
     metrics = up.TextPipeline(settings.model).fit(
         files["train"],
         test=files[scored],
