@@ -8,7 +8,8 @@ model.pth       the weights, as `learn.save("model", with_opt=False)` writes the
 encoder.pth     the part without decoder or head, for `learn.load_encoder("encoder")`
 vocab.pkl       the list of tokens, position = id; for a classifier [tokens, labels]
 
-A language model can also be given as `pretrained_fnames=["model", "vocab"]`, which fits it to the words of other texts.
+A language model can also be given as `pretrained_fnames=["model", "vocab"]`, which fits it to the words of other texts;
+fastai then gives the decoder the embedding's weights, also where it had its own.
 
 fastai must number tokens as vocab.pkl does. Give its list to the loaders, for example
 

@@ -1,9 +1,9 @@
 """Fine-tune a pretrained language model on the text of a task (the second step of ULMFiT).
 
-    python recipes/finetune_language_model.py --model runs/general_lm --train_file reviews.csv unlabelled.csv \
-        --output_dir runs/reviews_lm --preset fastai
-    python recipes/finetune_language_model.py --model models/bert --train_file reviews.csv unlabelled.csv \
-        --output_dir runs/reviews_bert --language_model.whole_word_masking true
+    python recipes/finetune_language_model.py --model runs/general_lm --train_file reviews.csv \
+        --train_file unlabelled.csv --output_dir runs/reviews_lm --preset fastai
+    python recipes/finetune_language_model.py --model models/bert --train_file reviews.csv \
+        --train_file unlabelled.csv --output_dir runs/reviews_bert --language_model.whole_word_masking true
 
 Every text may be used here, labelled or not, but none that you will test on. A subword model keeps its vocabulary; a
 word model gets a new one, in which known words keep their rows and new ones start at the mean. Any text model of

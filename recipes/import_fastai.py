@@ -1,4 +1,4 @@
-"""Make a folder that every recipe takes out of a model that fastai saved.
+"""Make a folder that the recipes take out of a model that fastai saved.
 
     python recipes/import_fastai.py --weights models/wt103.pth --vocab models/wt103.pkl --output_dir runs/wt103
 
@@ -6,6 +6,10 @@
 (`fwd_wt103.h5`) or of the salesforce scripts; it must be an AWD-LSTM.
 --vocab: the pickled list of its tokens (`itos.pkl` in fastai 0.7); for a classifier [tokens, labels], or a list of
 tokens and the labels as --labels NAME, once for each output in its order.
+
+A language model or an encoder becomes a folder that every stage starts from. A classifier becomes two: OUTPUT_DIR, for
+predict.py and train_classifier.py with the same labels, and OUTPUT_DIR/language_model, its encoder as a language model,
+for the recipes that fine-tune one (finetune_language_model.py, run_pipeline.py, TextPipeline) or train other labels.
 
 Both files are pickles, which can run code when they are read in the usual way. Here they are not: weights go through
 torch's reader of plain tensors, and from a vocabulary nothing but lists of strings is taken. A file that names any
@@ -20,9 +24,12 @@ Text is cut into words as fastai's spaCy tokenizer does. Every row stays with it
 from ulmfit_pipe import ImportFastaiSettings, import_fastai, parse_settings, run_recipe
 
 NEXT = {
-    "language model": "finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned",
-    "encoder": "finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned",
-    "classifier": "predict.py --model {} --input_file FILE --output_file OUT.csv",
+    "language model": ["finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned"],
+    "encoder": ["finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned"],
+    "classifier": [
+        "predict.py --model {} --input_file FILE --output_file OUT.csv",
+        "run_pipeline.py --model {}/language_model --train_file OTHER_LABELS.csv --output_dir runs/mine",
+    ],
 }
 
 
@@ -30,14 +37,15 @@ def main() -> None:
     """Read the settings, import the files, say what was made and how to use it."""
     settings = parse_settings(
         ImportFastaiSettings,
-        description="Make a folder that every stage takes out of a fastai .pth and its .pkl vocabulary.",
+        description="Make a folder that the stages take out of a fastai .pth and its .pkl vocabulary.",
     )
     summary = import_fastai(settings)
     print(f"{summary.kind}: {', '.join(f'{name} {size:,}' for name, size in summary.sizes.items())}")
     if summary.labels:
         print(f"labels: {', '.join(summary.labels)}")
     print(f"it lies in {summary.output_dir}; go on with")
-    print(f"  python recipes/{NEXT[summary.kind].format(summary.output_dir)}")
+    for command in NEXT[summary.kind]:
+        print(f"  python recipes/{command.format(summary.output_dir)}")
 
 
 if __name__ == "__main__":

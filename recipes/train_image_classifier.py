@@ -19,7 +19,7 @@ A run that was killed goes on where it was with the same command and --resume tr
 For those who know fastai's cnn_learner: cut is --classifier.keep_stages, lin_ftrs --classifier.head.hidden_sizes, ps
 --classifier.head.dropouts, bn_final --classifier.head.final_norm, split_on --classifier.layer_groups, n_in
 --classifier.channels, train_bn --classifier.train_norm; pretrained, concat_pool and init keep their names. custom_head
-is an argument of build_image_learner and train_image_classifier in Python.
+is an argument of ImagePipeline.fit and train_image_classifier in Python.
 
 OUTPUT_DIR/
   pretraining/    the classifier of the related task, where there was one

@@ -120,6 +120,29 @@ def test_subwords_are_put_together_again():
         assert tokenizer.decode(ids, skip_special_tokens=True) == "The quick lazy fox"
 
 
+@pytest.mark.parametrize("skip_special_tokens", [False, True])
+def test_a_text_decoded_in_two_pieces_is_the_text_wherever_it_is_cut(tokenizer, skip_special_tokens):
+    ids = tokenizer("The quick brown fox jumped over the lazy dog; it's fine, well-known.")["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    whole = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    cuts = [cut for cut in range(2, len(ids)) if tokens[cut - 1] not in (*SPECIAL_TOKENS, "▁", "Ġ")]
+    for cut in cuts:
+        pieces = [tokenizer.decode(part, skip_special_tokens=skip_special_tokens) for part in (ids[:cut], ids[cut:])]
+        assert "".join(pieces) == whole
+    assert len(cuts) > 8
+
+
+def test_a_text_that_begins_with_its_start_or_is_one_token_has_no_space_before_it(words):
+    assert words.decode([2, 9, 10], skip_special_tokens=True) == "hello world"
+    assert words.decode([9, 10]) == " hello world"
+    assert (words.decode(9), words.decode([]), words.decode([8], skip_special_tokens=True)) == ("hello", "", "")
+    subwords = train_tokenizer(TEXTS, kind="unigram", vocab_size=300)
+    inside = next(
+        number for number, token in enumerate(subwords.convert_ids_to_tokens(range(9, 300)), 9) if token == "t"
+    )
+    assert subwords.decode([inside]) == "t"
+
+
 def test_a_long_document_has_the_ids_of_its_parts(tokenizer):
     part = tokenizer("the quick brown fox.")["input_ids"][1:]
     ids = tokenizer.encode_documents([" ".join(["the quick brown fox."] * 20_000)])[0]

@@ -294,6 +294,20 @@ ARCHITECTURES = {
             r"score\.",
             last=r"transformer\.ln_f\.",
         ),
+        Architecture(
+            "falcon",
+            "Falcon",
+            {
+                "hidden_size": HIDDEN,
+                "num_hidden_layers": BLOCKS,
+                "num_attention_heads": HEADS,
+                "ffn_hidden_size": INNER,
+            },
+            r"transformer\.word_embeddings\.",
+            r"transformer\.h\.(\d+)\.",
+            r"score\.",
+            last=r"transformer\.ln_f\.",
+        ),
         llama_like("llama", "Llama"),
         llama_like("mistral", "Mistral"),
         llama_like("qwen2", "Qwen2"),
@@ -301,6 +315,7 @@ ARCHITECTURES = {
         llama_like("gemma", "Gemma"),
         llama_like("gemma3", "Gemma3Text", config_prefix="Gemma3Text"),
         llama_like("phi", "Phi", last=r"model\.final_layernorm\."),
+        llama_like("stablelm", "StableLm"),
     )
 }
 

@@ -163,6 +163,66 @@ def test_heads_that_cannot_be_mapped_are_refused():
         fastai_head_sizes(one)
 
 
+@pytest.mark.parametrize(
+    ("key", "changed", "words"),
+    [
+        (
+            "0.encoder.weight",
+            torch.ones(5),
+            r"model.embeddings.weight must have the axes \(vocab, embedding\), its .*\(5,\)",
+        ),
+        (
+            "0.rnns.0.weight_hh_l0_raw",
+            torch.ones(7),
+            r"layers.0.weight_hh_l0 must have the axes \(4 x hidden, hidden\)",
+        ),
+        (
+            "1.decoder.bias",
+            torch.ones(9),
+            r"the decoder's bias has the shape \(9,\), but the embedding asks for \(11,\)",
+        ),
+        ("1.decoder.bias", torch.ones(11, 1), r"the decoder's bias has the shape \(11, 1\), but the embedding asks"),
+        ("1.decoder.weight", torch.ones(9, 5), r"weight has the shape \(9, 5\), but the embedding asks for \(11, 5\)"),
+    ],
+)
+def test_parts_of_another_shape_are_refused_with_both_shapes(key, changed, words):
+    with pytest.raises(ValueError, match=words):
+        fastai_sizes({**stored_weights("language_model.npz"), key: changed})
+
+
+def test_a_head_of_another_shape_is_refused():
+    weights = {**stored_weights("classifier.npz"), "1.layers.1.2.weight": torch.ones(50)}
+    with pytest.raises(
+        ValueError, match=r"classifier.blocks.1.linear.weight must have the axes \(out, in\), .* \(50,\)"
+    ):
+        fastai_head_sizes(weights)
+
+
+@pytest.mark.parametrize(
+    ("key", "changed", "words"),
+    [
+        ("1.layers.0.bias", None, "the norm of the head's block 0 has no bias; it is not a whole classifier"),
+        ("1.layers.6.weight", None, "the linear layer of the head's block 1 has no weight; it is not a whole"),
+        (
+            "1.layers.0.bias",
+            torch.ones(14),
+            r"head's block 0 do not fit: norm and linear layer have \[\(14,\), \(6, 15\)",
+        ),
+        ("1.layers.2.bias", torch.ones(5), r"do not fit: norm and linear layer have \[\(15,\), \(6, 15\), \(5,\)\]"),
+        (
+            "1.layers.6.weight",
+            torch.ones(6),
+            r"block 1 do not fit: norm and linear layer have \[\(6,\), \(6,\), \(4,\)\]",
+        ),
+    ],
+)
+def test_an_older_head_with_a_part_missing_or_of_another_shape_is_refused(key, changed, words):
+    theirs, _ = old_classifier("1")
+    del theirs[key]
+    with pytest.raises(ValueError, match=words):
+        from_fastai_state_dict(theirs if changed is None else {**theirs, key: changed})
+
+
 @pytest.mark.parametrize("hidden", [1150, 1152])
 def test_the_published_widths_are_read_from_the_tensors(hidden):
     weights = {"0.encoder.weight": torch.empty(2, 400, device="meta")}

@@ -108,7 +108,12 @@ def test_one_dropout_is_the_last_layers_and_half_of_it_the_others():
 
 @pytest.mark.parametrize(
     ("name", "deviation"),
-    [("kaiming-normal", (2 / 32) ** 0.5), ("kaiming-uniform", (2 / 32) ** 0.5), ("xavier-normal", (2 / 432) ** 0.5)],
+    [
+        ("kaiming-normal", (2 / 32) ** 0.5),
+        ("kaiming-uniform", (2 / 32) ** 0.5),
+        ("xavier-normal", (2 / 432) ** 0.5),
+        ("xavier-uniform", (2 / 432) ** 0.5),
+    ],
 )
 def test_the_linear_layers_start_as_asked_and_the_norms_as_fastais(name, deviation):
     torch.manual_seed(0)

@@ -140,20 +140,63 @@ def test_weights_are_read_with_and_without_an_optimizer_beside_them(tmp_path, zi
         assert all(torch.equal(read[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_class_or_function_in_a_weights_file_is_refused_by_name_and_never_run(tmp_path, zipped):
-    left_behind = tmp_path / "attacked"
+def save(content, path, *, kind, protocol):
+    """Write as torch does now (zip), as it did before 1.6 (old), or with pickle alone (bare)."""
+    if kind == "bare":
+        pickled(path, content, protocol)
+    else:
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "bare"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_class_or_function_in_a_weights_file_is_refused_by_name_and_never_run(tmp_path, protocol, kind):
+    left_behind = str(tmp_path / "attacked")
     weights = {"a": torch.ones(1)}
     for content, name in (
         ({"a": Attack(left_behind)}, r"\w+\.mkdir"),
-        ({"model": weights, "opt": Attack(left_behind)}, r"\w+\.mkdir"),
-        ({"model": weights, "opt": Odd()}, r"[\w.]*test_safe_pickles.Odd"),
+        ({"model": weights, "opt": Attack(left_behind)}, r"[\w., ]*\w+\.mkdir"),
+        ({"model": weights, "opt": Odd()}, r"[\w., ]*test_safe_pickles.Odd[\w., ]*"),
     ):
-        torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        save(content, tmp_path / "w.pth", kind=kind, protocol=protocol)
         words = rf"w.pth is refused: it names {name}, and only tensors by name are read; save the weights alone"
         with pytest.raises(UnsafePickleError, match=words):
             read_weights(tmp_path / "w.pth")
-    assert not left_behind.exists()
+    assert not os.path.exists(left_behind)
+
+
+def test_no_more_than_three_names_are_told(tmp_path):
+    torch.save({"a": [collections.deque, collections.Counter, os.path.join, os.path.split, Odd]}, tmp_path / "w.pth")
+    words = r"it names collections.deque, collections.Counter, posixpath.join and 2 more, and only tensors"
+    with pytest.raises(UnsafePickleError, match=words):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "bare"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_plain_weights_are_read_or_it_is_said_how_to_save_them(tmp_path, protocol, kind, recwarn):
+    weights = {"a": torch.ones(2, 3), "b": torch.nn.Parameter(torch.arange(3.0))}
+    file = save(collections.OrderedDict(weights), tmp_path / "w.pth", kind=kind, protocol=protocol)
+    if kind == "bare":
+        with pytest.raises(UnsafePickleError, match=r"names torch.storage._load_from_bytes, .* not .* `pickle.dump`"):
+            read_weights(file)
+    elif protocol in (2, 3):
+        read = read_weights(file)
+        assert all(torch.equal(read[name], value) for name, value in weights.items())
+        assert {type(value) for value in read.values()} == {torch.Tensor}
+        assert not any(value.requires_grad for value in read.values())
+    else:
+        words = rf"it was written with pickle protocol {protocol}, .* torch.save's default pickle_protocol=2"
+        with pytest.raises(UnsafePickleError, match=words):
+            read_weights(file)
+    assert not [each for each in recwarn if "pickle protocol" in str(each.message)]
+
+
+def test_a_name_that_is_torchs_own_but_not_allowed_is_told_too(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02ctorch._utils\n_rebuild_nothing\n.")
+    with pytest.raises(UnsafePickleError, match="it names torch._utils._rebuild_nothing, and only tensors"):
+        read_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
@@ -171,10 +214,57 @@ def test_what_is_no_dict_of_tensors_is_refused(tmp_path, content, words):
         read_weights(tmp_path / "w.pth")
 
 
-def test_a_weights_file_cut_short_is_refused(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            torch.Tensor.to_sparse,
+            r"a sparse \(torch.sparse_coo\) tensor; save a dense one, such as `tensor.to_dense\(\)`",
+        ),
+        (torch.Tensor.to_sparse_csr, r"a sparse \(torch.sparse_csr\) tensor; save a dense one"),
+        (lambda rows: torch.nested.nested_tensor([rows, rows[:1]]), "a nested tensor; save a dense one"),
+        (lambda rows: rows.to("meta"), "a tensor of the device meta, which has a shape and no numbers"),
+        (
+            lambda rows: torch.quantize_per_tensor(rows, 0.1, 0, torch.qint8),
+            r"a quantized tensor \(torch.qint8\); save `tensor.dequantize\(\)`",
+        ),
+        (lambda rows: rows.to(torch.complex64), "a tensor of torch.complex64; weights are float16, bfloat16"),
+        (lambda rows: rows.to(torch.float8_e4m3fn), "a tensor of torch.float8_e4m3fn; weights are float16"),
+    ],
+)
+def test_a_tensor_of_an_unusual_form_is_refused_by_its_key(tmp_path, change, words):
+    torch.save({"fine": torch.ones(2), "0.encoder.weight": change(torch.eye(3))}, tmp_path / "w.pth")
+    with pytest.raises(UnsafePickleError, match=f"under '0.encoder.weight' stands {words}"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_that_are_none_are_refused_by_their_key(tmp_path, dtype):
+    wrong = torch.ones(3, 5, dtype=dtype)
+    wrong[1, 2], wrong[2, 0] = float("nan"), float("-inf")
+    torch.save({"fine": torch.ones(2, dtype=dtype), "1.decoder.bias": wrong}, tmp_path / "w.pth")
+    words = "2 of the 15 numbers under '1.decoder.bias' are NaN, infinite or past float32; .* take an earlier save"
+    with pytest.raises(UnsafePickleError, match=words):
+        read_weights(tmp_path / "w.pth")
+    torch.save({"fine": torch.ones(2, dtype=dtype), "count": torch.tensor(3)}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth")["fine"].dtype == dtype
+
+
+def test_a_double_that_float32_cannot_hold_is_refused(tmp_path):
+    torch.save({"w": torch.tensor([1e300], dtype=torch.float64)}, tmp_path / "w.pth")
+    with pytest.raises(UnsafePickleError, match="1 of the 1 numbers under 'w' are NaN, infinite or past float32"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_weights_file_cut_short_is_refused_with_torchs_own_first_sentence(tmp_path):
     torch.save({"a": torch.ones(999)}, tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:2000])
-    with pytest.raises(UnsafePickleError, match="it is no file of tensors by name, or was cut short"):
+    words = r"it is no file of tensors by name, or was cut short \(PytorchStreamReader failed [\w :]+\)$"
+    with pytest.raises(UnsafePickleError, match=words):
+        read_weights(tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes(b"text,label\nhello,1\n")
+    with pytest.raises(UnsafePickleError, match=r"it is no file of tensors by name, or was cut short \([\w ]+\)$"):
         read_weights(tmp_path / "w.pth")
 
 

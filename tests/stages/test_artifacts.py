@@ -1,12 +1,14 @@
 """Model names, folders that are whole or absent, and what tells one model from another."""
 
+import io
 import json
 import shutil
 
 import pytest
+import sentencepiece
 import torch
-from tiny_runs import folder_bytes
-from transformers import AutoModelForCausalLM
+from tiny_runs import folder_bytes, reviews
+from transformers import AutoModel, AutoModelForCausalLM, DebertaV2Config, DebertaV2Model
 from transformers.utils import logging
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
@@ -14,6 +16,7 @@ from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
     load_model,
+    load_text_tokenizer,
     load_tokenizer,
     model_identity,
     read_stage,
@@ -93,6 +96,50 @@ def test_quiet_ends_also_when_loading_fails(tmp_path):
     with pytest.raises(ArtifactError, match="cannot be loaded"):
         load_config(tmp_path)
     assert logging.get_verbosity() == verbosity
+
+
+# ---- a model that ships its sentencepiece file, and no tokenizer.json, as DeBERTa v2 and v3 do
+
+TEXTS = [text for text, _ in reviews(40)]
+
+
+@pytest.fixture(scope="module")
+def deberta(tmp_path_factory):
+    """Return the folder of such a model, and sentencepiece's own reader of its file."""
+    folder, written = tmp_path_factory.mktemp("deberta"), io.BytesIO()
+    numbers = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}  # as Microsoft's
+    names = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=written, vocab_size=50, minloglevel=2, **numbers, **names
+    )
+    (folder / "spm.model").write_bytes(written.getvalue())
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 10}
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4}
+    torch.manual_seed(0)
+    DebertaV2Model(DebertaV2Config(vocab_size=51, type_vocab_size=0, **sizes, **relative)).save_pretrained(folder)
+    return folder, sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+
+
+def test_a_sentencepiece_file_alone_is_read_as_sentencepiece_reads_it_and_saved_as_a_fast_tokenizer(deberta, tmp_path):
+    folder, reader = deberta
+    config = load_config(folder)
+    tokenizer = load_text_tokenizer(folder, config)
+    assert tokenizer(TEXTS)["input_ids"] == [[1, *reader.encode(text), 2] for text in TEXTS]
+    assert (len(tokenizer), tokenizer.mask_token_id, config.pad_token_id) == (51, 50, 0)
+    model = load_model(folder, AutoModel)
+    assert model(**tokenizer(TEXTS[:2], padding=True, return_tensors="pt")).last_hidden_state.isfinite().all()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    again = load_text_tokenizer(tmp_path, load_config(tmp_path))
+    assert again(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+
+
+def test_a_model_is_known_by_its_sentencepiece_file_where_its_tokenizer_is_made_from_it(deberta, tmp_path):
+    folder = shutil.copytree(deberta[0], tmp_path / "m")
+    known = model_identity(folder)
+    (folder / "spm.model").write_bytes(b"another")
+    assert model_identity(folder) != known
 
 
 def test_a_stage_is_written_whole_with_its_record_and_replaced_by_the_same_stage_only(tmp_path):

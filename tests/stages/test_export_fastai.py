@@ -97,7 +97,11 @@ def test_a_backward_untied_model_says_what_fastai_must_be_told(tmp_path):
     AwdLstmForCausalLM(AwdLstmConfig(**sizes, **more)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     summary = export(tmp_path / "ours", tmp_path / "theirs")
-    assert summary.notes == ["the model reads text backward: give fastai's loaders backwards=True"]
+    assert summary.notes == [
+        "the model reads text backward: give fastai's loaders backwards=True",
+        "the decoder has weights of its own: load it with learn.load, for pretrained_fnames would put the embedding's "
+        "in their place",
+    ]
     assert "n_layers=2, tie_weights=False" in summary.loading[0]
 
 

@@ -353,9 +353,10 @@ def test_numbers_out_of_range_are_refused_when_they_are_written(make, words):
 
 
 def test_the_head_is_the_one_that_was_asked_for(place, tables):
-    head = ImageHeadSettings(hidden_sizes=[7, 5], dropouts=[0.1, 0.2, 0.3], concat_pool=False, final_norm=True)
+    shape = ImageHeadSettings(hidden_sizes=[7, 5], dropouts=[0.1, 0.2, 0.3], concat_pool=False, final_norm=True)
+    head = dataclasses.replace(shape, init="xavier-uniform")
     model = build(place, tables, head=head).learner.model
     assert [block.linear.in_features for block in model.head.blocks] == [8, 7, 5]
     assert isinstance(model.head.final_norm, nn.BatchNorm1d)
-    assert SMALL_HEAD.init == "kaiming-normal"
+    assert (SMALL_HEAD.init, model.config.head_init) == ("kaiming-normal", "xavier-uniform")
     assert isinstance(model, AutoModelForImageClassification._model_mapping[type(model.config)])

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from tiny_images import QUICK, SIDE, save_backbone, write_images
 from tiny_runs import heard
+from torch import nn
 
 from ulmfit_pipe.data.image_files import ImageError, load_images
 from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.image_pipeline import (
     ImagePipeline,
@@ -17,8 +21,9 @@ from ulmfit_pipe.stages.image_pipeline import (
     run_image_pipeline,
     thawing_table,
 )
-from ulmfit_pipe.stages.settings import load_settings
+from ulmfit_pipe.stages.settings import load_settings, parse_settings
 
+DIGITS = Path(__file__).parents[2] / "recipes/configs/digits.yaml"
 GREY = dataclasses.replace(QUICK, channels=1)
 
 
@@ -99,6 +104,56 @@ def test_the_pipeline_is_one_object(place, tmp_path):
         pipeline.fit(place / "train", output_dir=tmp_path / "x", epochs=3)
 
 
+class Average(nn.Module):
+    """A head that somebody wrote."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.layer = nn.Linear(channels, 2)
+
+    def forward(self, hidden):
+        return self.layer(hidden.mean((2, 3)))
+
+
+OWN_GROUPS = [LayerGroupSpec("body", ("backbone",)), LayerGroupSpec("linear", ("head.layer",))]
+
+
+def test_a_head_and_layer_groups_of_ones_own_are_trained_and_the_head_is_needed_to_load(place, tmp_path):
+    head, files = Average(8), sorted((place / "test").rglob("*.png"))
+    before = head.layer.weight.tolist()
+    pipeline = ImagePipeline(place / "resnet")
+    given = {"test": place / "test", "classifier": QUICK, "layer_groups": OWN_GROUPS}
+    metrics = pipeline.fit(place / "train", output_dir=tmp_path / "run", custom_head=head, **given)
+    assert head.layer.weight.tolist() == before  # a copy is trained
+    assert [group["group"] for group in read_stage(tmp_path / "run/classifier")["groups"]] == ["body", "linear"]
+    predicted = pipeline.predict(files)
+    right = sum(row["label"] == file.parent.name for row, file in zip(predicted, files, strict=True))
+    assert metrics["test"]["accuracy"] == pytest.approx(right / 6)
+    assert ImagePipeline.load(metrics["classifier"], custom_head=Average(8)).predict(files) == predicted
+    with pytest.raises(
+        ArtifactError, match=r"a head of its own, a Average; give it: load\(folder, custom_head=Average"
+    ):
+        ImagePipeline.load(metrics["classifier"])
+
+
+def test_a_backbone_pretrained_here_gets_the_head_of_ones_own_afterwards(place, tmp_path):
+    ImagePipeline().fit(
+        place / "train",
+        output_dir=tmp_path / "run",
+        custom_head=Average(6),
+        layer_groups=OWN_GROUPS,
+        pretraining=PretrainingSettings(task="rotations", epochs=1),
+        classifier=QUICK,
+    )
+    source, target = (
+        load_file(tmp_path / "run" / name / "model.safetensors") for name in ("pretraining", "classifier")
+    )
+    heads = [{name for name in weights if name.startswith("head.")} for weights in (source, target)]
+    assert "head.blocks.0.linear.weight" in heads[0]
+    assert heads[1] == {"head.layer.weight", "head.layer.bias"}
+    assert {name for name in source if name not in heads[0]} == {name for name in target if name not in heads[1]}
+
+
 def test_a_dataset_at_hand_takes_the_place_of_a_folder(place, tmp_path):
     train, test = load_images(place / "train"), load_images(place / "test")
     metrics = ImagePipeline(place / "resnet").fit(train, test=test, output_dir=tmp_path / "run", classifier=QUICK)
@@ -124,6 +179,19 @@ def test_printed_letters_pretrain_the_backbone_of_the_digits(tmp_path):
     assert (len(source["labels"]), len(target["labels"])) == (26, 10)
     assert target["model"] == str(tmp_path / "run/pretraining")
     assert any("is a classifier of A, B, C" in line for line in said)
+
+
+@pytest.mark.slow
+def test_the_digits_of_the_recipe_are_read_to_97_percent_and_thawing_gains(tmp_path):
+    words = ["--config", str(DIGITS), "--output_dir", str(tmp_path / "run"), "--progress", "false"]
+    run_image_pipeline(parse_settings(ImageSettings, words, description=""), context=heard()[1])
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["test"]["n"], metrics["validation"]["n"]) == (360, 216)
+    assert metrics["test"]["accuracy"] >= 0.97
+    assert list(metrics["phases"]) == ["head", "all"]
+    assert metrics["phases"]["all"] > metrics["phases"]["head"]  # the same backbone, thawed and frozen
+    assert set(metrics["seconds"]) == {"pretraining", "classifier", "scoring"}
+    assert metrics["seconds"]["classifier"] == round(read_stage(tmp_path / "run/classifier")["seconds"], 2) > 1
 
 
 def test_rotations_pretrain_the_backbone_of_photos_that_have_no_other_within_a_time_limit(place, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from fastai_files import OLD_TOKENS, TOKENS, stored, weights_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from ulmfit_pipe import TextPipeline
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
 from ulmfit_pipe.data.tokenization import tokens_in_order
 from ulmfit_pipe.models.fastai_weights import from_fastai_state_dict
@@ -17,8 +18,10 @@ from ulmfit_pipe.models.safe_pickles import UnsafePickleError
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer
 from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.import_fastai import ImportFastaiSettings, import_fastai
-from ulmfit_pipe.stages.language_model import train_language_model
+from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_language_model_learner, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
+
+WORDS = LanguageModelSettings(epochs=1, frozen_epochs=1, batch_size=4, bptt=11, min_count=1)
 
 
 def fastai_1(weights):
@@ -105,6 +108,56 @@ def test_a_classifier_predicts_with_labels_from_the_settings(importing):
     assert set(Predictor.load(found.output_dir).predict(["A good film"])[0]["scores"]) == {"a", "b", "c", "d"}
     several = importing(weights, TOKENS, folder="several", labels=["a", "b", "c", "d"], multi_label=True)
     assert isinstance(Predictor.load(several.output_dir).predict(["A good film"])[0]["label"], list)
+
+
+def test_a_classifiers_encoder_becomes_a_language_model_that_is_gone_on_from(importing, tmp_path):
+    arrays = stored("classifier.npz")
+    found = importing(weights_of(arrays), [TOKENS, ["a", "b", "c", "d"]])
+    assert found.language_model == found.output_dir / "language_model"
+    assert found.notes == [
+        "the classifier's encoder lies in language_model/ too, as a language model to go on from: its decoder shares "
+        "the embedding's weight and its bias starts at 0, as the file has no decoder"
+    ]
+    model = load_model(found.language_model, AutoModelForCausalLM)
+    classifier = load_model(found.output_dir, AutoModelForSequenceClassification)
+    theirs = classifier.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in model.model.state_dict().items())
+    assert model.lm_head.weight is model.model.embeddings.weight
+    assert not model.lm_head.bias.any()
+    assert model.config.vocab_hash == classifier.config.vocab_hash
+    texts = tiny_runs.texts_of(*[text for text, _ in tiny_runs.reviews(30)])
+    built = build_language_model_learner(texts, texts, model=str(found.language_model), settings=WORDS)
+    assert built.pretrained
+    with pytest.raises(ArtifactError, match="it holds a classifier; give the folder of its language model"):
+        build_language_model_learner(texts, texts, model=str(found.output_dir), settings=WORDS)
+
+
+@pytest.mark.slow
+def test_a_pipeline_starts_from_a_classifiers_encoder(importing, tmp_path):
+    found = importing(weights_of(stored("classifier.npz")), [TOKENS, ["a", "b", "c", "d"]])
+    train = tiny_runs.write_csv(tmp_path / "t.csv", tiny_runs.reviews(30))
+    pipe = TextPipeline(found.language_model)
+    pipe.fit(train, output_dir=tmp_path / "run", language_model=WORDS, classifier=tiny_runs.CLASSIFIER)
+    assert pipe.predict(["a warm story"])[0]["label"] in ("bad", "good")
+
+
+def test_a_backward_classifiers_language_model_reads_backward_in_our_order_of_tokens(importing):
+    weights = weights_of(stored("classifier.npz"))
+    tokens = [OLD_TOKENS[:8] + ["xxmaj", "xfld", "a"], ["a", "b", "c", "d"]]
+    found = importing(weights, tokens, direction="backward")
+    model = load_model(found.language_model, AutoModelForCausalLM)
+    assert model.config.direction == "backward"
+    row = load_tokenizer(found.language_model, config=model.config).convert_tokens_to_ids("film")
+    assert torch.equal(model.model.embeddings.weight[row], weights["0.module.encoder.weight"][3])
+
+
+def test_a_language_model_and_an_encoder_are_what_a_stage_goes_on_from_themselves(importing):
+    weights = weights_of(stored("language_model.npz"))
+    encoder = {key[2:]: value for key, value in weights.items() if key.startswith("0.")}
+    for state_dict in (weights, encoder):
+        found = importing(state_dict)
+        assert found.language_model == found.output_dir
+        assert not (found.output_dir / "language_model").exists()
 
 
 def test_special_tokens_of_fastai_0_7_keep_their_rows_under_our_names(importing):
@@ -210,6 +263,18 @@ def test_files_that_do_not_belong_together_are_refused(importing):
     subwords = ["▁the", "▁a", *TOKENS[2:]]
     with pytest.raises(ArtifactError, match=r"is a vocabulary of subwords \(2 of 11 tokens start with '▁'\)"):
         importing(weights, subwords)
+    for key, wrong, words in (
+        (
+            "1.decoder.bias",
+            torch.zeros(9),
+            r"the decoder's bias has the shape \(9,\), but the embedding asks for \(11,\)",
+        ),
+        ("0.encoder.weight", torch.zeros(11), r"model.embeddings.weight must have the axes \(vocab, embedding\)"),
+        ("1.decoder.bias", torch.full((11,), torch.nan), "11 of the 11 numbers under '1.decoder.bias' are NaN"),
+        ("0.encoder.weight", torch.eye(11, 5).to_sparse(), "under '0.encoder.weight' stands a sparse"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            importing({**weights, key: wrong}, OLD_TOKENS)
     del weights["0.rnns.1.module.bias_ih_l0"]
     with pytest.raises(ArtifactError, match="do not make a whole AWD-LSTM: .*model.layers.1.bias_ih_l0"):
         importing(weights)

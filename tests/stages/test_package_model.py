@@ -181,6 +181,68 @@ def test_a_packaged_model_is_gone_on_from_and_packaged_again(packaged, tmp_path)
     assert record["settings"] == packaged[1]["settings"]
 
 
+def test_what_is_replaced_is_told_beside_what_replaces_it(models, packaged, tmp_path):
+    folder, validation = tmp_path / "again", str(models / "held_out.csv")
+    settings = PackageSettings(str(packaged[0]), str(folder), validation_file=validation, sample_tokens=3)
+    said, context = heard()
+    package_language_model(settings, context=context)
+    assert not said  # nothing was there before
+    package_language_model(settings, context=context)
+    token, word = (packaged[1]["metrics"][name] for name in ("perplexity", "perplexity_per_word"))
+    assert said == [
+        f"replaced {folder}: validation perplexity {token:.2f} -> {token:.2f} a token (no change), "
+        f"{word:.2f} -> {word:.2f} a word (no change)"
+    ]
+
+
+def packaged_record(perplexity, per_word, *, measured_on="v.parquet", measured_in="bf16", vocab_size=12_000, n=5_000.0):
+    return {
+        "metrics": {"perplexity": perplexity, "perplexity_per_word": per_word, "n": n},
+        "measured_on": measured_on,
+        "measured_in": measured_in,
+        "sizes": {"vocab_size": vocab_size},
+    }
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        (
+            packaged_record(60.0, 840.0),
+            "validation perplexity 80.00 -> 60.00 a token (-25.0%), 800.00 -> 840.00 a word (+5.0%)",
+        ),
+        (packaged_record(None, 840.0), "validation perplexity 800.00 -> 840.00 a word (+5.0%)"),
+        (packaged_record(None, None), "no perplexity of both is known"),
+        (
+            packaged_record(60.0, None, measured_in="fp32"),
+            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "v.parquet (5,000 tokens) in bf16, the new one on v.parquet (5,000 tokens) in fp32",
+        ),
+        (
+            packaged_record(60.0, None, n=6_000.0),
+            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "v.parquet (5,000 tokens) in bf16, the new one on v.parquet (6,000 tokens) in bf16",
+        ),
+        (
+            packaged_record(60.0, None, measured_on=None, measured_in=None),
+            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "v.parquet (5,000 tokens) in bf16, the new one by its training on the text that this held out",
+        ),
+        (
+            packaged_record(60.0, None, vocab_size=9_000, n=6_000.0),
+            "validation perplexity 80.00 -> 60.00 a token (-25.0%); the vocabularies differ: compare by word",
+        ),
+    ],
+)
+def test_two_packaged_models_are_compared_as_far_as_they_can_be(new, words):
+    assert package_model.compared_with(packaged_record(80.0, 800.0), new) == words
+
+
+def test_two_figures_of_two_trainings_are_not_to_be_compared():
+    old = packaged_record(80.0, 800.0, measured_on=None, measured_in=None)
+    assert "not to be compared: the old one was measured by its training" in package_model.compared_with(old, old)
+
+
 @pytest.fixture
 def fresh_accelerator():
     """Forget the precision of this process' accelerators before and after."""

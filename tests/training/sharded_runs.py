@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 from toy_models import ToyBatches, ToyLanguageModel, groups_of, lm_groups_of, new_model, new_phase, new_task, token_rows
-from two_process_runs import ORDERS, result_of, shares
+from two_process_runs import ORDERS, result_of, running_again, shares
 
 from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError
 from ulmfit_pipe.training.agreement import DisagreementError
@@ -48,9 +48,10 @@ def phases_of(model: torch.nn.Module) -> list[Any]:
     return gradual_unfreezing(4, lr=1e-2, final_epochs=2, schedule=Schedule.one_cycle())
 
 
-def gradual(accelerator: Accelerator, *, norm: str = "layer", **options: Any) -> dict[str, Any]:
+def gradual(accelerator: Accelerator, *, norm: str = "layer", again: bool = False, **options: Any) -> dict[str, Any]:
     """All phases of a gradual plan, with the weights after each epoch; batches of 4, 4 and 3 rows."""
-    model = new_model(norm=norm).double()
+    runs: list[int] = []
+    model = (running_again(runs) if again else new_model(norm=norm)).double()
     objective = Looking()
     task = new_task(11, batch_size=4, valid=7, **shares(accelerator))
     task = Task(task.train_batches, objective, task.valid_batches, task.new_metric)
@@ -60,11 +61,16 @@ def gradual(accelerator: Accelerator, *, norm: str = "layer", **options: Any) ->
         Plan(tuple(phases_of(model)), tuple(groups_of(model))),
         task,
         accelerator=accelerator,
-        options=TrainingOptions(**{**SHARDED, **options}),
+        options=TrainingOptions(**{**SHARDED, "gradient_checkpointing": again, **options}),
         on_epoch=lambda _record: after_epochs.append({name: v.clone() for name, v in model.state_dict().items()}),
     )
     plain = all(type(parameter) is torch.nn.Parameter for parameter in model.parameters())
-    seen = {"kinds": sorted(objective.kinds), "held": sorted(objective.held), "plain afterwards": plain}
+    seen = {
+        "kinds": sorted(objective.kinds),
+        "held": sorted(objective.held),
+        "plain afterwards": plain,
+        "runs of the body": len(runs),
+    }
     return {**result_of(model, history), "after_epochs": after_epochs, **seen}
 
 
@@ -151,6 +157,8 @@ def everything(accelerator: Accelerator) -> dict[str, Any]:
         "gradual, accumulated": gradual(accelerator, accumulation_steps=2),
         "gradual, batch norm": gradual(accelerator, norm="batch"),
         "gradual, norms of frozen groups": gradual(accelerator, norm="batch", train_norm=True),
+        "gradual, layers run again": gradual(accelerator, again=True),
+        "gradual, accumulated, layers run again": gradual(accelerator, again=True, accumulation_steps=2),
         "language model": language_model(accelerator),
         "sweep": sweep(accelerator),
         "gradient norms": gradient_norms(accelerator),

@@ -1,4 +1,4 @@
-"""Two processes that are stopped and gone on with end as if they had not been; what one process may go on with."""
+"""Two processes that are stopped and gone on with end as if they had not been; what other numbers may go on with."""
 
 import os
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from resumed_two_processes import classifier, language_model, train
+from accelerate import Accelerator
+from resumed_two_processes import ALONE, begin_alone, classifier, language_model, train
 
 from ulmfit_pipe.training.checkpoint import CheckpointError
 
@@ -21,7 +22,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    """The results of both processes."""
+    """The results of both processes, some of which go on with what one process, this one, has begun."""
+    assert set(begin_alone(Accelerator(cpu=True), folder).values()) == {"Stopped: "}
     script = Path(__file__).with_name("resumed_two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
@@ -93,3 +95,33 @@ def test_one_process_does_not_go_on_with_a_state_carried_by_two(two, folder, acc
     assert two[0]["carried"] == "Stopped: "
     with pytest.raises(CheckpointError, match="and the state that is carried from batch to batch is split among them:"):
         train(accelerator, language_model(accelerator), folder / "carried", resume=True)
+
+
+PLACES = {3: "3 steps done, in epoch 1 of phase 1", 17: "13 steps done, in epoch 1 of phase 2"}
+
+
+@pytest.mark.parametrize("stop", ALONE)
+def test_two_processes_go_on_with_what_one_began_where_nothing_is_drawn_or_carried(two, accelerator, stop):
+    whole = train(accelerator, classifier(accelerator, dropout=0.0), None)
+    for result in two:
+        resumed = result[f"alone {stop}"]
+        assert resumed["losses"] == pytest.approx(whole["losses"], abs=1e-9)
+        for key, value in whole["weights"].items():
+            assert torch.allclose(resumed["weights"][key].double(), value.double(), rtol=0, atol=1e-9), key
+    said = "1 process wrote the checkpoint and 2 go on from it: the same up to rounding"
+    assert two[0][f"alone {stop}"]["said"][0] == said
+    assert two[0][f"alone {stop}"]["said"][1].endswith(PLACES[stop])
+
+
+def test_two_processes_do_not_go_on_with_dropout_masks_of_one(two, folder):
+    assert {result["alone dropout"] for result in two} == {
+        f"CheckpointError: the checkpoints in {folder / 'alone dropout'} are of 1 process, now there are 2, and each "
+        "draws random numbers of its own (dropout), so that other values would be dropped: go on with 1, or delete "
+        "that folder to begin anew"
+    }
+
+
+def test_two_processes_do_not_go_on_with_a_state_carried_by_one(two):
+    for result in two:
+        assert "are of 1 process, now there are 2, and the state that is carried from batch" in result["alone carried"]
+        assert result["alone carried"].startswith("CheckpointError: ")

@@ -15,7 +15,8 @@ from two_process_runs import CACHED_NORMS, ORDERS, everything
 pytestmark = pytest.mark.two_process
 COMPARED = ["gradual", "gradual, accumulated", "language model", "cached prefix", "no cached prefix"]
 COMPARED += ["batch norm", "batch norm, accumulated", "batch norm, larger batch", "batch norm of frozen groups"]
-COMPARED += ["penalties", "1 x 8", "4 x 2", *CACHED_NORMS]
+COMPARED += ["penalties", "1 x 8", "4 x 2", *CACHED_NORMS, "compiled", "not compiled"]
+COMPARED += [f"{name}, layers run again" for name in ("gradual", "gradual, accumulated")]
 COMPARED += [f"{name}, find_unused {find_unused}" for name in ORDERS for find_unused in (False, True)]
 
 
@@ -87,6 +88,27 @@ def test_a_cached_prefix_goes_well_with_norms_over_all_processes_behind_it(one, 
         for key, value in plain["weights"].items():
             assert torch.allclose(cached["weights"][key], value, rtol=0, atol=1e-9), key
         assert "rows were kept" in cached["said"][-1] and plain["said"] == []
+
+
+@pytest.mark.parametrize("name", ["gradual", "gradual, accumulated"])
+def test_layers_that_run_again_lead_where_layers_that_run_once_lead(one, many, name):
+    """The body runs again where it trains or lies above what trains: in the last 3 of 5 epochs of 3 batches."""
+    for result in (one, *many):
+        again, once = result[f"{name}, layers run again"], result[name]
+        assert again["runs of the body"] == (5 + 3) * 3
+        assert again["losses"] == pytest.approx(once["losses"], abs=1e-9)
+        for key, value in once["weights"].items():
+            assert torch.allclose(again["weights"][key], value, rtol=0, atol=1e-9), key
+
+
+def test_compiled_code_leads_where_eager_code_leads(one, many):
+    for result in (one, *many):
+        made, eager = result["compiled"], result["not compiled"]
+        assert (made["graphs"], eager["graphs"]) == (2, 0)  # one a phase
+        assert len(made["losses"]) == 6
+        assert made["losses"] == pytest.approx(eager["losses"], abs=1e-9)
+        for key, value in eager["weights"].items():
+            assert torch.allclose(made["weights"][key], value, rtol=0, atol=1e-9), key
 
 
 def test_the_phases_did_train(one):

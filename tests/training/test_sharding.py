@@ -22,7 +22,8 @@ from ulmfit_pipe.training.sharding import is_sharded, modules_of_group, wants_pi
 from ulmfit_pipe.training.wrapping import prepared
 
 GRADUAL = ["gradual", "gradual, accumulated", "gradual, batch norm", "gradual, norms of frozen groups"]
-COMPARED = [*GRADUAL, "language model", *ORDERS]
+AGAIN = [f"{name}, layers run again" for name in GRADUAL[:2]]
+COMPARED = [*GRADUAL, *AGAIN, "language model", *ORDERS]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,18 @@ def test_every_phase_trains_its_thawed_groups_and_leaves_the_others_bit_identica
             if value.is_floating_point() and not torch.equal(value, after[epoch - 1][key])
         }
         assert moved == set(NAMES[-min(epoch + 1, 4) :])
+
+
+@pytest.mark.two_process
+@pytest.mark.parametrize("name", AGAIN)
+def test_layers_in_pieces_that_run_again_lead_where_layers_that_run_once_lead(one, pieces, name):
+    """The body runs again where it trains or lies above what trains: in the last 3 of 5 epochs of 3 batches."""
+    for result in (one, *pieces):
+        again, once = result[name], result[name.removesuffix(", layers run again")]
+        assert again["runs of the body"] == (5 + 3) * 3
+        assert again["losses"] == pytest.approx(once["losses"], abs=1e-9)
+        for key, value in once["weights"].items():
+            torch.testing.assert_close(again["weights"][key], value, rtol=0, atol=1e-9, msg=key)
 
 
 @pytest.mark.two_process

@@ -65,22 +65,47 @@ def result_of(model: torch.nn.Module, history: Any) -> dict[str, Any]:
     }
 
 
-def gradual(accelerator: Accelerator, *, accumulation: int, weights: torch.Tensor | None = None) -> dict[str, Any]:
+class RunningAgain(ToyClassifier):
+    """A toy whose two hidden layers run again in the backward pass where it is asked for that."""
+
+    gradient_checkpointing = False
+
+    def forward(self, input_ids: torch.Tensor) -> ToyOutput:
+        again = self.gradient_checkpointing and self.training
+        hidden = self.embeddings(input_ids).mean(dim=1)
+        for layer, activation in ((self.body, torch.tanh), (self.middle, torch.relu)):
+            called = self._gradient_checkpointing_func(layer.__call__, hidden) if again else layer(hidden)
+            hidden = activation(called)
+        return ToyOutput(self.head(hidden))
+
+
+def running_again(runs: list[int]) -> RunningAgain:
+    """Return the toy with the weights of `new_model`; each training pass of its body adds to a list."""
+    torch.manual_seed(0)
+    model = RunningAgain()
+    model.body.register_forward_pre_hook(lambda layer, _inputs: runs.append(1) if layer.training else None)
+    return model
+
+
+def gradual(
+    accelerator: Accelerator, *, accumulation: int, weights: torch.Tensor | None = None, again: bool = False
+) -> dict[str, Any]:
     """All phases of a gradual plan; batches of 4, 4 and 3 rows, of which the second process gets 2, 2 and 1."""
-    model = new_model().double()
+    runs: list[int] = []
+    model = (running_again(runs) if again else new_model()).double()
     task = new_task(11, batch_size=4, valid=7, **shares(accelerator))
     task = Task(task.train_batches, ClassificationObjective(class_weights=weights), task.valid_batches, new_metric)
     plan = Plan(
         tuple(gradual_unfreezing(4, lr=1e-2, final_epochs=2, schedule=Schedule.one_cycle())), (*groups_of(model),)
     )
-    options = TrainingOptions(accumulation_steps=accumulation, max_grad_norm=0.3)
+    options = TrainingOptions(accumulation_steps=accumulation, max_grad_norm=0.3, gradient_checkpointing=again)
     after_epochs: list[Any] = []
 
     def look(_record: Any) -> None:
         after_epochs.append(weights_of(model))
 
     history = run_phases(model, plan, task, accelerator=accelerator, options=options, on_epoch=look)
-    return {**result_of(model, history), "after_epochs": after_epochs}
+    return {**result_of(model, history), "after_epochs": after_epochs, "runs of the body": len(runs)}
 
 
 def language_model(accelerator: Accelerator) -> dict[str, Any]:
@@ -101,6 +126,22 @@ def order(trained: list[tuple[int, ...]], *, find_unused: bool) -> dict[str, Any
     plan = Plan(tuple(phases), tuple(groups_of(model)))
     task = new_task(11, **shares(accelerator))
     return result_of(model, run_phases(model, plan, task, accelerator=accelerator, options=TrainingOptions()))
+
+
+def thawed(accelerator: Accelerator, *, compile: bool) -> dict[str, Any]:
+    """The head, then everything, in batches of one shape; compiled but for the making of code, which takes longer."""
+    model = new_model().double()
+    plan = Plan((new_phase(3, name="head"), new_phase(*ALL, name="all")), tuple(groups_of(model)))
+    compile_module, graphs = torch.nn.Module.compile, []
+
+    def note(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with mock.patch.object(torch.nn.Module, "compile", lambda module: compile_module(module, backend=note)):
+        task, options = new_task(12, valid=0, **shares(accelerator)), TrainingOptions(compile=compile)
+        history = run_phases(model, plan, task, accelerator=accelerator, options=options, keep_best=False)
+    return {**result_of(model, history), "graphs": len(graphs)}
 
 
 def sweep(accelerator: Accelerator) -> dict[str, Any]:
@@ -282,6 +323,12 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {
         "gradual": gradual(accelerator, accumulation=1),
         "gradual, accumulated": gradual(accelerator, accumulation=2, weights=torch.tensor([0.5, 2.0, 1.0, 3.0])),
+        "gradual, layers run again": gradual(accelerator, accumulation=1, again=True),
+        "gradual, accumulated, layers run again": gradual(
+            accelerator, accumulation=2, weights=torch.tensor([0.5, 2.0, 1.0, 3.0]), again=True
+        ),
+        "compiled": thawed(accelerator, compile=True),
+        "not compiled": thawed(accelerator, compile=False),
         "language model": language_model(accelerator),
         "sweep": sweep(accelerator),
         "batch norm": batch_norm(accelerator),

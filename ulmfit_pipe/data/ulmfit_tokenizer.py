@@ -27,6 +27,7 @@ from ulmfit_pipe.data.text_rules import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, appl
 
 BACKEND_FILE = "ulmfit_tokenizer.json"
 KINDS = ("unigram", "bpe", "word")
+_WORD_BEGINS = {"unigram": "▁", "bpe": "Ġ", "word": ""}  # how the first token of a word does, by kind
 LONGEST_WORD = 1000  # characters; a longer run without a space is cut, to bound time and memory
 REMEMBERED_WORDS = 200_000  # distinct words whose ids are kept; about 50 MB
 CHARACTERS_AT_ONCE = 1_000_000  # texts cut into words before their new words go to the backend together
@@ -153,7 +154,11 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """Text of ids; ``skip_special_tokens=True`` also turns marks back into capitals and repeats."""
+        """Text of ids; ``skip_special_tokens=True`` also turns marks back into capitals and repeats.
+
+        Ids that do not begin with ``xxbos`` go on with a text: the space before their first word is kept, so that they
+        can be put behind what came before (as transformers' text-generation pipeline does). One id alone has none.
+        """
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         parts: list[str] = []
         run: list[int] = []
@@ -166,7 +171,16 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
                 run = []
             parts.append(SPECIAL_TOKENS[number])
         text = " ".join(parts[:-1])
+        if not isinstance(token_ids, int) and self._goes_on_with_a_word(ids):
+            text = f" {text}"
         return undo_marks(text) if skip_special_tokens else text
+
+    def _goes_on_with_a_word(self, ids: list[int]) -> bool:
+        """Tell whether ids come from inside a text, where a space stands before the first of them."""
+        if not ids or ids[0] == self.bos_token_id:
+            return False
+        token = self.backend_tokenizer.id_to_token(ids[0]) or ""
+        return ids[0] < len(SPECIAL_TOKENS) or token.startswith(_WORD_BEGINS[self.kind])
 
     def _save_pretrained(
         self,

@@ -87,11 +87,23 @@ def _with_fastai_2_head(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor
     if len(norms) != len(linears):
         raise ValueError(f"the head has {len(norms)} norms but {len(linears)} linear layers; it is cut short")
     for block, (norm, linear) in enumerate(zip(norms, linears, strict=True)):
+        _check_old_block(block, norm, linear)
         moved = {**norm, "bias": _with_bias_moved(norm["bias"], linear)}
         moved.setdefault("num_batches_tracked", torch.tensor(0))
         rest |= {f"1.layers.{block}.0.{name}": tensor for name, tensor in moved.items()}
         rest[f"1.layers.{block}.2.weight"] = linear["weight"]
     return rest
+
+
+def _check_old_block(block: int, norm: Mapping[str, Tensor], linear: Mapping[str, Tensor]) -> None:
+    for kind, part, name in (("norm", norm, "bias"), ("linear layer", linear, "weight")):
+        if name not in part:
+            raise ValueError(f"the {kind} of the head's block {block} has no {name}; it is not a whole classifier")
+    weight, bias = linear["weight"], linear.get("bias")
+    fits = weight.dim() == 2 and norm["bias"].shape == weight.shape[1:]
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = [tuple(tensor.shape) for tensor in (norm["bias"], weight, bias) if tensor is not None]
+        raise ValueError(f"the parts of the head's block {block} do not fit: norm and linear layer have {shapes}")
 
 
 def _with_bias_moved(norm_bias: Tensor, linear: Mapping[str, Tensor]) -> Tensor:
@@ -184,7 +196,8 @@ def fastai_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the sizes a fastai state dict needs of an `AwdLstmConfig`, as its keyword arguments.
 
     Raises:
-        ValueError: As `from_fastai_state_dict`, or no embedding is in it.
+        ValueError: As `from_fastai_state_dict`, or no embedding is in it, or it, the first layer or the decoder has
+            another shape than such a model's.
     """
     ours = from_fastai_state_dict(state_dict)
     for needed, theirs in (
@@ -193,7 +206,14 @@ def fastai_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     ):
         if f"model.{needed}" not in ours:
             raise ValueError(f"no {theirs!r} among the {len(ours)} mapped keys; this is not a complete checkpoint")
-    vocab_size, embedding_size = ours["model.embeddings.weight"].shape
+    vocab_size, embedding_size = _shape(ours, "model.embeddings.weight", ("vocab", "embedding"))
+    _shape(ours, "model.layers.0.weight_hh_l0", ("4 x hidden", "hidden"))
+    for name, expected in (("lm_head.weight", (vocab_size, embedding_size)), ("lm_head.bias", (vocab_size,))):
+        if name in ours and ours[name].shape != expected:
+            raise ValueError(
+                f"the decoder's {name.removeprefix('lm_head.')} has the shape {tuple(ours[name].shape)}, but the "
+                f"embedding asks for {expected}; they are of two models, or the file was altered"
+            )
     return {
         "vocab_size": vocab_size,
         "embedding_size": embedding_size,
@@ -202,11 +222,18 @@ def fastai_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
+def _shape(ours: Mapping[str, Tensor], name: str, axes: tuple[str, ...]) -> tuple[int, ...]:
+    shape = tuple(ours[name].shape)
+    if len(shape) != len(axes):
+        raise ValueError(f"{name} must have the axes ({', '.join(axes)}), its shape is {shape}; the file was altered")
+    return shape
+
+
 def fastai_head_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the sizes of a fastai classifier's head as keyword arguments of an `AwdLstmConfig`; {} if it has none.
 
     Raises:
-        ValueError: As `from_fastai_state_dict`, or one of the two blocks is missing.
+        ValueError: As `from_fastai_state_dict`, or one of the two blocks is missing or has another shape.
     """
     ours = from_fastai_state_dict(state_dict)
     names = [f"classifier.blocks.{block}.linear.weight" for block in range(HEAD_BLOCKS)]
@@ -215,4 +242,5 @@ def fastai_head_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     for block, name in enumerate(names):
         if name not in ours:
             raise ValueError(f"the head has no linear layer in block {block}; this is not a complete classifier")
-    return {"head_hidden_size": ours[names[0]].shape[0], "num_labels": ours[names[1]].shape[0]}
+    head_hidden_size, num_labels = (_shape(ours, name, ("out", "in"))[0] for name in names)
+    return {"head_hidden_size": head_hidden_size, "num_labels": num_labels}

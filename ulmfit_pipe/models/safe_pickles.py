@@ -7,6 +7,7 @@ strings: its reader refuses every class and function, by name.
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from torch import Tensor
 
+from ulmfit_pipe.models.pickle_names import names_in_file
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER
 
 PROTOCOL = 2  # of what is written; fastai's own files have it, and every Python 3 reads it
+READ_PROTOCOLS = (2, 3)  # what torch's reader of plain tensors knows
 # What fastai's optimizer state names besides tensors: `L`, and numpy's floats (learning rates).
 _OPTIMIZER_NAMES = (
     "fastcore.foundation.L",
@@ -27,6 +30,16 @@ _OPTIMIZER_NAMES = (
     "numpy.dtypes.Int64DType",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
+)
+# What a file of tensors names; `torch.storage._load_from_bytes`, which unpickles what it is given, is none of them.
+_TENSOR_NAMES = re.compile(
+    r"collections\.OrderedDict|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w*Storage|"
+    r"torch\.(Size|device|[a-z]+\d\w*)"
+)
+_WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SAVE_WEIGHTS = (
+    "save the weights alone where it was made: `learn.save(name, with_opt=False)` or "
+    "`torch.save(model.state_dict(), file)`, not `learn.export` or `pickle.dump`"
 )
 _AS_PLAIN_LISTS = (
     "save it again as plain lists where it was made: `import pickle; pickle.dump(list(learn.dls.vocab), "
@@ -92,42 +105,87 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         path: A saved state dict, or {"model": state dict, "opt": ...} as `Learner.save` writes it; the optimizer's
             part is left out.
 
+    Returns:
+        Dense, finite tensors by name; of an `nn.Parameter` its data.
+
     Raises:
         UnsafePickleError: The file names a class or function that is neither a tensor nor a known part of fastai's
-            optimizer state, is no such file, or holds something that is no tensor; the message names it.
+            optimizer state, is no such file, is of a pickle protocol that cannot be read safely, or holds something
+            that is no dense tensor of finite numbers; the message names it.
         OSError: It cannot be opened.
     """
     path = Path(path)
     stand_ins: list[Any] = [(_Ignored, name) for name in _OPTIMIZER_NAMES]
     try:
-        with path.open("rb") as file, torch.serialization.safe_globals(stand_ins):
+        with path.open("rb") as file, torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # what it cannot read, it says
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a broken file fails in many ways
-        raise UnsafePickleError(f"{path} is refused: {_reason(error)}") from error
+        raise UnsafePickleError(f"{path} is refused: {_reason(path, error)}") from error
     if isinstance(content, Mapping) and set(content) == {"model", "opt"}:
         content = content["model"]
     if not isinstance(content, Mapping):
         raise UnsafePickleError(f"{path} holds a {type(content).__name__}, not a dict of tensors by name")
-    for name, value in content.items():
-        if not isinstance(name, str):
-            raise UnsafePickleError(f"{path}: {_shown(name)} stands where the name of a tensor should")
-        if not isinstance(value, Tensor):
-            raise UnsafePickleError(f"{path}: under {name!r} stands {_shown(value)}, not a tensor")
     if not content:
         raise UnsafePickleError(f"{path} holds no weights")
-    return dict(content)
+    return {name: _checked_tensor(path, name, value) for name, value in content.items()}
 
 
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if named := re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported class ([\w.]+)", text):
-        return (
-            f"it names {named[1]}, and only tensors by name are read; save the weights alone where it was made: "
-            "`learn.save(name, with_opt=False)`, not `learn.export`"
+def _checked_tensor(path: Path, name: Any, value: Any) -> Tensor:
+    if not isinstance(name, str):
+        raise UnsafePickleError(f"{path}: {_shown(name)} stands where the name of a tensor should")
+    if not isinstance(value, Tensor):
+        raise UnsafePickleError(f"{path}: under {name!r} stands {_shown(value)}, not a tensor")
+    tensor = value.detach()
+    if problem := _unusual_form(tensor):
+        raise UnsafePickleError(f"{path}: under {name!r} stands {problem}")
+    if not bool(tensor.float().isfinite().all()):
+        count = int((~tensor.float().isfinite()).sum())
+        raise UnsafePickleError(
+            f"{path}: {count} of the {tensor.numel():,} numbers under {name!r} are NaN, infinite or past float32; the "
+            "training that saved them had gone wrong: take an earlier save"
         )
-    return f"it is no file of tensors by name, or was cut short ({text[:160] or type(error).__name__})"
+    return tensor
+
+
+def _unusual_form(tensor: Tensor) -> str | None:
+    """Say what a tensor is, and how to make a plain one of it, unless it is one."""
+    if tensor.is_meta:
+        return "a tensor of the device meta, which has a shape and no numbers; save the model after it was loaded"
+    if tensor.is_quantized:
+        return f"a quantized tensor ({tensor.dtype}); save `tensor.dequantize()`"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        form = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
+        return f"a {form} tensor; save a dense one, such as `tensor.to_dense()`"
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in _WEIGHT_TYPES):
+        return f"a tensor of {tensor.dtype}; weights are float16, bfloat16, float32 or float64: save `tensor.float()`"
+    return None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Say why torch's reader refused a file; it stops at its first trouble, so the file's names are looked at too."""
+    text = " ".join(str(error).split())
+    found = names_in_file(path)
+    foreign = [] if found is None else [name for name in found.names if not _is_known(name)]
+    if found is not None and not foreign and (named := re.search(r"GLOBAL ([\w.]+)", text)):
+        foreign = [named[1]]  # of torch's own, but none that its reader allows
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        return f"it names {', '.join(foreign[:3])}{more}, and only tensors by name are read; {_SAVE_WEIGHTS}"
+    if found is not None and found.protocol not in READ_PROTOCOLS:
+        return (
+            f"it was written with pickle protocol {found.protocol}, and of tensors protocol {PROTOCOL} is read; save "
+            f"it again where it was made with torch.save's default pickle_protocol={PROTOCOL}"
+        )
+    told = text.rpartition("WeightsUnpickler error: ")[2].removeprefix("Weights only load failed. ")
+    first = told.split(". ")[0].removesuffix(".").partition(" Check the documentation")[0]
+    return f"it is no file of tensors by name, or was cut short ({first[:160] or type(error).__name__})"
+
+
+def _is_known(name: str) -> bool:
+    return name in _OPTIMIZER_NAMES or _TENSOR_NAMES.fullmatch(name) is not None
 
 
 def read_vocabulary(path: Path | str) -> Vocabulary:

@@ -3,6 +3,7 @@
 Every number comes from the record; what the record does not know is said to be not recorded.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,17 @@ import yaml
 UNKNOWN = "not recorded"
 MEGA = 1_000_000
 HOUR = 3600.0
+WIDTH = 100  # of the lines of a command
+# Of a model from scratch; one that is gone on from brings them along.
+_SETTINGS_FROM_SCRATCH = (
+    "tokenizer",
+    "tokenizer_of",
+    "vocab_size",
+    "min_count",
+    "embedding_size",
+    "hidden_size",
+    "num_hidden_layers",
+)
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -103,7 +115,16 @@ folder = builtin_models()["{name}"]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 ```
 
-On the command line every recipe takes `--{"model_backward" if backward else "model"} {name}`."""
+{_on_the_command_line(name, backward)}"""
+
+
+def _on_the_command_line(name: str, backward: bool) -> str:
+    if backward:
+        return f"""On the command line `run_pipeline.py` and `low_shot.py` take `--model_backward {name}`, for an
+ensemble; the language-model recipes (`pretrain_language_model.py`, `finetune_language_model.py`) and
+`run_pipeline.py` without an ensemble take `--model {name} --language_model.direction backward`."""
+    return f"""On the command line `run_pipeline.py` and `low_shot.py` start from it by default; the language-model
+recipes (`pretrain_language_model.py`, `finetune_language_model.py`) and `train_classifier.py` take `--model {name}`."""
 
 
 def _text_and_licence(record: Mapping[str, Any]) -> str:
@@ -238,15 +259,61 @@ def _limits(record: Mapping[str, Any]) -> str:
 
 
 def _going_on(record: Mapping[str, Any]) -> str:
-    name = record["name"]
-    direction = " --language_model.direction backward" if record["direction"] == "backward" else ""
+    name, last = record["name"], (record["lineage"] or [{}])[-1]
+    validation = record["measured_on"] or "validation.parquet"
+    train = [
+        ("python", "recipes/pretrain_language_model.py"),
+        ("--model", name),
+        ("--train_file", "wikipedia.parquet"),
+        ("--validation_file", validation),
+        ("--output_dir", f"runs/{name}"),
+        *_flags_of_training(record, last),
+    ]
+    package = [
+        ("python", "recipes/package_language_model.py"),
+        ("--model", f"runs/{name}"),
+        ("--name", name),
+        ("--validation_file", validation),
+        *([("--mixed_precision", record["measured_in"])] if record["measured_in"] not in (None, "fp32") else []),
+        ("--output_dir", f"ulmfit_pipe/models/pretrained/{name}"),
+    ]
     return f"""## Going on from it, and replacing it
 
-One command trains it further on more text, one puts the result in its place (in a clone of the project):
+One command trains it further on more text, with the settings of its last leg and the next seed. One puts the result in
+its place (in a clone of the project) and prints the perplexities of both; tell it `--data_note` and `--hardware` in
+words.
 
 ```bash
-python recipes/pretrain_language_model.py --model {name} --train_file wikipedia.parquet \\
-    --output_dir runs/{name} --language_model.epochs 1{direction}
-python recipes/package_language_model.py --model runs/{name} --name {name} \\
-    --validation_file validation.parquet --output_dir ulmfit_pipe/models/pretrained/{name}
-```"""
+{_command(train)}
+{_command(package)}
+```
+
+`--max_seconds` ends the first in time, with a schedule that follows the clock; `--resume true` goes on after a stop."""
+
+
+def _flags_of_training(record: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the settings that a further leg needs to be trained as the last one was."""
+    flags = [("--preset", record["preset"])]
+    if last.get("precision") not in (None, "fp32"):
+        flags.append(("--mixed_precision", last["precision"]))
+    if last.get("seed") is not None:
+        flags.append(("--seed", str(last["seed"] + 1)))
+    if record["tokenizer"] == "word":  # a word vocabulary would be made anew
+        flags.append(("--language_model.tokenizer", "keep"))
+    for setting, value in record["settings"].items():
+        if value is not None and setting not in _SETTINGS_FROM_SCRATCH:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            flags.append((f"--language_model.{setting}", text))
+    return flags
+
+
+def _command(parts: Sequence[tuple[str, str]]) -> str:
+    """Put a command of flags and values on lines; a flag stays beside its value."""
+    lines: list[str] = []
+    for part in parts:
+        words = shlex.join(part)
+        if lines and len(lines[-1]) + len(words) < WIDTH:
+            lines[-1] += f" {words}"
+        else:
+            lines.append(f"    {words}" if lines else words)
+    return " \\\n".join(lines)

@@ -47,6 +47,8 @@ from ulmfit_pipe.training.checkpoint import (
 
 STAGE_FILE = "stage.json"
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
+# What a fast tokenizer is made from where a model has no tokenizer.json: DeBERTa v2 and v3, ALBERT, Llama, XLM-R.
+SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 FORMAT = 1
 TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
@@ -84,6 +86,8 @@ def model_identity(name: str | Path | None) -> str | None:
     digest = hashlib.sha256()
     ours = (folder / BACKEND_FILE).is_file()
     tokenizer = [BACKEND_FILE] if ours else [*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json"]
+    if not (folder / "tokenizer.json").is_file():
+        tokenizer += SENTENCEPIECE_FILES
     for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", *(folder / name for name in tokenizer)]):
         if file.is_file():
             with file.open("rb") as content:
@@ -217,7 +221,7 @@ def _check_vocabulary(name: str | Path, tokenizer: Any, config: Any, *, size: in
 
 def _require_tokenizer(folder: Path) -> None:
     """Raise if a folder holds weights and architecture only, as a learner saves them unless told to add more."""
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if folder.is_dir() and not any((folder / name).is_file() for name in (*TOKENIZER_FILES, *SENTENCEPIECE_FILES)):
         raise ArtifactError(
             f"{folder} holds no tokenizer ({BACKEND_FILE}); save a learner together with its own: "
             "learner.save(folder, add_files=tokenizer.save_pretrained), or copy it from the folder the model came from"

@@ -96,17 +96,22 @@ def export_fastai(settings: ExportFastaiSettings) -> ExportSummary:
         write_vocabulary(folder / VOCABULARY, Vocabulary(tokens, labels))
 
     kind: Literal["language model", "classifier"] = "classifier" if is_classifier else "language model"
-    notes = _notes(config, tokenizer.kind)
+    notes = _notes(config, tokenizer.kind, is_classifier)
     save_stage(settings.output_dir, stage=STAGE, record={"kind": kind, "notes": notes}, write=write)
     return ExportSummary(kind, Path(settings.output_dir), _loading(config, settings, is_classifier), notes)
 
 
-def _notes(config: Any, kind: str) -> list[str]:
+def _notes(config: Any, kind: str, is_classifier: bool) -> list[str]:
     notes = []
     if kind != "word":
         notes.append("the vocabulary is of subwords, whose tokenizer is not part of fastai's files: cut text with ours")
     if config.direction == "backward":
         notes.append("the model reads text backward: give fastai's loaders backwards=True")
+    if not is_classifier and not config.tie_word_embeddings:
+        notes.append(
+            "the decoder has weights of its own: load it with learn.load, for pretrained_fnames would put the "
+            "embedding's in their place"
+        )
     return notes
 
 

@@ -1,5 +1,6 @@
 """A whole run on images: folders in, a backbone (pretrained here if there is none), classifier, metrics, report out."""
 
+import copy
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,11 @@ from typing import Any, Literal
 
 from datasets import Dataset
 from PIL import Image
+from torch import nn
 
 from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
 from ulmfit_pipe.data.tables import split_train_validation
+from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.stages.artifacts import library_versions, read_stage
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, train_image_classifier
@@ -121,6 +124,8 @@ def run_image_pipeline(
     context: RunContext | None = None,
     train: Dataset | None = None,
     test: Dataset | None = None,
+    custom_head: nn.Module | None = None,
+    layer_groups: Sequence[LayerGroupSpec] | None = None,
 ) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
 
@@ -129,6 +134,10 @@ def run_image_pipeline(
         context: Surroundings; made from the settings by default.
         train: A dataset at hand, in place of ``train_images``.
         test: The same in place of ``test_images``.
+        custom_head: A module from the backbone's ``last_hidden_state`` to logits, a copy of which is trained in place
+            of pooling and head; a backbone pretrained here gets it afterwards.
+        layer_groups: The classifier's layer groups in place of those the settings name, as `train_image_classifier`
+            takes them.
 
     Returns:
         ``test`` and ``validation`` metrics (``test`` is None without test images), the best validation score of each
@@ -141,19 +150,7 @@ def run_image_pipeline(
     _check(settings, train, test)
     output, deadline = Path(settings.output_dir), deadline_after(settings.max_seconds)
     refuse_foreign_output(output, ensemble=False)
-    context = context or RunContext(
-        preset="fastai",
-        seed=settings.seed,
-        mixed_precision=settings.mixed_precision,
-        tf32=settings.tf32,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        compile=settings.compile,
-        progress=settings.progress,
-        resume=settings.resume,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        report_to=settings.report_to,
-        log_every=settings.log_every,
-    )
+    context = context or _context_of(settings)
     tables = load_image_tables(settings, context, train=train, test=test)
     results: dict[str, StageResult] = {}
     model = settings.model
@@ -170,8 +167,26 @@ def run_image_pipeline(
         output_dir=output / "classifier",
         settings=settings.classifier,
         context=context,
+        custom_head=copy.deepcopy(custom_head),
+        layer_groups=layer_groups,
     )
-    return _finish(settings, tables, context, results)
+    return _finish(settings, tables, context, results, custom_head)
+
+
+def _context_of(settings: ImageSettings) -> RunContext:
+    return RunContext(
+        preset="fastai",
+        seed=settings.seed,
+        mixed_precision=settings.mixed_precision,
+        tf32=settings.tf32,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        compile=settings.compile,
+        progress=settings.progress,
+        resume=settings.resume,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        report_to=settings.report_to,
+        log_every=settings.log_every,
+    )
 
 
 def _check(settings: ImageSettings, train: Dataset | None, test: Dataset | None) -> None:
@@ -223,12 +238,16 @@ def _pretrain(settings: ImageSettings, tables: ImageTables, context: RunContext)
 
 
 def _finish(
-    settings: ImageSettings, tables: ImageTables, context: RunContext, results: Mapping[str, StageResult]
+    settings: ImageSettings,
+    tables: ImageTables,
+    context: RunContext,
+    results: Mapping[str, StageResult],
+    custom_head: nn.Module | None,
 ) -> dict[str, Any]:
     """Score the finished classifier; write ``metrics.json`` and the report."""
     started, output = time.perf_counter(), Path(settings.output_dir)
     folder = output / "classifier"
-    predictor = ImagePredictor.load(folder, accelerator=context.accelerator)
+    predictor = ImagePredictor.load(folder, custom_head=copy.deepcopy(custom_head), accelerator=context.accelerator)
     test = None if tables.test is None else predictor.score(tables.test.table)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
     metrics = {
@@ -288,10 +307,18 @@ class ImagePipeline:
         self._predictor: ImagePredictor | None = None
 
     @classmethod
-    def load(cls, folder: str | Path) -> "ImagePipeline":
-        """Load a classifier folder that a run has written."""
+    def load(cls, folder: str | Path, *, custom_head: nn.Module | None = None) -> "ImagePipeline":
+        """Load a classifier folder that a run has written.
+
+        Args:
+            folder: The folder.
+            custom_head: The head's module where it was trained with one of its own; the weights come from the folder.
+
+        Raises:
+            ArtifactError: The folder is no image classifier, or it has a head of its own and none is given.
+        """
         pipeline = cls()
-        pipeline._predictor = ImagePredictor.load(folder)
+        pipeline._predictor = ImagePredictor.load(folder, custom_head=custom_head)
         return pipeline
 
     def fit(
@@ -300,6 +327,8 @@ class ImagePipeline:
         *,
         output_dir: str | Path,
         test: str | Path | Dataset | None = None,
+        custom_head: nn.Module | None = None,
+        layer_groups: Sequence[LayerGroupSpec] | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
         """Run the whole method on images and keep the classifier for `predict`.
@@ -308,6 +337,10 @@ class ImagePipeline:
             train: Folder of class folders, table of paths, a saved dataset's folder, or a dataset of `datasets`.
             output_dir: Folder for everything the run writes.
             test: The same, scored once.
+            custom_head: A module from the backbone's ``last_hidden_state`` to logits, a copy of which is trained in
+                place of pooling and head; `load` needs such a module too.
+            layer_groups: Layer groups in place of those the settings name, input side first, names as in the
+                classifier (``backbone.*`` and ``head``).
             **settings: Any other field of `ImageSettings`.
 
         Returns:
@@ -331,8 +364,10 @@ class ImagePipeline:
             given,
             train=train if isinstance(train, Dataset) else None,
             test=test if isinstance(test, Dataset) else None,
+            custom_head=custom_head,
+            layer_groups=layer_groups,
         )
-        self._predictor = ImagePredictor.load(self.metrics["classifier"])
+        self._predictor = ImagePredictor.load(self.metrics["classifier"], custom_head=copy.deepcopy(custom_head))
         return self.metrics
 
     @property

@@ -3,6 +3,9 @@
 Two files come in: the weights (`.pth`, of a language model, an encoder or a classifier, of fastai 2, 1 or 0.7) and the
 vocabulary (`.pkl`). Both are pickles; they are read by a reader that runs nothing (``models/safe_pickles.py``).
 
+A classifier's folder holds a second one, `language_model`: its encoder with a tied decoder, which is what a
+language-model stage goes on from.
+
 Our tokenizers have the nine special tokens at ids 0-8. A vocabulary with another order is put into this one, each row
 of the weights moving with its token; a special token that it lacks gets the mean row, as any new token does.
 """
@@ -27,6 +30,7 @@ from ulmfit_pipe.models.vocab_transfer import remap_embeddings
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, register, save_stage
 
 STAGE = "import_fastai"
+ENCODER_FOLDER = "language_model"  # in a classifier's folder
 OLD_NAMES = {  # special tokens of fastai 0.7 and of the salesforce scripts that mean the same as ours
     "_unk_": UNK,
     "<unk>": UNK,
@@ -52,7 +56,8 @@ class ImportFastaiSettings:
     Attributes:
         weights: The .pth file (.h5 in fastai 0.7) of learn.save or save_encoder; fastai 2, 1, 0.7 or salesforce.
         vocab: The .pkl file of its vocabulary: a plain list of tokens, or [tokens, labels] of a classifier.
-        output_dir: Folder to write; every stage takes it as its model.
+        output_dir: Folder to write: a model for every stage; of a classifier, whose encoder is also written as a
+            language model into language_model below it, for the stages that use it.
         labels: Names of a classifier's labels in the order of its outputs, where the vocabulary file has none.
         multi_label: The classifier gives a text any number of labels.
         direction: Whether the model reads text forward or backward; its files do not tell.
@@ -73,6 +78,7 @@ class ImportSummary:
     Attributes:
         kind: language model, encoder or classifier: what the file held.
         output_dir: The folder.
+        language_model: The folder that a language-model stage goes on from; of a classifier one inside the folder.
         sizes: Sizes of the model, by their names in the configuration.
         labels: A classifier's labels, else empty.
         notes: What was decided on the way, a sentence each.
@@ -80,13 +86,14 @@ class ImportSummary:
 
     kind: Literal["language model", "encoder", "classifier"]
     output_dir: Path
+    language_model: Path
     sizes: dict[str, int]
     labels: list[str]
     notes: list[str]
 
 
 def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] = print) -> ImportSummary:
-    """Read a fastai model's two files and write a folder that every stage accepts.
+    """Read a fastai model's two files and write a folder that every stage accepts; of a classifier two of them.
 
     Args:
         settings: The files and the folder.
@@ -113,13 +120,21 @@ def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] 
         notes.append("the labels in the vocabulary file are left out: the weights hold no classifier")
     tokens, more = _in_our_order(weights, vocabulary.tokens)
     tokenizer = build_word_tokenizer(tokens)
-    sizes = {**sizes, "vocab_size": len(tokens), **{k: v for k, v in head.items() if k != "num_labels"}}
-    model = _model(weights, sizes, tokenizer, labels, settings)
+    body = {**sizes, "vocab_size": len(tokens)}
+    sizes = {**body, **{k: v for k, v in head.items() if k != "num_labels"}}
+    models = {".": _model(weights, sizes, tokenizer, labels, settings)}
     notes += more
+    if head:
+        models[ENCODER_FOLDER] = _model(_as_language_model(weights), body, tokenizer, [], settings)
+        notes.append(
+            f"the classifier's encoder lies in {ENCODER_FOLDER}/ too, as a language model to go on from: its decoder "
+            "shares the embedding's weight and its bias starts at 0, as the file has no decoder"
+        )
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        for name, model in models.items():
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
 
     record: dict[str, Any] = {
         "kind": kind,
@@ -131,7 +146,8 @@ def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] 
     save_stage(settings.output_dir, stage=STAGE, record=record, write=write)
     for note in notes:
         say(note)
-    return ImportSummary(kind, Path(settings.output_dir), sizes, labels, notes)
+    output = Path(settings.output_dir)
+    return ImportSummary(kind, output, output / ENCODER_FOLDER if head else output, sizes, labels, notes)
 
 
 def _existing(name: str) -> Path:
@@ -179,6 +195,13 @@ def _complete(weights: dict[str, Tensor]) -> tuple[Literal["language model", "en
     weights.setdefault("lm_head.weight", embedding)
     weights.setdefault("lm_head.bias", torch.zeros(len(embedding)))
     return ("encoder" if is_encoder else "language model"), notes
+
+
+def _as_language_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take a classifier's encoder and give it a decoder: the embedding's weight, and a bias of 0."""
+    encoder = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
+    embedding = encoder["model.embeddings.weight"]
+    return {**encoder, "lm_head.weight": embedding, "lm_head.bias": torch.zeros(len(embedding))}
 
 
 def _in_our_order(weights: dict[str, Tensor], tokens: list[str]) -> tuple[list[str], list[str]]:

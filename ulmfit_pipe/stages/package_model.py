@@ -86,7 +86,7 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
 
     Args:
         settings: What to package and what to say of it.
-        context: Device and precision of measuring.
+        context: Device and precision of measuring; told the perplexities of a model that is replaced, beside the new.
 
     Returns:
         What its ``stage.json`` holds.
@@ -130,9 +130,35 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
         write_atomic(folder / CARD_FILE, model_card(record).encode())
 
     if context.accelerator.is_main_process:
+        replaced = read_stage(settings.output_dir)
         save_stage(settings.output_dir, stage="package", record=record, write=write)
+        if replaced is not None:
+            context.tell(f"replaced {settings.output_dir}: {compared_with(replaced, record)}")
     context.accelerator.wait_for_everyone()
     return record
+
+
+def compared_with(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Say how a packaged model's perplexities stand to those of the one it takes the place of, from their records."""
+    parts = []
+    for name, unit in (("perplexity", "token"), ("perplexity_per_word", "word")):
+        before, after = (record["metrics"].get(name) for record in (old, new))
+        if before is not None and after is not None:
+            verdict = "no change" if after == before else f"{after / before - 1:+.1%}"
+            parts.append(f"{before:.2f} -> {after:.2f} a {unit} ({verdict})")
+    told = f"validation perplexity {', '.join(parts)}" if parts else "no perplexity of both is known"
+    same_size = old["sizes"]["vocab_size"] == new["sizes"]["vocab_size"]
+    ways = [_measuring_of(record, with_tokens=same_size) for record in (old, new)]
+    if ways[0] != ways[1] or new["measured_on"] is None:
+        told += f"; not to be compared: the old one was measured {ways[0]}, the new one {ways[1]}"
+    return told if same_size else f"{told}; the vocabularies differ: compare by word"
+
+
+def _measuring_of(record: dict[str, Any], *, with_tokens: bool) -> str:
+    if record["measured_on"] is None:
+        return "by its training on the text that this held out"
+    tokens = f" ({record['metrics']['n']:,.0f} tokens)" if with_tokens and "n" in record["metrics"] else ""
+    return f"on {record['measured_on']}{tokens} in {record['measured_in']}"
 
 
 _SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers")
@@ -219,7 +245,8 @@ def _sample(network: Any, tokenizer: UlmfitTokenizer, settings: PackageSettings)
             max_new_tokens=settings.sample_tokens,
             suppress_tokens=never,
         )[0].tolist()
-    text = tokenizer.decode(found[::-1] if backward else found, skip_special_tokens=True)
+    written = tokenizer.decode(found[::-1] if backward else found, skip_special_tokens=True)
+    text = str(written).lstrip(" ")  # backward, what stands before the first word was not written
     numbers = {"seed": settings.seed, "temperature": settings.temperature, "top_k": settings.top_k}
     return {"prompt": prompt, "text": text, "tokens": len(found) - len(ids), **numbers}
 
