@@ -1,5 +1,6 @@
 """Accelerate's configuration files: read by Accelerate, right for layer groups, and honest about what was run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -88,20 +89,20 @@ def test_deepspeed_would_neither_accumulate_nor_clip_by_itself(stage):
 def test_processes_started_with_a_file_find_one_another_on_a_cpu(tmp_path, name):
     script = tmp_path / "ask.py"
     script.write_text(
+        "import json\n"
+        "from pathlib import Path\n"
         "from ulmfit_pipe import RunContext\n"
         "context = RunContext()\n"
         "place = context.shares()\n"
-        "print(f'process {place}\\n', end='', flush=True)\n"
+        # into a file each: two processes that share one pipe write into one another's lines
+        "Path(__file__).with_name(f'process-{place[\"rank\"]}.json').write_text(json.dumps(place))\n"
         "context.accelerator.end_training()\n"
     )
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{name}.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
-    lines = done.stdout.splitlines()
-    assert sorted(line for line in lines if line.startswith("process")) == [
-        "process {'rank': 0, 'world_size': 2}",
-        "process {'rank': 1, 'world_size': 2}",
-    ]
-    told = [line for line in lines if line.startswith("accelerate launch was asked for FSDP")]
+    answers = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("process-*.json"))]
+    assert answers == [{"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2}]
+    told = [line for line in done.stdout.splitlines() if line.startswith("accelerate launch was asked for FSDP")]
     assert len(told) == (name == "fsdp2")

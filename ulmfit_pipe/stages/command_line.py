@@ -68,8 +68,13 @@ def _one_process_prints() -> Iterator[None]:
 
 def _end(message: str, code: int) -> NoReturn:
     if code != EXIT_PREEMPTED or os.environ.get("RANK", "0") == "0":  # all processes are told to stop; one says so
-        print(f"{Path(sys.argv[0]).name}: {_which_process()}{message}", file=sys.stderr)
+        _complain(f"{_which_process()}{message}")
     raise SystemExit(code) from None
+
+
+def _complain(message: str) -> None:
+    """Write a line in one piece: with PYTHONUNBUFFERED set, print's two would mix with another process's."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
 
 
 def _which_process() -> str:
@@ -87,7 +92,7 @@ def _another_process_ended(error: Exception) -> bool:
 def _end_after_the_other() -> NoReturn:
     """End without a traceback, and not before the launcher has seen which process was the first to end."""
     rank = os.environ.get("RANK", "?")
-    print(f"{Path(sys.argv[0]).name}: process {rank} ends, since another one ended before it", file=sys.stderr)
+    _complain(f"process {rank} ends, since another one ended before it")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that is how torchrun ends the processes that are left
     time.sleep(SECONDS_FOR_LAUNCHER)
     raise SystemExit(1) from None
