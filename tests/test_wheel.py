@@ -14,6 +14,34 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE")
 STAND_IN = {"config.json": "{}", "model.safetensors": "weights", "README.md": "# card", "ulmfit_tokenizer.json": "{}"}
 
+FIRST_USE = """
+import socket
+
+def refuse(*_arguments, **_options):
+    raise OSError("this machine has no network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+
+import ulmfit_pipe
+from ulmfit_pipe import ClassifierSettings, TextPipeline
+
+if __name__ == "__main__":
+    rows = [("a good film, warm and funny", "good"), ("a bad film, dull and long", "bad")] * 20
+    with open("train.csv", "w") as file:
+        file.write("text,label\\n")
+        file.writelines(f'"{text} {number}",{label}\\n' for number, (text, label) in enumerate(rows))
+    pipe = TextPipeline()
+    pipe.fit(
+        "train.csv",
+        output_dir="run",
+        fine_tune_language_model=False,
+        classifier=ClassifierSettings(plan="head", final_epochs=1, num_workers=1),
+    )
+    again = TextPipeline.load("run/classifier")
+    print(ulmfit_pipe.__file__)
+    print(*(found["label"] for found in again.predict(["good", "bad", "a film"])))
+"""
+
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
@@ -31,15 +59,29 @@ def sources(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def wheel(sources, tmp_path_factory):
+    """Return the wheel as `python -m build` makes it."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(sources)]
+    ran(command)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def ran(command, **options):
+    """Run a command without this checkout in its path, and return what it printed."""
+    surroundings = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    surroundings |= options.pop("env", {})
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, check=False, **options)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout
+
+
 @pytest.mark.slow
-def test_the_wheel_is_the_package_with_its_built_in_models_and_nothing_else(sources, tmp_path):
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(sources)]
-    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def test_the_wheel_is_the_package_with_its_built_in_models_and_nothing_else(sources, wheel):
     package = sources / "ulmfit_pipe"
     expected = {str(file.relative_to(sources)) for file in package.rglob("*") if file.is_file()}
-    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert found == expected
@@ -49,3 +91,17 @@ def test_the_wheel_is_the_package_with_its_built_in_models_and_nothing_else(sour
                 assert stored == hashlib.sha256(file.read_bytes()).digest(), file
     assert "ulmfit_pipe/models/pretrained/awd-lstm-en/model.safetensors" in found
     assert wheel.stat().st_size < 100_000_000  # the most that PyPI takes
+
+
+@pytest.mark.slow
+def test_the_wheel_installs_in_an_empty_environment_and_predicts_offline(wheel, tmp_path):
+    python = tmp_path / "environment" / "bin" / "python"
+    ran([sys.executable, "-m", "venv", str(python.parents[1])])
+    assert "torch" not in ran([str(python), "-m", "pip", "list"])
+    constraints = str(ROOT / "constraints.txt")
+    ran([str(python), "-m", "pip", "install", "--quiet", "-c", constraints, str(wheel)])
+    (tmp_path / "offline.py").write_text(FIRST_USE)
+    printed = ran([str(python), "offline.py"], cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
+    package, labels = printed.splitlines()[-2:]
+    assert Path(package).is_relative_to(python.parents[1])
+    assert set(labels.split()) <= {"bad", "good"} and len(labels.split()) == 3

@@ -45,7 +45,7 @@ def half(builtin):
 
 def test_a_built_in_name_is_its_folder(builtin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resolve_model("awd-lstm-en") == str(builtin["awd-lstm-en"])
+    assert resolve_model("awd-lstm-en") == resolve_model("awd-lstm-en/") == str(builtin["awd-lstm-en"])
     assert load_config("awd-lstm-en").direction == "forward"
     assert load_config("awd-lstm-en-backward").direction == "backward"
     assert model_identity("awd-lstm-en") == model_identity(builtin["awd-lstm-en"])
@@ -68,6 +68,7 @@ def test_a_local_folder_of_that_name_comes_first_if_a_model_is_in_it(
         ("awd_lstm_en", "awd-lstm-en"),
         ("awd-lstm-eng", "awd-lstm-en"),
         ("AWD-LSTM-en", "awd-lstm-en"),
+        ("awdlstm", "awd-lstm-en"),
         ("awd-lstm-en-backwards", "awd-lstm-en-backward"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, builtin_models
 from ulmfit_pipe.training.checkpoint import PICKLE_SUFFIXES
 
-NEAR_NAME = 0.8  # likeness of two names, by difflib, from which one is taken for the other mistyped
+NEAR_NAME = 0.75  # likeness of two names, by difflib, from which one is taken for the other mistyped
 
 
 class ArtifactError(ValueError):
@@ -24,8 +24,8 @@ def resolve_model(name: str | Path) -> str:
         ArtifactError: It is a pickle, a file, an empty folder, a path that does not exist, or nearly a built-in name.
     """
     path, text, builtin = Path(name), str(name), builtin_models()
-    if text in builtin and not (path / "config.json").is_file():
-        return str(builtin[text])
+    if text.rstrip("/") in builtin and not (path / "config.json").is_file():  # a shell's completion adds the slash
+        return str(builtin[text.rstrip("/")])
     if path.suffix in PICKLE_SUFFIXES:
         raise ArtifactError(
             f"{path} is a pickled checkpoint ({path.suffix}), which can run code when read, so it is refused; "
