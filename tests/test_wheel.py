@@ -22,7 +22,6 @@ def refuse(*_arguments, **_options):
 
 socket.socket.connect = socket.getaddrinfo = refuse
 
-import ulmfit_pipe
 from ulmfit_pipe import ClassifierSettings, TextPipeline
 
 if __name__ == "__main__":
@@ -38,7 +37,6 @@ if __name__ == "__main__":
         classifier=ClassifierSettings(plan="head", final_epochs=1, num_workers=1),
     )
     again = TextPipeline.load("run/classifier")
-    print(ulmfit_pipe.__file__)
     print(*(found["label"] for found in again.predict(["good", "bad", "a film"])))
 """
 
@@ -93,15 +91,27 @@ def test_the_wheel_is_the_package_with_its_built_in_models_and_nothing_else(sour
     assert wheel.stat().st_size < 100_000_000  # the most that PyPI takes
 
 
-@pytest.mark.slow
-def test_the_wheel_installs_in_an_empty_environment_and_predicts_offline(wheel, tmp_path):
-    python = tmp_path / "environment" / "bin" / "python"
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Return the interpreter of a new environment that holds the wheel and what it needs, and nothing else of ours."""
+    python = tmp_path_factory.mktemp("new") / "environment" / "bin" / "python"
     ran([sys.executable, "-m", "venv", str(python.parents[1])])
     assert "torch" not in ran([str(python), "-m", "pip", "list"])
     constraints = str(ROOT / "constraints.txt")
     ran([str(python), "-m", "pip", "install", "--quiet", "-c", constraints, str(wheel)])
+    return python
+
+
+@pytest.mark.slow
+def test_the_wheel_installs_in_an_empty_environment(installed, tmp_path):
+    command = "import ulmfit_pipe; print(ulmfit_pipe.__file__)"
+    assert Path(ran([str(installed), "-c", command], cwd=tmp_path).strip()).is_relative_to(installed.parents[1])
+    assert ran([str(installed), "-m", "pip", "check"]).strip() == "No broken requirements found."
+
+
+@pytest.mark.slow
+def test_what_the_wheel_installs_trains_and_predicts_offline(installed, tmp_path):
     (tmp_path / "offline.py").write_text(FIRST_USE)
-    printed = ran([str(python), "offline.py"], cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
-    package, labels = printed.splitlines()[-2:]
-    assert Path(package).is_relative_to(python.parents[1])
-    assert set(labels.split()) <= {"bad", "good"} and len(labels.split()) == 3
+    printed = ran([str(installed), "offline.py"], cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
+    labels = printed.splitlines()[-1].split()
+    assert len(labels) == 3 and set(labels) <= {"bad", "good"}
