@@ -3,7 +3,8 @@
 #   make demo        install, then the whole method on the embedded corpus (under 5 minutes on 2 cores) -> runs/demo
 #   make demo-full   the same with a better language model (about half an hour)                         -> runs/demo-full
 #   make test        install, then the default test suite
-#   make test-all    the slow tests too
+#   make test-all    the slow tests too; those that need a GPU are skipped where there is none
+#   make test-gpu    only those that need a GPU
 #   make lint        ruff check, ruff format --check, mypy
 #   make format      let ruff rewrite what lint would refuse
 #   make clean       remove .venv, runs/ and caches
@@ -14,7 +15,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help install demo demo-full test test-all lint format clean
+.PHONY: help install demo demo-full test test-all test-gpu lint format clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -53,7 +54,10 @@ test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu and not browser" $(PYTEST_ARGS)
 
 test-all: $(STAMP)
-	$(PYTEST) -m "not gpu and not browser" $(PYTEST_ARGS)
+	$(PYTEST) -m "not browser" $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import json
 import pytest
 from tiny_runs import CLASSIFIER, LM, reviews, write_csv
 
+from ulmfit_pipe.stages import jobs
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.jobs import (
     ClassifierJob,
@@ -97,6 +98,23 @@ def test_a_sweep_of_a_language_model_from_scratch(train_csv, tmp_path):
         [train_csv], str(tmp_path / "lr"), stage="language_model", freeze_to=0, num_steps=60, language_model=LM
     )
     assert list(find_learning_rate(job).trained) == ["lstm0", "lstm1", "embeddings"]
+
+
+def test_a_sweep_computes_as_the_training_will(train_csv, tmp_path, tiny_language_model_folder, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def learner(_job, context):
+        raise Seen(context.mixed_precision, context.tf32, context.gradient_checkpointing)
+
+    monkeypatch.setattr(jobs.RunContext, "start", lambda context: None)
+    monkeypatch.setattr(jobs, "_learner_to_sweep", learner)
+    job = LearningRateJob([train_csv], str(tmp_path / "lr"), model=str(tiny_language_model_folder))
+    for choice in (("no", None, False), ("bf16", True, True)):
+        names = ("mixed_precision", "tf32", "gradient_checkpointing")
+        with pytest.raises(Seen) as seen:
+            find_learning_rate(dataclasses.replace(job, **dict(zip(names, choice, strict=True))))
+        assert seen.value.args == choice
 
 
 def test_a_sweep_of_the_classifier_needs_a_model(train_csv, tmp_path):

@@ -157,6 +157,9 @@ class LearningRateJob:
         num_steps: Steps of the sweep.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
+        mixed_precision: The precision to train in afterwards: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        tf32: Sweep in TF32 on NVIDIA GPUs, or in float32; null leaves it to torch.
+        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
     """
@@ -175,6 +178,9 @@ class LearningRateJob:
     num_steps: int = 100
     preset: PresetName = "auto"
     seed: int = 0
+    mixed_precision: Precision = "no"
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
@@ -309,7 +315,13 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     output, started = Path(job.output_dir), time.perf_counter()
     if (output / STAGE_FILE).exists():
         raise ArtifactError(f"{output} is a stage's folder; choose another output folder for the sweep")
-    context = RunContext(preset=job.preset, seed=job.seed).for_model(model_type_of(job.model))
+    context = RunContext(
+        preset=job.preset,
+        seed=job.seed,
+        mixed_precision=job.mixed_precision,
+        tf32=job.tf32,
+        gradient_checkpointing=job.gradient_checkpointing,
+    ).for_model(model_type_of(job.model))
     context.start()
     learner = _learner_to_sweep(job, context)
     learner.freeze_to(job.freeze_to)
