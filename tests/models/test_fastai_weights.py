@@ -242,3 +242,24 @@ def test_a_model_without_its_tied_copy_is_written_in_fastais_order():
     ours = from_fastai_state_dict(stored_weights("language_model.npz"))
     del ours["lm_head.weight"]
     assert list(to_fastai_state_dict(ours))[-2:] == ["1.decoder.weight", "1.decoder.bias"]
+
+
+@pytest.mark.parametrize("layout", [dict, old_layout])
+def test_copies_of_the_embedding_that_differ_are_refused_with_both_names(layout):
+    theirs = stored_weights("language_model.npz")
+    theirs["0.encoder_dp.emb.weight"] = theirs["0.encoder_dp.emb.weight"].clone()
+    assert from_fastai_state_dict(layout(theirs)).keys()
+    changed = {**theirs, "0.encoder_dp.emb.weight": theirs["0.encoder_dp.emb.weight"] + 1}
+    shorter = {**theirs, "0.encoder_dp.emb.weight": theirs["0.encoder_dp.emb.weight"][:-1]}
+    for wrong in (changed, shorter):
+        words = (
+            r"'0.encoder.weight' and '0.encoder_(dp.emb|with_dropout.embed).weight' are one embedding .*; take an ear"
+        )
+        with pytest.raises(ValueError, match=words):
+            from_fastai_state_dict(layout(wrong))
+
+
+def test_the_model_is_taken_out_of_whatever_stands_beside_it():
+    theirs = stored_weights("language_model.npz")
+    for beside in ({}, {"opt": {}}, {"opt": {}, "epoch": 3}):
+        assert from_fastai_state_dict({"model": theirs, **beside}).keys() == from_fastai_state_dict(theirs).keys()

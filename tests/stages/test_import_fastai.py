@@ -220,6 +220,21 @@ def test_half_precision_an_untied_decoder_and_a_missing_bias_are_read(importing)
     assert found.notes == ["there is no decoder bias in the file: it starts at 0"]
 
 
+def test_a_missing_decoder_weight_beside_a_bias_is_said(importing):
+    weights = weights_of(stored("language_model.npz"))
+    del weights["1.decoder.weight"]
+    found = importing(weights)
+    assert found.kind == "language model"
+    assert found.notes == ["there is no decoder weight in the file: the decoder shares the embedding's"]
+    assert load_model(found.output_dir, AutoModelForCausalLM).config.tie_word_embeddings
+
+
+def test_the_fillers_numbers_make_no_token_that_stands_there_already(importing):
+    tokens = [*SPECIAL_TOKENS, "xxfake 10", "xxfake"]
+    found = importing(weights_of(stored("language_model.npz")), tokens)
+    assert tokens_in_order(load_tokenizer(found.output_dir)) == [*SPECIAL_TOKENS, "xxfake 10", "xxfake 11"]
+
+
 def test_labels_beside_a_language_model_are_left_out_and_it_is_said(importing):
     found = importing(weights_of(stored("language_model.npz")), [TOKENS, ["neg", "pos"]])
     assert found.notes == ["the labels in the vocabulary file are left out: the weights hold no classifier"]
@@ -288,3 +303,5 @@ def test_a_classifiers_labels_must_be_known_and_as_many_as_its_outputs(importing
         importing(weights, labels=["a", "b"])
     with pytest.raises(ArtifactError, match="a label is named twice among a, b, c, a"):
         importing(weights, labels=["a", "b", "c", "a"])
+    with pytest.raises(ArtifactError, match=r"2 labels are named \(a\?\[31m, b{152}\), the classifier"):
+        importing(weights, [TOKENS, ["a\x1b[31m", "b" * 10_000]])

@@ -20,9 +20,10 @@ _LSTM_ORDER = ("weight_hh_l0", "weight_ih_l0", "bias_ih_l0", "bias_hh_l0")  # in
 _HEAD_NORM = r"(?P<norm>weight|bias|running_mean|running_var|num_batches_tracked)"
 _ENCODER = r"(?:0\.)?(?:module\.)?"
 _INNER = r"(?:module\.)?"
+_COPY_OF_ENCODER = rf"(?P<stem>{_ENCODER})(?:encoder_dp\.emb|encoder_with_dropout\.embed)\.weight"
 _KEY_RULES = [  # fastai key -> ours; None drops a copy of another key
     (re.compile(rf"{_ENCODER}encoder\.weight"), "model.embeddings.weight"),
-    (re.compile(rf"{_ENCODER}(?:encoder_dp\.emb|encoder_with_dropout\.embed)\.weight"), None),
+    (re.compile(_COPY_OF_ENCODER), None),
     (re.compile(rf"{_ENCODER}rnns\.(?P<layer>\d+)\.{_INNER}{_LSTM_WEIGHT}(?:_raw)?"), "model.layers.{layer}.{weight}"),
     (re.compile(r"(?:1\.)?decoder\.weight"), "lm_head.weight"),
     (re.compile(r"(?:1\.)?decoder\.bias"), "lm_head.bias"),
@@ -42,18 +43,19 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
 
     Args:
         state_dict: The weights of a fastai language model, encoder file or classifier, or the dict
-            {"model": weights, "opt": ...} that `Learner.save` writes.
+            {"model": weights, ...} that `Learner.save` writes with its optimizer.
 
     Returns:
         Our keys: `model.*`, with `lm_head.*` for a language model and `classifier.*` for a classifier. The decoder's
         tied weight stays in it under its own name.
 
     Raises:
-        ValueError: A key is none of the known layouts', two keys would become one (both are named), or a head has
-            not two blocks.
+        ValueError: A key is none of the known layouts', two keys would become one or are copies that differ (both
+            are named), or a head has not two blocks.
     """
-    if set(state_dict) == {"model", "opt"}:
-        state_dict = state_dict["model"]  # type: ignore[assignment]
+    if isinstance(inner := state_dict.get("model"), Mapping):
+        state_dict = inner
+    _refuse_other_copies(state_dict)
     state_dict = _with_fastai_2_head(state_dict)
     dropped_copies = {match["stem"] for key in state_dict if (match := _RAW.fullmatch(key))}
     ours: StateDict = {}
@@ -66,6 +68,21 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
             raise ValueError(f"fastai keys {origin[name]!r} and {key!r} both become {name!r}; which one is meant?")
         ours[name], origin[name] = tensor, key
     return ours
+
+
+def _refuse_other_copies(state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse a second embedding: fastai's dropout keeps the encoder's under a name of its own, and one is dropped."""
+    for key, copy in state_dict.items():
+        if match := re.fullmatch(_COPY_OF_ENCODER, key):
+            name = f"{match['stem']}encoder.weight"
+            original = state_dict.get(name, copy)
+            if original.dim() != 2:
+                continue  # no embedding at all, which `fastai_sizes` tells with the shape
+            if original.shape != copy.shape or not bool((original == copy).all()):
+                raise ValueError(
+                    f"{name!r} and {key!r} are one embedding in every fastai model, and here they differ; take an "
+                    "earlier save, or put the right one under both names and save again"
+                )
 
 
 def _with_fastai_2_head(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

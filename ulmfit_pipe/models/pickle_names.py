@@ -79,7 +79,7 @@ def odd_archive(path: Path | str) -> str | None:
     except OSError:
         raise
     except Exception as error:  # torch's reader may see a file in it all the same
-        return f"it is no whole zip file ({shown_text(str(error))})"
+        return f"it is no file of tensors by name, or was cut short ({shown_text(str(error))})"
     counts: dict[str, int] = {}
     for entry in entries:
         name = entry.filename.lower()  # torch finds an entry in either case
@@ -118,6 +118,7 @@ def _list_names(stream: io.BytesIO, budget: Iterator[int]) -> PickleNames | None
     names: list[str] = []
     protocol, kind, odd = 0, "", None
     is_pickle = False
+    value: Any
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:

@@ -8,6 +8,7 @@ strings: its reader refuses every class and function, by name.
 import contextlib
 import io
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,14 @@ class _Ignored:
         pass
 
 
+_NOT_OF_LISTS = {  # instruction -> what it fills
+    **dict.fromkeys(("SETITEM", "SETITEMS", "DICT"), "dict"),
+    **dict.fromkeys(("ADDITEMS", "FROZENSET"), "set"),
+    "BYTEARRAY8": "bytearray",  # of the length that the file tells, whatever follows
+}
+_REFUSED = [instruction for instruction in pickletools.opcodes if instruction.name in _NOT_OF_LISTS]
+
+
 def _refusal_of(kind: str) -> Callable[..., None]:
     def refuse(reader: "_ListsOnly") -> NoReturn:  # noqa: ARG001
         raise UnsafePickleError(f"it holds a {kind}, not a list of strings; {_AS_PLAIN_LISTS}")
@@ -101,9 +110,7 @@ class _ListsOnly(pickle._Unpickler):
 
     dispatch = {
         **pickle._Unpickler.dispatch,
-        **{code[0]: _refusal_of("dict") for code in (pickle.SETITEM, pickle.SETITEMS, pickle.DICT)},
-        **{code[0]: _refusal_of("set") for code in (pickle.ADDITEMS, pickle.FROZENSET)},
-        pickle.BYTEARRAY8[0]: _refusal_of("bytearray"),  # it takes the length that the file tells, whatever follows
+        **{ord(each.code): _refusal_of(_NOT_OF_LISTS[each.name]) for each in _REFUSED},
     }
 
     def find_class(self, module: str, name: str) -> NoReturn:
@@ -186,8 +193,10 @@ def _allowing_alone(names: Sequence[str]) -> Iterator[None]:
 
 def _checked_tensor(path: Path, name: Any, value: Any, file_bytes: int) -> Tensor:
     if not isinstance(name, str) or len(name) > MOST_NAME_LETTERS:
-        wanted = f"the name of a tensor, of up to {MOST_NAME_LETTERS} letters, should; {_SAVE_WEIGHTS}"
-        raise UnsafePickleError(f"{path}: {_shown(name)} stands where {wanted}")
+        raise UnsafePickleError(
+            f"{path}: {_shown(name)} stands where the name of a tensor should, a string of at most "
+            f"{MOST_NAME_LETTERS} letters; {_SAVE_WEIGHTS}"
+        )
     if not isinstance(value, Tensor):
         raise UnsafePickleError(f"{path}: under {name!r} stands {_shown(value)}, not a tensor; {_SAVE_WEIGHTS}")
     tensor = value.detach()
@@ -233,8 +242,7 @@ def _refusal(found: PickleNames | None) -> str | None:
 def _reason(found: PickleNames | None, error: Exception) -> str:
     """Say why torch's reader refused a file in which nothing foreign was seen."""
     text = " ".join(str(error).split())
-    if found is not None and (named := re.search(r"GLOBAL ([\w.]+)", text)):
-        # one of torch's own, but none that its reader allows
+    if named := re.search(r"GLOBAL ([\w.]+)", text):  # of torch's own, but none that its reader allows
         return f"it names {shown(named[1])}, and only tensors by name are read; {_SAVE_WEIGHTS}"
     if found is not None and found.protocol not in READ_PROTOCOLS:
         return (
@@ -242,7 +250,7 @@ def _reason(found: PickleNames | None, error: Exception) -> str:
             f"it again where it was made with torch.save's default pickle_protocol={PROTOCOL}"
         )
     if "legacy .tar format" in text:
-        return f"it has the .tar format of torch before 0.1.10, which is not read; with a torch that reads it, {_SAVE_WEIGHTS}"
+        return f"it has torch's oldest format, a .tar archive, which is not read; {_SAVE_WEIGHTS}"
     told = text.rpartition("WeightsUnpickler error: ")[2].removeprefix("Weights only load failed. ")
     first = told.split(". ")[0].removesuffix(".").partition(" Check the documentation")[0]
     return (

@@ -11,6 +11,7 @@ of the weights moving with its token; a special token that it lacks gets the mea
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.fastai_weights import fastai_head_sizes, fastai_sizes, from_fastai_state_dict
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
+from ulmfit_pipe.models.pickle_names import shown_text
 from ulmfit_pipe.models.safe_pickles import Vocabulary, read_vocabulary, read_weights
-from ulmfit_pipe.models.vocab_transfer import remap_embeddings
+from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER, remap_embeddings
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, register, save_stage
 
 STAGE = "import_fastai"
@@ -119,7 +121,7 @@ def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] 
     if vocabulary.labels and not head:
         notes.append("the labels in the vocabulary file are left out: the weights hold no classifier")
     tokens, more = _in_our_order(weights, vocabulary.tokens)
-    tokenizer = build_word_tokenizer(tokens)
+    tokenizer = build_word_tokenizer(_with_fillers_numbered(tokens))
     body = {**sizes, "vocab_size": len(tokens)}
     sizes = {**body, **{k: v for k, v in head.items() if k != "num_labels"}}
     models = {".": _model(weights, sizes, tokenizer, labels, settings)}
@@ -190,6 +192,8 @@ def _complete(weights: dict[str, Tensor]) -> tuple[Literal["language model", "en
     is_encoder = not any(name.startswith("lm_head.") for name in weights)
     if is_encoder:
         notes.append("the file holds an encoder and no decoder: the decoder shares the embedding's weight")
+    elif "lm_head.weight" not in weights:
+        notes.append("there is no decoder weight in the file: the decoder shares the embedding's")
     if "lm_head.bias" not in weights:
         notes.append("there is no decoder bias in the file: it starts at 0")
     weights.setdefault("lm_head.weight", embedding)
@@ -235,6 +239,19 @@ def _in_our_order(weights: dict[str, Tensor], tokens: list[str]) -> tuple[list[s
     return ordered, notes
 
 
+def _with_fillers_numbered(tokens: Sequence[str]) -> list[str]:
+    """Tell fastai's repeated filler apart by numbers, as our tokenizers do, but by none that makes another token."""
+    taken = set(tokens)
+    numbered = []
+    for position, token in enumerate(tokens):
+        if token == FASTAI_FILLER:
+            names = (f"{FASTAI_FILLER} {number}" for number in itertools.count(position))
+            token = next(name for name in names if name not in taken)
+            taken.add(token)
+        numbered.append(token)
+    return numbered
+
+
 def _label_names(count: int, vocabulary: Vocabulary, settings: ImportFastaiSettings) -> list[str]:
     labels = settings.labels or vocabulary.labels
     if labels is None:
@@ -242,12 +259,13 @@ def _label_names(count: int, vocabulary: Vocabulary, settings: ImportFastaiSetti
             f"{settings.weights} is a classifier of {count} labels and {settings.vocab} names none; give their names "
             "in the order of the outputs, --labels once for each (learn.dls.vocab[1] has them)"
         )
+    named = shown_text(", ".join(labels))
     if len(labels) != count:
         raise ArtifactError(
-            f"{len(labels)} labels are named ({', '.join(labels)}), the classifier in {settings.weights} has {count}"
+            f"{len(labels)} labels are named ({named}), the classifier in {settings.weights} has {count}"
         )
     if len(set(labels)) != count:
-        raise ArtifactError(f"a label is named twice among {', '.join(labels)}")
+        raise ArtifactError(f"a label is named twice among {named}")
     return list(labels)
 
 
