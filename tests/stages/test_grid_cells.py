@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, held, recipe_of
+from ulmfit_pipe.stages.folder_lock import held
+from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, recipe_of
 
 CELL = Cell("ulmfit", 100, 2, 2000)
 IDENTITY = {"settings": {"lr": 1e-2, "betas": (0.8, 0.99)}, "seed": 2, "rows": "ab"}
@@ -103,25 +104,6 @@ def test_a_cell_that_is_finished_while_its_lock_is_taken_is_not_done_again(folde
     monkeypatch.setattr(folder, "finished", finished)
     assert folder.run(CELL, IDENTITY, work, say=str)["error"] == 0.5
     assert work.times == 0
-
-
-def test_a_lock_is_free_after_an_error_and_is_waited_for_where_asked(tmp_path, monkeypatch):
-    path, said, asked = tmp_path / "locks" / ".lock", [], []
-    with pytest.raises(KeyError), held(path, wait=False):
-        raise KeyError
-    with held(path, wait=False) as first:
-        assert first
-        monkeypatch.setattr("ulmfit_pipe.stages.grid_cells.fcntl.flock", lambda file, how: _busy_at_first(asked, how))
-        with held(path, wait=True, say=said.append) as second:
-            assert second
-    assert said == [f"another process holds {path}; waiting for it"]
-    assert len(asked) == 2
-
-
-def _busy_at_first(asked, how):
-    asked.append(how)
-    if len(asked) == 1:
-        raise BlockingIOError
 
 
 def test_the_recipe_is_what_the_seeds_of_a_method_share():

@@ -1,6 +1,14 @@
-"""How several processes end when one of them fails: all of them, soon, and with its error as the cause."""
+"""How several processes end when one of them fails: all of them, soon, and with its error as the cause.
 
+And how they end when their launcher does: they do not train on alone.
+"""
+
+import contextlib
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -65,3 +73,41 @@ def test_a_process_that_was_killed_stops_all_and_is_named(folder):
     )
     assert re.search(r"rank +: 1 \(local_rank: 1\)", cause_of(done))
     assert "Signal 9 (SIGKILL)" in cause_of(done)
+
+
+def seen(file, seconds):
+    """Wait for a file, and return what is in it."""
+    until = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    return file.read_text()
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize(
+    ("launcher", "end"),
+    [
+        (ACCELERATE, signal.SIGTERM),
+        pytest.param(ACCELERATE, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(TORCHRUN, signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_is_told_to_stop_when_its_launcher_ends(tmp_path, launcher, end):
+    command = [sys.executable, "-m", *launcher, str(HERE / "launched_process.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    process = None
+    try:
+        process = int(seen(tmp_path / "process", MOST_SECONDS))
+        assert process != started.pid
+        started.send_signal(end)
+        assert seen(tmp_path / "ended", 30) == "75"
+    finally:
+        started.kill()
+        started.wait()
+        with contextlib.suppress(ProcessLookupError, TypeError):
+            os.kill(process, signal.SIGKILL)

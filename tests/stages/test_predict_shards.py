@@ -15,6 +15,7 @@ from part_tables import read_parts, read_table, write_table
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages import predict_shards, shard_plan
 from ulmfit_pipe.stages.artifacts import ArtifactError
+from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.part_files import plan_parts
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import PredictedColumns
@@ -348,6 +349,19 @@ def test_a_backward_model_that_came_later_is_refused(predict, table_csv, save_ti
 def test_other_settings_are_refused(predict, table_csv, half, changed, words):
     with pytest.raises(ArtifactError, match=words):
         predict(table_csv, **changed)
+
+
+def test_a_folder_that_another_process_predicts_into_is_left_to_it(predict, table_csv, half):
+    leftover = half / ".part-3.csv.0123abcd.tmp"
+    leftover.touch()
+    with held(half / ".records" / "lock", wait=False):
+        with pytest.raises(
+            ArtifactError, match=r"another process predicts into .*/parts \(.*\); wait for it, or end it, "
+        ):
+            predict(table_csv)
+    assert leftover.exists()  # that other one may be writing it
+    assert predict(table_csv).rows == 5
+    assert not (half / ".records").exists()
 
 
 def test_other_versions_are_named_and_gone_on_with(predict, table_csv, half):

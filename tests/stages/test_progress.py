@@ -8,7 +8,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from tiny_images import QUICK, save_backbone, write_images
@@ -18,6 +17,7 @@ from tiny_transformers import save_bert
 from ulmfit_pipe.data.image_files import load_images
 from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.command_line import run_recipe
+from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.image_classifier import train_image_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder
@@ -33,6 +33,13 @@ ROOT = Path(__file__).parents[2]
 
 class Killed(BaseException):
     """Raised in the place of a kill."""
+
+
+class BareLearner:
+    """All that `keep_progress` knows of a learner."""
+
+    def __init__(self):
+        self.options = TrainingOptions()
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +73,7 @@ def test_the_folder_lies_hidden_beside_the_stages_own():
 
 
 def test_without_checkpoints_nothing_is_kept(tmp_path):
-    learner = SimpleNamespace(options=TrainingOptions())
+    learner = BareLearner()
     keep_progress(learner, tmp_path / "c", identity={}, vocabulary=None, context=RunContext())
     assert learner.options.checkpoints is None
     keep_progress(learner, tmp_path / "c", identity={"a": 1}, vocabulary="v", context=RunContext(resume=True))
@@ -159,7 +166,7 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
 def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path, seconds):
     path = checkpoint_path(progress_folder(tmp_path / "c"), 7)
     write_checkpoint(path, {"identity": {"a": [1], "vocabulary": "v"}}, tensors={}, contents={})
-    learner = SimpleNamespace(options=TrainingOptions())
+    learner = BareLearner()
     context = RunContext(checkpoint_seconds=seconds)
     lies = f"an unfinished training of c lies in {path.parent} (step-00000007); "
     expected = {
@@ -181,6 +188,72 @@ def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path,
     (path / "state.json").unlink()
     with pytest.raises(CheckpointError, match=r"\(step-00000008\); go on with it by --resume true"):
         keep_progress(learner, tmp_path / "c", identity={"a": [2]}, vocabulary="v", context=context)
+
+
+@pytest.fixture
+def another_process(tmp_path):
+    """Return a process that trains the stage c, as far as its lock goes."""
+    lines = ["import sys, time", "from pathlib import Path", "from ulmfit_pipe.stages.folder_lock import lock"]
+    lines += ["file = lock(Path(sys.argv[1]))", "print(flush=True)", "time.sleep(600)"]
+    command = [sys.executable, "-c", "\n".join(lines), str(progress_folder(tmp_path / "c") / "lock")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_stage_that_another_process_trains_is_refused_on_all_processes_until_that_ends(
+    tmp_path, another_process, monkeypatch
+):
+    folder, going_on = progress_folder(tmp_path / "c"), RunContext(resume=True)
+    words = (
+        rf"^another process trains here \(process {another_process.pid} on .*\), its checkpoints are in {folder}; wait "
+        r"for it, or end it and go on by --resume true \(resume=True in Python\)$"
+    )
+
+    def keep(context):
+        keep_progress(BareLearner(), tmp_path / "c", identity={}, vocabulary=None, context=context)
+
+    for context in (going_on, RunContext(), RunContext(checkpoint_seconds=60.0)):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            keep(context)
+    with monkeypatch.context() as patched:  # a process that is not the main one looks at no lock, and hears of it
+        patched.setattr(type(going_on.accelerator), "is_main_process", False)
+        patched.setattr("ulmfit_pipe.stages.progress.gather_bytes", lambda said, _: [str(caught.value).encode(), said])
+        with pytest.raises(CheckpointError, match=words):
+            keep(going_on)
+    write_checkpoint(checkpoint_path(folder, 7), {"identity": {"vocabulary": None}}, tensors={}, contents={})
+    with pytest.raises(CheckpointError, match=words):  # and not: delete that folder
+        keep(RunContext())
+    another_process.kill()
+    another_process.wait()
+    keep(going_on)
+    drop_progress(tmp_path / "c")
+
+
+def test_a_training_that_failed_keeps_its_own_process_out_never_and_others_until_its_learner_is_gone(tmp_path):
+    path, context = progress_folder(tmp_path / "c") / "lock", RunContext(resume=True)
+    learners = [BareLearner(), BareLearner()]
+    for learner in learners:
+        keep_progress(learner, tmp_path / "c", identity={}, vocabulary=None, context=context)
+    with held(path, wait=False) as free:
+        assert not free
+    learners.pop(0)
+    with held(path, wait=False) as free:
+        assert not free
+    learner = learners.pop()
+    del learner
+    with held(path, wait=False) as free:
+        assert free
+
+
+def test_the_end_of_a_stage_lets_its_lock_go(tmp_path):
+    learner = BareLearner()
+    keep_progress(learner, tmp_path / "c", identity={}, vocabulary=None, context=RunContext(resume=True))
+    drop_progress(tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+    with held(progress_folder(tmp_path / "c") / "lock", wait=False) as free:
+        assert free
 
 
 def test_other_settings_another_vocabulary_and_other_versions_are_named(

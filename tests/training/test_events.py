@@ -1,5 +1,6 @@
 """What a training logs must be the numbers it trained with, and a log that was cut must go on as if it had not been."""
 
+import errno
 import json
 import math
 import mmap
@@ -324,6 +325,36 @@ def test_a_log_without_a_line_makes_no_file_and_takes_an_old_one_away(tmp_path):
     log.log({"loss": 1.0}, step=0)
     log.start(step=0, epochs=0)
     assert not log.path.exists()
+
+
+class LogOnAFullDisk(JsonlLog):
+    """A log on a disk that opens every file and takes no byte."""
+
+    def __init__(self):
+        super().__init__("/dev/full")
+
+    def start(self, *, step, epochs):
+        """Leave the file alone: it is without end."""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_at_a_line_is_the_one_error_and_names_the_file_and_what_stands(accelerator, tmp_path):
+    kept = Checkpoints(tmp_path / "run", every_seconds=None, every_steps=1)
+    with pytest.raises(OSError) as caught:
+        train(accelerator, [new_phase(3)], LogOnAFullDisk(), checkpoints=kept, log_every=3)
+    assert str(caught.value) == (
+        "[Errno 28] could not write to the log /dev/full: No space left on device; checkpoints saved before stand"
+    )
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.__cause__ is caught.value.__context__  # the log's end added none of its own
+
+
+def test_a_log_whose_folder_cannot_be_made_names_the_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        OSError, match=r"could not write to the log .*/file/log.jsonl: .*; checkpoints saved before sta"
+    ):
+        JsonlLog(tmp_path / "file" / "log.jsonl").log({"loss": 1.0}, step=0)
 
 
 def test_a_file_that_is_no_log_is_not_overwritten(tmp_path):

@@ -25,6 +25,21 @@ def test_a_long_value_is_cut_short():
     assert differences({"text": "x" * 99}, {"text": "y"}) == [f"text ('{'x' * 36}... there, 'y' now)"]
 
 
+def test_a_cut_shows_where_two_values_part():
+    old, new = {"text": "a" * 50 + "bc" * 30}, {"text": "a" * 50 + "d"}
+    assert differences(old, new) == [f"text (...{'a' * 8}{'bc' * 13}... there, ...{'a' * 8}d' now)"]
+    old, new = {"sizes": [1] * 50}, {"sizes": [1] * 51}
+    assert differences(old, new) == ["sizes (... 1, 1, 1] there, ... 1, 1, 1, 1] now)"]
+
+
+def test_of_a_long_list_the_items_that_differ_are_named():
+    rates = [0.0011377787653, 0.0029582247898, 0.0076913844535]
+    assert differences({"lrs": rates}, {"lrs": (rates[0], rates[1], 0.5)}) == ["lrs.3 (0.0076913844535 there, 0.5 now)"]
+    assert differences({"phases": [{"lrs": rates}]}, {"phases": [{"lrs": [2 * rate for rate in rates]}]}) == [
+        "phases.1.lrs.1 (0.0011377787653 there, 0.0022755575306 now) and 2 more of 3"
+    ]
+
+
 def test_a_tuple_is_the_list_that_json_makes_of_it():
     assert differences({"a": [1, 2]}, {"a": (1, 2)}) == []
     assert as_json({"a": (1, Path("b")), 3: None}) == {"a": [1, "b"], "3": None}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises
+from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises, sigterm_when_launcher_ends
 
 PACKAGE = Path(__file__).parents[1]
 SHOW_TRACEBACK = "ULMFIT_PIPE_TRACEBACK"  # environment variable: anything but empty or 0 shows where it came from
@@ -41,6 +41,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     """
     try:
         with sigterm_raises(STOPPED), _one_process_prints():
+            sigterm_when_launcher_ends()
             main()
     except Preempted as stop:
         _end(stop.message, EXIT_PREEMPTED)

@@ -5,13 +5,11 @@ killed goes on where it was. A lock file tells several processes on one folder a
 is at. The system drops a lock when its process ends, however it ends.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_pipe.stages.artifacts import library_versions
+from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
 from ulmfit_pipe.training.checkpoint import CheckpointError, read_json, write_atomic, write_json
 
@@ -179,26 +178,3 @@ def _read_whole(file: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None
     return record if record["probabilities"] == hashlib.sha256(content).hexdigest() else None
-
-
-@contextlib.contextmanager
-def held(path: Path, *, wait: bool, say: Callable[[str], None] | None = None) -> Iterator[bool]:
-    """Hold a lock file for the block, and tell whether it is held.
-
-    Args:
-        path: The lock file; it stays behind, empty.
-        wait: Wait until the process that holds it lets it go; otherwise the block gets False.
-        say: Told that there is something to wait for.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                yield False
-                return
-            if say is not None:
-                say(f"another process holds {path}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield True

@@ -22,7 +22,8 @@ import numpy as np
 
 from ulmfit_pipe.reports.plots import plot_label_curves
 from ulmfit_pipe.stages.classifier import ClassifierSettings
-from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, held
+from ulmfit_pipe.stages.folder_lock import held
+from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, curves_of, size_table, write_results
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS, LabelledTables, language_model_texts, load_labelled_tables
 from ulmfit_pipe.stages.grid_training import (

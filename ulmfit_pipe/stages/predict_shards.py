@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from ulmfit_pipe.data.row_streams import RowStream, open_stream, open_writer
 from ulmfit_pipe.data.table_readers import TableError
+from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.document_reading import describe_cut
+from ulmfit_pipe.stages.folder_lock import held, holder
 from ulmfit_pipe.stages.in_step import ProcessError, describe, run_in_step
 from ulmfit_pipe.stages.part_files import RECORDS, Part, PartFolder, join_parts
 from ulmfit_pipe.stages.predict import Predictor
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2  # between two looks at what the other processes have finished
 WORD = "stopped-process-"  # beginning of the file that a process leaves when it fails
+LOCK = "lock"  # beside the records
 
 
 class ShardedJob:
@@ -69,11 +72,16 @@ class ShardedJob:
 
         Raises:
             TableError: An input cannot be used, or changed while it was read.
-            ArtifactError: The folder holds something else, or the parts of another prediction.
+            ArtifactError: The folder holds something else, or the parts of another prediction, or is being filled.
             ProcessError: Another process failed; it is named with its error.
             Preempted: The recipe was told to stop.
         """
         self.manifest, is_old = self.planner.plan()
+        with contextlib.ExitStack() as until_the_end:
+            run_in_step(self.accelerator, self._others_kept_out(until_the_end))
+            return self._run(is_old, shown=shown)
+
+    def _run(self, is_old: bool, *, shown: bool) -> tuple[int, Counts, int]:
         self.parts = [_part_of(entry) for entry in self.manifest["parts"]]
         self.columns = self._new_columns()
         run_in_step(self.accelerator, self._checked_parts(is_old))
@@ -103,6 +111,16 @@ class ShardedJob:
             join_parts([self.folder.path / part.file for part in self.parts], target, suffix=self.planner.suffix)
 
     # ---- before the first row
+
+    def _others_kept_out(self, until: contextlib.ExitStack) -> Generator[None, None, None]:
+        """Lock the folder, on the main process."""
+        yield from ()
+        path = self.folder.path / RECORDS / LOCK
+        if self.accelerator.is_main_process and not until.enter_context(held(path, wait=False)):
+            raise ArtifactError(
+                f"another process predicts into {self.folder.path} ({holder(path) or 'it has just ended'}); wait for "
+                "it, or end it, then run the same command again"
+            )
 
     def _new_columns(self) -> PredictedColumns:
         columns = PredictedColumns(

@@ -1,18 +1,30 @@
-"""A stage that is not finished: its checkpoints lie in a hidden folder beside its own, and go when it is finished."""
+"""A stage that is not finished: its checkpoints lie in a hidden folder beside its own, and go when it is finished.
+
+From its first step to its end a lock in that folder keeps other processes out.
+"""
 
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from ulmfit_pipe.stages.artifacts import library_versions
+from ulmfit_pipe.stages.folder_lock import holder, lock
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
 from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.processes import gather_bytes
 from ulmfit_pipe.training.record_differences import as_json, differences
 from ulmfit_pipe.training.resume import Checkpoints
+
+LOCK = "lock"
+_HELD: dict[Path, FileIO] = {}  # locks of this process, by folder
 
 
 def progress_folder(output_dir: Path | str) -> Path:
@@ -26,6 +38,8 @@ def keep_progress(
 ) -> None:
     """Let a learner save checkpoints of a stage, and go on from the last one where the context says so.
 
+    Until `drop_progress`, or until the learner is gone, no other process may train the stage.
+
     Args:
         learner: The stage's learner, before it trains.
         output_dir: The stage's folder.
@@ -34,13 +48,14 @@ def keep_progress(
         context: Whether to go on, and how often to save.
 
     Raises:
-        CheckpointError: There are checkpoints, and nobody asked to go on from them.
+        CheckpointError: There are checkpoints, and nobody asked to go on from them; or another process trains there.
     """
     identity = {**identity, "vocabulary": vocabulary}
     if not context.resume:  # whether this run saves checkpoints or not: at its end it would delete the old ones
         refuse_unfinished(output_dir, identity=identity)
-        if context.checkpoint_seconds is None:
-            return
+    _keep_others_out(learner, progress_folder(output_dir), context.accelerator)
+    if not context.resume and context.checkpoint_seconds is None:
+        return
     checkpoints = Checkpoints(
         progress_folder(output_dir),
         every_seconds=context.checkpoint_seconds,
@@ -51,6 +66,30 @@ def keep_progress(
     learner.options = replace(learner.options, checkpoints=checkpoints)
 
 
+def _keep_others_out(learner: Learner, folder: Path, accelerator: Accelerator) -> None:
+    """Lock a folder on the main process; where another one holds it, raise on all."""
+    refusal = ""
+    if accelerator.is_main_process:
+        if folder in _HELD:
+            _HELD.pop(folder).close()  # of a training of this very process, which failed
+        file = lock(folder / LOCK)
+        if file is None:
+            refusal = _trains_here(folder, holder(folder / LOCK))
+        else:
+            _HELD[folder] = file
+            weakref.finalize(learner, file.close)  # at the latest: a training that fails does not come to its end
+    refusal = gather_bytes(refusal.encode(), accelerator)[0].decode()
+    if refusal:
+        raise CheckpointError(refusal)
+
+
+def _trains_here(folder: Path, who: str | None) -> str:
+    return (
+        f"another process trains here ({who or 'it has just ended'}), its checkpoints are in {folder}; wait for it, or "
+        "end it and go on by --resume true (resume=True in Python)"
+    )
+
+
 def refuse_unfinished(output_dir: Path | str, *, identity: dict[str, Any]) -> None:
     """Raise if an unfinished training of a stage lies there.
 
@@ -59,12 +98,14 @@ def refuse_unfinished(output_dir: Path | str, *, identity: dict[str, Any]) -> No
         identity: Everything the stage's result depends on; its vocabulary only where that is known by now.
 
     Raises:
-        CheckpointError: There are checkpoints; the message says whether they could be gone on with.
+        CheckpointError: There are checkpoints; the message says whether they could be gone on with, or who is at it.
     """
     folder = progress_folder(output_dir)
     found = checkpoints_in(folder)
     if not found:
         return
+    if who := holder(folder / LOCK):
+        raise CheckpointError(_trains_here(folder, who))
     lies = f"an unfinished training of {Path(output_dir).name} lies in {folder} ({found[-1].name})"
     changed = _differences(found, as_json(identity))
     if changed:
@@ -90,5 +131,8 @@ def _differences(checkpoints: Sequence[Path], identity: dict[str, Any]) -> list[
 
 
 def drop_progress(output_dir: Path | str) -> None:
-    """Take the checkpoints of a finished stage away."""
-    shutil.rmtree(progress_folder(output_dir), ignore_errors=True)
+    """Take the checkpoints of a finished stage away, and let its lock go."""
+    folder = progress_folder(output_dir)
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder in _HELD:
+        _HELD.pop(folder).close()

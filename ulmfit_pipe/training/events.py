@@ -96,18 +96,30 @@ class JsonlLog:
             self.path.unlink()
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Write a line."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
+        """Write a line.
+
+        Raises:
+            OSError: The disk is full or not writable; the message names the file.
+        """
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **numbers}, allow_nan=False) + "\n"
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before stand",
+            ) from error
 
     def finish(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what is not written yet was refused by `log`, which said so
+                self._file.close()
             self._file = None
 
 

@@ -1,11 +1,17 @@
 """Where two records of settings differ, in words: what a stage or checkpoint was made with, and what is asked for."""
 
 import json
+import os
 from typing import Any
+
+MOST_LETTERS = 40  # of a value that is shown
+BEFORE = 8  # of them that two long values share, before the first that differs
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Return one line for each value that differs, such as ``settings.epochs (1 there, 2 now)``.
+
+    Of a plain list that is too long to show it is the first item that differs, and how many more do.
 
     Args:
         old: What was read from a file.
@@ -19,10 +25,14 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         for key in sorted(set(old) | set(new)):
             found += differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
         return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and any(map(_is_deep, old)):
+    if old == new:
+        return []
+    texts, deep = (repr(old), repr(new)), isinstance(old, list) and any(map(_is_deep, old))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and (deep or _too_long(*texts)):
         pairs = enumerate(zip(old, new, strict=True), start=1)
-        return [line for number, (one, two) in pairs for line in differences(one, two, f"{name}.{number}")]
-    return [] if old == new else [f"{name} ({_short(old)} there, {_short(new)} now)"]
+        lines = [line for number, (one, two) in pairs for line in differences(one, two, f"{name}.{number}")]
+        return lines if deep or len(lines) < 2 else [f"{lines[0]} and {len(lines) - 1} more of {len(old)}"]
+    return [_one_line(name, *texts)]
 
 
 def as_json(record: Any) -> Any:
@@ -34,6 +44,19 @@ def _is_deep(value: Any) -> bool:
     return isinstance(value, dict | list)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _too_long(*texts: str) -> bool:
+    return max(map(len, texts)) > MOST_LETTERS
+
+
+def _one_line(name: str, old: str, new: str) -> str:
+    same = len(os.path.commonprefix([old, new]))
+    return f"{name} ({_short(old, same)} there, {_short(new, same)} now)"
+
+
+def _short(text: str, same: int) -> str:
+    """Cut a text that shares its beginning with another, so that it shows where they part."""
+    if not _too_long(text):
+        return text
+    start = 0 if same < MOST_LETTERS - 3 - BEFORE else same - BEFORE
+    shown = ("..." if start else "") + text[start:]
+    return shown if not _too_long(shown) else shown[: MOST_LETTERS - 3] + "..."

@@ -1,0 +1,103 @@
+"""Locks keep processes apart while they live, and not a moment longer."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ulmfit_pipe.stages import folder_lock
+from ulmfit_pipe.stages.folder_lock import held, holder, lock
+
+ROOT = Path(__file__).parents[2]
+LOCKS_AND_FORKS = """
+import os, sys, time
+from pathlib import Path
+from ulmfit_pipe.stages.folder_lock import lock
+file = lock(Path(sys.argv[1]))
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_lock_is_free_after_an_error_and_is_waited_for_where_asked(tmp_path, monkeypatch):
+    path, said, asked = tmp_path / "locks" / ".lock", [], []
+
+    def busy_at_first(_file, how):
+        asked.append(how)
+        if len(asked) == 1:
+            raise BlockingIOError
+
+    with pytest.raises(KeyError), held(path, wait=False):
+        raise KeyError
+    with held(path, wait=False) as first:
+        assert first
+        monkeypatch.setattr(folder_lock.fcntl, "flock", busy_at_first)
+        with held(path, wait=True, say=said.append) as second:
+            assert second
+    assert said == [f"another process holds {path}; waiting for it"]
+    assert len(asked) == 2
+
+
+def test_another_process_is_named_and_its_lock_goes_with_it_though_its_workers_live_on(tmp_path):
+    path = tmp_path / "lock"
+    command = [sys.executable, "-c", LOCKS_AND_FORKS, str(path)]
+    other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    worker = int(other.stdout.readline())
+    try:
+        assert lock(path) is None
+        assert holder(path) == f"process {other.pid} on {socket.gethostname()}"
+        other.kill()
+        other.wait()
+        os.kill(worker, 0)  # it lives
+        assert holder(path) is None
+        with held(path, wait=False) as mine:
+            assert mine
+    finally:
+        other.kill()
+        os.kill(worker, signal.SIGKILL)
+        other.stdout.close()
+
+
+def test_a_lock_of_this_process_is_no_other_ones(tmp_path):
+    with held(tmp_path / "lock", wait=False):
+        assert lock(tmp_path / "lock") is None
+        assert holder(tmp_path / "lock") is None
+    assert holder(tmp_path / "none") is None
+
+
+def test_a_file_that_its_last_holder_took_away_is_locked_where_it_is_now(tmp_path, monkeypatch):
+    path, real, asked = tmp_path / "lock", folder_lock.fcntl.flock, []
+
+    def flock(file, how):
+        asked.append(how)
+        if len(asked) == 1:
+            path.unlink()
+        real(file, how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_lock.fcntl, "flock", flock)
+        file = lock(path)
+    assert len(asked) == 2
+    assert lock(path) is None
+    file.close()
+
+
+@pytest.mark.parametrize("kind", ["system", "disk"])
+def test_where_there_are_no_locks_all_goes_on_without(tmp_path, monkeypatch, kind):
+    def unknown(_file, _how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if kind == "system":
+        monkeypatch.setattr(folder_lock, "fcntl", None)
+    else:
+        monkeypatch.setattr(folder_lock.fcntl, "flock", unknown)
+    for _ in range(2):
+        assert lock(tmp_path / "lock") is not None
+        assert holder(tmp_path / "lock") is None
