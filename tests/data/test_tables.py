@@ -178,7 +178,7 @@ def test_several_blank_text_columns_are_named_together(csv_file):
 
 def test_a_label_that_training_does_not_know_is_named(csv_file):
     path = csv_file("text,label\na,pos\nb,Neg\n")
-    words = r"row 2 .*'Neg' is not among those that training knows \(neg, pos\); did you mean 'neg'\?"
+    words = r"'Neg' is not among those that training knows \(neg, pos\); rename it, or train with it; .* mean 'neg'\?"
     with pytest.raises(TableError, match=words):
         load_table(path, label_names=["neg", "pos"])
 

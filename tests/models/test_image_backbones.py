@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_backbones import BACKBONES, tiny_backbone, tiny_images
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ulmfit_pipe.models.image_backbones import (
@@ -10,6 +10,7 @@ from ulmfit_pipe.models.image_backbones import (
     adapt_channels,
     build_backbone,
     channels_of,
+    check_takes_images,
     drop_unused,
     dropped_from,
     inspect_backbone,
@@ -91,6 +92,31 @@ class OddModel(nn.Module):
         return BaseModelOutput(last_hidden_state=None if self.weight.ndim == 1 else self.weight * 1)
 
 
+class DrawingModel(OddModel):
+    def forward(self, pixel_values):
+        return BaseModelOutput(last_hidden_state=self.weight * torch.rand(()))
+
+
+def test_a_model_that_draws_what_it_sees_is_refused():
+    with pytest.raises(ValueError, match="DrawingModel gives out something else each time it reads the same image, in"):
+        inspect_backbone(DrawingModel((2, 4, 5, 7)), channels=3, height=8, width=8)
+
+
+def test_a_model_that_puts_the_images_of_a_batch_together_is_refused():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    backbone = build_backbone(AutoConfig.for_model("pixtral", image_size=16, patch_size=8, **sizes))
+    with pytest.raises(ValueError, match="PixtralVisionModel gives out 1 rows for 2 images: .*give an image model"):
+        facts_of(backbone, size=16)
+
+
+def test_a_masked_autoencoder_sees_the_whole_image():
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    backbone = build_backbone(AutoConfig.for_model("vit_mae", image_size=32, patch_size=8, **sizes))
+    facts = facts_of(backbone)
+    assert (facts.prefix_tokens, facts.feature_size) == (1, 12)
+    assert backbone(tiny_images("vit")).last_hidden_state.shape == (2, 1 + 16, 12)
+
+
 def test_a_map_with_its_channels_last_is_told_as_timm_tells_it():
     facts = inspect_backbone(OddModel((2, 4, 5, 7), output_fmt="NHWC"), channels=3, height=8, width=8)
     assert (facts.feature_size, facts.channels_last) == (7, True)
@@ -108,6 +134,20 @@ def test_a_model_that_reads_text_is_refused():
     )
     with pytest.raises(ValueError, match=r"BertModel \(bert\) reads 'input_ids', not images.*such as a resnet"):
         build_backbone(config)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_of_a_model_of_texts_and_images_the_part_that_sees_can_be_saved(kind, tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 9}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    both = AutoModel.from_config(AutoConfig.for_model(kind, text_config=sizes, vision_config=vision))
+    words = (
+        r"reads 'input_ids', not images.*; or the part of this one that sees: .*\(name\).vision_model.save_pretrained"
+    )
+    with pytest.raises(ValueError, match=words):
+        check_takes_images(both)
+    both.vision_model.save_pretrained(tmp_path)
+    assert facts_of(AutoModel.from_pretrained(tmp_path)).feature_size == 8
 
 
 def test_images_of_a_size_that_the_model_cannot_read_are_refused_with_its_own_reason():
@@ -160,6 +200,16 @@ def test_a_cut_must_leave_two_stages_and_no_more_than_there_are(kept):
 def test_an_architecture_that_names_no_depth_cannot_be_cut():
     with pytest.raises(ValueError, match="stages cannot be cut off a 'mobilenet_v2' model.*neither depths nor num_hid"):
         rebuild_backbone(tiny_backbone("mobilenet_v2"), stages=3)
+
+
+def test_a_cut_that_the_configuration_refuses_is_refused_in_words():
+    sizes = {"embed_dim": 8, "image_size": [64, 64], "depths": [1, 1, 1], "num_heads": [1, 2, 2]}
+    backbone = build_backbone(AutoConfig.for_model("hiera", num_query_pool=2, **sizes))
+    words = (
+        r"this 'hiera' model cannot be cut to 2 of its 3 stages: .*num_query_pool \(2\) must be less.*; keep more of"
+    )
+    with pytest.raises(ValueError, match=words):
+        rebuild_backbone(backbone, stages=2)
 
 
 def test_weights_of_another_shape_or_none_cannot_be_taken_over():

@@ -136,6 +136,18 @@ class Linear(nn.Module):
         return self.layer(hidden.mean((2, 3)))
 
 
+def test_a_custom_head_that_does_not_fit_is_refused_with_the_shape_it_gets():
+    shapes = r"a last_hidden_state of shape \(2, 20, 1, 1\) for 2 images, .* logits of shape \(2, 3\), a number a class"
+    with pytest.raises(
+        ValueError, match=shapes + r"; Linear fails on it \(mat1 and mat2 .*\): make its layers as wide"
+    ):
+        tiny_classifier("convnext", custom_head=Linear())
+    with pytest.raises(ValueError, match=r"Linear gives \(2, 3\): make its layers as wide"):
+        tiny_classifier("resnet", custom_head=Linear(), label_names=["ant", "bee"])
+    head = Linear().train()
+    assert tiny_classifier("resnet", custom_head=head).head is head
+
+
 def test_a_custom_head_takes_the_place_of_pooling_and_head_and_is_needed_to_load(tmp_path):
     model = tiny_classifier("resnet", custom_head=Linear())
     assert model.head.layer.weight.unique().tolist() == [0.5]

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from ulmfit_pipe.models.group_specs import layer_group_specs
+from ulmfit_pipe.models.image_backbones import build_backbone
 from ulmfit_pipe.models.image_classifier import build_image_classifier
 from ulmfit_pipe.models.image_groups import backbone_stages, image_group_specs
 from ulmfit_pipe.training.layer_groups import freeze_to, split_layer_groups, train_mode
@@ -185,6 +186,26 @@ def test_models_of_transformers_with_their_own_head_and_without_one_are_split_to
     assert [spec.name for spec in specs] == ["early", "late", "head"]
     assert specs[-1].prefixes == ("classifier",)
     groups_of(whole)
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_of_a_bare_backbone_nothing_is_taken_for_a_head(kind):
+    model = tiny_backbone(kind)
+    groups = groups_of(model, stages=True)
+    with_head = groups_of(tiny_classifier(kind), stages=True)[:-1]
+    own = ["head"] if kind == "siglip_vision_model" else []  # its pooler goes by that name
+    assert [group.name for group in groups] == [group.name for group in with_head] + own
+    owner = {name: group.name for group in groups for name, _ in group.parameters}
+    assert all(
+        owner[name.removeprefix("backbone.")] == group.name for group in with_head for name, _ in group.parameters
+    )
+
+
+def test_the_last_norm_of_a_bare_dinov3_convnext_goes_with_its_last_stage():
+    sizes = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "image_size": 32}
+    specs = image_group_specs(build_backbone(AutoConfig.for_model("dinov3_convnext", **sizes)))
+    assert [spec.name for spec in specs] == ["early", "late"]
+    assert specs[-1].prefixes == ("model.stages.2", "model.stages.3", "layer_norm")
 
 
 def test_the_groups_of_the_configuration_are_taken_unless_others_are_asked_for():

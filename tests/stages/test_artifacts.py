@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -40,6 +41,13 @@ def test_a_folder_without_a_model_names_the_one_inside_it(tiny_language_model_fo
         resolve_model(tmp_path / "run")
     with pytest.raises(ArtifactError, match="holds no model .*; give the folder that a stage wrote"):
         resolve_model(tmp_path / "empty")
+
+
+def test_the_folder_of_an_adapter_says_how_to_merge_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    words = "holds an adapter of peft (adapter_config.json), not the model it belongs to; merge the two: "
+    with pytest.raises(ArtifactError, match=re.escape(words + "peft_model.merge_and_unload().save_pretrained(folder)")):
+        resolve_model(tmp_path)
 
 
 def test_a_file_is_no_model(tmp_path):

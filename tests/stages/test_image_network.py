@@ -3,11 +3,20 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_images import QUICK, SIDE, save_backbone
 from torch import nn
-from transformers import AutoConfig, AutoModel, BitImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    BitImageProcessorPil,
+    ConvNextImageProcessorPil,
+    ViTImageProcessorPil,
+)
 
+from ulmfit_pipe.data.image_batches import ImagePixels
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.image_groups import image_group_specs
 from ulmfit_pipe.stages import image_network
@@ -85,6 +94,17 @@ def test_the_layer_groups_are_remembered_in_the_configuration(tmp_path):
     given = [LayerGroupSpec("body", ("backbone",)), LayerGroupSpec("head", ("head",))]
     network = built(folder, layer_groups_given=given)[0]
     assert network.config.layer_groups == [["body", ["backbone"]], ["head", ["head"]]]
+
+
+def test_a_masked_autoencoder_gives_an_image_the_same_scores_each_time(tmp_path):
+    network, _, _ = built(save_backbone(tmp_path / "m", "vit_mae"))
+    assert network.config.backbone_config.mask_ratio == 0
+    expected = network(images()).logits
+    torch.testing.assert_close(network(images()).logits, expected)
+    network.config.backbone_config.mask_ratio = 0.75  # as in a folder written before
+    network.save_pretrained(tmp_path / "ours")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(again(images()).logits, expected)
 
 
 # ---- going on from a classifier of our own
@@ -224,7 +244,7 @@ def test_a_model_of_timm_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="is a model of timm, which is not installed: pip install timm"):
         built(tmp_path)
 
-    def refuse(_name):
+    def refuse(_name, *, images):
         raise ArtifactError("cannot be loaded") from ImportError("TimmWrapperConfig requires the timm library")
 
     monkeypatch.setattr(image_network, "load_config", refuse)
@@ -308,9 +328,42 @@ def test_another_image_size_keeps_the_share_that_is_cropped(processor, size, cro
     assert changed.image_mean == processor.image_mean
 
 
-def test_the_plain_processor_takes_the_middle_square_to_minus_one_and_one():
-    from PIL import Image
+def test_a_processor_that_did_not_crop_crops_as_usual_at_a_smaller_size():
+    processor = ConvNextImageProcessorPil(size={"shortest_edge": 384}, crop_pct=None)
+    pixels = ImagePixels(with_image_size(processor, 20))
+    assert (pixels.height, pixels.processor.crop_pct) == (20, 0.875)
+    assert with_image_size(processor, 400).crop_pct is None
 
+
+DINOV3 = {
+    "image_processor_type": "DINOv3ViTImageProcessorFast",
+    "size": {"height": SIDE, "width": SIDE},
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+    "resample": 2,
+    "do_center_crop": None,
+}
+
+
+def test_a_processor_that_needs_torchvision_is_made_by_pillow_of_the_same_numbers(tmp_path, monkeypatch):
+    def needs_torchvision(_folder):
+        raise ImportError("DINOv3ViTImageProcessor requires the Torchvision library")
+
+    monkeypatch.setattr(image_network.AutoImageProcessor, "from_pretrained", needs_torchvision)
+    folder = save_backbone(tmp_path / "m", processor=False)
+    (folder / "preprocessor_config.json").write_text(json.dumps(DINOV3))
+    _, pixels, _ = built(folder)
+    white = pixels.plain([Image.new("RGB", (30, 10), "white")])
+    assert white.shape == (1, 3, SIDE, SIDE)
+    torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([0.9 / 0.4, 0.8 / 0.5, 0.7 / 0.6]))
+    assert built(folder, image_size=20)[1].height == 20
+    (folder / "preprocessor_config.json").write_text(json.dumps({**DINOV3, "size": {"longest_edge": SIDE}}))
+    words = "a DINOv3ViTImageProcessorFast, needs a library that is not installed: pip install torchvision; or .*image_"
+    with pytest.raises(ArtifactError, match=words):
+        built(folder)
+
+
+def test_the_plain_processor_takes_the_middle_square_to_minus_one_and_one():
     image = Image.new("RGB", (30, 10))
     image.paste("white", (10, 0, 20, 10))
     values = plain_processor(10)(images=[image], return_tensors="pt")["pixel_values"]

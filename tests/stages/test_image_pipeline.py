@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_images import QUICK, SIDE, save_backbone, write_images
 from tiny_runs import heard
@@ -100,8 +101,31 @@ def test_the_pipeline_is_one_object(place, tmp_path):
     assert predicted == ImagePipeline.load(metrics["classifier"]).predict(files)
     right = sum(row["label"] == file.parent.name for row, file in zip(predicted, files, strict=True))
     assert metrics["test"]["accuracy"] == pytest.approx(right / 6)
-    with pytest.raises(ValueError, match="fit has no setting 'epochs'; there are .*, classifier, .*dataset, "):
-        pipeline.fit(place / "train", output_dir=tmp_path / "x", epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cut", r"classifier=ImageClassifierSettings\(keep_stages=...\)"),
+        ("final_epoch", r"classifier=ImageClassifierSettings\(final_epochs=...\)"),
+        ("max_second", "max_seconds"),
+    ],
+)
+def test_an_unknown_setting_is_told_the_nearest_one(name, meant, tmp_path):
+    with pytest.raises(
+        ValueError, match=f"fit has no setting '{name}'; did you mean {meant}. There are checkpoint_sec"
+    ):
+        ImagePipeline().fit("train", output_dir=tmp_path / "x", **{name: 3})
+
+
+def test_a_model_that_is_nowhere_is_spoken_of_as_an_image_model(place, tmp_path):
+    with pytest.raises(ArtifactError) as refused:
+        ImagePipeline("nowhere").fit(place / "train", output_dir=tmp_path / "x", classifier=QUICK)
+    assert "'nowhere' is no folder here" in str(refused.value)
+    assert "and preprocessor_config.json of an image model, or that recipes/train_image_classifier.py" in str(
+        refused.value
+    )
+    assert "tokenizer" not in str(refused.value)
 
 
 class Average(nn.Module):
@@ -248,6 +272,20 @@ def test_bad_images_are_skipped_in_every_table_when_asked(place, tmp_path):
     metrics, said = run(place, tmp_path / "run", classifier=skipping, **folders)
     assert metrics["test"]["n"] == 10
     assert sum(line.startswith("left out 1 of") for line in said) == 2
+
+
+def test_a_bad_image_of_a_dataset_is_named_by_the_row_it_has_there(place, tmp_path):
+    train = load_images(place / "train")
+    contents = [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in train]
+    contents[13] = {"bytes": b"bad", "path": None}
+    train = Dataset.from_dict({"image": contents, "label": train["label"][:]}, features=train.features)
+    pipeline, output = ImagePipeline(place / "resnet"), tmp_path / "run"
+    given = {"output_dir": output, "max_train_images": 19, "seed": 3}
+    with pytest.raises(ImageError, match="^the image of row 14 does not open"):
+        pipeline.fit(train, classifier=QUICK, **given)
+    pipeline.fit(train, classifier=dataclasses.replace(QUICK, skip_bad_images=True), **given)
+    skipped = read_stage(output / "classifier")["skipped_images"]
+    assert [line.partition(" does")[0] for line in skipped] == ["the image of row 14"]
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,12 @@ from tiny_transformers import (
     save_xlnet_classifier,
 )
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     ByT5Tokenizer,
+    CLIPConfig,
     T5Config,
     ViTConfig,
 )
@@ -123,6 +125,32 @@ def test_a_pooler_that_the_weights_lack_starts_at_random_which_is_said(bert_copy
     build(bert_copy, context=context)
     line = f"the weights of {bert_copy} lack the pooler (bert.pooler.dense.bias): it starts at random, as the head does"
     assert said.count(line) == 1
+
+
+REFORMER = {
+    "attention_head_size": 8,
+    "feed_forward_size": 20,
+    "axial_pos_shape": [8, 8],
+    "axial_pos_embds_dim": [8, 8],
+    "attn_layers": ["local", "local"],
+    "local_attn_chunk_length": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("reformer", REFORMER), ("perceiver", {"d_model": 16, "d_latents": 16, "num_latents": 4})]
+)
+def test_outputs_that_concat_pooling_cannot_take_are_refused(kind, sizes, tmp_path):
+    tokenizer = encoder_tokenizer()
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), hidden_size=16, num_attention_heads=2, max_position_embeddings=64, **sizes
+    )
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ArtifactError, match=rf"a '{kind}' model, whose outputs concat-pooling cannot take .*leave head"
+    ):
+        build(tmp_path, head="concat-pooling")
 
 
 def test_an_architecture_that_transformers_has_no_classifier_of_takes_concat_pooling(tmp_path):
@@ -513,10 +541,14 @@ def test_the_preset_for_transformers_is_refused_for_an_awd_lstm(tiny_language_mo
         (T5Config(), "is a 't5' model, an encoder with a decoder behind it: .*give an encoder"),
         (
             ViTConfig(),
-            "is a 'vit' model, which transformers cannot classify texts with; give an AWD-LSTM's folder, a text",
+            "is a 'vit' model, which reads images, not texts; train it on images with ImagePipeline or .*a text model",
+        ),
+        (
+            CLIPConfig(),
+            "is a 'clip' model, which transformers cannot classify texts with; give an AWD-LSTM's folder, a text",
         ),
     ],
-    ids=["t5", "vit"],
+    ids=["t5", "vit", "clip"],
 )
 def test_a_model_that_is_no_text_classifier_or_language_model_is_refused(tmp_path, config, words):
     config.save_pretrained(tmp_path)
@@ -571,7 +603,11 @@ def test_a_tokenizer_that_is_no_fast_one_is_refused(tmp_path):
 @pytest.mark.parametrize("size", [20, 400])
 def test_a_vocabulary_and_a_model_that_differ_in_size_are_refused(tmp_path, size):
     folder = save_bert(tmp_path / "bert", vocab_size=size)
-    words = f"has {len(encoder_tokenizer())} ids, the model's embedding {size} rows, so they do not belong together"
+    advice = {
+        20: r"if tokens were added, model.resize_token_embeddings\(len\(tokenizer\)\) and save both again; else copy"
+    }
+    words = f"has {len(encoder_tokenizer())} ids, the model's embedding {size} rows, so they do not belong together; "
+    words += advice.get(size, "copy the tokenizer files")
     with pytest.raises(ArtifactError, match=words):
         build(folder)
 

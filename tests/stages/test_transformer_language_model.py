@@ -11,12 +11,15 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import heard, reviews, texts_of, write_csv
 from tiny_transformers import SIZES, decoder_tokenizer, encoder_tokenizer, save_bert, save_distilbert, save_gpt2
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    CLIPConfig,
+    FunnelConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -28,6 +31,8 @@ from transformers import (
 
 from ulmfit_pipe.data.masking import IGNORED
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
+from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
+from ulmfit_pipe.stages import transformer_language_model
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.classifier_network import load_as_classifier
@@ -303,6 +308,21 @@ def test_a_headless_decoder_whose_head_would_be_its_own_gets_one_tied_to_its_emb
     assert [line for line in said if words in line]
 
 
+@pytest.mark.parametrize("kind", ["longformer", "fnet", "nystromformer", "data2vec-text"])
+def test_a_new_head_has_no_bias_of_uninitialised_memory(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    tokenizer = encoder_tokenizer()
+    sizes = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 66}
+    bare = AutoModel.from_config(AutoConfig.for_model(kind, **sizes))
+    folder = save(tmp_path / "m", bare, tokenizer)
+    torch.use_deterministic_algorithms(True)  # what is not initialised then holds NaN
+    try:
+        network, _ = transformer_language_model._load(str(folder), bare.config, heard()[1], masked=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [name for name, value in network.named_parameters() if not value.isfinite().all()] == []
+
+
 def test_an_untied_head_stays_untied(tmp_path):
     folder = save_llama(tmp_path / "llama", tie_word_embeddings=False)
     parts, _ = build(folder)
@@ -353,8 +373,21 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 
 def test_a_model_that_reads_no_text_is_refused(tmp_path):
     folder = save(tmp_path / "vit", ViTConfig(), encoder_tokenizer())
-    with pytest.raises(ArtifactError, match="is a 'vit' model, for which transformers has no language model; give"):
+    with pytest.raises(ArtifactError, match="is a 'vit' model, which reads images, not texts; .*ImagePipeline or rec"):
         build(folder)
+    config = CLIPConfig()
+    with pytest.raises(ArtifactError, match=r"a 'clip' model, for which .* or a language model \(GPT-2, Llama, ...\)$"):
+        transformer_language_model.guesses_masked_tokens("clip", config)  # a classifier would refuse it too
+    with pytest.raises(ArtifactError, match=r"a 'funnel' model, .*, or train the classifier without this stage"):
+        transformer_language_model.guesses_masked_tokens("funnel", FunnelConfig(is_decoder=True))
+
+
+def test_a_classifier_of_images_is_no_text_model(tmp_path):
+    config = UlmfitImageConfig(backbone_config=ViTConfig())
+    with pytest.raises(
+        ArtifactError, match="is a 'ulmfit_image' model, which reads images, not texts; train it on ima"
+    ):
+        transformer_language_model.guesses_masked_tokens("folder", config)
 
 
 def test_a_model_that_would_read_the_next_token_off_is_refused(tmp_path):

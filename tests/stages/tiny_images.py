@@ -47,7 +47,7 @@ def write_images(folder: Path, classes: tuple[str, ...] = ("dark", "light"), *, 
 def save_backbone(folder: Path, kind: str = "resnet", *, head: bool = False, processor: bool = True, **changes) -> Path:
     """Write a random image model as the hub has them: the base model, or with the architecture's own head."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{**{"resnet": RESNET, "vit": VIT}[kind], **changes})
+    config = AutoConfig.for_model(kind, **{**{"resnet": RESNET}.get(kind, VIT), **changes})
     (AutoModelForImageClassification if head else AutoModel).from_config(config).save_pretrained(folder)
     if processor:
         ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)

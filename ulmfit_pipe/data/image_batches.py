@@ -211,9 +211,9 @@ class ImageBatches:
         return kind(batch)
 
     def _open(self, row: int) -> Image.Image:
-        source = self.table[row]["image"] or {}
-        where = describe_source(source, row)
-        return open_image(read_source(source, where), where, grey=self.pixels.grey)
+        example = self.table[row]
+        where = describe_source(example, row)
+        return open_image(read_source(example["image"] or {}, where), where, grey=self.pixels.grey)
 
     def _turned(self, image: Image.Image, row: int) -> Image.Image:
         turns = 0 if self._turns is None else int(self._turns[row]) % 4

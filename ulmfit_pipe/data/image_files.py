@@ -31,6 +31,7 @@ SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 SAVED_MARKS = ("state.json", "dataset_dict.json")  # files of a folder that `datasets` saved
 SCAN_THREADS = 8
 DRAFT = (64, 64)  # a JPEG is scanned at about this size: truncation shows, and it takes a fraction of the time
+SOURCE_ROW = "source_row"  # column that keeps a row's number in its source, from 0, where rows are drawn or split
 BYTE = 256  # steps of 16 bits to one of 8
 
 
@@ -219,9 +220,21 @@ def _labels_of(
     return [numbers[str(label)] for label in given], names
 
 
-def describe_source(source: Mapping[str, Any], row: int) -> str:
-    """Return what an image is called in messages: its file, or its row counted from 1."""
-    path = source.get("path")
+def with_source_rows(table: datasets.Dataset) -> datasets.Dataset:
+    """Return a table that remembers which row of its source each of its rows is, whatever is selected of it."""
+    rows = datasets.Dataset.from_dict({SOURCE_ROW: range(len(table))})
+    with bars_on_a_terminal_only():
+        return datasets.concatenate_datasets([table, rows], axis=1)
+
+
+def describe_source(example: Mapping[str, Any], row: int) -> str:
+    """Return what an image is called in messages: its file, or its row in its source, counted from 1.
+
+    Args:
+        example: The row of the table.
+        row: Its number there, from 0; taken where the table does not know its source's.
+    """
+    path, row = (example["image"] or {}).get("path"), example.get(SOURCE_ROW, row)
     return f"{path} (row {row + 1})" if path else f"the image of row {row + 1}"
 
 
@@ -321,10 +334,10 @@ def scan_images(table: datasets.Dataset, *, skip_bad: bool = False) -> ImageScan
     """
 
     def look(row: int) -> tuple[str | None, str | None]:
-        source = table[row]["image"] or {}
-        where = describe_source(source, row)
+        example = table[row]
+        where = describe_source(example, row)
         try:
-            content = read_source(source, where)
+            content = read_source(example["image"] or {}, where)
             open_image(content, where, draft=True)
         except ImageError as error:
             return None, str(error)

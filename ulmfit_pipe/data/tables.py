@@ -78,7 +78,8 @@ class _Labels:
         if self.fixed is not None and name not in self.numbers:
             known = ", ".join(self.fixed[:SHOWN_NAMES]) + (", ..." if len(self.fixed) > SHOWN_NAMES else "")
             raise place.error(
-                f"the label {name!r} is not among those that training knows ({known}){nearest(name, self.fixed)}"
+                f"the label {name!r} is not among those that training knows ({known}); rename it, or train with it"
+                f"{nearest(name, self.fixed)}"
             )
         return self.numbers.setdefault(name, len(self.numbers))
 

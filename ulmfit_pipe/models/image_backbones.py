@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, ResNetConfig
 
@@ -27,6 +28,10 @@ PREFIX_TOKENS = (
 DEPTHS = ("depths", "num_hidden_layers")  # names under which a configuration holds its stages or blocks
 COUNTS = ("num_stages", "num_encoder_blocks")  # and those under which it counts its stages once more
 DROPPED = "dropped_by_ulmfit_pipe"  # attribute of a backbone: what was taken out of it
+VISION_PART = (
+    "; or the part of this one that sees: AutoModel.from_pretrained(name).vision_model.save_pretrained(folder), and "
+    "AutoImageProcessor.from_pretrained(name).save_pretrained(folder)"
+)
 DERIVED = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices")  # follow from the depths
 
 
@@ -81,10 +86,20 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     Raises:
         ValueError: The configuration is of a model that takes no images.
     """
+    show_all_places(config)
     with quiet_transformers():
         backbone = AutoModel.from_config(config)
     check_takes_images(backbone)
     return backbone
+
+
+def show_all_places(config: PreTrainedConfig) -> None:
+    """Turn the masking of a masked autoencoder off: a ViT-MAE hides three quarters of an image in evaluation too.
+
+    Its places still come in another order each time, which pooling does not see.
+    """
+    if getattr(config, "mask_ratio", None):
+        config.mask_ratio = 0.0
 
 
 def check_takes_images(backbone: Any) -> None:
@@ -94,9 +109,11 @@ def check_takes_images(backbone: Any) -> None:
         ValueError: It reads text, sound or several things.
     """
     if backbone.main_input_name != "pixel_values":
+        part = getattr(backbone, "vision_model", None)  # of CLIP, SigLIP, ...
         raise ValueError(
             f"{type(backbone).__name__} ({backbone.config.model_type}) reads {backbone.main_input_name!r}, not images "
             "('pixel_values'); give an image model, such as a resnet, convnext or vit"
+            f"{'' if part is None else VISION_PART}"
         )
 
 
@@ -110,7 +127,8 @@ def inspect_backbone(backbone: Any, *, channels: int, height: int, width: int) -
         width: Width of the images.
 
     Raises:
-        ValueError: The model takes no images, not of this size, or gives out no map and no tokens.
+        ValueError: The model takes no images, not of this size, gives out no map and no tokens or none for each image,
+            or gives out something else each time.
     """
     check_takes_images(backbone)
     was_training = backbone.training
@@ -123,6 +141,7 @@ def inspect_backbone(backbone: Any, *, channels: int, height: int, width: int) -
         image = torch.zeros(2, channels, height, width, device=backbone.device, dtype=backbone.dtype)
         output = _run(backbone, image)
         hidden = output.last_hidden_state
+        _check_same_again(backbone, image, hidden)
         names, parameters = zip(*backbone.named_parameters(), strict=True)
         with torch.enable_grad():
             gradients = torch.autograd.grad(hidden.sum(), parameters, allow_unused=True)
@@ -158,6 +177,11 @@ def _run(backbone: Any, image: Tensor) -> Any:
             f"(channels, height, width): {reason}; set the image size and channels that it was made for"
         ) from error
     hidden = getattr(output, "last_hidden_state", None)
+    if isinstance(hidden, Tensor) and len(hidden) != len(image):
+        raise ValueError(
+            f"{type(backbone).__name__} gives out {len(hidden)} rows for {len(image)} images: it does not keep the "
+            "images of a batch apart; give an image model that does, such as a resnet, convnext or vit"
+        )
     if not isinstance(hidden, Tensor) or hidden.ndim not in (3, 4):
         found = "none" if hidden is None else f"one of shape {tuple(hidden.shape)}"
         raise ValueError(
@@ -165,6 +189,17 @@ def _run(backbone: Any, image: Tensor) -> Any:
             "take the base model of an image classifier"
         )
     return output
+
+
+def _check_same_again(backbone: Any, image: Tensor, hidden: Tensor) -> None:
+    """Raise if chance is at work in evaluation; only the order of the places may change."""
+    again = _run(backbone, image).last_hidden_state
+    first, second = (each if each.ndim == 4 else each.float().mean(1) for each in (hidden, again))
+    if hidden.shape != again.shape or not torch.allclose(first, second, rtol=1e-2, atol=1e-4, equal_nan=True):
+        raise ValueError(
+            f"{type(backbone).__name__} gives out something else each time it reads the same image, in evaluation too, "
+            "so its classes would be chance; turn what it draws off in its config.json, or give another image model"
+        )
 
 
 def _has_channels_last(backbone: Any, hidden: Tensor, pooled: Tensor | None) -> bool:
@@ -263,7 +298,13 @@ def _with_stages(config: PreTrainedConfig, stages: int) -> PreTrainedConfig:
             for key, value in config.to_dict().items()
         }
         values.update(dict.fromkeys([each for each in COUNTS if values.get(each) == count], kept))
-    return _config_from({key: value for key, value in values.items() if key not in DERIVED})
+    try:
+        return _config_from({key: value for key, value in values.items() if key not in DERIVED})
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(
+            f"this {config.model_type!r} model cannot be cut to {kept} of its {count} stages: "
+            f"{str(error).strip().splitlines()[-1].strip()}; keep more of them, or all"
+        ) from error
 
 
 def _with_channels(config: PreTrainedConfig, channels: int) -> PreTrainedConfig:

@@ -278,7 +278,7 @@ def build_image_classifier(
         layer_groups: As in `UlmfitImageConfig`.
 
     Raises:
-        ValueError: The backbone cannot read such images, or the head's numbers do not fit.
+        ValueError: The backbone cannot read such images, or the head does not fit it.
     """
     facts = inspect_backbone(backbone, channels=channels_of(backbone.config), height=height, width=width)
     config = UlmfitImageConfig(
@@ -302,4 +302,30 @@ def build_image_classifier(
     drop_unused(backbone, facts.unused)
     model = UlmfitForImageClassification(config, custom_head=custom_head)
     model.backbone.load_state_dict(backbone.state_dict())
+    if custom_head is not None:
+        _try_head(model, custom_head, height=height, width=width)
     return model
+
+
+@torch.no_grad()
+def _try_head(model: UlmfitForImageClassification, head: nn.Module, *, height: int, width: int) -> None:
+    """Raise unless a head that somebody made turns what the backbone gives into a number a class."""
+    channels, labels = channels_of(model.backbone.config), len(model.config.id2label or {})
+    image = torch.zeros(2, channels, height, width, device=model.device, dtype=model.dtype)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    hidden = model.backbone(pixel_values=image).last_hidden_state
+    cause: Exception | None = None
+    try:
+        found = f"gives {tuple(head(hidden).shape)}"
+    except Exception as error:  # whatever a module of somebody else raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        found, cause = f"fails on it ({reason})", error
+    for module, training in modes:
+        module.training = training
+    if found != f"gives {(2, labels)}":
+        raise ValueError(
+            f"the backbone gives a last_hidden_state of shape {tuple(hidden.shape)} for 2 images, of which the custom "
+            f"head must make logits of shape {(2, labels)}, a number a class; {type(head).__name__} {found}: make its "
+            "layers as wide"
+        ) from cause

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 
@@ -80,8 +81,8 @@ def _flat(stages: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 def _parts_of(model: nn.Module) -> _Parts:
     base_name = getattr(model, "base_model_prefix", "")
-    base = getattr(model, base_name, None) if base_name else None
-    base, prefix = (base, f"{base_name}.") if isinstance(base, nn.Module) else (model, "")
+    inner = getattr(model, base_name, None) if base_name and not _is_bare(model) else None
+    base, prefix = (inner, f"{base_name}.") if isinstance(inner, PreTrainedModel) else (model, "")
     stages = [tuple(f"{prefix}{name}" for name in names) for names in _stages_of(base, type(model).__name__)]
     stem, after, head = [], [], []
     for name in _outermost_beside(model, _flat(stages)):
@@ -96,6 +97,16 @@ def _parts_of(model: nn.Module) -> _Parts:
         head = [name for name in after if name.rpartition(".")[2] in HEAD_NAMES]
         after = [name for name in after if name not in head]
     return _Parts(tuple(stem), stages, tuple(after), tuple(head))
+
+
+def _is_bare(model: nn.Module) -> bool:
+    """Whether a model of transformers is a backbone alone, which may call a part of it by the name of a backbone.
+
+    DINOv3's encoder is its ``model``; what lies beside it is no head.
+    """
+    config: Any = getattr(model, "config", None)
+    kinds: Any = MODEL_MAPPING.get(type(config), ())
+    return type(model) in (kinds if isinstance(kinds, tuple) else (kinds,))
 
 
 def _outermost_beside(model: nn.Module, stages: tuple[str, ...]) -> list[str]:

@@ -17,6 +17,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -95,14 +97,37 @@ def model_identity(name: str | Path | None) -> str | None:
     return f"folder with digest {digest.hexdigest()[:16]}"
 
 
-def load_config(name: str | Path) -> Any:
+def load_config(name: str | Path, *, images: bool = False) -> Any:
     """Load a model's configuration from a folder, a built-in model or the hub.
+
+    Args:
+        name: A folder, a built-in name or a hub id.
+        images: Whether an image model is wanted, for messages.
 
     Raises:
         ArtifactError: Nothing of that name can be had; the message says how to give a folder.
     """
     register()
-    return _from_name(AutoConfig.from_pretrained, name)
+    return _from_name(AutoConfig.from_pretrained, name, images=images)
+
+
+def refuse_image_model(name: str | Path, config: Any) -> None:
+    """Raise if what is given as a text model reads images.
+
+    Args:
+        name: What the user calls it.
+        config: Its configuration.
+
+    Raises:
+        ArtifactError: It does.
+    """
+    kinds: Any = MODEL_MAPPING.get(type(config), None) or MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), ())
+    for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+        if kind.main_input_name == "pixel_values":
+            raise ArtifactError(
+                f"{name} is a {config.model_type!r} model, which reads images, not texts; train it on images with "
+                "ImagePipeline or recipes/train_image_classifier.py, or give a text model"
+            )
 
 
 def model_type_of(name: str | Path | None) -> str:
@@ -207,9 +232,10 @@ def _check_vocabulary(name: str | Path, tokenizer: Any, config: Any, *, size: in
     """Raise unless a tokenizer's ids are rows of the model's embedding, and their number is likely its own."""
     largest = max(tokenizer.get_vocab().values(), default=-1) + 1
     if not size / 2 < largest <= size:
+        added = "if tokens were added, model.resize_token_embeddings(len(tokenizer)) and save both again; else "
         raise ArtifactError(
             f"the tokenizer of {name} has {largest:,} ids, the model's embedding {size:,} rows, so they do not belong "
-            "together; copy the tokenizer files of the folder the model came from"
+            f"together; {added if largest > size else ''}copy the tokenizer files of the folder the model came from"
         )
     wanted = (getattr(config, "ulmfit_pipe", None) or {}).get("vocabulary")
     if wanted not in (None, vocabulary_digest(tokenizer)):
@@ -228,10 +254,10 @@ def _require_tokenizer(folder: Path) -> None:
         )
 
 
-def _from_name(load: Callable[..., Any], name: str | Path, **settings: Any) -> Any:
+def _from_name(load: Callable[..., Any], name: str | Path, *, images: bool = False, **settings: Any) -> Any:
     resolved = resolve_model(name)
     if not Path(resolved).is_dir():
-        _ask_hub(resolved)
+        _ask_hub(resolved, images=images)
     try:
         with quiet_transformers():
             return load(resolved, **settings)
@@ -242,7 +268,7 @@ def _from_name(load: Callable[..., Any], name: str | Path, **settings: Any) -> A
                 f"{resolved} cannot be loaded ({_first_line(error)}); a file is missing, cut short or not ours: "
                 "take another save or train the stage again"
             ) from error
-        raise _not_on_hub(resolved, error) from error
+        raise _not_on_hub(resolved, error, images=images) from error
     except Exception as error:  # safetensors and tokenizers raise their own types on a file that was cut short
         if type(error).__module__.split(".")[0] in ("safetensors_rust", "safetensors", "tokenizers", "builtins"):
             raise ArtifactError(
@@ -252,22 +278,27 @@ def _from_name(load: Callable[..., Any], name: str | Path, **settings: Any) -> A
         raise
 
 
-def _ask_hub(name: str) -> None:
+def _ask_hub(name: str, *, images: bool) -> None:
     """Ask the hub quickly whether there is such a model, unless it is in the cache: downloads retry for long."""
     if is_offline_mode() or isinstance(try_to_load_from_cache(name, "config.json"), str):
         return
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except Exception as error:  # every layer below raises its own kind when the network is missing
-        raise _not_on_hub(name, error) from error
+        raise _not_on_hub(name, error, images=images) from error
 
 
-def _not_on_hub(name: str, error: Exception) -> ArtifactError:
+def _not_on_hub(name: str, error: Exception, *, images: bool) -> ArtifactError:
     reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "no network, or no such model there"
+    advice = (
+        "preprocessor_config.json of an image model, or that recipes/train_image_classifier.py wrote; or leave the "
+        "model out for a small ResNet"
+        if images
+        else f"a tokenizer, for example one written by recipes/pretrain_language_model.py{_builtin_advice()}"
+    )
     return ArtifactError(
         f"{name!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
-        "give a folder that holds config.json, model.safetensors and a tokenizer, for example one written by "
-        f"recipes/pretrain_language_model.py{_builtin_advice()}"
+        f"give a folder that holds config.json, model.safetensors and {advice}"
     )
 
 

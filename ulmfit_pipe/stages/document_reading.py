@@ -37,6 +37,7 @@ HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the e
 OVERLAP_SHARE = 1 / 8  # of a window, shared with its neighbour; ours
 ROUNDING = 1e-5  # a text's logits may differ by so much in another batch: rounding, in float32
 LEAK_SHARE = 0.01  # of the difference between two texts' logits; rounding stays far below it
+WINDOWS_INSTEAD = ", and long_documents 'windows' to read all of a longer text"
 
 LongDocuments = Literal["truncate", "head-tail", "windows"]
 
@@ -133,8 +134,8 @@ def reading_for(
 def _check_length(name: str, given: int | None, longest: int | None, special: int, *, model: str) -> None:
     if given is not None and longest is not None and given > longest:
         raise ValueError(
-            f"{name} {given} is more than {model} reads, {longest} tokens; take {longest} or less, and long_documents "
-            "'windows' to read all of a longer text"
+            f"{name} {given} is more than {model} reads, {longest} tokens; take {longest} or less"
+            f"{'' if name == 'window_length' else WINDOWS_INSTEAD}"
         )
     if given is not None and given <= special:
         raise ValueError(f"{name} {given} leaves no room for text beside the {special} special tokens of {model}")

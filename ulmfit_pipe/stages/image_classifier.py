@@ -5,6 +5,7 @@ stages. Numbers are fastai 2.8's where no other source is named.
 """
 
 import dataclasses
+import difflib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from datasets import ClassLabel, Dataset
 from torch import Tensor, nn
 
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
-from ulmfit_pipe.data.image_files import ImageError, ImageScan, scan_images
+from ulmfit_pipe.data.image_files import SOURCE_ROW, ImageError, ImageScan, scan_images
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
@@ -43,6 +44,7 @@ BATCH_SIZE = 64  # fastai's bs
 STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
 LEAST_BATCH = 16  # but no further: a batch norm's statistics are taken over the batch
 EVALUATION_BATCH = 64
+FASTAI_NAMES = {"cut": "keep_stages", "n_in": "channels", "split_on": "layer_groups", "train_bn": "train_norm"}
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,8 @@ def _digest(scans: Sequence[ImageScan | None]) -> str:
     columns: list[Sequence[Any]] = []
     for scan in scans:
         if scan is not None:
-            columns += [scan.digests, *(scan.table[name][:] for name in scan.table.column_names if name != "image")]
+            told = [name for name in scan.table.column_names if name not in ("image", SOURCE_ROW)]
+            columns += [scan.digests, *(scan.table[name][:] for name in told)]
             columns.append(_class_names(scan.table))
     return digest_of(*columns)
 
@@ -359,6 +362,18 @@ def _batches(
         return train_batches, None
     size = max(EVALUATION_BATCH, common["world_size"])
     return train_batches, ImageBatches(validation, pixels, batch_size=size, shuffle=False, **common)
+
+
+def meant_setting(name: str, names: Sequence[str]) -> str:
+    """Return what was likely meant by a name that is no setting of a run on images, as it is written in Python.
+
+    Args:
+        name: The unknown name.
+        names: The run's own settings; those of this stage are offered too, also where fastai's name was given.
+    """
+    own = [field.name for field in dataclasses.fields(ImageClassifierSettings)]
+    meant = FASTAI_NAMES.get(name) or difflib.get_close_matches(name, [*names, *own], n=1, cutoff=0.0)[0]
+    return meant if meant in names else f"classifier=ImageClassifierSettings({meant}=...)"
 
 
 def _balanced_weights(table: Dataset, num_labels: int) -> Tensor:

@@ -16,6 +16,7 @@ from ulmfit_pipe.models.image_backbones import (
     check_takes_images,
     inspect_backbone,
     rebuild_backbone,
+    show_all_places,
     small_resnet_config,
 )
 from ulmfit_pipe.models.image_classifier import (
@@ -35,6 +36,7 @@ OURS = UlmfitImageConfig.model_type
 TIMM = "timm_wrapper"
 PLAIN_SIZE = 224  # pixels a side where neither model nor settings say
 PLAIN_MEAN = 0.5  # mean and deviation of a processor made here: pixels come to lie in -1..1
+CROPS_BELOW = 384  # pixels a side from which ConvNeXt's processor does not crop; 224 of 256 is its share below
 TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
@@ -96,7 +98,7 @@ def build_image_network(
 def _config_of(model: str) -> Any:
     """Load the configuration; where timm is missing, say so."""
     try:
-        return load_config(model)
+        return load_config(model, images=True)
     except ArtifactError as error:
         if isinstance(error.__cause__, ImportError) and "timm" in str(error.__cause__):
             raise ArtifactError(f"{model} is a model of timm, which is not installed: pip install timm") from error
@@ -170,6 +172,7 @@ def _backbone_of(model: str | None, config: Any, settings: "ImageClassifierSetti
             return _backbone_of_ours(model, config), []
         backbone, found = load_model(model, AutoModel, output_loading_info=True)
         check_takes_images(backbone)
+        show_all_places(backbone.config)
     except ArtifactError:
         raise
     except ValueError as error:
@@ -221,6 +224,8 @@ def _processor_of(model: str | None, config: Any, image_size: int | None) -> Any
         try:
             with quiet_transformers():
                 processor = AutoImageProcessor.from_pretrained(resolve_model(model))
+        except ImportError as error:
+            processor = _pillow_processor(model, error)
         except (OSError, ValueError) as error:
             if image_size is None:
                 raise ArtifactError(
@@ -247,6 +252,20 @@ def _bit_processor(*, edge: int, height: int, width: int, mean: list[float], std
         image_std=std,
         resample=resample,
     )
+
+
+def _pillow_processor(model: str, error: ImportError) -> Any:
+    """Make a processor of the same numbers by Pillow where the model's own needs torchvision, as DINOv3's does."""
+    from transformers import BitImageProcessorPil
+
+    numbers, _ = BitImageProcessorPil.get_image_processor_dict(resolve_model(model))
+    if set(numbers.get("size") or ()) != {"height", "width"} or "image_mean" not in numbers:
+        raise ArtifactError(
+            f"the image processor of {model}, a {numbers.get('image_processor_type')}, needs a library that is not "
+            "installed: pip install torchvision; or leave its preprocessor_config.json out of the folder and set "
+            "image_size for a plain one (pixels in -1..1)"
+        ) from error
+    return BitImageProcessorPil.from_dict({**numbers, "do_center_crop": bool(numbers.get("do_center_crop"))})
 
 
 def _timm_processor(model: str, config: Any) -> Any:
@@ -286,4 +305,6 @@ def with_image_size(processor: Any, size: int) -> Any:
     changed["size"] = old
     if crop:
         changed["crop_size"] = square
+    if size < CROPS_BELOW and getattr(processor, "crop_pct", 1) is None:
+        changed["crop_pct"] = 224 / 256
     return type(processor).from_dict(changed)

@@ -17,7 +17,7 @@ from ulmfit_pipe.data.tables import split_train_validation
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.stages.artifacts import library_versions, read_stage
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, train_image_classifier
+from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_setting, train_image_classifier
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
@@ -349,10 +349,11 @@ class ImagePipeline:
         Raises:
             ValueError: A setting, image or model cannot be used.
         """
-        names = {each.name for each in dataclasses.fields(ImageSettings)}
-        unknown = sorted(set(settings) - names)
-        if unknown:
-            raise ValueError(f"fit has no setting {unknown[0]!r}; there are {', '.join(sorted(names))}")
+        names = sorted(each.name for each in dataclasses.fields(ImageSettings))
+        for name in settings:
+            if name not in names:
+                meant = meant_setting(name, names)
+                raise ValueError(f"fit has no setting {name!r}; did you mean {meant}? There are {', '.join(names)}")
         given = ImageSettings(
             output_dir=str(output_dir),
             train_images=_path_or_none(train),

@@ -76,7 +76,7 @@ class ImagePredictor:
         below = Path(folder) / "classifier"
         if (below / "config.json").is_file() and not (Path(folder) / "config.json").is_file():
             raise ArtifactError(f"{folder} is the folder of a whole run; did you mean its classifier, {below}?")
-        config = load_config(folder)
+        config = load_config(folder, images=True)
         if config.model_type != UlmfitImageConfig.model_type:
             raise ArtifactError(
                 f"{folder} is a {config.model_type!r} model, no image classifier of this project; give the folder that "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images
+from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, with_source_rows
 from ulmfit_pipe.data.image_samples import handwritten_digits
 from ulmfit_pipe.data.tables import check_labels_for_training, split_train_validation
 from ulmfit_pipe.stages.image_classifier import tell_of_skipped
@@ -60,6 +60,7 @@ def load_image_tables(
             None if source is None else _loaded(source, columns, names)
             for source in (settings.test_images if test is None else test, settings.validation_images)
         )
+    train = with_source_rows(train)  # a bad image is named by the row that it has in what the user gave
     train = some_rows(train, settings.max_train_images, seed=settings.seed)
     check_labels_for_training(train)
     if validation is None:

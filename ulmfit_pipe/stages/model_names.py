@@ -21,7 +21,8 @@ def resolve_model(name: str | Path) -> str:
             id (``owner/name``).
 
     Raises:
-        ArtifactError: It is a pickle, a file, an empty folder, a path that does not exist, or nearly a built-in name.
+        ArtifactError: It is a pickle, a file, an adapter, an empty folder, a path that does not exist, or nearly a
+            built-in name.
     """
     path, text, builtin = Path(name), str(name), builtin_models()
     if text.rstrip("/") in builtin and not (path / "config.json").is_file():  # a shell's completion adds the slash
@@ -34,6 +35,12 @@ def resolve_model(name: str | Path) -> str:
         )
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise ArtifactError(
+                    f"{path} holds an adapter of peft (adapter_config.json), not the model it belongs to; merge the "
+                    "two: peft_model.merge_and_unload().save_pretrained(folder), with the model's tokenizer or image "
+                    "processor, and give that folder"
+                )
             inside = [child.name for child in sorted(path.iterdir()) if (child / "config.json").is_file()]
             hint = f"did you mean {path / inside[-1]}?" if inside else "give the folder that a stage wrote"
             raise ArtifactError(f"{path} holds no model (no config.json); {hint}")

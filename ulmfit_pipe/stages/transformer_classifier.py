@@ -25,7 +25,7 @@ from ulmfit_pipe.models.pooling_classifier import (
     PoolingForSequenceClassification,
     backbone_options,
 )
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
 from ulmfit_pipe.stages.document_reading import note
 from ulmfit_pipe.stages.run_context import RunContext
 
@@ -119,6 +119,7 @@ def _check_architecture(model: str, config: Any, settings: "ClassifierSettings")
     has_own_head = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     reads_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if not has_own_head and not (reads_text and type(config) in MODEL_MAPPING):
+        refuse_image_model(model, config)
         raise ArtifactError(
             f"{model} is a {kind!r} model, which transformers cannot classify texts with; give an AWD-LSTM's folder, a "
             "text encoder (BERT, RoBERTa, ...) or a language model (GPT-2, Llama, ...)"
@@ -174,8 +175,28 @@ def _pooling_classifier(
     prefix = special_tokens_of(tokenizer).prefix
     reads_first = bool(prefix) and prefix[0] == tokenizer.cls_token_id
     whole = PoolingClassifierConfig(encoder_config=config, summary="first" if reads_first else "last", **labels)
-    network = PoolingForSequenceClassification(whole)
+    network = _tried(model, whole)
     if not settings.from_scratch:
         encoder = load_model(model, AutoModel, config=config, **backbone_options(config))
         network.backbone.load_state_dict(encoder.state_dict())
+    return network
+
+
+def _tried(model: str, config: PoolingClassifierConfig) -> PoolingForSequenceClassification:
+    """Build a concat-pooling classifier and let it read two tokens: some backbones give out what it cannot pool.
+
+    Reformer's outputs are twice as wide as its configuration says; Perceiver reads no ``input_ids``.
+    """
+    try:
+        network = PoolingForSequenceClassification(config)
+        with torch.no_grad():
+            network.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 2))
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+        kind = config.get_text_config().model_type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArtifactError(
+            f"{model} is a {kind!r} model, whose outputs concat-pooling cannot take ({reason}); leave head out for its "
+            "own, or give another encoder"
+        ) from error
+    network.train()
     return network

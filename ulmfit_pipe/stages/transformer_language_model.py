@@ -10,14 +10,16 @@ Howard & Ruder 2018, section 3.2.
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -31,7 +33,7 @@ from ulmfit_pipe.data.token_blocks import TokenBlockBatches, block_layout
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.models.token_logits import causal_logits, masked_logits, sees_later_tokens
 from ulmfit_pipe.models.window_classifier import longest_input
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
 from ulmfit_pipe.stages.document_reading import NOTES
 from ulmfit_pipe.stages.language_model_parts import LanguageModelParts, build_learner
 from ulmfit_pipe.stages.presets import IMDB_TOKENS, scale_epochs
@@ -147,10 +149,12 @@ def guesses_masked_tokens(model: str, config: Any) -> bool:
         return True
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
+    refuse_image_model(model, config)
+    without = ", or train the classifier without this stage (fine_tune_language_model false)"
     raise ArtifactError(
         f"{model} is a {config.model_type!r} model, for which transformers has no language model; give an AWD-LSTM's "
-        "folder, a text encoder (BERT, RoBERTa, ...) or a language model (GPT-2, Llama, ...), or train the classifier "
-        "without this stage (fine_tune_language_model false)"
+        "folder, a text encoder (BERT, RoBERTa, ...) or a language model (GPT-2, Llama, ...)"
+        f"{without if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING else ''}"
     )
 
 
@@ -186,6 +190,7 @@ def _load(model: str, config: Any, context: RunContext, *, masked: bool) -> tupl
     if any(f"{name}.weight" in missing for name in decoder) and not config.tie_word_embeddings:
         config.tie_word_embeddings = True  # a new head has no weights of its own to lose
         network, found = _loaded(model, kind, config)
+    _zero_new_biases(network, found["missing_keys"])
     if missing:
         output = network.get_output_embeddings()
         tied = output is not None and output.weight is network.get_input_embeddings().weight
@@ -215,6 +220,18 @@ def _loaded(model: str, kind: Any, config: Any) -> tuple[Any, dict[str, Any]]:
             f"{type(network).__name__}: take another save"
         )
     return network, found
+
+
+def _zero_new_biases(network: Any, missing: Iterable[str]) -> None:
+    """Let a new head's biases start at zero; transformers leaves some of them as the memory was that they were put in.
+
+    Those are biases beside a linear layer rather than in it: Longformer's ``lm_head.bias``, FNet's
+    ``cls.predictions.bias``.
+    """
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for name in missing:
+        if name.endswith("bias") and name in parameters and parameters[name].ndim == 1:
+            nn.init.zeros_(parameters[name])
 
 
 def _handed_on(model: str, network: Any, config: Any) -> dict[str, Tensor]:
