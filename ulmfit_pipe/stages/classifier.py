@@ -32,7 +32,7 @@ from ulmfit_pipe.stages.document_reading import (
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.progress import keep_progress
+from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
@@ -207,11 +207,7 @@ def train_classifier(
     keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
-    if not history.steps:
-        raise ValueError(
-            f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more "
-            "seconds (stages that had finished are kept), or leave max_seconds out"
-        )
+    refuse_unbegun(len(history.steps), output_dir, context)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)

@@ -27,7 +27,7 @@ from ulmfit_pipe.stages.image_plan import image_phases
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
-from ulmfit_pipe.stages.progress import keep_progress
+from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
@@ -182,11 +182,7 @@ def train_image_classifier(
     keep_progress(parts.learner, output_dir, identity=identity, vocabulary=None, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
-    if not history.steps:
-        raise ValueError(
-            f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more "
-            "seconds, or leave max_seconds out"
-        )
+    refuse_unbegun(len(history.steps), output_dir, context)
     metrics = {} if scans[1] is None else _predictor(parts, context).score(scans[1].table)
     seconds = time.perf_counter() - started + history.earlier_seconds
     record = {

@@ -130,6 +130,27 @@ def _differences(checkpoints: Sequence[Path], identity: dict[str, Any]) -> list[
     return []
 
 
+def refuse_unbegun(steps: int, output_dir: Path | str, context: RunContext) -> None:
+    """Raise where a classifier's time was over before its first step; of such a training nothing is left behind.
+
+    Args:
+        steps: Steps that were taken.
+        output_dir: The stage's folder.
+        context: The processes.
+
+    Raises:
+        ValueError: There were none.
+    """
+    if steps:
+        return
+    if context.accelerator.is_main_process and not checkpoints_in(progress_folder(output_dir)):
+        drop_progress(output_dir)
+    raise ValueError(
+        f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more seconds "
+        "(stages that had finished are kept), or leave max_seconds out"
+    )
+
+
 def drop_progress(output_dir: Path | str) -> None:
     """Take the checkpoints of a finished stage away, and let its lock go."""
     folder = progress_folder(output_dir)
