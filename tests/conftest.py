@@ -26,3 +26,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the caches of the libraries."""
     CACHE.cleanup()
+
+
+@pytest.fixture
+def every_warning():
+    """Let torch warn each time: an earlier test may have had the only one."""
+    import torch  # not above: most tests of settings and layering need none
+
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)

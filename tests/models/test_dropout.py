@@ -148,15 +148,6 @@ def test_the_weights_for_cudnn_are_views_of_one_buffer_and_pass_gradients_back()
     assert all(torch.equal(weight.grad, 2 * weight) for weight in weights)
 
 
-@pytest.fixture
-def every_warning():
-    """Let torch warn each time: an earlier test may have had the only one."""
-    before = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)
-    yield
-    torch.set_warn_always(before)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_cudnn_runs_without_a_warning_and_gives_the_cpus_gradients(every_warning):

@@ -76,15 +76,6 @@ def fresh_accelerate():
     forget()
 
 
-@pytest.fixture
-def every_warning():
-    """Let torch warn each time: an earlier test may have had the only one."""
-    before = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)
-    yield
-    torch.set_warn_always(before)
-
-
 # ---- on a GPU
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

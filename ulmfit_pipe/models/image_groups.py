@@ -104,9 +104,18 @@ def _is_bare(model: nn.Module) -> bool:
 
     DINOv3's encoder is its ``model``; what lies beside it is no head.
     """
-    config: Any = getattr(model, "config", None)
-    kinds: Any = MODEL_MAPPING.get(type(config), ())
-    return type(model) in (kinds if isinstance(kinds, tuple) else (kinds,))
+    return type(model) in classes_in(MODEL_MAPPING, getattr(model, "config", None))
+
+
+def classes_in(mapping: Any, config: Any) -> tuple[type, ...]:
+    """Return the classes of a configuration in one of transformers' mappings, which holds one, several or none.
+
+    Args:
+        mapping: Such as ``MODEL_MAPPING``.
+        config: The configuration.
+    """
+    kinds: Any = mapping.get(type(config), ())
+    return kinds if isinstance(kinds, tuple) else (kinds,)
 
 
 def _outermost_beside(model: nn.Module, stages: tuple[str, ...]) -> list[str]:

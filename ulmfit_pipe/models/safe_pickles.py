@@ -95,6 +95,7 @@ _REFUSED = [instruction for instruction in pickletools.opcodes if instruction.na
 
 def _refusal_of(kind: str) -> Callable[..., None]:
     def refuse(reader: "_ListsOnly") -> NoReturn:  # noqa: ARG001
+        """Refuse what the instruction would fill."""
         raise UnsafePickleError(f"it holds a {kind}, not a list of strings; {_AS_PLAIN_LISTS}")
 
     return refuse

@@ -34,6 +34,7 @@ from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, sil
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.image_classifier import register_image_classifier
+from ulmfit_pipe.models.image_groups import classes_in
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierConfig, PoolingForSequenceClassification
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
@@ -121,13 +122,12 @@ def refuse_image_model(name: str | Path, config: Any) -> None:
     Raises:
         ArtifactError: It does.
     """
-    kinds: Any = MODEL_MAPPING.get(type(config), None) or MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), ())
-    for kind in kinds if isinstance(kinds, tuple) else (kinds,):
-        if kind.main_input_name == "pixel_values":
-            raise ArtifactError(
-                f"{name} is a {config.model_type!r} model, which reads images, not texts; train it on images with "
-                "ImagePipeline or recipes/train_image_classifier.py, or give a text model"
-            )
+    kinds: Any = classes_in(MODEL_MAPPING, config) or classes_in(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, config)
+    if any(kind.main_input_name == "pixel_values" for kind in kinds):
+        raise ArtifactError(
+            f"{name} is a {config.model_type!r} model, which reads images, not texts; train it on images with "
+            "ImagePipeline or recipes/train_image_classifier.py, or give a text model"
+        )
 
 
 def model_type_of(name: str | Path | None) -> str:
