@@ -128,6 +128,18 @@ def test_a_model_that_is_nowhere_is_spoken_of_as_an_image_model(place, tmp_path)
     assert "tokenizer" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("./nowhere", "there is no folder './nowhere'; give the folder that a stage wrote, or a hub id$"),
+        ("awd-lstm-e", "'awd-lstm-e' is no folder here and could not be fetched from the hub"),  # no typing error here
+    ],
+)
+def test_no_language_model_is_offered_in_place_of_an_image_model(model, words, place, tmp_path):
+    with pytest.raises(ArtifactError, match=words):
+        ImagePipeline(model).fit(place / "train", output_dir=tmp_path / "x", classifier=QUICK)
+
+
 class Average(nn.Module):
     """A head that somebody wrote."""
 

@@ -75,15 +75,19 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in TRACKED_LIBRARIES}}
 
 
-def model_identity(name: str | Path | None) -> str | None:
+def model_identity(name: str | Path | None, *, images: bool = False) -> str | None:
     """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
+
+    Args:
+        name: As `resolve_model`; None for a model from scratch.
+        images: Whether an image model is wanted, for messages.
 
     Raises:
         ArtifactError: As `resolve_model`.
     """
     if name is None:
         return None
-    folder = Path(resolve_model(name))
+    folder = Path(resolve_model(name, images=images))
     if not folder.is_dir():
         return str(name)
     digest = hashlib.sha256()
@@ -255,7 +259,7 @@ def _require_tokenizer(folder: Path) -> None:
 
 
 def _from_name(load: Callable[..., Any], name: str | Path, *, images: bool = False, **settings: Any) -> Any:
-    resolved = resolve_model(name)
+    resolved = resolve_model(name, images=images)
     if not Path(resolved).is_dir():
         _ask_hub(resolved, images=images)
     try:

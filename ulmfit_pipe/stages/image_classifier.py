@@ -203,7 +203,7 @@ def _identity_of(
 ) -> dict[str, Any]:
     """Return what is known of the arguments that a result depends on, as far as JSON can hold it."""
     return {
-        "model": model_identity(model),
+        "model": model_identity(model, images=True),
         "custom_head": None if custom_head is None else str(custom_head),
         "layer_groups": None if layer_groups is None else [dataclasses.asdict(group) for group in layer_groups],
     }

@@ -13,12 +13,13 @@ class ArtifactError(ValueError):
     """A model folder or name cannot be used; the message says why and what to give instead."""
 
 
-def resolve_model(name: str | Path) -> str:
+def resolve_model(name: str | Path, *, images: bool = False) -> str:
     """Turn what a user gives as a model into a folder or a hub id.
 
     Args:
         name: A folder, the name of a built-in model (a folder of that name with a model in it comes first), or a hub
             id (``owner/name``).
+        images: Whether an image model is wanted, for messages: no built-in model is one.
 
     Raises:
         ArtifactError: It is a pickle, a file, an adapter, an empty folder, a path that does not exist, or nearly a
@@ -48,8 +49,10 @@ def resolve_model(name: str | Path) -> str:
     if path.exists():
         raise ArtifactError(f"{path} is a file, not a model folder; give the folder that a stage wrote")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or (path.parent != Path(".") and path.parent.is_dir()):
-        raise ArtifactError(f"there is no folder {text!r}; give the folder that a stage wrote, {_other_names()}")
-    _refuse_nearly_builtin(text)
+        others = "or a hub id" if images else _other_names()
+        raise ArtifactError(f"there is no folder {text!r}; give the folder that a stage wrote, {others}")
+    if not images:
+        _refuse_nearly_builtin(text)
     return text
 
 

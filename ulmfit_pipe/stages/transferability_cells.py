@@ -113,7 +113,7 @@ class SeedOfNetworks:
         return {
             "network": dataclasses.asdict(network),
             "settings": {**numbers, "lr": rate_of(self.settings)},
-            "model": model_identity(self.settings.model),
+            "model": model_identity(self.settings.model, images=self.a.train.digests is not None),
             "mixed_precision": self.context.mixed_precision,
             "seed": self.context.seed,
             "rows": {name: part.digest() for name, part in parts.items()},

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features
 
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
-from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images
+from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, with_source_rows
 from ulmfit_pipe.data.image_samples import handwritten_digits
 from ulmfit_pipe.data.tables import TableError, check_labels_for_training, load_table, split_train_validation
 from ulmfit_pipe.stages.demo import TARGET_LIBRARIES, TEST_FRACTION, long_paragraphs
@@ -115,8 +115,8 @@ def _load_images(settings: "TransferabilitySettings") -> tuple[Examples, Example
             str(settings.train_images), image_column=settings.image_column, label_column=settings.label_column
         )
         check_labels_for_training(train)
-        if settings.test_images is None:
-            train, test = _parts(train, settings)
+        if settings.test_images is None:  # a bad image is named by the row that it has in what the user gave
+            train, test = _parts(with_source_rows(train), settings)
         else:
             test = load_images(
                 settings.test_images,
