@@ -86,7 +86,7 @@ def test_ar_and_tar_look_at_real_positions_only_and_only_in_training():
     # AR: 2 * mean(1, 9, 4, 4, 4); TAR: 1 * mean(4, 0, 0)
     assert float(objective(model, batch, None).penalty.detach()) == pytest.approx(2 * 22 / 5 + 4 / 3)
     assert objective(model.eval(), batch, None).penalty is None
-    assert float(objective(WithRawOutput(masked=False), batch, None).penalty) > 1000
+    assert objective(WithRawOutput(masked=False), batch, None).penalty.item() > 1000
     assert ClassificationObjective()(WithRawOutput(masked=False), batch, None).penalty is None
 
 

@@ -6,8 +6,9 @@ partition of the parameters, so that none is forgotten and none is trained twice
 Source: Howard & Ruder 2018, sections 3.2 and 3.3; the meaning of ``freeze_to`` is fastai's.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -290,3 +291,14 @@ def train_mode(
             held = [id(parameter) for parameter in module.parameters()]
             if held and still.issuperset(held):
                 module.eval()
+
+
+@contextlib.contextmanager
+def train_flags_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module back into training or evaluation mode, as it was before the block."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

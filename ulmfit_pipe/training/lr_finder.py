@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ulmfit_pipe.training.batch_windows import windows_of
-from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_mode, trainable_indices
+from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_flags_kept, train_mode, trainable_indices
 from ulmfit_pipe.training.loop import NonFiniteLossError, Run, train_step
 from ulmfit_pipe.training.lr_suggestions import smooth_losses, suggest, usable_part
 from ulmfit_pipe.training.objectives import Batch
@@ -203,11 +203,10 @@ def restored(model: nn.Module, groups: Sequence[LayerGroup]) -> Iterator[None]:
     parameters = [parameter for group in groups for _, parameter in group.parameters]
     kept = [(p, p.detach().clone(), p.requires_grad, p.grad) for p in parameters]
     buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    flags = [(module, module.training) for module in model.modules()]
     for parameter in parameters:
         parameter.grad = None
     try:
-        with _random_state_kept():
+        with train_flags_kept(model), _random_state_kept():
             yield
     finally:
         model.to(device)
@@ -218,8 +217,6 @@ def restored(model: nn.Module, groups: Sequence[LayerGroup]) -> Iterator[None]:
                 parameter.grad = gradient
             for module, name, buffer, values in buffers:
                 module._buffers[name] = buffer.copy_(values)
-        for module, training in flags:
-            module.training = training
 
 
 @contextlib.contextmanager

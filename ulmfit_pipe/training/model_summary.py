@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ulmfit_pipe.training.layer_groups import LayerGroup
+from ulmfit_pipe.training.layer_groups import LayerGroup, train_flags_kept
 from ulmfit_pipe.training.processes import to_device
 from ulmfit_pipe.training.records import Task
 from ulmfit_pipe.training.text_tables import Report, format_table
@@ -81,19 +81,16 @@ def output_shapes(
         return hook
 
     owners = {owner for group in groups for owner in _by_owner(group)}
-    flags = [(module, module.training) for module in model.modules()]
     handles = [model.get_submodule(owner).register_forward_hook(remember(owner)) for owner in owners]
     model.to(accelerator.device)
-    model.eval()
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with train_flags_kept(model), torch.random.fork_rng(), torch.no_grad():
+            model.eval()
             batch = next(iter(task.train_batches))
             task.objective(model, to_device(batch, accelerator), None)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in flags:
-            module.training = training
     return shapes
 
 

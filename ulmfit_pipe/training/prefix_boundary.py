@@ -24,7 +24,7 @@ from ulmfit_pipe.training.batch_rows import (
     find_axes,
     trial_batches,
 )
-from ulmfit_pipe.training.layer_groups import LayerGroup, train_mode
+from ulmfit_pipe.training.layer_groups import LayerGroup, train_flags_kept, train_mode
 from ulmfit_pipe.training.objectives import ObjectiveOutput
 from ulmfit_pipe.training.records import TrainingOptions
 from ulmfit_pipe.training.stand_ins import StandIn, shows_nan, without_numbers
@@ -105,17 +105,14 @@ class Cut:
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """Put back training flags, buffers and torch's random state after the block."""
-    flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with train_flags_kept(model), torch.random.fork_rng(devices), torch.no_grad():
             yield
     finally:
         for buffer, values in buffers:
             buffer.copy_(values)
-        for module, training in flags:
-            module.training = training
 
 
 def frozen_below(groups: Sequence[LayerGroup]) -> list[LayerGroup]:
