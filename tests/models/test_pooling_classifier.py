@@ -1,4 +1,4 @@
-"""Concat pooling on a transformer: what is pooled, independence of neighbours, and a folder that is ours."""
+"""Heads on a transformer's pooled outputs: what is pooled, independence of neighbours, and a folder that is ours."""
 
 import subprocess
 import sys
@@ -39,6 +39,7 @@ OPT = OPTConfig(  # its outputs are as wide as its embeddings, not as its hidden
     max_position_embeddings=16,
     pad_token_id=0,
 )
+POOLINGS = pytest.mark.parametrize("pooling", ["concat", "mean"])
 BACKBONES = pytest.mark.parametrize(
     "encoder", [BERT, DISTILBERT, GPT2, XLNET, OPT], ids=lambda config: config.model_type
 )
@@ -69,28 +70,50 @@ def test_the_head_sees_one_position_the_maximum_and_the_mean_over_the_text(summa
     torch.testing.assert_close(model(**batch).logits, model.classifier(torch.stack(expected)))
 
 
+def test_mean_pooling_gives_a_linear_head_the_average_over_the_text():
+    model, batch = make(BERT, pooling="mean"), padded(9, 4)
+    outputs = model.backbone(**batch).last_hidden_state
+    means = torch.stack([outputs[0].mean(0), outputs[1, :4].mean(0)])
+    head = model.classifier.linear
+    torch.testing.assert_close(model(**batch).logits, means @ head.weight.T + head.bias)
+
+
+def test_the_linear_heads_weights_start_as_torchs_its_bias_at_zero_and_its_input_drops():
+    model, batch = make(BERT, pooling="mean", head_dropout=0.5), padded(9, 4)
+    head = model.classifier
+    assert 0.5 * 8**-0.5 < head.linear.weight.abs().max().item() <= 8**-0.5
+    assert head.linear.bias.tolist() == [0, 0, 0]
+    assert head.dropout.p == 0.5
+    still = model(**batch).logits
+    head.train()
+    assert not torch.equal(model(**batch).logits, still)
+
+
+@POOLINGS
 @BACKBONES
-def test_logits_depend_neither_on_padding_nor_on_neighbours(encoder):
-    model, batch = make(encoder), padded(9, 4, 6)
+def test_logits_depend_neither_on_padding_nor_on_neighbours(encoder, pooling):
+    model, batch = make(encoder, pooling=pooling), padded(9, 4, 6)
     together = model(**batch).logits
     for row, length in enumerate((9, 4, 6)):
         alone = model(input_ids=batch["input_ids"][row : row + 1, :length]).logits
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
+@POOLINGS
 @BACKBONES
-def test_every_weight_is_used_so_that_a_pooler_nobody_reads_is_left_out(encoder):
-    model = make(encoder).train()
+def test_every_weight_is_used_so_that_a_pooler_nobody_reads_is_left_out(encoder, pooling):
+    model = make(encoder, pooling=pooling).train()
     model(**padded(9, 4, 6)).logits.sum().backward()
     of_xlnet = ("mask_emb", "seg_embed", "r_s_bias")  # of its pretraining, and of token types where it is given some
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert [name for name in unused if not name.endswith(of_xlnet)] == []
 
 
+@POOLINGS
 @BACKBONES
-def test_a_saved_folder_comes_back_through_transformers_with_the_same_logits(encoder, tmp_path):
+def test_a_saved_folder_comes_back_through_transformers_with_the_same_logits(encoder, pooling, tmp_path):
     register()
-    model, batch = make(encoder), padded(9, 4)
+    model, batch = make(encoder, pooling=pooling), padded(9, 4)
     model.save_pretrained(tmp_path)
     loaded, found = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not found["missing_keys"]

@@ -47,10 +47,18 @@ def text_classifier(model, **settings):
         ("bert", {}),
         ("bert", {"long_documents": "windows", "window_length": 7, "max_length": 60}),
         ("bert", {"head": "concat-pooling"}),
+        ("bert", {"head": "mean-pooling"}),
         ("distilbert", {}),
         ("gpt2", {}),
     ],
-    ids=["bert", "bert in windows", "bert with concat pooling", "distilbert", "gpt2 padded on the left"],
+    ids=[
+        "bert",
+        "bert in windows",
+        "bert with concat pooling",
+        "bert with mean pooling",
+        "distilbert",
+        "gpt2 padded on the left",
+    ],
 )
 def test_a_transformer_trains_from_its_cached_prefix_to_the_same_weights(tmp_path, kind, settings):
     gap, said = both(text_classifier(SAVED[kind](tmp_path / kind), **settings))

@@ -20,6 +20,7 @@ SAVES = {**SAVED, "granite": save_granite}
         ("distilbert", {"head": "concat-pooling"}),
         ("gpt2", {}),
         ("granite", {"head": "concat-pooling"}),
+        ("bert", {"head": "mean-pooling"}),
     ],
 )
 def test_layer_groups_are_counted_without_the_weights(tmp_path, kind, settings):

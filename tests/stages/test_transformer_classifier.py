@@ -101,7 +101,7 @@ def bert_copy(pretrained, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("head", ["own", "concat-pooling"])
+@pytest.mark.parametrize("head", ["own", "concat-pooling", "mean-pooling"])
 def test_the_encoder_starts_from_the_pretrained_weights_and_only_the_head_trains_at_first(pretrained, kind, head):
     parts = build(pretrained[kind], head=head)
     state = parts.network.base_model.state_dict()
@@ -147,10 +147,9 @@ def test_outputs_that_concat_pooling_cannot_take_are_refused(kind, sizes, tmp_pa
     )
     AutoModel.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(
-        ArtifactError, match=rf"a '{kind}' model, whose outputs concat-pooling cannot take .*leave head"
-    ):
-        build(tmp_path, head="concat-pooling")
+    for head in ("concat-pooling", "mean-pooling"):
+        with pytest.raises(ArtifactError, match=rf"a '{kind}' model, whose outputs {head} cannot take .*leave head"):
+            build(tmp_path, head=head)
 
 
 def test_an_architecture_that_transformers_has_no_classifier_of_takes_concat_pooling(tmp_path):
@@ -213,7 +212,7 @@ def test_seeds_reproduce_bit_identical_classifiers(pretrained, trained, tmp_path
     assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize("head", ["own", "concat-pooling"])
+@pytest.mark.parametrize("head", ["own", "concat-pooling", "mean-pooling"])
 def test_the_twin_from_scratch_has_other_weights_and_trains_whole(pretrained, head):
     own, twin = (build(pretrained["bert"], head=head, from_scratch=yes) for yes in (False, True))
     first, second = own.network.base_model.state_dict(), twin.network.base_model.state_dict()
@@ -364,7 +363,7 @@ def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(pretrained,
     assert predictor.models[0].config.problem_type == "multi_label_classification"
 
 
-@pytest.mark.parametrize("head", ["own", "concat-pooling"])
+@pytest.mark.parametrize("head", ["own", "concat-pooling", "mean-pooling"])
 def test_going_on_from_a_saved_classifier_keeps_its_head(pretrained, trained, tmp_path, head):
     start = trained["bert"]
     if head != "own":
@@ -389,9 +388,15 @@ def test_a_classifier_of_one_label_a_text_cannot_go_on_with_several(pretrained, 
         build(tmp_path / "one", train=multi_label_table(12), validation=multi_label_table(6))
 
 
-def test_a_classifier_cannot_exchange_its_own_head_for_concat_pooling(trained):
+def test_a_classifier_cannot_exchange_its_head_for_another(pretrained, trained, tmp_path):
     with pytest.raises(ArtifactError, match="is a classifier with a head of its own, which cannot become a concat-poo"):
         build(trained["bert"], head="concat-pooling")
+    pooled = tmp_path / "pooled"
+    fit(pretrained["bert"], pooled, settings=ClassifierSettings(plan="head", final_epochs=1, head="mean-pooling"))
+    with pytest.raises(ArtifactError, match="with a mean-pooling head, which cannot become a concat-pooling one; give"):
+        build(pooled, head="concat-pooling")
+    for head in ("own", "mean-pooling"):  # the head it has, whether it is named or not
+        assert build(pooled, head=head).network.config.pooling == "mean"
 
 
 # Long documents
@@ -640,7 +645,7 @@ def test_two_classifiers_of_other_vocabularies_are_not_averaged(trained, tmp_pat
         Predictor.load(folder)
 
 
-@pytest.mark.parametrize("head", ["own", "concat-pooling"])
+@pytest.mark.parametrize("head", ["own", "concat-pooling", "mean-pooling"])
 def test_weights_that_lack_a_part_of_the_encoder_are_refused_not_filled_with_random_ones(bert_copy, head):
     weights = bert_copy / "model.safetensors"
     tensors = {name: value for name, value in load_file(weights).items() if "layer.1.output.dense" not in name}

@@ -1,7 +1,8 @@
-"""What turns a document's outputs into label scores: concat pooling and the two-block head.
+"""What turns a document's outputs into label scores: concat pooling and the two-block head, or the mean and one layer.
 
-Source: Howard & Ruder 2018, section 3.3 (concat pooling, two linear blocks with batch norm and dropout); the blocks
-are fastai 2.8's `LinBnDrop` (batch norm, dropout, linear without bias, activation).
+Sources: Howard & Ruder 2018, section 3.3 (concat pooling, two linear blocks with batch norm and dropout); the blocks
+are fastai 2.8's `LinBnDrop` (batch norm, dropout, linear without bias, activation). Mean pooling: Reimers & Gurevych
+2019, section 3.
 """
 
 import math
@@ -65,6 +66,23 @@ class ConcatPooling(nn.Module):
         return torch.cat([last, peak, mean.to(last.dtype)], dim=1)
 
 
+class MeanPooling(nn.Module):
+    """Average a document's outputs over its real positions, as most sentence encoders were trained to be read."""
+
+    def forward(self, outputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Pool outputs.
+
+        Args:
+            outputs: float (batch, seq_len, width).
+            mask: bool (batch, seq_len), True at real positions; at least one in every row.
+
+        Returns:
+            float (batch, width).
+        """
+        total = at_least_single(outputs.masked_fill(~mask[..., None], 0)).sum(1)  # (batch, width)
+        return (total / mask.sum(1)[:, None]).to(outputs.dtype)
+
+
 def needs_two_rows(norm: nn.Module) -> bool:
     """Tell whether a norm takes a variance over this process' rows alone (one marked `global_batch` takes it over all).
 
@@ -121,10 +139,26 @@ class PoolingClassifierHead(nn.Module):
         return pooled
 
 
+class LinearHead(nn.Module):
+    """Dropout and one linear layer, the head that transformers puts on an encoder."""
+
+    def __init__(self, in_features: int, num_labels: int, *, dropout: float) -> None:
+        """Take the widths and the dropout probability."""
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(in_features, num_labels)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Map pooled features float (batch, in_features) to logits float (batch, num_labels)."""
+        return self.linear(self.dropout(pooled))
+
+
 def initialize_head(module: nn.Module) -> None:
     """Initialize one module of a head when transformers asks for it: linear layers as torch does, norms as fastai."""
     if isinstance(module, nn.Linear):
         init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        if module.bias is not None:
+            init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm1d):
         init.ones_(module.weight)
         init.constant_(module.bias, NORM_BIAS)

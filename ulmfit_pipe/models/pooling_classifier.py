@@ -1,8 +1,9 @@
-"""A classifier on any transformers backbone: concat pooling and ULMFiT's two-block head in place of the backbone's own.
+"""A classifier on any transformers backbone with another head than the backbone's own.
 
-A saved folder is ours, as an AWD-LSTM's is: it loads where ``ulmfit_pipe.stages`` has been imported.
+Concat pooling and ULMFiT's two blocks, or the mean over a text's tokens and a linear layer. A saved folder is ours, as
+an AWD-LSTM's is: it loads where ``ulmfit_pipe.stages`` has been imported.
 
-Source: Howard & Ruder 2018, section 3.3.
+Sources: Howard & Ruder 2018, section 3.3; Reimers & Gurevych 2019, section 3 (the mean).
 """
 
 import inspect
@@ -15,7 +16,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ulmfit_pipe.models.classifier_heads import ConcatPooling, PoolingClassifierHead, initialize_head
+from ulmfit_pipe.models.classifier_heads import (
+    ConcatPooling,
+    LinearHead,
+    MeanPooling,
+    PoolingClassifierHead,
+    initialize_head,
+)
 from ulmfit_pipe.models.document_windows import document_lengths
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 
@@ -30,10 +37,11 @@ class PoolingClassifierConfig(PreTrainedConfig):
 
     Args:
         encoder_config: Configuration of the backbone.
-        summary: Which position is pooled beside the maximum and the mean: the last (a causal model has read all of
-            the text only there), or the first ([CLS] of a model that reads both ways).
-        head_hidden_size: Width of the head's inner layer; 50 in ULMFiT.
-        head_dropout: Dropout of both blocks of the head; 0.1 as in BERT's own.
+        pooling: ``concat``, [summary, max, mean] and two blocks; or ``mean``, the mean and one linear layer.
+        summary: Which position concat pooling takes beside the maximum and the mean: the last (a causal model has read
+            all of the text only there), or the first ([CLS] of a model that reads both ways).
+        head_hidden_size: Width of the inner layer of the head of two blocks; 50 in ULMFiT.
+        head_dropout: Dropout of every layer of the head; 0.1 as in BERT's own.
         **kwargs: What every transformers configuration takes (id2label, problem_type, ...).
     """
 
@@ -43,6 +51,7 @@ class PoolingClassifierConfig(PreTrainedConfig):
     }
 
     encoder_config: dict | PreTrainedConfig | None = None
+    pooling: Literal["concat", "mean"] = "concat"
     summary: Literal["first", "last"] = "last"
     head_hidden_size: int = 50
     head_dropout: float | int = 0.1
@@ -62,7 +71,7 @@ class PoolingClassifierConfig(PreTrainedConfig):
 
 
 class PoolingForSequenceClassification(PreTrainedModel):
-    """A backbone, [summary, max, mean] of its outputs over a text's tokens, and the two-block head."""
+    """A backbone, its outputs over a text's tokens pooled, and a head on them."""
 
     config_class = PoolingClassifierConfig
     config: PoolingClassifierConfig
@@ -78,13 +87,18 @@ class PoolingForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         encoder: Any = config.encoder_config
         self.backbone = AutoModel.from_config(encoder, **backbone_options(encoder))
-        self.pooling = ConcatPooling()
-        self.classifier = PoolingClassifierHead(
-            3 * output_width(encoder),
-            config.head_hidden_size,
-            config.num_labels or 2,
-            dropout=config.head_dropout,
-            hidden_dropout=config.head_dropout,
+        width, labels = output_width(encoder), config.num_labels or 2
+        self.pooling = MeanPooling() if config.pooling == "mean" else ConcatPooling()
+        self.classifier = (
+            LinearHead(width, labels, dropout=config.head_dropout)
+            if config.pooling == "mean"
+            else PoolingClassifierHead(
+                3 * width,
+                config.head_hidden_size,
+                labels,
+                dropout=config.head_dropout,
+                hidden_dropout=config.head_dropout,
+            )
         )
         self.post_init()
 
@@ -113,8 +127,8 @@ class PoolingForSequenceClassification(PreTrainedModel):
         mask = positions < lengths.to(input_ids.device)[:, None]  # (batch, seq_len)
         encoded = self.backbone(input_ids=input_ids, attention_mask=mask.long(), **inputs)
         outputs = encoded.last_hidden_state  # (batch, seq_len, hidden)
-        pooled = self.pooling(outputs, mask)  # (batch, 3 * hidden)
-        if self.config.summary == "first":
+        pooled = self.pooling(outputs, mask)  # (batch, 3 * hidden), of the mean alone (batch, hidden)
+        if self.config.pooling == "concat" and self.config.summary == "first":
             pooled = torch.cat([outputs[:, 0], pooled[:, outputs.shape[-1] :]], dim=1)
         logits = self.classifier(pooled)  # (batch, num_labels)
         loss = None

@@ -77,7 +77,8 @@ class ClassifierSettings:
         from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
         accumulation_steps: Micro-batches an optimizer step.
         num_workers: Processes that tokenize; null decides.
-        head: A transformer's own head, which plain transformers loads; or concat pooling and ULMFiT's two blocks.
+        head: A transformer's own head, which plain transformers loads; concat-pooling, with ULMFiT's two blocks; or
+            mean-pooling, the mean over a text's tokens and a linear layer, as sentence encoders are read.
         long_documents: What a transformer does with a text longer than it reads: truncate keeps the beginning,
             head-tail beginning and end, windows reads all of it and averages the windows' logits.
         window_length: Tokens of a window; null takes the longest that the model reads.
@@ -110,7 +111,7 @@ class ClassifierSettings:
     from_scratch: bool = False
     accumulation_steps: int = 1
     num_workers: int | None = None
-    head: Literal["own", "concat-pooling"] = added_setting("own")
+    head: Literal["own", "concat-pooling", "mean-pooling"] = added_setting("own")
     long_documents: Literal["truncate", "head-tail", "windows"] = added_setting("truncate")
     window_length: int | None = added_setting(None)
     window_overlap: int | None = added_setting(None)

@@ -1,11 +1,11 @@
-"""A transformer's part of the classifier stage: its own head, or concat pooling, on the weights of any text model.
+"""A transformer's part of the classifier stage: its own head, or one on pooled outputs, on any text model's weights.
 
 With its own head a saved classifier is plain transformers: ``AutoModelForSequenceClassification`` loads it where
 ulmfit_pipe is not installed.
 """
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import (
@@ -31,6 +31,8 @@ from ulmfit_pipe.stages.run_context import RunContext
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.classifier import ClassifierSettings
+
+POOLINGS: dict[str, Literal["concat", "mean"]] = {"concat-pooling": "concat", "mean-pooling": "mean"}  # by head
 
 
 def build_transformer_classifier(
@@ -69,7 +71,7 @@ def build_transformer_classifier(
         setattr(config, name, value)
     if is_classifier:
         network = _saved_classifier(model, config, settings)
-    elif settings.head == "concat-pooling":
+    elif settings.head in POOLINGS:
         network = _pooling_classifier(model, config, labels, tokenizer, settings)
     else:
         network = _own_classifier(model, config, settings, context)
@@ -90,8 +92,11 @@ def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierS
     """
     _check_architecture(model, config, settings)
     with torch.device("meta"):
-        if settings.head == "concat-pooling" and config.model_type != MODEL_TYPE:
-            return PoolingForSequenceClassification(PoolingClassifierConfig(encoder_config=copy.deepcopy(config)))
+        if settings.head in POOLINGS and config.model_type != MODEL_TYPE:
+            pooling = POOLINGS[settings.head]
+            return PoolingForSequenceClassification(
+                PoolingClassifierConfig(encoder_config=copy.deepcopy(config), pooling=pooling)
+            )
         return AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
 
 
@@ -127,16 +132,19 @@ def _check_architecture(model: str, config: Any, settings: "ClassifierSettings")
     if not has_own_head and settings.head == "own":
         raise ArtifactError(
             f"{model} is a {kind!r} model, for which transformers has no classifier with a head of its own; set head "
-            "to 'concat-pooling'"
+            "to 'concat-pooling' or 'mean-pooling'"
         )
-    if (
-        settings.head == "concat-pooling"
-        and kind != MODEL_TYPE
-        and "SequenceClassification" in str(config.architectures)
-    ):
+    if settings.head not in POOLINGS:
+        return
+    if kind == MODEL_TYPE:
+        its_own = next(head for head, pooling in POOLINGS.items() if pooling == config.pooling)
+    else:
+        its_own = "own" if "SequenceClassification" in str(config.architectures) else settings.head
+    if settings.head != its_own:
+        what = "a head of its own" if its_own == "own" else f"a {its_own} head"
         raise ArtifactError(
-            f"{model} is a classifier with a head of its own, which cannot become a concat-pooling one; give the "
-            "folder of its encoder or language model, or leave head out to go on with the head it has"
+            f"{model} is a classifier with {what}, which cannot become a {settings.head} one; give the folder of its "
+            "encoder or language model, or leave head out to go on with the head it has"
         )
 
 
@@ -174,16 +182,21 @@ def _pooling_classifier(
 ) -> PoolingForSequenceClassification:
     prefix = special_tokens_of(tokenizer).prefix
     reads_first = bool(prefix) and prefix[0] == tokenizer.cls_token_id
-    whole = PoolingClassifierConfig(encoder_config=config, summary="first" if reads_first else "last", **labels)
-    network = _tried(model, whole)
+    whole = PoolingClassifierConfig(
+        encoder_config=config,
+        pooling=POOLINGS[settings.head],
+        summary="first" if reads_first else "last",
+        **labels,
+    )
+    network = _tried(model, whole, head=settings.head)
     if not settings.from_scratch:
         encoder = load_model(model, AutoModel, config=config, **backbone_options(config))
         network.backbone.load_state_dict(encoder.state_dict())
     return network
 
 
-def _tried(model: str, config: PoolingClassifierConfig) -> PoolingForSequenceClassification:
-    """Build a concat-pooling classifier and let it read two tokens: some backbones give out what it cannot pool.
+def _tried(model: str, config: PoolingClassifierConfig, *, head: str) -> PoolingForSequenceClassification:
+    """Build a pooling classifier and let it read two tokens: some backbones give out what it cannot pool.
 
     Reformer's outputs are twice as wide as its configuration says; Perceiver reads no ``input_ids``.
     """
@@ -195,8 +208,8 @@ def _tried(model: str, config: PoolingClassifierConfig) -> PoolingForSequenceCla
         kind = config.get_text_config().model_type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(
-            f"{model} is a {kind!r} model, whose outputs concat-pooling cannot take ({reason}); leave head out for its "
-            "own, or give another encoder"
+            f"{model} is a {kind!r} model, whose outputs {head} cannot take ({reason}); leave head out for its own, or "
+            "give another encoder"
         ) from error
     network.train()
     return network
