@@ -143,7 +143,7 @@ def test_the_heads_weights_start_as_an_awd_lstm_classifiers_do():
         assert (block.norm.weight.min(), block.norm.weight.max()) == (1, 1)
         assert block.norm.bias.unique().tolist() == [pytest.approx(1e-3)]
         bound = block.linear.in_features**-0.5
-        assert 0.5 * bound < float(block.linear.weight.abs().max()) <= bound
+        assert 0.5 * bound < block.linear.weight.abs().max().item() <= bound
 
 
 def test_labels_give_transformers_loss():

@@ -1,7 +1,12 @@
+import atexit
+import time
+from types import SimpleNamespace
+
 import torch
 from toy_models import text_rows
 
-from ulmfit_pipe.training.processes import gather_bytes, reduce_sum, to_device
+from ulmfit_pipe.training import processes
+from ulmfit_pipe.training.processes import EXIT_PAUSE, gather_bytes, reduce_sum, settle_at_exit, to_device
 
 
 class TwoAlike:
@@ -38,3 +43,17 @@ def test_sums_are_over_the_processes(accelerator):
 def test_a_batch_is_moved_with_all_it_holds(accelerator):
     rows = text_rows(3)
     assert all(torch.equal(value, rows[name]) for name, value in to_device(rows, accelerator).items())
+
+
+def test_several_processes_pause_once_before_python_shuts_down_and_a_single_one_does_not(monkeypatch):
+    registered = []
+    monkeypatch.setattr(atexit, "register", lambda *call: registered.append(call))
+    processes._pause_at_exit.cache_clear()
+    try:
+        settle_at_exit(SimpleNamespace(num_processes=1))
+        assert registered == []
+        settle_at_exit(SimpleNamespace(num_processes=2))
+        settle_at_exit(SimpleNamespace(num_processes=2))
+    finally:
+        processes._pause_at_exit.cache_clear()
+    assert registered == [(time.sleep, EXIT_PAUSE)]

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training.precision import check_precision, refuse_silent_float32
+from ulmfit_pipe.training.processes import settle_at_exit
 
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
 OF_ACCELERATE_LAUNCH = "ACCELERATE_MIXED_PRECISION"  # environment variable that each of its launchers sets
@@ -51,6 +52,7 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
             f"the launcher started {started} processes, but each of them would train alone and write into the same "
             f"folder; {ADVICE.format(count=started)}"
         )
+    settle_at_exit(accelerator)
     refuse_silent_float32(accelerator)
     if say is not None and accelerator.is_main_process:
         for line in (missing_processes(), _other_precision(accelerator), _unsharded(accelerator)):

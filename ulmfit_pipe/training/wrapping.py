@@ -19,6 +19,7 @@ from ulmfit_pipe.training.global_norms import global_batch_norms
 from ulmfit_pipe.training.gradient_checkpointing import checkpointed
 from ulmfit_pipe.training.precision import tf32_allowed
 from ulmfit_pipe.training.process_memory import keep_freed_memory
+from ulmfit_pipe.training.processes import settle_at_exit
 from ulmfit_pipe.training.records import TrainingOptions
 from ulmfit_pipe.training.sharding import is_sharded, refuse_whole
 
@@ -47,6 +48,7 @@ def prepared(
     """
     options = options or TrainingOptions()
     check_accelerator(accelerator)
+    settle_at_exit(accelerator)
     refuse_whole(model, accelerator, options)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
