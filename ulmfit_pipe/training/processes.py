@@ -64,8 +64,9 @@ def settle_at_exit(accelerator: Accelerator) -> None:
     """Have each of several processes pause for a moment before Python shuts down; calling it again changes nothing.
 
     A thread of gloo, torch's transport between CPUs, that lets go of its last tensor while the interpreter shuts down
-    ends the process by SIGABRT, and the launcher calls a run failed that is over and saved (torch 2.13: 3 of 125 runs
-    on an overloaded machine). Where DistributedDataParallel was used these threads outlive `destroy_process_group`.
+    ends the process by SIGABRT, and the launcher calls a run failed that is over and saved (torch 2.13: 3 of about 120
+    runs on an overloaded machine). Where DistributedDataParallel was used these threads outlive
+    `destroy_process_group`.
     """
     if accelerator.num_processes > 1:
         _pause_at_exit()
