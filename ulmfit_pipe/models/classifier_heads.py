@@ -19,6 +19,11 @@ def at_least_single(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def masked_sum(outputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum outputs float (batch, seq_len, width) over where the mask bool (batch, seq_len) is True: (batch, width)."""
+    return at_least_single(outputs.masked_fill(~mask[..., None], 0)).sum(1)
+
+
 class PrefixPool:
     """Running max and sum of outputs that are read without gradients, for each row of a batch."""
 
@@ -58,7 +63,7 @@ class ConcatPooling(nn.Module):
         kept = mask.sum(1)  # (batch,)
         last = outputs[torch.arange(len(outputs), device=outputs.device), kept - 1]  # (batch, width)
         peak = outputs.masked_fill(~mask[..., None], -torch.inf).max(1).values
-        total = at_least_single(outputs.masked_fill(~mask[..., None], 0)).sum(1)
+        total = masked_sum(outputs, mask)  # (batch, width)
         if prefix is not None:
             peak = torch.maximum(peak, prefix.peak.to(peak.dtype))
             total = total + prefix.total
@@ -79,8 +84,7 @@ class MeanPooling(nn.Module):
         Returns:
             float (batch, width).
         """
-        total = at_least_single(outputs.masked_fill(~mask[..., None], 0)).sum(1)  # (batch, width)
-        return (total / mask.sum(1)[:, None]).to(outputs.dtype)
+        return (masked_sum(outputs, mask) / mask.sum(1)[:, None]).to(outputs.dtype)
 
 
 def needs_two_rows(norm: nn.Module) -> bool:

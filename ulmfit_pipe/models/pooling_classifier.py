@@ -88,18 +88,20 @@ class PoolingForSequenceClassification(PreTrainedModel):
         encoder: Any = config.encoder_config
         self.backbone = AutoModel.from_config(encoder, **backbone_options(encoder))
         width, labels = output_width(encoder), config.num_labels or 2
-        self.pooling = MeanPooling() if config.pooling == "mean" else ConcatPooling()
-        self.classifier = (
-            LinearHead(width, labels, dropout=config.head_dropout)
-            if config.pooling == "mean"
-            else PoolingClassifierHead(
+        self.pooling: nn.Module
+        self.classifier: nn.Module
+        if config.pooling == "mean":
+            self.pooling = MeanPooling()
+            self.classifier = LinearHead(width, labels, dropout=config.head_dropout)
+        else:
+            self.pooling = ConcatPooling()
+            self.classifier = PoolingClassifierHead(
                 3 * width,
                 config.head_hidden_size,
                 labels,
                 dropout=config.head_dropout,
                 hidden_dropout=config.head_dropout,
             )
-        )
         self.post_init()
 
     def forward(

@@ -134,18 +134,20 @@ def _check_architecture(model: str, config: Any, settings: "ClassifierSettings")
             f"{model} is a {kind!r} model, for which transformers has no classifier with a head of its own; set head "
             "to 'concat-pooling' or 'mean-pooling'"
         )
-    if settings.head not in POOLINGS:
-        return
-    if kind == MODEL_TYPE:
-        its_own = next(head for head, pooling in POOLINGS.items() if pooling == config.pooling)
-    else:
-        its_own = "own" if "SequenceClassification" in str(config.architectures) else settings.head
-    if settings.head != its_own:
+    its_own = _head_of(config)
+    if settings.head in POOLINGS and its_own not in (None, settings.head):
         what = "a head of its own" if its_own == "own" else f"a {its_own} head"
         raise ArtifactError(
             f"{model} is a classifier with {what}, which cannot become a {settings.head} one; give the folder of its "
             "encoder or language model, or leave head out to go on with the head it has"
         )
+
+
+def _head_of(config: Any) -> str | None:
+    """Return a saved classifier's head as the setting names it; None of a model that is no classifier."""
+    if config.model_type == MODEL_TYPE:
+        return next(head for head, pooling in POOLINGS.items() if pooling == config.pooling)
+    return "own" if "SequenceClassification" in str(config.architectures) else None
 
 
 def _saved_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
