@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from toy_models import CLASSES, VOCAB, ToyLanguageModel, new_model, text_rows, token_rows
 
+from ulmfit_pipe.training import objectives
 from ulmfit_pipe.training.objectives import (
     ClassificationObjective,
     SequenceObjective,
@@ -155,3 +156,30 @@ def test_nested_states_are_detached():
     assert not first.requires_grad
     assert not second.requires_grad
     assert nothing is None
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_loss_summed_in_chunks_and_its_gradient_are_torchs(kind: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    classes = objectives.CHUNK_NUMBERS // 20  # several chunks, the last one not full
+    logits = (torch.randn(53, classes, generator=generator) * 5).to(kind).requires_grad_()
+    targets = torch.randint(classes, (53,), generator=generator)
+    targets[[0, 20, 52]] = objectives.IGNORED
+    assert logits.numel() > objectives.CHUNK_NUMBERS
+    ours = objectives.summed_cross_entropy(logits, targets)
+    (our_gradient,) = torch.autograd.grad(ours / 50, logits)
+    theirs = F.cross_entropy(objectives.widened(logits), targets, reduction="sum")
+    (their_gradient,) = torch.autograd.grad(theirs / 50, logits)
+    assert ours.dtype == theirs.dtype
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert our_gradient.dtype == kind
+    assert not our_gradient[[0, 20, 52]].any()
+    assert (our_gradient - their_gradient).abs().max() <= tolerance * their_gradient.abs().max()
+    with torch.no_grad():
+        assert objectives.summed_cross_entropy(logits, targets).item() == ours.item()
+
+
+def test_a_target_that_is_no_class_is_refused_in_chunks_too() -> None:
+    logits = torch.zeros(3, objectives.CHUNK_NUMBERS)
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        objectives.summed_cross_entropy(logits, torch.tensor([0, -1, 2]))

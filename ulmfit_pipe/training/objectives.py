@@ -15,6 +15,7 @@ Batch = Mapping[str, Tensor]
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 IGNORED = -100  # torch's own mark of a target that counts for nothing
+CHUNK_NUMBERS = 2**19  # logits whose loss is computed at once: 2 MB in float32, what a core's own cache holds
 
 
 @dataclass
@@ -147,9 +148,7 @@ class SequenceObjective:
         targets = batch["targets"]
         output = model(input_ids=batch["input_ids"], hidden_state=carry)
         logits = output.logits  # (batch, seq_len, vocab_size)
-        loss_sum = F.cross_entropy(
-            widened(logits).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
-        )
+        loss_sum = summed_cross_entropy(logits.flatten(0, 1), targets.flatten())
         penalty = None
         if model.training:
             penalty = activation_penalty(output.raw_output, output.dropped_output, alpha=self.alpha, beta=self.beta)
@@ -159,6 +158,58 @@ class SequenceObjective:
 def widened(values: Tensor) -> Tensor:
     """Return half-precision values as float32 and others as they are: a loss is never summed in half precision."""
     return values.float() if values.dtype in HALF_TYPES else values
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of rows of logits, summed; rows whose target is -100 count for nothing.
+
+    On a CPU the rows are taken a few at a time: a language model's logits in float32, their soft-max and its gradient are
+    each a hundred megabytes or more, and moving these through memory took longer than all of the LSTM's arithmetic.
+
+    Args:
+        logits: float (rows, num_classes); half precision is widened to float32 first.
+        targets: int64 (rows,).
+    """
+    if logits.device.type == "cpu" and logits.numel() > CHUNK_NUMBERS and logits.dtype != torch.float16:
+        loss_sum: Tensor = _ChunkedCrossEntropy.apply(logits, targets)
+        return loss_sum
+    return F.cross_entropy(widened(logits), targets, reduction="sum", ignore_index=IGNORED)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy whose gradient is computed beside the loss, `CHUNK_NUMBERS` logits at a time.
+
+    Not for float16: its gradient has to be multiplied by the loss scale before it is rounded.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum the losses and keep the gradient of each logit."""
+        rows_at_once = max(1, CHUNK_NUMBERS // logits.shape[1])
+        wide = torch.float32 if logits.dtype in HALF_TYPES else logits.dtype
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        loss_sum = torch.zeros((), dtype=wide)
+        for first in range(0, len(logits), rows_at_once):
+            rows = slice(first, first + rows_at_once)
+            counts = (targets[rows] != IGNORED).unsqueeze(1).to(wide)  # (chunk, 1)
+            at_target = targets[rows].where(targets[rows] != IGNORED, 0).unsqueeze(1)
+            scores = logits[rows].to(wide, copy=True)  # (chunk, num_classes)
+            scores -= scores.amax(dim=1, keepdim=True)
+            target_scores = scores.gather(1, at_target)
+            sums = scores.exp_().sum(dim=1, keepdim=True)
+            loss_sum += ((sums.log() - target_scores) * counts).sum()
+            if gradient is not None:
+                scores *= counts / sums
+                gradient[rows] = scores.scatter_add_(1, at_target, -counts)
+        ctx.save_for_backward(gradient)
+        return loss_sum
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Scale the gradient that forward kept."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * loss_gradient.to(gradient.dtype), None
 
 
 def _check_penalties(alpha: float, beta: float) -> None:

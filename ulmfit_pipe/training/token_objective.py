@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
-from ulmfit_pipe.training.objectives import IGNORED, Batch, ObjectiveOutput, widened
+from ulmfit_pipe.training.objectives import IGNORED, Batch, ObjectiveOutput, summed_cross_entropy
 
 # (model, its inputs, bool (batch, seq_len)) -> float (wanted positions, num_classes), row by row
 LogitsAt = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
@@ -48,5 +47,5 @@ class TokenObjective:
         wanted = batch["targets"] != IGNORED
         logits = self.logits_at(model, inputs, wanted)  # (wanted positions, num_classes)
         targets = batch["targets"][wanted]  # (wanted positions,)
-        loss_sum = F.cross_entropy(widened(logits), targets, reduction="sum")
+        loss_sum = summed_cross_entropy(logits, targets)
         return ObjectiveOutput(loss_sum, None, None, logits.detach(), targets)
