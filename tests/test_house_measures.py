@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 600  # 400 is the target; more is for one class or one idea that reads from top to bottom
 MAX_FUNCTION_LINES = 60
 RECIPE_LINES = range(40, 91)
 
@@ -39,7 +39,7 @@ def public_definitions(body: list[ast.stmt]) -> Iterator[FUNCTION | ast.ClassDef
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=shown)
-def test_no_package_file_is_longer_than_400_lines(path):
+def test_no_package_file_is_longer_than_600_lines(path):
     assert line_count(path) <= MAX_FILE_LINES
 
 
