@@ -163,8 +163,8 @@ def widened(values: Tensor) -> Tensor:
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy of rows of logits, summed; rows whose target is -100 count for nothing.
 
-    On a CPU the rows are taken a few at a time: a language model's logits in float32, their soft-max and its gradient are
-    each a hundred megabytes or more, and moving these through memory took longer than all of the LSTM's arithmetic.
+    On a CPU the rows are taken a few at a time: a language model's logits in float32, their softmax and its gradient
+    are each a hundred megabytes or more, and moving these through memory took longer than all of the LSTM's arithmetic.
 
     Args:
         logits: float (rows, num_classes); half precision is widened to float32 first.
