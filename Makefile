@@ -52,6 +52,7 @@ demo-full: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu and not browser" $(PYTEST_ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -n 0 -m "bf16 and not slow"
 
 test-all: $(STAMP)
 	$(PYTEST) -m "not browser" $(PYTEST_ARGS)

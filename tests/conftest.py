@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the caches of the libraries."""
     CACHE.cleanup()
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Forget the precision of this process' accelerators before and after."""
+    from accelerate.state import AcceleratorState  # not above, for the same reason as torch below
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def cost_ratio():
+    """Return a function that tells how many times the processor time of one piece of work another one takes.
+
+    The least of several runs each, so that what else the machine does counts little; tests compare it with a bound far
+    from both a right and a wrong growth.
+    """
+
+    def seconds(work):
+        times = []
+        for _ in range(3):
+            started = time.process_time()
+            work()
+            times.append(time.process_time() - started)
+        return min(times)
+
+    return lambda small, large: seconds(large) / seconds(small)
 
 
 @pytest.fixture

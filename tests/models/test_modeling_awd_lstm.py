@@ -193,6 +193,7 @@ def test_padded_prompts_are_refused():
         language_model().generate(words(2, 3), attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]), max_new_tokens=2)
 
 
+@pytest.mark.bf16
 def test_bf16_autocast_gives_every_parameter_a_gradient():
     model, ids = language_model().train(), words(2, 3)
     state = model(ids).hidden_state

@@ -143,6 +143,7 @@ def test_losses_are_cross_entropy_or_its_multi_label_form():
         classifier(problem_type="regression")(**batch, labels=labels)
 
 
+@pytest.mark.bf16
 def test_bf16_autocast_reads_long_documents_and_reaches_every_parameter():
     model = classifier().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):

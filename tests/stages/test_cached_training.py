@@ -13,6 +13,10 @@ from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_l
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, build_image_learner
 
 TRAIN, VALIDATION = table(reviews(12)), table(reviews(6, seed=7))
+# Nine steps of Adam, each at most the rate of 0.01 long. Float32 rounds gradients differently where rows are computed
+# in other batches (by 1e-7, a thousandth where terms cancel), on some processors more than on others. A cache that gave
+# another row, or an old one, would move the weights by a step or more.
+ROUNDING = 9 * 1e-2 * 1e-3
 KEPT = "cache_frozen: 18 rows were kept"
 
 
@@ -62,14 +66,14 @@ def text_classifier(model, **settings):
 )
 def test_a_transformer_trains_from_its_cached_prefix_to_the_same_weights(tmp_path, kind, settings):
     gap, said = both(text_classifier(SAVED[kind](tmp_path / kind), **settings))
-    assert gap < 1e-6
+    assert gap < ROUNDING
     assert said[0].startswith("cache_frozen: embeddings, block0, block1, block2 run once a row; kept is what goes into")
     assert said[-1].startswith(KEPT)
 
 
 def test_an_awd_lstm_trains_its_head_from_its_cached_prefix_to_the_same_weights(tiny_language_model_folder):
     gap, said = both(text_classifier(tiny_language_model_folder))
-    assert gap < 1e-6
+    assert gap < ROUNDING
     assert said[-1].startswith(KEPT)
 
 
@@ -95,7 +99,7 @@ def test_an_image_classifier_trains_from_its_cached_prefix_to_the_same_weights(t
         return build_image_learner(*tables, model=str(model), settings=chosen, context=context)
 
     gap, said = both(build)
-    assert gap < 1e-6
+    assert gap < ROUNDING
     assert said[0].startswith("cache_frozen: early, late run once a row")
     assert said[-1].startswith(KEPT)
 

@@ -1,5 +1,6 @@
 """Half precision in whole stages: on this machine's CPU by the accuracy reached, on a GPU by what only it has."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,9 +15,10 @@ from accelerate.state import AcceleratorState, GradientState
 from several_process_runs import quiet, save_awd_lstm
 from tiny_runs import reviews, table, write_csv
 
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner
+from ulmfit_pipe.stages.artifacts import read_stage
+from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.training.precision import tf32_allowed
+from ulmfit_pipe.training.precision import cpu_precision, tf32_allowed
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ClassifierSettings(
@@ -61,6 +63,23 @@ def test_bf16_reaches_the_accuracy_of_float32_within_the_noise_of_five_seeds(tmp
     difference, noise = difference_and_noise(plain, half)
     assert noise < 0.05  # with more of it the next line would let anything pass
     assert difference < 2 * noise + 0.01, (plain, half)
+
+
+@pytest.mark.bf16
+def test_a_stage_asked_for_bf16_trains_and_tells_what_it_computed_in(tmp_path, fresh_accelerate):
+    said: list[str] = []
+    computed, line = cpu_precision("bf16")
+    result = train_classifier(
+        table(reviews(24)),
+        table(reviews(8, seed=1)),
+        output_dir=tmp_path / "classifier",
+        model=str(save_awd_lstm(tmp_path / "language_model")),
+        settings=dataclasses.replace(SETTINGS, final_epochs=1),
+        context=RunContext(mixed_precision="bf16", say=said.append),
+    )
+    assert np.isfinite(result.metrics["loss"])
+    assert read_stage(tmp_path / "classifier")["precision"] == computed
+    assert [one for one in said if "'bf16'" in one] == ([line] if line else [])
 
 
 @pytest.fixture

@@ -237,6 +237,7 @@ def test_accumulated_and_clipped_steps_end_the_same():
     assert cached.gap(plain) < 1e-12
 
 
+@pytest.mark.bf16
 def test_mixed_precision_ends_the_same():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     plain, cached = both(new_model, groups_of, lambda: toy_task(order=None), 2, accelerator=accelerator)

@@ -381,6 +381,7 @@ def test_a_deadline_stops_at_the_next_step(accelerator):
 # ---- wrapping and unwrapping
 
 
+@pytest.mark.bf16
 def test_bf16_runs_in_every_phase_and_leaves_the_bare_model_as_it_was():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model = new_model()
@@ -396,6 +397,7 @@ def test_bf16_runs_in_every_phase_and_leaves_the_bare_model_as_it_was():
     assert model.forward.__func__ is type(model).forward
 
 
+@pytest.mark.bf16
 def test_a_models_own_decorated_forward_survives_mixed_precision():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model = new_model()
@@ -410,6 +412,7 @@ def test_a_models_own_decorated_forward_survives_mixed_precision():
     assert model.forward is mine
 
 
+@pytest.mark.bf16
 def test_a_failing_phase_is_unwrapped_too():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model = new_model()
@@ -453,6 +456,7 @@ def test_evaluation_counts_batches_where_they_come_from(accelerator, monkeypatch
     assert not any(batch is copy for batch in counted for copy in on_device)  # no wait for the device
 
 
+@pytest.mark.bf16
 def test_evaluation_of_a_bare_model_uses_the_accelerators_precision():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model, kinds = new_model(), []

@@ -14,12 +14,18 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from toy_models import ToyBatches, groups_of, new_metric, new_model, new_phase, new_task, text_rows, weights_of
 
-from ulmfit_pipe.training import global_norms, loop, lr_finder, precision
+from ulmfit_pipe.training import global_norms, launch, loop, lr_finder, precision
 from ulmfit_pipe.training.loop import evaluate, fit
 from ulmfit_pipe.training.metrics import MultiLabelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective, activation_penalty
 from ulmfit_pipe.training.optim import build_optimizer
-from ulmfit_pipe.training.precision import check_precision, refuse_silent_float32, tf32_allowed, tf32_note
+from ulmfit_pipe.training.precision import (
+    check_precision,
+    cpu_precision,
+    refuse_silent_float32,
+    tf32_allowed,
+    tf32_note,
+)
 from ulmfit_pipe.training.records import TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 
@@ -33,6 +39,39 @@ HALF = torch.bfloat16
 @pytest.mark.parametrize("format", ["no", "bf16"])
 def test_every_machine_computes_in_float32_and_bf16(format):
     check_precision(format)
+
+
+@pytest.mark.parametrize(
+    ("supported", "instructions", "expected", "words"),
+    [
+        (True, {"avx512_bf16": True}, "bf16", None),
+        (True, {"amx_bf16": True}, "bf16", None),
+        (True, {}, "bf16", "no bf16 instructions, so mixed_precision 'bf16' may be slower than 'no'"),
+        (False, {"avx512_bf16": True}, "no", "which this one lacks: the run computes in float32"),
+    ],
+)
+def test_bf16_is_computed_where_the_processor_has_it_and_told_where_it_does_not_pay(
+    monkeypatch, supported, instructions, expected, words
+):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(precision.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **instructions}, raising=False
+    )
+    computed, line = cpu_precision("bf16")
+    assert computed == expected
+    assert (words in line) if words else line == ""
+    assert cpu_precision("no") == ("no", "")
+
+
+def test_a_run_asked_for_bf16_on_a_processor_without_it_says_so_and_computes_in_float32(monkeypatch, fresh_accelerator):
+    monkeypatch.setattr(launch, "_has_device", lambda: False)
+    monkeypatch.setattr(launch, "cpu_precision", lambda asked: ("no", f"{asked} is not there"))
+    monkeypatch.setenv(launch.OF_ACCELERATE_LAUNCH, "bf16")
+    said = []
+    assert launch.new_accelerator(mixed_precision="bf16", say=said.append).mixed_precision == "no"
+    assert said == ["bf16 is not there"]
+    assert launch.new_accelerator().mixed_precision == "no"
 
 
 def test_an_unknown_format_is_refused():
@@ -247,6 +286,7 @@ def test_a_sweep_of_the_learning_rate_leaves_the_loss_scale_as_it_was(monkeypatc
 # ---- what stays float32
 
 
+@pytest.mark.bf16
 def test_norms_are_computed_in_float32_and_rounded_once():
     inputs = torch.randn(6, 7, generator=torch.Generator().manual_seed(0)).mul(3).add(40).to(HALF)  # 40 +- 3 in 8 bits
     for norm in (nn.BatchNorm1d(7), nn.LayerNorm(7)):
@@ -257,6 +297,7 @@ def test_norms_are_computed_in_float32_and_rounded_once():
         assert all(value.dtype == torch.float32 for value in norm.state_dict().values() if value.is_floating_point())
 
 
+@pytest.mark.bf16
 def test_the_norm_over_several_processes_is_computed_in_float32(monkeypatch):
     inputs = torch.randn(6, 7, generator=torch.Generator().manual_seed(0)).mul(3).add(40).to(HALF)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
@@ -271,6 +312,7 @@ def test_the_norm_over_several_processes_is_computed_in_float32(monkeypatch):
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
+@pytest.mark.bf16
 def test_losses_are_those_of_the_same_logits_in_float32():
     logits = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)).to(HALF)
     labels = torch.arange(300) % 5
@@ -292,6 +334,7 @@ def test_losses_are_those_of_the_same_logits_in_float32():
     assert (multi.loss_sum.dtype, float(multi.loss_sum)) == (torch.float32, float(exact))
 
 
+@pytest.mark.bf16
 def test_penalties_are_those_of_the_same_outputs_in_float32():
     outputs = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0)).to(HALF)
     with torch.autocast("cpu", dtype=HALF):
@@ -302,6 +345,7 @@ def test_penalties_are_those_of_the_same_outputs_in_float32():
     assert float(given) == pytest.approx(float(exact), rel=1e-6)
 
 
+@pytest.mark.bf16
 def test_scores_are_taken_of_float32_logits_and_their_softmax_in_float64():
     metric = MultiLabelMetric(2)
     logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
@@ -312,6 +356,7 @@ def test_scores_are_taken_of_float32_logits_and_their_softmax_in_float64():
     assert probabilities.tolist() == torch.sigmoid(logits.double()).tolist()
 
 
+@pytest.mark.bf16
 def test_a_model_under_bf16_gives_the_loop_float32_and_keeps_float32_weights():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model = new_model(norm="batch")

@@ -3,6 +3,7 @@
 Source: Merity et al. 2017, sections 2 and 4; semantics of fastai 2.8 (text/models/awdlstm.py).
 """
 
+import functools
 import math
 
 import torch
@@ -116,12 +117,45 @@ class WeightDropLSTM(GradientCheckpointingLayer):
             weights = _in_one_chunk(weights)
         # `train` only keeps what backward needs here (inter-layer dropout is 0), also when gradients are taken in eval.
         train = torch.is_grad_enabled()
+        if _in_bf16_on_a_cpu(x) and not cpu_has_bf16_lstm():
+            return _lstm_in_float32(x, state, weights, train=train)
         output, h, c = torch.lstm(x, state, weights, True, 1, 0.0, train, False, True)
         return output, (h, c)
 
     def extra_repr(self) -> str:
         """Show sizes and dropout in the printed model."""
         return f"{self.input_size}, {self.hidden_size}, weight_dropout={self.weight_dropout}"
+
+
+@functools.cache
+def cpu_has_bf16_lstm() -> bool:
+    """Return whether torch can run an LSTM in bfloat16 on this processor; with AVX2 alone it raises a RuntimeError."""
+    number, matrix, bias = torch.zeros(1, 1, 1), torch.zeros(4, 1), torch.zeros(4)  # nn.LSTM would draw random weights
+    weights = [matrix, matrix, bias, bias]
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.lstm(number, (number, number), weights, True, 1, 0.0, True, False, True)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _in_bf16_on_a_cpu(x: torch.Tensor) -> bool:
+    if x.device.type != "cpu":
+        return False
+    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype) == torch.bfloat16
+
+
+def _lstm_in_float32(
+    x: torch.Tensor, state: LstmState, weights: list[torch.Tensor], *, train: bool
+) -> tuple[torch.Tensor, LstmState]:
+    """Run an LSTM in float32 and return bfloat16, as the caller expects."""
+    h, c = state
+    with torch.autocast("cpu", enabled=False):
+        output, h, c = torch.lstm(
+            x.float(), (h.float(), c.float()), [weight.float() for weight in weights], True, 1, 0.0, train, False, True
+        )
+    return output.bfloat16(), (h.bfloat16(), c.bfloat16())
 
 
 def _in_one_chunk(weights: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -73,7 +73,7 @@ def lineage_after(
         "steps": sum(_steps_of_epochs(history.epochs)),
         "epochs": len(history.epochs),
         "seconds": seconds,
-        "precision": precision_name(context.mixed_precision),
+        "precision": precision_name(accelerator.mixed_precision),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "processor": processor_name(accelerator.device),
@@ -129,7 +129,7 @@ def processor_name(device: torch.device | None = None) -> str:
 
 
 def precision_name(mixed_precision: str) -> str:
-    """Return what a precision setting means for the numbers, in a word."""
+    """Return what a precision means for the numbers, in a word."""
     return "fp32" if mixed_precision == "no" else mixed_precision
 
 

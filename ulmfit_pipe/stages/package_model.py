@@ -112,7 +112,7 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
         "sizes": {name: getattr(network.config, name) for name in _SIZES},
         "metrics": _metrics(network, tokenizer, trained, settings, context),
         "measured_on": Path(settings.validation_file).name if settings.validation_file else trained.get("measured_on"),
-        "measured_in": precision_name(context.mixed_precision)
+        "measured_in": precision_name(context.accelerator.mixed_precision)
         if settings.validation_file
         else trained.get("measured_in"),
         "sample": _sample(network, tokenizer, settings),

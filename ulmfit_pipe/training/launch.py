@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ulmfit_pipe.training.precision import check_precision, refuse_silent_float32
+from ulmfit_pipe.training.precision import check_precision, cpu_precision, refuse_silent_float32
 from ulmfit_pipe.training.processes import settle_at_exit
 
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
@@ -43,7 +43,11 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
         ValueError: The machine cannot compute in the precision asked for.
     """
     started = started_processes()
-    check_precision(options.get("mixed_precision") or os.environ.get(OF_ACCELERATE_LAUNCH) or "no")
+    asked = options.get("mixed_precision") or os.environ.get(OF_ACCELERATE_LAUNCH) or "no"
+    check_precision(asked)
+    precision, precision_line = cpu_precision(asked) if options.get("cpu") or not _has_device() else (asked, "")
+    if precision != asked:
+        options["mixed_precision"] = precision
     if started > 1 and not _has_gpu():
         options["cpu"] = True  # without it accelerate 1.15 makes each process a run of its own
     accelerator = Accelerator(**options)
@@ -55,7 +59,8 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
     settle_at_exit(accelerator)
     refuse_silent_float32(accelerator)
     if say is not None and accelerator.is_main_process:
-        for line in (missing_processes(), _other_precision(accelerator), _unsharded(accelerator)):
+        other = precision_line or _other_precision(accelerator)
+        for line in (missing_processes(), other, _unsharded(accelerator)):
             if line:
                 say(line)
     return accelerator
@@ -80,8 +85,12 @@ def _unsharded(accelerator: Accelerator) -> str:
     )
 
 
+def _has_device() -> bool:
+    return torch.accelerator.is_available()
+
+
 def _has_gpu() -> bool:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = torch.accelerator.current_accelerator() if _has_device() else None
     return device is not None and device.type != "mps"  # Apple's has one process only
 
 
