@@ -71,7 +71,7 @@ def cpu_precision(mixed_precision: str) -> tuple[str, str]:
             "mixed_precision 'bf16' needs a processor with AVX-512 (x86) or bf16 instructions (ARM), which this one "
             "lacks: the run computes in float32"
         )
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if has.get("architecture") == "x86_64" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
         return "bf16", (
             "note: this processor has AVX-512 but no bf16 instructions, so mixed_precision 'bf16' may be slower than "
