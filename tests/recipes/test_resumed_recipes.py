@@ -29,7 +29,7 @@ RECIPES = {
     "run_pipeline": ["--model", "lm", *TEXT, *LANGUAGE_MODEL, *CLASSIFIER],
     "train_image_classifier": IMAGES,
 }
-QUICK, SLOW = ("run_pipeline", "train_image_classifier"), pytest.mark.slow
+QUICK, SLOW = ("run_pipeline",), pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,11 @@ def test_the_same_rows_come_out_in_order_with_label_and_score(predict, expected,
 
 
 def test_the_pieces_in_which_a_file_is_read_do_not_change_it(predict, table_csv):
-    assert predict(table_csv, "a.csv", chunk_rows=1) == predict(table_csv, "b.csv", chunk_rows=2048)
+    one_by_one, together = (predict(table_csv, f"{rows}.csv", chunk_rows=rows) for rows in (1, 2048))
+    for alone, among_others in zip(one_by_one, together, strict=True):
+        # float32 rounds by the company a row is computed in, on some processors in the sixth digit
+        assert float(alone.pop("score")) == pytest.approx(float(among_others.pop("score")), rel=1e-5)
+        assert alone == among_others
 
 
 @pytest.mark.parametrize("written", SUFFIXES)

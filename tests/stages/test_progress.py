@@ -305,6 +305,7 @@ def test_a_recipe_ends_with_code_75_after_sigterm_and_says_how_to_go_on(capsys, 
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_recipe_told_to_stop_saves_and_goes_on(tmp_path, tiny_language_model_folder):
     """The whole way once: a signal from outside, exit code 75, and the same command again with --resume true."""
     write_csv(tmp_path / "train.csv", reviews(60, seed=3))

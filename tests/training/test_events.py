@@ -442,6 +442,7 @@ def test_a_run_begun_anew_begins_its_log_anew(accelerator, tmp_path):
 # ---- several processes
 
 
+@pytest.mark.slow
 @pytest.mark.two_process
 def test_two_processes_log_once_and_the_numbers_of_one(accelerator, tmp_path):
     script = Path(__file__).with_name("two_process_log.py")

@@ -170,5 +170,6 @@ def test_the_accelerator_has_what_is_asked_of_it(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launch, "Accelerator", noting)
     monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "cpu_precision", lambda asked: (asked, ""))
     new_accelerator(mixed_precision="bf16")
     assert seen == {"mixed_precision": "bf16", "cpu": True}
