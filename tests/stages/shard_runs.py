@@ -9,15 +9,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from tiny_runs import reviews
 
-from ulmfit_pipe.stages import in_step, predict_shards
-from ulmfit_pipe.stages.in_step import run_in_step
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import PredictedColumns
 from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
@@ -31,7 +29,7 @@ def predict(folder: Path, inputs: list[str], output: str, **settings: Any) -> di
     """Predict files of a folder into another folder in it; parts of two rows."""
     said: list[str] = []
     numbers = PredictFileSettings(
-        model=str(folder / "model"),
+        model=settings.pop("model", str(folder / "model")),
         input_file=[str(folder / name) for name in inputs],
         output_dir=str(folder / output),
         **{"part_rows": 2, **settings},
@@ -43,22 +41,18 @@ def predict(folder: Path, inputs: list[str], output: str, **settings: Any) -> di
 # Several processes
 
 
-def cursed(parts: Path) -> Callable[..., Any]:
-    def predicting(*_arguments: Any) -> None:
+def one_is_stuck(folder: Path, rank: int) -> dict[str, Any]:
+    """All but the first process are stuck in their first part until the first one has made all others."""
+    original = PredictedColumns.predict
+
+    def stuck(*arguments: Any) -> Any:
         until = time.monotonic() + 60
-        while not any(parts.glob("part-*.csv")) and time.monotonic() < until:
+        while len(list((folder / "stuck").glob("part-*.csv"))) < 11 - 1 and time.monotonic() < until:
             time.sleep(0.02)
-        raise ValueError("this row is cursed")
-
-    return predicting
-
-
-def slow(original: Callable[..., Any]) -> Callable[..., Any]:
-    def predicting(*arguments: Any) -> Any:
-        time.sleep(0.3)
         return original(*arguments)
 
-    return predicting
+    with mock.patch.object(PredictedColumns, "predict", stuck if rank else original):
+        return predict(folder, ["in.csv"], "stuck", part_rows=1)
 
 
 def refused(run: Callable[[], Any]) -> str:
@@ -69,40 +63,22 @@ def refused(run: Callable[[], Any]) -> str:
     return "nothing was refused"
 
 
-def one_process_fails(folder: Path, rank: int) -> str:
-    """The second process fails on its first part when the first one has made a part, with more to do for seconds."""
-    changed = cursed(folder / "failing") if rank == 1 else slow(PredictedColumns.predict)
-    with mock.patch.object(PredictedColumns, "predict", changed):
-        return refused(lambda: predict(folder, ["in.csv"], "failing", part_rows=1))
-
-
-def work_of_unequal_length(accelerator: Any) -> list[Any]:
-    """The last process is long busy: the others meet it at several beats."""
-
-    def work() -> Generator[None, None, str]:
-        for _ in range(accelerator.process_index * 8):
-            time.sleep(0.05)
-            yield
-        return f"of {accelerator.process_index}"
-
-    with mock.patch.object(in_step, "BEAT_SECONDS", 0.1):
-        return run_in_step(accelerator, work())
-
-
 def of_several_processes(folder: Path) -> dict[str, Any]:
     """What one process of several finds."""
     accelerator = RunContext().accelerator
     rank = accelerator.process_index
-    results: dict[str, Any] = {"world_size": accelerator.num_processes, "order": work_of_unequal_length(accelerator)}
+    results: dict[str, Any] = {"world_size": accelerator.num_processes}
     for suffix in SUFFIXES:
         output = {"output_file": str(folder / f"joined{suffix}")}
         results[suffix] = predict(folder, [f"in{suffix}"], f"parts{suffix}", **output)
     results["one row"] = predict(folder, ["one.csv"], "one_row")
     results["three files"] = predict(folder, ["in.jsonl", "one.jsonl", "in.jsonl"], "three_files")
     results["gone on with"] = predict(folder, ["in.csv"], "half")
-    results["fails"] = one_process_fails(folder, rank)
-    results["after it failed"] = predict(folder, ["in.csv"], "failing", part_rows=1)
-    results["bad row"] = refused(lambda: predict(folder, ["in.csv", "bad.csv"], "bad_row"))
+    results["one has no time"] = one_is_stuck(folder, rank)
+    other = str(folder / ("other_model" if rank else "model"))
+    results["other model"] = refused(lambda: predict(folder, ["in.csv"], "other", model=other))
+    results["other settings"] = refused(lambda: predict(folder, ["in.csv"], f"other{rank}", chunk_rows=3 + rank))
+    results["bad row"] = refused(lambda: predict(folder, ["bad.csv" if rank else "in.csv"], "bad_row"))
     output = {"output_file": str(folder / "single.csv")}
     results["one file"] = refused(
         lambda: predict_file(PredictFileSettings(str(folder / "model"), [str(folder / "in.csv")], **output))
@@ -160,7 +136,6 @@ def killed_at(fatal: int, run: Callable[[], Any]) -> bool:
         with (
             mock.patch.object(Path, "replace", moments.around(Path.replace)),
             mock.patch.object(PredictedColumns, "predict", moments.around(PredictedColumns.predict)),
-            mock.patch.object(predict_shards.shutil, "rmtree", moments.around(predict_shards.shutil.rmtree)),
         ):
             run()
 

@@ -13,13 +13,12 @@ import pytest
 from part_tables import read_parts, read_table, write_table
 
 from ulmfit_pipe.data.table_readers import TableError
-from ulmfit_pipe.stages import predict_shards, shard_plan
+from ulmfit_pipe.stages import predict_shards
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.folder_lock import held
-from ulmfit_pipe.stages.part_files import plan_parts
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import PredictedColumns
 from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
+from ulmfit_pipe.stages.predict_shards import plan_parts
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.preemption import Preempted, sigterm_raises
 
@@ -106,6 +105,7 @@ def test_parts_in_the_order_of_their_names_are_the_rows_that_one_file_holds(pred
     predict(source, output_dir=None, output_file=f"single{written}", part_rows=None)
     names = [f"part-000000001-000000002{written}", f"part-000000003-000000004{written}"]
     assert sorted(file.name for file in (tmp_path / "parts").iterdir()) == [
+        ".records",
         "manifest.json",
         *names,
         f"part-000000005-000000005{written}",
@@ -138,9 +138,9 @@ def test_the_size_of_parts_does_not_change_the_rows(predict, table_csv, tmp_path
 def test_by_default_parts_have_1024_rows_or_more_where_there_would_be_many(predict, table_csv, tmp_path, monkeypatch):
     predict(table_csv, part_rows=None)
     assert [part["rows"] for part in manifest_of(tmp_path / "parts")["parts"]] == [5]
-    assert (shard_plan.PART_ROWS, shard_plan.MOST_PARTS) == (1024, 1000)
-    monkeypatch.setattr(shard_plan, "PART_ROWS", 1)
-    monkeypatch.setattr(shard_plan, "MOST_PARTS", 2)
+    assert (predict_shards.PART_ROWS, predict_shards.MOST_PARTS) == (1024, 1000)
+    monkeypatch.setattr(predict_shards, "PART_ROWS", 1)
+    monkeypatch.setattr(predict_shards, "MOST_PARTS", 2)
     predict(table_csv, output_dir="few", part_rows=None)
     assert [part["rows"] for part in manifest_of(tmp_path / "few")["parts"]] == [3, 2]
 
@@ -166,7 +166,7 @@ def test_several_files_are_one_table_whose_rows_are_counted_through(predict, tmp
 
 
 def test_names_of_parts_grow_where_rows_have_more_than_nine_digits():
-    parts = plan_parts([(2_000_000_001, [0, 0], 2_000_000_000)], part_rows=2_000_000_000, suffix=".csv")
+    parts = plan_parts([2_000_000_001], part_rows=2_000_000_000, suffix=".csv")
     assert [part.file for part in parts] == ["part-0000000001-2000000000.csv", "part-2000000001-2000000001.csv"]
 
 
@@ -253,9 +253,7 @@ def test_a_damaged_part_is_found_and_made_again(predict, table_csv, half, tmp_pa
         record = half / ".records" / f"{part.name}.json"
         record.write_text("{") if damage == "record cut" else record.unlink()
     summary = predict(table_csv)
-    assert predict.said[0] == (
-        f"{part} is not the file that was written: it was cut short or altered, and is made again"
-    )
+    assert predict.said[0] == (f"{part} was cut short or altered since it was written; it is made again")
     assert part.read_bytes() == content
     assert summary.done_before == (3 if finished else 2)
     predict(table_csv, output_dir="whole")
@@ -270,29 +268,17 @@ def test_a_missing_part_of_a_finished_prediction_is_made_again(predict, table_cs
     assert contents(tmp_path / "parts") == before
 
 
-def test_a_part_that_one_process_does_not_see_is_made_again(predict, table_csv, half, monkeypatch):
-    original, first = predict_shards.run_in_step, "part-000000001-000000002.csv"
-
-    def with_another(accelerator, work):
-        results = original(accelerator, work)
-        return [*results, [first]] if isinstance(results[0], list) else results
-
-    monkeypatch.setattr(predict_shards, "run_in_step", with_another)
-    assert predict(table_csv).done_before == 2
-    assert [row["id"] for row in read_parts(half)] == IDS
-
-
-def test_an_input_is_opened_once_and_read_on_from_part_to_part(predict, tmp_path, monkeypatch):
+def test_an_input_is_read_once_for_all_its_parts(predict, tmp_path, monkeypatch):
     sources = [write_table(tmp_path / f"{name}.parquet", COLUMNS) for name in "ab"]
-    original, opened = predict_shards.open_stream, []
+    original, read = predict_shards.read_chunks, []
 
-    def noting(source, **named):
-        opened.append(source)
-        return original(source, **named)
+    def noting(source, *given):
+        read.append(source)
+        return original(source, *given)
 
-    monkeypatch.setattr(predict_shards, "open_stream", noting)
+    monkeypatch.setattr(predict_shards, "read_chunks", noting)
     predict(*sources)
-    assert opened == sources
+    assert read == sources
     assert [row["id"] for row in read_parts(tmp_path / "parts")] == IDS * 2
 
 
@@ -310,11 +296,8 @@ def test_a_changed_input_is_refused_with_the_difference(predict, table_csv, half
 
 
 def test_another_number_of_inputs_is_refused(predict, table_csv, half):
-    with pytest.raises(ArtifactError, match=r"it differs in inputs \(1 there, 2 now\)\. Choose another output_dir, or"):
+    with pytest.raises(ArtifactError, match=r"it differs in inputs.2 .*, inputs.number \(1 there, 2 now\)\. Choose"):
         predict(table_csv, table_csv)
-    other = write_table(table_csv.with_name("more.csv"), COLUMNS)
-    with pytest.raises(ArtifactError, match=r"inputs \(1 there, 2 now; .*more.csv was not among them\)\. Choose"):
-        predict(table_csv, other)
 
 
 def test_an_input_that_was_renamed_is_the_same_one(predict, table_csv, half, tmp_path):
@@ -351,25 +334,12 @@ def test_other_settings_are_refused(predict, table_csv, half, changed, words):
         predict(table_csv, **changed)
 
 
-def test_a_folder_that_another_process_predicts_into_is_left_to_it(predict, table_csv, half):
-    leftover = half / ".part-3.csv.0123abcd.tmp"
-    leftover.touch()
-    with held(half / ".records" / "lock", wait=False):
-        with pytest.raises(
-            ArtifactError, match=r"another process predicts into .*/parts \(.*\); wait for it, or end it, "
-        ):
-            predict(table_csv)
-    assert leftover.exists()  # that other one may be writing it
-    assert predict(table_csv).rows == 5
-    assert not (half / ".records").exists()
-
-
 def test_other_versions_are_named_and_gone_on_with(predict, table_csv, half):
     record = manifest_of(half)
     record["versions"]["torch"] = "1.13"
     (half / "manifest.json").write_text(json.dumps(record))
     assert predict(table_csv).rows == 5
-    assert predict.said[0].startswith("the parts that are there were made with other versions: torch ('1.13' there, ")
+    assert predict.said[0].startswith("the parts that are there are of other versions, torch ('1.13' there, ")
 
 
 # Being stopped
@@ -397,18 +367,6 @@ def test_sigterm_ends_it_at_once_and_says_what_is_finished(predict, table_csv, t
     assert predict(table_csv).done_before == 2
 
 
-def test_sigterm_after_another_process_failed_tells_that_error(predict, table_csv, tmp_path, monkeypatch):
-    def told(*_arguments):
-        word = tmp_path / "parts" / ".records" / "stopped-process-1.json"
-        word.parent.mkdir(exist_ok=True)
-        word.write_text('{"process": 1, "error": "the disk is full"}')
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(PredictedColumns, "predict", told)
-    with sigterm_raises("of the recipe"), pytest.raises(ValueError, match="process 1 stopped: the disk is full"):
-        predict(table_csv)
-
-
 class FullDisk:
     """A writer that finds no room."""
 
@@ -429,19 +387,18 @@ def test_a_full_disk_leaves_the_parts_that_are_finished(predict, table_csv, half
             predict(table_csv)
     left = contents(half)
     assert {name: content for name, content in left.items() if name.startswith("part-")} == parts
-    assert json.loads(left[".records/stopped-process-0.json"])["error"].startswith("[Errno 28] could not write ")
     assert predict(table_csv).done_before == 4
 
 
 def test_an_input_that_is_cut_while_it_is_read_is_refused(predict, table_csv, tmp_path, monkeypatch):
-    original = predict_shards.ShardedJob._predict
+    original = predict_shards.ShardedJob._make
 
     def cut_first(self, *arguments, **named):
         table_csv.write_bytes(table_csv.read_bytes()[:-60])
         original(self, *arguments, **named)
 
-    monkeypatch.setattr(predict_shards.ShardedJob, "_predict", cut_first)
-    with pytest.raises(TableError, match="in.csv changed while it was read: 1 rows, then 0; run again"):
+    monkeypatch.setattr(predict_shards.ShardedJob, "_make", cut_first)
+    with pytest.raises(TableError, match="in.csv, or another input, changed while it was read; run again"):
         predict(table_csv)
 
 
@@ -507,20 +464,11 @@ def test_the_folder_of_parts_must_be_a_predictions_own(predict, table_csv, tmp_p
     for name in ("manifest.json", "notes.txt"):
         (tmp_path / "taken" / name).write_text("{}")
         with pytest.raises(
-            ArtifactError, match="taken holds files that are no prediction's; choose another output_dir"
+            ArtifactError, match="taken holds files that are no prediction's, or its manifest.json is damaged; choose"
         ):
             predict(table_csv, output_dir="taken")
-    with pytest.raises(ValueError, match=r"the input .*in.csv lies in output_dir; choose another folder for the parts"):
+    with pytest.raises(ValueError, match=r"the input .*in.csv is in output_dir; choose another folder for the parts"):
         predict(table_csv, output_dir=".")
-
-
-def test_processes_that_see_other_folders_are_refused(predict, table_csv, monkeypatch):
-    found = [{"known": True, "inputs": {}}, {"known": False, "inputs": {}}]
-    monkeypatch.setattr(shard_plan, "run_in_step", lambda *_given: found)
-    with pytest.raises(
-        ValueError, match="the processes do not see the same folder .*parts; output_dir must lie on a d"
-    ):
-        predict(table_csv)
 
 
 def test_all_scores_of_a_multi_label_model_are_in_the_parts(table_csv, tmp_path, tiny_multi_label_folder):

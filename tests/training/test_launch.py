@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training import launch
-from ulmfit_pipe.training.launch import LaunchError, missing_processes, new_accelerator, part_random_streams
+from ulmfit_pipe.training.launch import (
+    LaunchError,
+    missing_processes,
+    new_accelerator,
+    part_random_streams,
+    share_of_work,
+    started_processes,
+)
 
 LAUNCHER = [*launch.WORLD_SIZES, "RANK", "LOCAL_RANK", launch.OF_SEVERAL, launch.OF_ACCELERATE_LAUNCH, launch.OF_FSDP]
 ONE_OF_TWO = {launch.OF_SEVERAL: "127.0.0.1", launch.OF_ACCELERATE_LAUNCH: "no"}
@@ -79,6 +87,7 @@ def test_where_the_command_line_cannot_be_seen_the_number_is_left_out(monkeypatc
 
 def test_processes_that_did_not_find_one_another_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr(launch, "Accelerator", lambda **_options: SimpleNamespace(num_processes=1))
     with pytest.raises(LaunchError, match="started 2 processes, but each of them would train alone.*torchrun"):
         new_accelerator()
@@ -171,5 +180,48 @@ def test_the_accelerator_has_what_is_asked_of_it(monkeypatch):
     monkeypatch.setattr(launch, "Accelerator", noting)
     monkeypatch.setattr(launch, "_has_gpu", lambda: False)
     monkeypatch.setattr(launch, "cpu_precision", lambda asked: (asked, ""))
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     new_accelerator(mixed_precision="bf16")
+    (limit,) = seen.pop("kwargs_handlers")
+    assert limit.timeout == timedelta(seconds=120)
     assert seen == {"mixed_precision": "bf16", "cpu": True}
+
+
+def test_processes_without_a_place_to_meet_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    words = (
+        r"says that 3 processes were started, but not where .* \(MASTER_ADDR is not set\); torchrun --nproc_per_node 3"
+    )
+    with pytest.raises(LaunchError, match=words):
+        new_accelerator(cpu=True)
+
+
+def test_processes_that_do_not_come_are_named_with_the_seconds(monkeypatch):
+    def waiting_in_vain(**_options):
+        raise torch.distributed.DistStoreError("Timed out after 3 seconds waiting for clients. 1/2 clients joined.")
+
+    monkeypatch.setattr(launch, "Accelerator", waiting_in_vain)
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", launch.OWN_LIMIT: "3"}.items():
+        monkeypatch.setenv(name, value)
+    words = r"2 processes were started, and not all of them came to 10.0.0.1 within 3 seconds \(.*1/2 clients joined"
+    with pytest.raises(LaunchError, match=words):
+        new_accelerator(cpu=True)
+
+
+def test_work_without_steps_is_shared_by_number_and_count_alone(monkeypatch):
+    with share_of_work() as share:
+        assert share is None
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with share_of_work() as share:
+        assert share == (2, 3)
+        assert started_processes() == 1 and "LOCAL_RANK" not in os.environ
+    assert started_processes() == 3 and os.environ["LOCAL_RANK"] == "2"
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(LaunchError, match="says that 3 processes were started, so RANK must be 0 to 2, got '3'"):
+        share_of_work().__enter__()
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    with share_of_work() as share:
+        assert share is None

@@ -1,12 +1,23 @@
+"""What processes say to one another, and whom they name when one of them is gone."""
+
 import atexit
 import time
 from types import SimpleNamespace
 
+import pytest
 import torch
 from toy_models import text_rows
 
 from ulmfit_pipe.training import processes
-from ulmfit_pipe.training.processes import EXIT_PAUSE, gather_bytes, reduce_sum, settle_at_exit, to_device
+from ulmfit_pipe.training.processes import (
+    EXIT_PAUSE,
+    gather_bytes,
+    leave_word,
+    reduce_sum,
+    settle_at_exit,
+    to_device,
+    why_others_ended,
+)
 
 
 class TwoAlike:
@@ -57,3 +68,56 @@ def test_several_processes_pause_once_before_python_shuts_down_and_a_single_one_
     finally:
         processes._pause_at_exit.cache_clear()
     assert registered == [(time.sleep, EXIT_PAUSE)]
+
+
+class Store(dict):
+    """Stands in for the store of three processes, of which this is the first."""
+
+    set = dict.__setitem__
+
+    def check(self, keys):
+        return all(key in self for key in keys)
+
+    def get(self, key):
+        return self[key].encode()
+
+
+@pytest.fixture
+def store(monkeypatch):
+    found = Store()
+    monkeypatch.setattr(processes, "_store", lambda: found)
+    monkeypatch.setattr(processes, "SECONDS_TO_ANSWER", 0.01)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    return found
+
+
+GONE = RuntimeError("[../pair.cc:537] Connection closed by peer [127.0.0.1]:18243")
+SILENT = RuntimeError("[../unbound_buffer.cc:81] Timed out waiting 600000ms for recv operation to complete")
+
+
+def test_a_process_that_left_word_is_named_with_it(store, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    leave_word("there is no file x.csv")
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    assert why_others_ended(GONE) == "process 2 stopped: there is no file x.csv"
+
+
+def test_the_processes_that_do_not_say_that_they_wait_are_named(store):
+    store.set("ulmfit_pipe/waiting/1", "")
+    assert why_others_ended(GONE) == "process 2 is gone"
+    assert why_others_ended(SILENT) == "process 2 does not answer: it is stopped, or hangs"
+    store.set("ulmfit_pipe/waiting/2", "")
+    assert why_others_ended(SILENT) == ""
+
+
+def test_without_its_store_the_process_that_keeps_it_is_named(store, monkeypatch):
+    monkeypatch.setattr(store, "set", lambda *_given: 1 / 0, raising=False)
+    assert why_others_ended(GONE) == "process 0 is gone"
+
+
+def test_other_errors_are_no_word_of_another_process(store, monkeypatch):
+    assert why_others_ended(RuntimeError("out of memory")) == why_others_ended(KeyError("Connection closed")) == ""
+    monkeypatch.setattr(processes, "_store", lambda: None)
+    assert why_others_ended(GONE) == ""
+    leave_word("heard by nobody")

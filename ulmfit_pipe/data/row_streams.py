@@ -6,14 +6,11 @@ file stays as it was; from one kind to another, values keep their meaning, and w
 refused by column.
 """
 
-import functools
 import itertools
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -21,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ulmfit_pipe.data.parquet_spans import ParquetSpans
 from ulmfit_pipe.data.table_readers import TableError, TextLines, open_rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+BUFFER = 1 << 20  # bytes read ahead of a column of Parquet; without it Arrow holds a whole row group
 CHUNK_CHARACTERS = 16_000_000  # a chunk ends early at so much text: memory does not grow with long documents
 _SPACE = re.compile(r"[ \t\r\n]*")
 _decode_value = json.JSONDecoder().raw_decode
@@ -40,26 +37,8 @@ Column: TypeAlias = (
 Chunk: TypeAlias = dict[str, Column]
 
 
-@dataclass(frozen=True)
-class RowSpan:
-    """Some rows of a table, and where they stand, so that those before them need not be read.
-
-    Attributes:
-        first: The first of them, from 0.
-        rows: How many there are.
-        offset: The byte at which the first begins, in a file of text; 0 is the top of the file, header and all.
-    """
-
-    first: int
-    rows: int
-    offset: int = 0
-
-
-_WHOLE = RowSpan(0, sys.maxsize)
-
-
 class RowStream(Protocol):
-    """A table that gives its rows in chunks, as often as asked; one that is asked for spans in order reads on."""
+    """A table that gives its rows in chunks, as often as asked."""
 
     def columns(self) -> list[str]:
         """Names of the columns, in order."""
@@ -67,11 +46,8 @@ class RowStream(Protocol):
     def schema(self) -> pa.Schema:
         """Arrow types that hold every row."""
 
-    def schemas(self) -> Iterator[pa.Schema]:
-        """Arrow types that hold the rows read so far, chunk by chunk; the last hold every row."""
-
-    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
-        """Pieces of at most so many rows, in order; of a span, or of the whole table."""
+    def chunks(self, rows: int) -> Iterator[Chunk]:
+        """Pieces of at most so many rows, in order."""
 
 
 class RowWriter(Protocol):
@@ -147,13 +123,9 @@ class _CsvStream:
     def schema(self) -> pa.Schema:
         return pa.schema([(name, pa.string()) for name in self.columns()])
 
-    def schemas(self) -> Iterator[pa.Schema]:
-        yield self.schema()
-
-    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
-        names, span = self.columns(), span or _WHOLE
-        read = self.rows.read_lines(names, TextLines(self.path, span.offset))  # type: ignore[misc]  # CSV is lines
-        for piece in _pieces(itertools.islice(read, span.rows), rows, size=lambda row: sum(map(len, row))):
+    def chunks(self, rows: int) -> Iterator[Chunk]:
+        names = self.columns()
+        for piece in _pieces(self.rows.read(names), rows, size=lambda row: sum(map(len, row))):
             yield {name: list(cells) for name, cells in zip(names, zip(*piece, strict=True), strict=True)}
 
 
@@ -172,25 +144,21 @@ class _JsonStream:
         return self._columns
 
     def schema(self) -> pa.Schema:
-        return functools.reduce(lambda _before, newest: newest, self.schemas(), pa.schema([]))
-
-    def schemas(self) -> Iterator[pa.Schema]:
         schema = pa.schema([])
         for chunk in self.chunks(1000):
             schema = unify_types(schema, self._schema_of(chunk), name=str(self.path))
-            yield schema
+        return schema
 
     def _schema_of(self, chunk: Chunk) -> pa.Schema:
         return pa.schema([(name, _to_arrow(name, column, None).type) for name, column in chunk.items()])
 
-    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
-        names, span = self.columns(), span or _WHOLE
-        read = itertools.islice(self._rows(span.offset), span.rows)
-        for piece in _pieces(read, rows, size=lambda row: sum(map(len, row.values()))):
+    def chunks(self, rows: int) -> Iterator[Chunk]:
+        names = self.columns()
+        for piece in _pieces(self._rows(), rows, size=lambda row: sum(map(len, row.values()))):
             yield {name: [row.get(name) for row in piece] for name in names}
 
-    def _rows(self, offset: int = 0) -> Iterator[dict[str, JsonText]]:
-        return (split_object(line) for line in TextLines(self.path, offset) if line.strip())
+    def _rows(self) -> Iterator[dict[str, JsonText]]:
+        return (split_object(line) for line in TextLines(self.path) if line.strip())
 
 
 def unify_types(one: pa.Schema, other: pa.Schema, *, name: str) -> pa.Schema:
@@ -227,7 +195,6 @@ def _after_space(line: str, at: int) -> int:
 class _ParquetStream:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._spans: ParquetSpans | None = None  # kept: the next span may go on from the last one
 
     def columns(self) -> list[str]:
         return self.schema().names
@@ -235,19 +202,27 @@ class _ParquetStream:
     def schema(self) -> pa.Schema:
         return pq.read_schema(self.path)
 
-    def schemas(self) -> Iterator[pa.Schema]:
-        yield self.schema()
-
-    def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
-        span = span or _WHOLE
+    def chunks(self, rows: int) -> Iterator[Chunk]:
         try:
-            spans = self._spans = self._spans or ParquetSpans(self.path)
-            fitting = max(1, int(CHUNK_CHARACTERS / max(spans.bytes_of_row, 1)))  # at the width of the widest group
-            for batch in spans.batches(min(rows, fitting), first=span.first, rows=span.rows):
+            file = pq.ParquetFile(self.path, buffer_size=BUFFER, pre_buffer=False)
+            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+            widest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
+            for batch in file.iter_batches(min(rows, max(1, int(CHUNK_CHARACTERS / max(widest, 1))))):
                 yield dict(zip(batch.schema.names, batch.columns, strict=True))
         except (pa.ArrowException, OSError) as error:
-            self._spans = None
             raise TableError(f"{self.path} cannot be read to its end (cut short?): {error}") from error
+
+
+def read_chunks(source: Path, stream: RowStream, rows: int) -> Iterator[Chunk]:
+    """Yield a table's chunks; what the disk refuses is told as an error of the table, not of what is written from it.
+
+    Raises:
+        TableError: The file cannot be read on.
+    """
+    try:
+        yield from stream.chunks(rows)
+    except OSError as error:
+        raise TableError(f"{source} cannot be read to its end: {error.strerror or error}; was it moved?") from error
 
 
 def _pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:

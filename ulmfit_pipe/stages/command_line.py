@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import re
 import signal
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises, sigterm_when_launcher_ends
+from ulmfit_pipe.training.processes import leave_word, why_others_ended
 
 PACKAGE = Path(__file__).parents[1]
 SHOW_TRACEBACK = "ULMFIT_PIPE_TRACEBACK"  # environment variable: anything but empty or 0 shows where it came from
@@ -20,7 +20,6 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 AGAIN = "run the same command again, with --resume true where the recipe has it"
 KEPT = "stages that had finished are kept"
 STOPPED = f"told to stop (SIGTERM); {AGAIN}; {KEPT}"
-OTHER_ENDED = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")  # gloo's words and NCCL's
 SECONDS_FOR_LAUNCHER = 5.0
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: of argparse, and of a shell whose program got SIGINT
 
@@ -48,10 +47,11 @@ def run_recipe(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _end(f"stopped; {AGAIN}; {KEPT}", INTERRUPTED)
     except Exception as error:
-        if _another_process_ended(error):
-            _end_after_the_other()
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _end_after_the_other(error)
         _tell_launcher(error)
         message = _told_in_one_line(error)
+        leave_word(message or f"{type(error).__name__}: {error}")
         if message is None or os.environ.get(SHOW_TRACEBACK, "") not in ("", "0"):
             raise
         _end(f"error: {message}", USER_ERROR)
@@ -84,19 +84,18 @@ def _which_process() -> str:
     return "" if rank == "0" else f"process {rank} of {os.environ.get('WORLD_SIZE', '?')}: "
 
 
-def _another_process_ended(error: Exception) -> bool:
-    """Tell whether an error only says that a process this one waited for is gone."""
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return several and isinstance(error, RuntimeError) and OTHER_ENDED.search(str(error)) is not None
+def _end_after_the_other(error: Exception) -> None:
+    """End without a traceback where an error only says that a process this one waited for is gone, or is silent.
 
-
-def _end_after_the_other() -> NoReturn:
-    """End without a traceback, and not before the launcher has seen which process was the first to end."""
-    rank = os.environ.get("RANK", "?")
-    _complain(f"process {rank} ends, since another one ended before it")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that is how torchrun ends the processes that are left
-    time.sleep(SECONDS_FOR_LAUNCHER)
-    raise SystemExit(1) from None
+    Not before the launcher has seen which process was the first to end.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # that is how torchrun ends the processes that are left
+    why = why_others_ended(error)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if why else before or signal.SIG_DFL)
+    if why:
+        _complain(f"process {os.environ.get('RANK', '?')} ends, since {why}")
+        time.sleep(SECONDS_FOR_LAUNCHER)
+        raise SystemExit(1) from None
 
 
 def _tell_launcher(error: Exception) -> None:

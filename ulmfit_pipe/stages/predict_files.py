@@ -16,13 +16,15 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer
+from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import RowSource, TableError, open_rows
-from ulmfit_pipe.stages.part_files import whole_file
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_columns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.whole_files import whole_file
+from ulmfit_pipe.training.agreement import find_alike
+from ulmfit_pipe.training.launch import share_of_work
 
 
 @dataclass(frozen=True)
@@ -112,34 +114,62 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     Raises:
         TableError: The input cannot be used; file, row (counted from 1, the header not counted) and column are named.
         ArtifactError: The model cannot be used, or the folder of parts holds something else.
-        ValueError: Settings contradict one another, or another process failed.
+        ValueError: Settings contradict one another, or another process failed or has other settings, model or data.
         OSError: The output cannot be written; a file that was there before is untouched.
         Preempted: A recipe was told to stop while it wrote parts; those that were finished are kept.
     """
     started = time.perf_counter()
     context = context or RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
-    sources, target = _checked_paths(settings)
-    if settings.output_dir is None:
-        place = _single_target(sources, target, processes=context.accelerator.num_processes)
-    else:
-        place = target or Path(settings.output_dir)
-    opened = [_opened(source, settings.text_column) for source in sources]
-    predictor = Predictor.load(settings.model, accelerator=context.accelerator)
     shown = sys.stderr.isatty() if context.progress is None else context.progress
-    if settings.output_dir is None:
-        rows, before = _count_rows(opened[0], settings), 0
-        began = time.perf_counter()
-        counts = _predict_one(settings, sources[0], place, predictor, context=context, total=rows, shown=shown)
-        predicting = time.perf_counter() - began
-    else:
-        job = ShardedJob(settings, sources, predictor, context)
-        rows, counts, before = job.run(shown=shown)
-        predicting = job.predicting
-        if target is not None:
-            job.join(target)
-    skipped = counts.pop(None, 0)
+    with share_of_work() as given:
+        accelerator = context.accelerator
+    share = given or (accelerator.process_index, accelerator.num_processes)
+    if settings.output_dir is not None:
+        return _predict_parts(settings, context, share=share, shown=shown, started=started)
+    sources, target = _checked_paths(settings)
+    place = _single_target(sources, target, processes=share[1])
+    opened = _opened(sources[0], settings.text_column)
+    predictor = Predictor.load(settings.model, accelerator=accelerator)
+    rows = _count_rows(opened, settings)
+    began = time.perf_counter()
+    counts = _predict_one(settings, sources[0], place, predictor, context=context, total=rows, shown=shown)
+    return _summary(
+        predictor, rows, counts, place, seconds=(time.perf_counter() - started, time.perf_counter() - began)
+    )
+
+
+def _predict_parts(
+    settings: PredictFileSettings, context: RunContext, *, share: tuple[int, int], shown: bool, started: float
+) -> PredictSummary:
+    def look() -> ShardedJob:
+        """Check and load all, on each process."""
+        sources, _ = _checked_paths(settings)
+        opened = [_opened(source, settings.text_column) for source in sources]
+        predictor = Predictor.load(settings.model, accelerator=context.accelerator)
+        job = ShardedJob(settings, sources, predictor, context, share=share)
+        job.look(lambda: [_count_rows(rows, settings) for rows in opened])
+        return job
+
+    job = find_alike(context.accelerator, look, lambda job: job.fingerprint)
+    counts, place = job.run(shown=shown), Path(str(settings.output_dir))
+    if settings.output_file is not None:
+        place = Path(settings.output_file).resolve()
+        job.join(place)
+    rows, seconds = sum(part.rows for part in job.parts), (time.perf_counter() - started, job.seconds)
+    return _summary(job.predictor, rows, counts, place, seconds=seconds, done_before=job.done_before)
+
+
+def _summary(
+    predictor: Predictor,
+    rows: int,
+    counts: Counts,
+    place: Path,
+    *,
+    seconds: tuple[float, float],
+    done_before: int = 0,
+) -> PredictSummary:
     labels = {name: counts[name] for name in predictor.label_names}
-    return PredictSummary(rows, skipped, time.perf_counter() - started, predicting, labels, place, before)
+    return PredictSummary(rows, counts[None], *seconds, labels, place, done_before)
 
 
 def _predict_one(
@@ -170,7 +200,7 @@ def _predict_one(
     with bar, whole_file(target) as temporary:
         schema = columns.schema(stream.schema() if suffix == ".parquet" else None)
         with contextlib.closing(open_writer(temporary, schema, suffix=suffix)) as writer:
-            for chunk in stream.chunks(settings.chunk_rows):
+            for chunk in read_chunks(source, stream, settings.chunk_rows):
                 rows = len(next(iter(chunk.values())))
                 columns.write(writer, columns.predict(chunk, counts))
                 done += rows

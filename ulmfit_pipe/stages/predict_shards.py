@@ -1,42 +1,74 @@
-"""Prediction in parts: several processes write a folder that holds all rows in order, and that a kill cannot undo.
+"""Prediction in parts: processes write a folder that holds all rows in order, and that a kill cannot undo.
 
-Each process predicts its share of the parts that are not there yet, going straight to their rows. A part that is there
-is whole, so the same command goes on where a killed one stopped, with any number of processes: what a part holds does
-not depend on who makes it. The processes do not wait for one another while they predict; one that fails leaves word,
-and the others stop.
+Which rows a part holds follows from the input alone, and its name says it, counted from 1 over all inputs. A process
+makes every so-manieth part that is missing, then those that the others have not made: nobody is needed for the end, and
+nobody waits for long. What is made twice is the same byte for byte. A part counts as finished after its record (a small
+file with its rows, digest and labels) and its digest were checked, whoever made it.
 """
 
-import contextlib
-import dataclasses
+import hashlib
+import itertools
+import json
 import shutil
+import stat
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ulmfit_pipe.data.row_streams import RowStream, open_stream, open_writer
+from ulmfit_pipe.data.row_streams import Chunk, check_suffix, open_stream, open_writer, read_chunks, unify_types
 from ulmfit_pipe.data.table_readers import TableError
-from ulmfit_pipe.stages.artifacts import ArtifactError
+from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, model_identity
 from ulmfit_pipe.stages.document_reading import describe_cut
-from ulmfit_pipe.stages.folder_lock import held, holder
-from ulmfit_pipe.stages.in_step import ProcessError, describe, run_in_step
-from ulmfit_pipe.stages.part_files import RECORDS, Part, PartFolder, join_parts
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.shard_plan import MANIFEST, ShardPlanner, schema_of_text
-from ulmfit_pipe.training.checkpoint import CheckpointError, read_json, write_json
+from ulmfit_pipe.stages.whole_files import remove_leftovers, whole_file
 from ulmfit_pipe.training.preemption import Preempted
+from ulmfit_pipe.training.record_differences import as_json, differences
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.predict_files import PredictFileSettings
 
+MANIFEST, RECORDS = "manifest.json", ".records"
+KIND = {"kind": "prediction in parts", "format": 2}
+PART_ROWS = 1024  # rows of a part: minutes of work at most, and enough for batches of like lengths
+MOST_PARTS = 1000  # of an input of many rows; its parts are larger
+DIGITS = 9  # of a row's number in a part's name; more where there are more rows
+COUNTED = ("part_rows", "text_column", "all_scores", "empty_text", "chunk_rows")  # what the parts' content depends on
 POLL_SECONDS = 0.2  # between two looks at what the other processes have finished
-WORD = "stopped-process-"  # beginning of the file that a process leaves when it fails
-LOCK = "lock"  # beside the records
+LEAST_PATIENCE = 5.0  # seconds that the last parts of others are waited for; or twice what one took here
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of one input, and the file that their predictions go to; rows and inputs are counted from 1."""
+
+    file: str
+    first_row: int
+    rows: int
+    input: int
+    input_row: int
+
+
+def plan_parts(rows_of_inputs: Sequence[int], *, part_rows: int, suffix: str) -> list[Part]:
+    """Split tables into parts of so many rows; the last of each table may be smaller."""
+    digits = max(DIGITS, len(str(sum(rows_of_inputs))))
+    parts: list[Part] = []
+    for number, rows in enumerate(rows_of_inputs, start=1):
+        before = sum(rows_of_inputs[: number - 1])
+        for start in range(0, rows, part_rows):
+            first, last = before + start + 1, before + min(start + part_rows, rows)
+            name = f"part-{first:0{digits}d}-{last:0{digits}d}{suffix}"
+            parts.append(Part(name, first, last - first + 1, number, start + 1))
+    return parts
 
 
 class ShardedJob:
@@ -44,239 +76,373 @@ class ShardedJob:
 
     Args:
         settings: Its settings; they have a folder of parts.
-        sources: The input files, checked one by one.
+        sources: The input files.
         predictor: The model.
-        context: Processes, and where news goes.
+        context: Where messages go.
+        share: This process' number, from 0, and how many there are.
 
     Attributes:
-        predicting: Seconds that all processes took for the parts that were not there.
+        parts: All of them; known after `look`, as are the next two.
+        fingerprint: What must be the same on every process.
+        done_before: Rows of the parts that were finished before.
+        seconds: How long those took that were not.
 
     Raises:
-        ValueError: Input or output files are of several kinds, or lie in the folder of parts.
+        ValueError: Input or output files are of several kinds, or are in the folder of parts.
     """
 
     def __init__(
-        self, settings: "PredictFileSettings", sources: Sequence[Path], predictor: Predictor, context: RunContext
+        self,
+        settings: "PredictFileSettings",
+        sources: Sequence[Path],
+        predictor: Predictor,
+        context: RunContext,
+        *,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.settings, self.sources, self.predictor, self.context = settings, list(sources), predictor, context
-        self.planner = ShardPlanner(settings, sources, context)
-        self.folder = PartFolder(self.planner.folder)
-        self.accelerator = context.accelerator
-        self.manifest: dict[str, Any] = {}
+        self.share, self.folder = share, Path(str(settings.output_dir))
+        self.suffix = _suffix_of_parts(self.sources, self.folder, settings)
         self.parts: list[Part] = []
-        self.predicting = 0.0
-        self._stream: tuple[int, RowStream] | None = None  # the last part's input, by its number
+        self.done_before, self.seconds, self._slowest = 0, 0.0, 0.0
+        self._finished: dict[str, dict[str, Any]] = {}  # the record of each part that was found finished
 
-    def run(self, *, shown: bool) -> tuple[int, Counts, int]:
-        """Predict the parts that are not there; return all rows, the counts of labels, and rows finished before.
+    def look(self, count_rows: Callable[[], list[int]]) -> None:
+        """Check the inputs and the folder, before anything is predicted.
+
+        Args:
+            count_rows: Checks all rows, and returns how many each input has.
 
         Raises:
-            TableError: An input cannot be used, or changed while it was read.
-            ArtifactError: The folder holds something else, or the parts of another prediction, or is being filled.
-            ProcessError: Another process failed; it is named with its error.
-            Preempted: The recipe was told to stop.
+            TableError: An input cannot be used.
+            ArtifactError: The folder holds something else, or the parts of another prediction.
         """
-        self.manifest, is_old = self.planner.plan()
-        with contextlib.ExitStack() as until_the_end:
-            run_in_step(self.accelerator, self._others_kept_out(until_the_end))
-            return self._run(is_old, shown=shown)
-
-    def _run(self, is_old: bool, *, shown: bool) -> tuple[int, Counts, int]:
-        self.parts = [_part_of(entry) for entry in self.manifest["parts"]]
-        self.columns = self._new_columns()
-        run_in_step(self.accelerator, self._checked_parts(is_old))
-        pending = self._agreed_missing()
-        run_in_step(self.accelerator, self._opened(pending))
-        if pending or not self.manifest["finished"]:
-            began = time.perf_counter()
-            with self._telling_others():
-                self._predict(pending, shown=shown)
-                self._finish()
-            self.predicting = time.perf_counter() - began
-        else:
-            self.context.tell(f"every part is there already, in {self.folder.path}")
-            self._clear_records()  # of a process that was killed as it finished
-        cut, read = self.manifest["cut"]
-        if line := describe_cut(cut, read, self.predictor.reading, what="texts to predict"):
-            self.context.tell(line)
-        counts: Counts = Counter(self.manifest["labels"])
-        if self.manifest["skipped"]:
-            counts[None] = self.manifest["skipped"]
-        rows = self.manifest["rows"]
-        return rows, counts, rows - sum(part.rows for part in pending)
-
-    def join(self, target: Path) -> None:
-        """Join the finished parts to one file, on the main process."""
-        if self.accelerator.is_main_process:
-            join_parts([self.folder.path / part.file for part in self.parts], target, suffix=self.planner.suffix)
-
-    # ---- before the first row
-
-    def _others_kept_out(self, until: contextlib.ExitStack) -> Generator[None, None, None]:
-        """Lock the folder, on the main process."""
-        yield from ()
-        path = self.folder.path / RECORDS / LOCK
-        if self.accelerator.is_main_process and not until.enter_context(held(path, wait=False)):
-            raise ArtifactError(
-                f"another process predicts into {self.folder.path} ({holder(path) or 'it has just ended'}); wait for "
-                "it, or end it, then run the same command again"
-            )
-
-    def _new_columns(self) -> PredictedColumns:
-        columns = PredictedColumns(
+        there, self._states = self._manifest(), [_state_of(source) for source in self.sources]
+        self.identity = self._identity()
+        if there is not None:
+            self._refuse_other(there)
+        rows = count_rows()
+        self.names, self._schema = _one_table(self.sources, typed=self.suffix == ".parquet")
+        self.columns = PredictedColumns(
             self.predictor,
-            self.manifest["columns"],
+            self.names,
             source=str(self.sources[0]),
             text_column=self.settings.text_column,
             all_scores=self.settings.all_scores,
-            suffix=self.planner.suffix,
+            suffix=self.suffix,
         )
-        for line in columns.describe_renamed():
+        self.part_rows = self.settings.part_rows or PART_ROWS * max(1, -(-sum(rows) // (MOST_PARTS * PART_ROWS)))
+        self.parts = plan_parts(rows, part_rows=self.part_rows, suffix=self.suffix)
+        self.versions = library_versions() if there is None else there["versions"]
+        self.pending = self._missing()
+        self.done_before = sum(rows) - sum(part.rows for part in self.pending)
+        self.fingerprint = {**self.identity, "output_dir": str(self.folder), "its manifest is there": there is not None}
+
+    def run(self, *, shown: bool) -> Counts:
+        """Predict the parts that are missing; return how often each label was given, in all of them.
+
+        Raises:
+            TableError: An input changed while it was read.
+            ArtifactError: The folder was given to another prediction.
+            Preempted: The recipe was told to stop.
+        """
+        self._describe_start()
+        began, (rank, world_size) = time.perf_counter(), self.share
+        try:
+            self._make(self.pending[rank::world_size], shown=shown and rank == 0)
+            while missing := self._missing():
+                self._make_of_others(missing)
+        except Preempted as stop:
+            done = len(self.parts) - len(self._missing())
+            raise Preempted(
+                f"told to stop (SIGTERM); {done} of {len(self.parts)} parts are finished in {self.folder}; run the "
+                "same command again to go on"
+            ) from stop
+        self.seconds = time.perf_counter() - began if self.pending else 0.0
+        return self._finish()
+
+    def _describe_start(self) -> None:
+        for line in self.columns.describe_renamed():
             self.context.tell(line)
-        return columns
-
-    def _checked_parts(self, is_old: bool) -> Generator[None, None, None]:
-        """Take away what is damaged among this process' share of the parts, and what an earlier start left behind."""
-        if self.accelerator.is_main_process:
-            self.folder.clear_leftovers()
-            for file in self._words():
-                file.unlink()
-        if not is_old:
-            return
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        known = list(zip(self.parts, self.manifest["parts"], strict=True))
-        for part, entry in known[rank::world_size]:
-            if self.folder.is_finished(part) and not self.folder.is_whole(part, entry):
-                self.context.say(
-                    f"{self.folder.path / part.file} is not the file that was written: it was cut short or altered, "
-                    "and is made again"
-                )
-                self.folder.drop(part)
-            yield
-
-    def _opened(self, pending: Sequence[Part]) -> Generator[None, None, None]:
-        """Write down what is planned, unless it is written already."""
-        yield from ()
-        reopened = self.manifest["finished"] and bool(pending)
-        self.manifest["finished"] = self.manifest["finished"] and not pending
-        path = self.folder.path / MANIFEST
-        if self.accelerator.is_main_process and (reopened or not path.exists()):
-            write_json(path, self.manifest)
-        if len(pending) < len(self.parts) and pending:
-            self.context.tell(f"{len(self.parts) - len(pending)} of {len(self.parts)} parts are there already")
-
-    def _agreed_missing(self) -> list[Part]:
-        """Return the parts that any process misses: a shared disk may show a change to one machine before another."""
-
-        def listed() -> Generator[None, None, list[str]]:
-            yield from ()
-            return [part.file for part in self._missing()]
-
-        found = run_in_step(self.accelerator, listed())
-        missing = {file for files in found for file in files}
-        return [part for part in self.parts if part.file in missing]
-
-    def _missing(self) -> list[Part]:
-        there = {file.name for file in self.folder.path.glob("*")}
-        return [part for part in self.parts if part.file not in there]
+        damaged = [part.file for part in self.pending if (self.folder / part.file).exists()]
+        for file in damaged:
+            self.context.tell(f"{self.folder / file} was cut short or altered since it was written; it is made again")
+        if changed := differences(self.versions, library_versions()):
+            self.context.tell(
+                f"the parts that are there are of other versions, {', '.join(changed)}: the last digits "
+                "of the scores may differ from part to part"
+            )
+        if not self.pending:
+            self.context.tell(f"every part is there already, in {self.folder}")
+        elif self.done_before:
+            done = len(self.parts) - len(self.pending)
+            self.context.tell(f"{done} of {len(self.parts)} parts are there already")
 
     # ---- the rows
 
-    def _predict(self, pending: Sequence[Part], *, shown: bool) -> None:
-        """Predict this process' share."""
-        own = pending[self.accelerator.process_index :: self.accelerator.num_processes]
-        is_shown = shown and self.accelerator.is_main_process
+    def _make(self, parts: Sequence[Part], *, shown: bool = False) -> None:
+        """Make parts, in their order; each input is read once, from its top."""
         total = sum(part.rows for part in self.parts)
-        bar = tqdm(total=total, desc="predicting", unit=" rows", disable=not is_shown, leave=False, dynamic_ncols=True)
+        bar = tqdm(total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True)
         with bar:
-            for part in own:
-                done = total - sum(part.rows for part in self._missing()) if is_shown else 0  # of all processes
-                bar.update(done - bar.n)
-                self._predict_part(part)
+            for number, group in itertools.groupby(parts, key=lambda part: part.input):
+                wanted, source = {part.input_row: part for part in group}, self.sources[number - 1]
+                stream = open_stream(source, columns=self.names)
+                chunks = read_chunks(source, stream, self.settings.chunk_rows)
+                for first, pieces in itertools.groupby(_split(chunks, self.part_rows), key=lambda piece: piece[0]):
+                    if (part := wanted.pop(first, None)) is not None and not self._is_finished(part):
+                        self._write(part, (rows for _, rows in pieces))
+                    if shown:
+                        bar.update(total - sum(part.rows for part in self._missing()) - bar.n)
+                    if not wanted:
+                        break
+                if wanted:
+                    raise _changed(source)
 
-    def _predict_part(self, part: Part) -> None:
-        source, suffix = self.sources[part.input - 1], self.planner.suffix
-        if self._stream is None or self._stream[0] != part.input:  # parts of one input read on where the last one ended
-            self._stream = part.input, open_stream(source, columns=self.manifest["columns"])
-        _, stream = self._stream
-        schema = self.columns.schema(schema_of_text(self.manifest["schema"]))
+    def _write(self, part: Part, chunks: Iterable[Chunk]) -> None:
+        """Predict a part, and write it and its record."""
+        if (there := self._manifest()) is None:
+            self._write_manifest()
+        else:
+            self._refuse_other(there)
         counts: Counts = Counter()
-        cut, done, facts = self.predictor.cut_texts, 0, dict[str, Any]()
-        with self.folder.writing(part, facts) as temporary:
-            with contextlib.closing(open_writer(temporary, schema, suffix=suffix)) as writer:
-                for chunk in stream.chunks(self.settings.chunk_rows, part.span):
-                    self._stop_if_another_did()
+        began, cut, done = time.monotonic(), self.predictor.cut_texts, 0
+        with whole_file(self.folder / part.file) as temporary:
+            with closing(open_writer(temporary, self.columns.schema(self._schema), suffix=self.suffix)) as writer:
+                for chunk in chunks:
                     done += len(next(iter(chunk.values())))
                     self.columns.write(writer, self.columns.predict(chunk, counts))
-            if done != part.rows:
-                raise TableError(f"{source} changed while it was read: {part.rows} rows, then {done}; run again")
-            facts["skipped"] = counts.pop(None, 0)
-            facts["labels"] = {name: counts[name] for name in self.predictor.label_names}
-            facts["cut"] = [now - before for now, before in zip(self.predictor.cut_texts, cut, strict=True)]
-
-    def _finish(self) -> None:
-        """Wait for the other processes' parts; the main process then writes down that all are there."""
-        while self._missing():
-            self._stop_if_another_did()
-            time.sleep(POLL_SECONDS)
-        path = self.folder.path / MANIFEST
-        if self.accelerator.is_main_process:
-            parts = [{**entry, **self.folder.facts(_part_of(entry), entry)} for entry in self.manifest["parts"]]
-            labels: Counter[str] = Counter()
-            for entry in parts:
-                labels.update(entry["labels"])
-            totals = {
-                "labels": {name: labels[name] for name in self.predictor.label_names},
-                "skipped": sum(entry["skipped"] for entry in parts),
-                "cut": [sum(entry["cut"][place] for entry in parts) for place in range(2)],
+            if done != part.rows or self._states != [_state_of(source) for source in self.sources]:
+                raise _changed(self.sources[part.input - 1])
+            facts = {
+                "bytes": temporary.stat().st_size,
+                "sha256": _digest_of_file(temporary),
+                "skipped": counts.pop(None, 0),
+                "labels": {name: counts[name] for name in self.predictor.label_names},
+                "cut": [now - before for now, before in zip(self.predictor.cut_texts, cut, strict=True)],
             }
-            self.manifest = {**self.manifest, **totals, "finished": True, "parts": parts}
-            write_json(path, self.manifest)
-            self._clear_records()
-        else:
-            while not (found := read_json(path))["finished"]:
-                self._stop_if_another_did()
-                time.sleep(POLL_SECONDS)
-            self.manifest = found
+            with whole_file(self._record_of(part)) as record:
+                record.write_text(json.dumps({**facts, "seal": self._seal(part, facts)}, indent=2))
+        self._slowest = max(self._slowest, time.monotonic() - began)
 
-    def _clear_records(self) -> None:
-        """Take the parts' records away, which the manifest holds now."""
-        if self.accelerator.is_main_process:
-            shutil.rmtree(self.folder.path / RECORDS, ignore_errors=True)
+    def _make_of_others(self, missing: Sequence[Part]) -> None:
+        """Make the later half of the parts that no other process can be at: they would come to these last.
 
-    # ---- what the processes tell one another
+        Where there are none but those that others may be at, wait for a while; they may be gone.
+        """
+        files, (rank, world_size) = {part.file for part in missing}, self.share
+        shares = [self.pending[other::world_size] for other in range(world_size) if other != rank]
+        at_work = {next((part for part in share if part.file in files), None) for share in shares}
+        if free := [part for part in missing if part not in at_work]:
+            return self._make(free[len(free) // 2 :])
+        until = time.monotonic() + max(LEAST_PATIENCE, 2 * self._slowest)
+        while not any(map(self._is_finished, missing)):
+            if time.monotonic() > until:
+                return self._make(missing)
+            time.sleep(POLL_SECONDS)
+        return None
 
-    @contextlib.contextmanager
-    def _telling_others(self) -> Iterator[None]:
-        """Leave word for the others if this process fails; being told to stop, say what is finished."""
-        try:
-            yield
-        except ProcessError:
-            raise
-        except Preempted as stop:
-            self._stop_if_another_did()  # it is why the launcher stops this one
-            done = len(self.parts) - len(self._missing())
-            raise Preempted(
-                f"told to stop (SIGTERM); {done} of {len(self.parts)} parts are finished in {self.folder.path}; run "
-                "the same command again to go on"
-            ) from stop
-        except Exception as error:
-            with contextlib.suppress(CheckpointError):  # the disk may be full, which is the error itself
-                write_json(
-                    self.folder.path / RECORDS / f"{WORD}{self.accelerator.process_index}.json",
-                    {"process": self.accelerator.process_index, "error": describe(error)},
-                )
-            raise
+    # ---- the folder
 
-    def _words(self) -> list[Path]:
-        return sorted((self.folder.path / RECORDS).glob(f"{WORD}*.json"), key=lambda file: file.stat().st_mtime)
+    def _manifest(self) -> dict[str, Any] | None:
+        """Return the manifest of a folder of parts; None where there is no such folder yet, or nothing in it."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ArtifactError(f"output_dir {self.folder} is a file; choose another folder")
+        for name in (MANIFEST, RECORDS):
+            if (self.folder / name).is_symlink():
+                raise ArtifactError(f"{self.folder / name} is a link, and nothing is written through one; remove it")
+        found = _json_in(self.folder / MANIFEST)
+        if isinstance(found, dict) and found.get("kind") == KIND["kind"]:
+            return found
+        if self.folder.exists() and any(f.suffix != ".tmp" and f.name != RECORDS for f in self.folder.iterdir()):
+            raise ArtifactError(
+                f"{self.folder} holds files that are no prediction's, or its {MANIFEST} is damaged; choose another "
+                "output_dir or remove it"
+            )
+        return None
 
-    def _stop_if_another_did(self) -> None:
-        for file in self._words():
-            word = read_json(file)
-            if word["process"] != self.accelerator.process_index:
-                raise ProcessError(f"process {word['process']} stopped: {word['error']}")
+    def _identity(self) -> dict[str, Any]:
+        """Return all that the parts depend on."""
+        model, numbers = Path(self.settings.model), {name: getattr(self.settings, name) for name in COUNTED}
+        inputs = [{"bytes": source.stat().st_size, "sha256": _digest_of_file(source)} for source in self.sources]
+        numbers |= {"part_format": self.suffix[1:], "mixed_precision": self.context.mixed_precision}
+        return as_json(
+            {
+                "settings": numbers,
+                "model": model_identity(model),
+                "backward model": model_identity(model / BACKWARD) if (model / BACKWARD).is_dir() else None,
+                "inputs": {
+                    "number": len(inputs),
+                    **{str(number): found for number, found in enumerate(inputs, start=1)},
+                },
+            }
+        )
+
+    def _refuse_other(self, there: dict[str, Any]) -> None:
+        advice = "Choose another output_dir, or remove this one to predict anew"
+        if there.get("format") != KIND["format"] or not isinstance(there.get("versions"), dict):
+            raise ArtifactError(
+                f"{self.folder} holds the parts of another version of ulmfit_pipe, which cannot be continued. {advice}"
+            )
+        changed = differences(there.get("identity"), self.identity)
+        for number, source in enumerate(self.sources, start=1):
+            changed = [line.replace(f"inputs.{number}.", f"{source}: ") for line in changed]
+        if changed:
+            raise ArtifactError(
+                f"{self.folder} holds the parts of another prediction; it differs in {', '.join(changed)}. {advice}"
+            )
+
+    def _record_of(self, part: Part) -> Path:
+        return self.folder / RECORDS / f"{part.file}.json"
+
+    def _seal(self, part: Part, facts: dict[str, Any]) -> str:
+        content = json.dumps([KIND, self.identity, asdict(part), facts], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _is_finished(self, part: Part) -> bool:
+        """Whether a part is there and is the file that was written; its record is then in `_finished`."""
+        path, known = self.folder / part.file, self._finished
+        if not _is_plain_file(path):
+            known.pop(part.file, None)
+        elif part.file not in known and isinstance(facts := _json_in(self._record_of(part)), dict):
+            seal = facts.pop("seal", None)
+            if seal == self._seal(part, facts) and _digest_of_file(path) == facts["sha256"]:
+                known[part.file] = facts
+        return part.file in known
+
+    def _missing(self) -> list[Part]:
+        return [part for part in self.parts if not self._is_finished(part)]
+
+    def _write_manifest(self, **found: Any) -> None:
+        facts = self._finished if found else {}
+        record = {
+            **KIND,
+            "finished": bool(found),
+            "rows": sum(part.rows for part in self.parts),
+            "columns": self.names,
+            "inputs": [str(source) for source in self.sources],
+            "identity": self.identity,
+            "versions": self.versions,
+            **found,
+            "parts": [{**asdict(part), **facts.get(part.file, {})} for part in self.parts],
+        }
+        if as_json(record) != _json_in(self.folder / MANIFEST):
+            with whole_file(self.folder / MANIFEST) as temporary:
+                temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+    def _finish(self) -> Counts:
+        """Write the manifest of all parts, and return their counts of labels; None stands for rows without text."""
+        facts, counts = [self._finished[part.file] for part in self.parts], Counter[str | None]()
+        for one in facts:
+            counts.update(one["labels"])
+        labels = {name: counts[name] for name in self.predictor.label_names}
+        cut, read = (sum(one["cut"][place] for one in facts) for place in range(2))
+        counts[None] = sum(one["skipped"] for one in facts)
+        self._write_manifest(labels=labels, skipped=counts[None], cut=[cut, read])
+        for folder in (self.folder, self.folder / RECORDS):
+            remove_leftovers(folder, ".*.tmp")
+        if line := describe_cut(cut, read, self.predictor.reading, what="texts to predict"):
+            self.context.tell(line)
+        return counts
+
+    def join(self, target: Path) -> None:
+        """Join the finished parts to one file, on the first process; they stay."""
+        if self.share[0] != 0:
+            return
+        paths, schema = [self.folder / part.file for part in self.parts], self.columns.schema(self._schema)
+        with whole_file(target) as temporary:
+            if self.suffix == ".parquet":
+                _join_parquet(paths, temporary)
+            else:
+                open_writer(temporary, schema, suffix=self.suffix).close()  # the header, with which each part begins
+                _join_text(paths, temporary, header=temporary.stat().st_size)
 
 
-def _part_of(entry: dict[str, Any]) -> Part:
-    return Part(**{field.name: entry[field.name] for field in dataclasses.fields(Part)})
+def _join_parquet(parts: Sequence[Path], target: Path) -> None:
+    with pq.ParquetWriter(target, pq.read_schema(parts[0])) as writer:
+        for path in parts:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    writer.write_table(file.read_row_group(group))
+
+
+def _join_text(parts: Sequence[Path], target: Path, *, header: int) -> None:
+    with target.open("ab") as joined:
+        for path in parts:
+            with path.open("rb") as file:
+                file.seek(header)
+                shutil.copyfileobj(file, joined)
+
+
+def _split(chunks: Iterable[Chunk], part_rows: int) -> Iterator[tuple[int, Chunk]]:
+    """Split chunks where parts begin; each piece comes with the number of its part's first row."""
+    at = 0
+    for chunk in chunks:
+        start, rows = 0, len(next(iter(chunk.values())))
+        while start < rows:
+            end = min(rows, start + part_rows - at % part_rows)
+            yield at - at % part_rows + 1, {name: column[start:end] for name, column in chunk.items()}
+            at, start = at + end - start, end
+
+
+def _suffix_of_parts(sources: Sequence[Path], folder: Path, settings: "PredictFileSettings") -> str:
+    kinds = sorted({check_suffix(source) for source in sources})
+    if len(kinds) > 1:
+        raise ValueError(f"the input files are of several kinds, {', '.join(kinds)}; predict each kind by itself")
+    inside = [source for source in sources if source.resolve().parent == folder.resolve()]
+    if inside:
+        raise ValueError(f"the input {inside[0]} is in output_dir; choose another folder for the parts")
+    asked, file = settings.part_format, settings.output_file
+    wanted = None if file is None else check_suffix(Path(file))
+    if asked is not None and wanted not in (None, f".{asked}"):
+        raise ValueError(f"parts of part_format {asked} cannot be joined to {file}; leave part_format out")
+    return f".{asked}" if asked is not None else wanted or kinds[0]
+
+
+def _one_table(sources: Sequence[Path], *, typed: bool) -> tuple[list[str], pa.Schema | None]:
+    """Return columns and types of all inputs together."""
+    names = [open_stream(source).columns() for source in sources]
+    union = list(dict.fromkeys(itertools.chain(*names)))
+    schemas = [open_stream(source, columns=union).schema() for source in sources] if typed else [None] * len(sources)
+    merged = schemas[0]
+    for source, own, schema in zip(sources, names, schemas, strict=True):
+        if check_suffix(source) == ".jsonl":
+            merged = None if schema is None else unify_types(merged, schema, name=str(source))
+        elif own != names[0] or schema != schemas[0]:
+            raise TableError(
+                f"{source} has other columns than {sources[0]}, or others in type or order ({', '.join(own)} and "
+                f"{', '.join(union)}); files that count as one table need the same"
+            )
+    return union, merged
+
+
+def _changed(source: Path) -> TableError:
+    return TableError(f"{source}, or another input, changed while it was read; run again")
+
+
+def _state_of(source: Path) -> tuple[int, int]:
+    try:
+        return source.stat().st_size, source.stat().st_mtime_ns
+    except OSError as error:
+        raise TableError(f"{source} cannot be read: {error.strerror}; was it moved or deleted?") from error
+
+
+def _is_plain_file(path: Path) -> bool:
+    """Whether there is a file, and no link to one, nor a pipe."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _json_in(path: Path) -> Any:
+    """Return what a JSON file holds; None where there is none, or a damaged one, or a link."""
+    try:
+        return json.loads(path.read_bytes()) if _is_plain_file(path) else None
+    except (ValueError, OSError, RecursionError):
+        return None
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,20 +1,76 @@
-"""Do all processes hold the same weights? Asked at every phase boundary, bit for bit, by one small collective.
+"""Do all processes do the same, and hold the same weights?
 
-Data parallelism never compares weights: it averages gradients and trusts that the rest follows. Where it does not (a
-parameter thawed after wrapping, a callback that writes on one process, a load that differs), processes drift apart
-without a word, and the next wrapping hides it by copying process 0's weights over the others'.
+Before the first step they compare what they are about to do: settings, data, model. The weights are compared at every
+phase boundary, bit for bit, by one small collective. Data parallelism never compares weights: it averages gradients and
+trusts that the rest follows. Where it does not (a parameter unfrozen after wrapping, a callback that writes on one
+process, a load that differs), processes drift apart without a word, and the next wrapping hides it by copying process
+0's weights over the others'.
 """
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ulmfit_pipe.training.processes import ProcessError, gather_bytes, why_others_ended
+from ulmfit_pipe.training.record_differences import as_json, differences
+
+T = TypeVar("T")
 CHUNK = 2**20  # words that are widened to 64 bits at a time
 SPREAD = 0x9E3779B97F4A7C15 - 2**64  # 2**64 / golden ratio, odd, as a signed number: no two places weigh the same
 
 
 class DisagreementError(RuntimeError):
     """Processes that should hold the same weights do not; the message names the first tensor that differs."""
+
+
+def find_alike(accelerator: Accelerator, find: Callable[[], T], describe: Callable[[T], dict[str, Any]]) -> T:
+    """Let every process find something; raise on all of them unless all succeed and find the same.
+
+    Args:
+        accelerator: The processes; all of them make this call.
+        find: Reads settings, data or models; it makes no collective call.
+        describe: Gives what must be the same of what was found, as far as JSON can hold it.
+
+    Raises:
+        ProcessError: Another process failed, or found something else; what differs is named, with both values.
+    """
+    if accelerator.num_processes == 1:
+        return find()
+    found: Any = None
+    said, error = dict[str, Any](), None
+    try:
+        found = find()
+        said = {"found": as_json(describe(found))}
+    except Exception as caught:  # whatever it is, the others must not wait for this process
+        said, error = {"error": _described(caught)}, caught
+    try:
+        everyone = [json.loads(content) for content in gather_bytes(json.dumps(said).encode(), accelerator)]
+    except RuntimeError as failed:
+        if error is None and (why := why_others_ended(failed)):
+            raise ProcessError(why) from failed
+        raise error or failed from None
+    if error is not None:
+        raise error
+    for rank, other in enumerate(everyone):
+        if "error" in other:
+            raise ProcessError(f"process {rank} stopped: {other['error']}")
+    for rank, other in enumerate(everyone):
+        places = ("on process 0", f"on process {rank}")
+        if changed := differences(everyone[0]["found"], other["found"], places=places):
+            raise ProcessError(
+                f"process {rank} is not about to do what process 0 is; it differs in {', '.join(changed)}: start all "
+                "processes with the same settings, data and model"
+            )
+    return found
+
+
+def _described(error: Exception) -> str:
+    """An error as other processes show it: its kind is named unless its words were written for users."""
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def check_agreement(model: nn.Module, accelerator: Accelerator, *, where: str) -> None:

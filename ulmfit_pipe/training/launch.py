@@ -7,20 +7,27 @@ RECIPE ...``, and ``accelerate launch --multi_gpu --num_processes 2 RECIPE ...``
 there is no GPU.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch.distributed import distributed_c10d
 
 from ulmfit_pipe.training.precision import check_precision, cpu_precision, refuse_silent_float32
 from ulmfit_pipe.training.processes import settle_at_exit
 
-WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # torchrun's, and MPI's
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+SECONDS_TO_COME = 120.0  # that the first process waits for the last: they are started together, and import the same
+SECONDS_TO_ANSWER = 600.0  # that a process waits for another one's step; NCCL's own limit, gloo's is 1,800
+OWN_LIMIT = "ULMFIT_PIPE_TIMEOUT"  # environment variable: other seconds, for both
 OF_ACCELERATE_LAUNCH = "ACCELERATE_MIXED_PRECISION"  # environment variable that each of its launchers sets
 OF_FSDP = "ACCELERATE_USE_FSDP"  # set to true where its configuration asks for FSDP
 OF_SEVERAL = "MASTER_ADDR"  # and this one where more than one process was asked for
@@ -50,7 +57,7 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
         options["mixed_precision"] = precision
     if started > 1 and not _has_gpu():
         options["cpu"] = True  # without it accelerate 1.15 makes each process a run of its own
-    accelerator = Accelerator(**options)
+    accelerator = _connected(started, options) if started > 1 else Accelerator(**options)
     if started > 1 and accelerator.num_processes == 1:
         raise LaunchError(
             f"the launcher started {started} processes, but each of them would train alone and write into the same "
@@ -64,6 +71,52 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
             if line:
                 say(line)
     return accelerator
+
+
+def _connected(started: int, options: dict[str, Any]) -> Accelerator:
+    """Make an accelerator whose processes wait for one another, but not for ever."""
+    if OF_SEVERAL not in os.environ:
+        raise LaunchError(
+            f"the environment says that {started} processes were started, but not where they find one another "
+            f"({OF_SEVERAL} is not set); {ADVICE.format(count=started)}"
+        )
+    seconds = [float(os.environ.get(OWN_LIMIT) or default) for default in (SECONDS_TO_COME, SECONDS_TO_ANSWER)]
+    handlers = [*options.pop("kwargs_handlers", ()), InitProcessGroupKwargs(timeout=timedelta(seconds=seconds[0]))]
+    try:
+        accelerator = Accelerator(**options, kwargs_handlers=handlers)
+    except torch.distributed.DistError as error:
+        raise LaunchError(
+            f"{started} processes were started, and not all of them came to {os.environ[OF_SEVERAL]} within "
+            f"{seconds[0]:g} seconds ({str(error).splitlines()[0]}); look at what the others say"
+        ) from error
+    if torch.distributed.is_initialized():
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds[1]))
+    return accelerator
+
+
+@contextlib.contextmanager
+def share_of_work() -> Iterator[tuple[int, int] | None]:
+    """Give a process' number and their count where they were started without a place to meet; for work without steps.
+
+    Within the block such a process is a single one to Accelerate. With a launcher's place to meet the block gets None.
+
+    Raises:
+        LaunchError: The number is missing, or is none of them.
+    """
+    count = started_processes()
+    if count == 1 or OF_SEVERAL in os.environ:
+        yield None
+        return
+    given = next((os.environ[name] for name in RANKS if name in os.environ), "")
+    if not given.isdigit() or int(given) >= count:
+        raise LaunchError(
+            f"the environment says that {count} processes were started, so RANK must be 0 to {count - 1}, got {given!r}"
+        )
+    hidden = {name: os.environ.pop(name) for name in (*RANKS, *WORLD_SIZES, "LOCAL_RANK") if name in os.environ}
+    try:
+        yield int(given), count
+    finally:
+        os.environ.update(hidden)
 
 
 def _other_precision(accelerator: Accelerator) -> str:

@@ -1,18 +1,31 @@
 """What the processes of one training tell one another (sums, bytes, the time that is left), and how they end."""
 
 import atexit
+import contextlib
 import functools
+import re
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.records import TrainingOptions
 
+OTHER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")  # gloo's words and NCCL's
+OTHER_SILENT = re.compile(r"Timed out waiting \d+ms|collective operation timeout")  # the same
+SECONDS_TO_ANSWER = 5.0  # within which processes that wait for the same one say so
+STOPPED, WAITING = "ulmfit_pipe/stopped/", "ulmfit_pipe/waiting/"  # keys of the processes' store
 EXIT_PAUSE = 0.25  # seconds; far more than a thread that is ready to run waits for a core
+
+
+class ProcessError(ValueError):
+    """Another process failed, is gone, or is about to do something else; the message names it."""
 
 
 def reduce_sum(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
@@ -75,3 +88,47 @@ def settle_at_exit(accelerator: Accelerator) -> None:
 @functools.cache
 def _pause_at_exit() -> None:
     atexit.register(time.sleep, EXIT_PAUSE)
+
+
+def leave_word(message: str) -> None:
+    """Leave word for the other processes of why this one ends; one that is alone leaves none."""
+    with contextlib.suppress(Exception):  # the store may be gone, with the process that keeps it
+        if (store := _store()) is not None:
+            store.set(f"{STOPPED}{torch.distributed.get_rank()}", message)
+
+
+def why_others_ended(error: Exception) -> str:
+    """Return which other processes a failed collective call was waiting for, and why they ended if they said so.
+
+    Every process that waits says so in the store; those that do not within some seconds are gone, or silent.
+
+    Returns:
+        Such as ``process 1 stopped: there is no file x``; empty where the error is another one.
+    """
+    words = str(error)
+    if not isinstance(error, RuntimeError) or not (OTHER_GONE.search(words) or OTHER_SILENT.search(words)):
+        return ""
+    gone = "is gone" if OTHER_GONE.search(words) else "does not answer: it is stopped, or hangs"
+    silent = [0]  # it keeps the store, where no launcher does: without it the store fails
+    with contextlib.suppress(Exception):
+        if (store := _store()) is None:
+            return ""
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        store.set(f"{WAITING}{rank}", "")
+        until = time.monotonic() + SECONDS_TO_ANSWER
+        while time.monotonic() < until:
+            for other in range(world_size):
+                if store.check([f"{STOPPED}{other}"]):
+                    return f"process {other} stopped: {store.get(f'{STOPPED}{other}').decode()}"
+            time.sleep(0.5)
+        silent = [other for other in range(world_size) if not store.check([f"{WAITING}{other}"])]
+    return f"process {', '.join(map(str, silent))} {gone}" if silent else ""
+
+
+def _store() -> Any:
+    """Return the store by which the processes found one another; None where there is none."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    store = distributed_c10d._get_default_store()
+    store.set_timeout(timedelta(seconds=SECONDS_TO_ANSWER))
+    return store
