@@ -17,7 +17,7 @@ from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
 from ulmfit_pipe.models import builtin_models as home
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
-from ulmfit_pipe.stages import artifacts
+from ulmfit_pipe.stages import pretrained_files
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
@@ -118,7 +118,7 @@ def test_a_model_of_the_real_size_loads_in_far_less_than_a_second_and_asks_no_ne
     )
     tokenizer.save_pretrained(tmp_path / "awd-lstm-en")
     monkeypatch.setattr(home, "PRETRAINED", tmp_path)
-    monkeypatch.setattr(artifacts, "_ask_hub", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    monkeypatch.setattr(pretrained_files, "_ask_hub", lambda name: pytest.fail(f"the hub was asked for {name}"))
     seconds = []
     for _ in range(3):
         started = time.perf_counter()

@@ -26,13 +26,14 @@ from ulmfit_pipe.data.pretrained_tokenizers import (
     special_tokens_of,
 )
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification, longest_input
+from ulmfit_pipe.stages.model_folder import NOTES
 from ulmfit_pipe.stages.model_names import ArtifactError
 from ulmfit_pipe.stages.presets import AWD_LSTM
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.classifier import ClassifierSettings
 
-NOTES = "ulmfit_pipe"  # entry of a transformer's config.json that holds what is ours
+
 HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
 OVERLAP_SHARE = 1 / 8  # of a window, shared with its neighbour; ours
 ROUNDING = 1e-5  # a text's logits may differ by so much in another batch: rounding, in float32

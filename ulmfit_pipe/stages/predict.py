@@ -22,6 +22,7 @@ from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
 from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, notes_of, saved_reading, thresholds_of
+from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 from ulmfit_pipe.training.processes import reduce_sum, to_device
@@ -58,8 +59,15 @@ class Predictor:
         self.label_names, self.multi_label = _labels_of(self.models[0].config)
 
     @classmethod
-    def load(cls, folder: Path | str, *, accelerator: Accelerator | None = None) -> "Predictor":
+    def load(
+        cls, folder: Path | str, *, accelerator: Accelerator | None = None, trust_remote_code: bool = False
+    ) -> "Predictor":
         """Load a classifier folder, and the backward one inside it if there is one.
+
+        Args:
+            folder: A classifier's folder, a built-in name or a hub id.
+            accelerator: Device and processes.
+            trust_remote_code: Run Python code that comes with the model; off, such a model is refused.
 
         Raises:
             ArtifactError: The folder is no classifier, was cut short, or holds another model's tokenizer.
@@ -67,11 +75,12 @@ class Predictor:
         folders = [_classifier_folder(folder)]
         if (Path(folders[0]) / BACKWARD).is_dir():
             folders.append(Path(folders[0]) / BACKWARD)
-        configs = [load_config(path) for path in folders]
-        for path, config in zip(folders, configs, strict=True):
-            _check_config(path, config, first=configs[0])
-        tokenizer = load_text_tokenizer(folders[0], configs[0])
-        models = [_load_whole_classifier(path, config) for path, config in zip(folders, configs, strict=True)]
+        with remote_code(trust_remote_code):
+            configs = [load_config(path) for path in folders]
+            for path, config in zip(folders, configs, strict=True):
+                _check_config(path, config, first=configs[0])
+            tokenizer = load_text_tokenizer(folders[0], configs[0])
+            models = [_load_whole_classifier(path, config) for path, config in zip(folders, configs, strict=True)]
         return cls(models, tokenizer, accelerator=accelerator)
 
     @property

@@ -97,7 +97,7 @@ def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierS
             return PoolingForSequenceClassification(
                 PoolingClassifierConfig(encoder_config=copy.deepcopy(config), pooling=pooling)
             )
-        return AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+        return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def _refuse_settings_of_awd_lstm(model: str, config: Any, settings: "ClassifierSettings") -> None:
@@ -152,14 +152,14 @@ def _head_of(config: Any) -> str | None:
 
 def _saved_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
     if settings.from_scratch:
-        return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     return load_model(model, AutoModelForSequenceClassification, config=config)
 
 
 def _own_classifier(model: str, config: Any, settings: "ClassifierSettings", context: RunContext) -> Any:
     """Put the architecture's own head on the encoder; only the head (and the pooler below it) may start at random."""
     if settings.from_scratch:
-        return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     loaded: Any = load_model(model, AutoModelForSequenceClassification, config=config, output_loading_info=True)
     network, found = loaded
     encoder = f"{network.base_model_prefix}."
@@ -182,6 +182,11 @@ def _pooling_classifier(
     tokenizer: PreTrainedTokenizerBase,
     settings: "ClassifierSettings",
 ) -> PoolingForSequenceClassification:
+    if type(config).__module__.startswith("transformers_modules"):
+        raise ArtifactError(
+            f"{model} comes with code of its own, which a classifier with a {settings.head} head would not find again "
+            "when it is loaded; leave head out for the model's own"
+        )
     prefix = special_tokens_of(tokenizer).prefix
     reads_first = bool(prefix) and prefix[0] == tokenizer.cls_token_id
     whole = PoolingClassifierConfig(
