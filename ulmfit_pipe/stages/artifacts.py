@@ -52,6 +52,7 @@ TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "voc
 # What a fast tokenizer is made from where a model has no tokenizer.json: DeBERTa v2 and v3, ALBERT, Llama, XLM-R.
 SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 WHOLE_TOKENIZERS = (BACKEND_FILE, "tokenizer.json", "vocab.txt", *SENTENCEPIECE_FILES)  # any is one by itself
+LOG_FILE = "log.jsonl"
 FORMAT = 1
 TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
@@ -83,13 +84,14 @@ def model_identity(name: str | Path | None, *, images: bool = False) -> str | No
         images: Whether an image model is wanted, for messages.
 
     Raises:
-        ArtifactError: As `resolve_model`.
+        ArtifactError: As `resolve_model`, and as `check_stage_files`.
     """
     if name is None:
         return None
     folder = Path(resolve_model(name, images=images))
     if not folder.is_dir():
         return str(name)
+    check_stage_files(folder)
     digest = hashlib.sha256()
     ours = (folder / BACKEND_FILE).is_file()
     tokenizer = [BACKEND_FILE] if ours else [*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json"]
@@ -163,9 +165,10 @@ def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
         **settings: Passed on to ``from_pretrained``; weights are turned to float32 unless ``dtype`` says otherwise.
 
     Raises:
-        ArtifactError: The folder lacks weights or they were cut short, or the hub cannot be reached.
+        ArtifactError: The folder lacks weights, a file of it was cut short or altered, or the hub cannot be reached.
     """
     register()
+    check_stage_files(resolve_model(name))
     wants_info = settings.pop("output_loading_info", False)
     settings.setdefault("dtype", "float32")
     model, found = load_pretrained(kind, name, use_safetensors=True, output_loading_info=True, **settings)
@@ -328,15 +331,56 @@ def save_stage(
     refuse_foreign_folder(path, stage)
     with atomic_folder(path) as folder:
         write(folder)
+        files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in _digests(folder).items()}
         full = {
             "format": FORMAT,
             "stage": stage,
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": library_versions(),
             **record,
+            "files": files,
         }
         write_json(folder / STAGE_FILE, full)
     return path
+
+
+def _digests(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return size and SHA-256 of every file of a stage, by its path in the folder; but not of its log."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name not in (STAGE_FILE, LOG_FILE):
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            found[file.relative_to(folder).as_posix()] = (file.stat().st_size, digest)
+    return found
+
+
+def check_stage_files(folder: Path | str) -> None:
+    """Raise if a file of a finished stage is not the one that was saved; stages of older versions have no digests.
+
+    Args:
+        folder: Any folder.
+
+    Raises:
+        ArtifactError: A file is missing or was altered; the message names it and what to do.
+    """
+    folder = Path(folder)
+    saved = (read_stage(folder) or {}).get("files")
+    if not isinstance(saved, dict):
+        return
+    there = _digests(folder)
+    for name, record in saved.items():
+        wanted = (record.get("bytes"), record.get("sha256")) if isinstance(record, dict) else None
+        if there.get(name) == wanted:
+            continue
+        change = "its SHA-256 differs" if name in there else "it is missing"
+        if name in there and wanted is not None and there[name][0] != wanted[0]:
+            change = f"it has {there[name][0]:,} bytes, {wanted[0]} were saved"
+        raise ArtifactError(
+            f"{folder / name} is not the file that was saved ({change}): it was damaged or altered; put back a copy "
+            f"of it, or remove {folder} and run the command that wrote it again (if you changed the file on purpose, "
+            f"delete the entry 'files' of {folder / STAGE_FILE})"
+        )
 
 
 def refuse_foreign_folder(path: Path, stage: str) -> None:
@@ -367,4 +411,7 @@ def read_stage(path: Path | str) -> dict[str, Any] | None:
         record = read_json(file)
     except CheckpointError:
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    dictionaries = [record.get(name, {}) for name in ("identity", "metrics")]
+    return record if all(isinstance(part, dict) for part in dictionaries) else None
