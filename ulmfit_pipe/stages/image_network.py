@@ -26,6 +26,7 @@ from ulmfit_pipe.models.image_classifier import (
     head_dropouts,
 )
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model, resolve_model
+from ulmfit_pipe.stages.classifier_labels import labels_of
 from ulmfit_pipe.stages.image_settings import ImageHeadSettings
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def build_image_network(
     """
     config = None if model is None else _config_of(model)
     if config is not None and config.model_type == OURS and settings.pretrained and custom_head is None:
-        saved = [config.id2label[index] for index in range(len(config.id2label))]
+        saved, _ = labels_of(str(model), config)
         if saved == list(names) and config.custom_head_class is None:
             return _go_on(str(model), config, settings, layer_groups, say)
         say(f"{model} is a classifier of {', '.join(saved)}: its backbone is taken, the head is new")

@@ -16,6 +16,7 @@ from ulmfit_pipe.data.image_files import open_image, plain_image, read_source
 from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
+from ulmfit_pipe.stages.classifier_labels import labels_of
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.loop import evaluate
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -56,7 +57,7 @@ class ImagePredictor:
 
     def __init__(self, model: Any, pixels: ImagePixels, *, accelerator: Accelerator | None = None) -> None:
         self.model, self.pixels = model, pixels
-        self.label_names = [model.config.id2label[index] for index in range(len(model.config.id2label))]
+        self.label_names, _ = labels_of("the model", model.config)
         self._accelerator = accelerator
 
     @classmethod

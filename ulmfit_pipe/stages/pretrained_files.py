@@ -5,6 +5,7 @@ Errors of every layer below become one line that names the folder and what to do
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,34 @@ def _skeleton_of(kind: Any, name: str | Path, settings: dict[str, Any]) -> Any:
     """Return the network that the configuration describes, without memory for its weights; None where that fails."""
     config = settings.get("config") or load_pretrained(transformers.AutoConfig, name)
     given = {key: copy.deepcopy(settings[key]) for key in ("custom_head", "add_pooling_layer") if key in settings}
+    return _without_memory(
+        lambda: kind.from_config(copy.deepcopy(config), trust_remote_code=remote_code_allowed(), **given)
+    )
+
+
+def _without_memory(build: Callable[[], Any]) -> Any:
+    """Build a network on torch's meta device; None where that fails: whoever builds it with memory says why."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return kind.from_config(copy.deepcopy(config), trust_remote_code=remote_code_allowed(), **given)
-    except (OverflowError, RuntimeError, NotImplementedError):
-        return None  # from_pretrained builds it without memory too, and says what is wrong with it
+            return build()
+    except (OverflowError, RuntimeError):
+        return None
+
+
+def refuse_larger_network(name: str | Path, build: Callable[[], Any]) -> None:
+    """Raise if a network that is about to be built cannot be that of a folder's weights.
+
+    Args:
+        name: A folder, a built-in name or a hub id.
+        build: Builds the network; it is called on torch's meta device.
+
+    Raises:
+        ArtifactError: It is many times larger than the weights, as a configuration changed by hand makes it.
+    """
+    folder = Path(resolve_model(name))
+    network = _without_memory(build) if folder.is_dir() else None
+    if network is not None:
+        check_network(name, folder, network)
 
 
 def _needs_code(name: str | Path, folder: Path, *, images: bool) -> str:
