@@ -107,3 +107,27 @@ def test_the_check_sees_an_import_wherever_it_stands():
     assert imports_from(names, FORBIDDEN["reports"]) >= {"torch.nn"}
     assert not imports_from({"torchmetrics"}, {"torch"})
     assert imports_from(imported_names(ast.parse("from ulmfit_pipe import data")), FORBIDDEN["training"])
+
+
+LOADERS = {"from_pretrained", "get_image_processor_dict", "get_config_dict", "from_config"}
+
+
+def loading_calls(tree: ast.Module) -> list[ast.Call]:
+    """Calls of transformers' loaders, of what builds a network from a configuration as well: it may name code."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    return [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in LOADERS]
+
+
+@pytest.mark.parametrize("path", sorted({*PACKAGE_FILES, *RECIPES}), ids=shown)
+def test_transformers_loads_nothing_without_being_told_whether_code_may_run(path):
+    calls = loading_calls(parse(path))
+    told = [call for call in calls if "trust_remote_code" in {keyword.arg for keyword in call.keywords}]
+    pretrained = [call for call in calls if ast.unparse(call.func).endswith(".from_pretrained")]
+    if path.name == "pretrained_files.py":
+        assert [ast.unparse(call.func) for call in pretrained] == ["kind.from_pretrained"]
+    else:
+        assert not pretrained, "load_pretrained is the one way to it"
+    untold = {ast.unparse(call.func) for call in calls if call not in told}
+    assert untold <= {"BitImageProcessorPil.get_image_processor_dict"}, "that reads a JSON file, after load_pretrained"
+    references = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute) and node.attr in LOADERS]
+    assert len(references) == len(calls), "a loader is called where it is named, not handed on"

@@ -4,17 +4,25 @@ import io
 import json
 import re
 import shutil
+from functools import partial
 
 import pytest
 import sentencepiece
 import torch
 from tiny_runs import folder_bytes, reviews
-from transformers import AutoModel, AutoModelForCausalLM, DebertaV2Config, DebertaV2Model
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2Model,
+)
 from transformers.utils import logging
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
+    check_stage_files,
     load_config,
     load_model,
     load_text_tokenizer,
@@ -25,6 +33,7 @@ from ulmfit_pipe.stages.artifacts import (
     resolve_model,
     save_stage,
 )
+from ulmfit_pipe.stages.predict import Predictor
 
 
 def test_a_folder_resolves_to_itself_and_a_hub_id_to_its_name(tiny_language_model_folder):
@@ -172,6 +181,61 @@ def test_a_stage_that_was_cut_short_is_none(tmp_path):
     assert read_stage(tmp_path) is None
     with pytest.raises(ArtifactError, match="holds files that are no stage's"):
         refuse_foreign_folder(tmp_path, "classifier")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, '{"format": ' + "1" * 5_000 + "}", "[1]", '{"format": 1, "identity": [1]}'],
+)
+def test_a_record_that_no_stage_wrote_is_none(tmp_path, content):
+    (tmp_path / "stage.json").write_text(content)
+    assert read_stage(tmp_path) is None
+
+
+@pytest.fixture
+def finished(tiny_classifier_folder, tmp_path):
+    """Return the folder of a finished stage."""
+    write = partial(shutil.copytree, tiny_classifier_folder, dirs_exist_ok=True)
+    return save_stage(tmp_path / "c", stage="classifier", record={"metrics": {}, "seconds": 1.0}, write=write)
+
+
+def damage(file, *, at: int) -> None:
+    """Flip one bit."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json", "ulmfit_tokenizer.json"])
+def test_a_flipped_bit_of_a_finished_stage_is_named_wherever_it_is_used(finished, name):
+    assert set(read_stage(finished)["files"]) >= {"model.safetensors", "config.json", name}
+    check_stage_files(finished)
+    damage(finished / name, at=-3)
+    words = rf"{name} is not the file that was saved \(its SHA-256 differs\): .* remove .*/c and run the command that w"
+    for use in (check_stage_files, model_identity, lambda path: load_model(path, AutoModelForSequenceClassification)):
+        with pytest.raises(ArtifactError, match=words):
+            use(finished)
+
+
+def test_the_ways_out_of_an_altered_file_work(finished):
+    original = (finished / "config.json").read_text()
+    (finished / "config.json").write_text(original.replace('"bad"', '"awful"'))
+    with pytest.raises(ArtifactError, match=r"config.json is not the file that was saved \(it has [\d,]+ bytes, \d+ w"):
+        Predictor.load(finished)
+    record = json.loads((finished / "stage.json").read_text())
+    (finished / "stage.json").write_text(json.dumps({name: record[name] for name in record if name != "files"}))
+    assert Predictor.load(finished).label_names == ["awful", "fair", "good"]  # changed on purpose, and said so
+    (finished / "stage.json").write_text(json.dumps(record))
+    (finished / "config.json").write_text(original)
+    assert Predictor.load(finished).label_names == ["bad", "fair", "good"]
+
+
+def test_a_missing_file_of_a_finished_stage_is_named_and_an_added_one_is_nobodys_business(finished):
+    (finished / "metrics.json").write_text("{}")
+    check_stage_files(finished)
+    (finished / "ulmfit_tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match=r"ulmfit_tokenizer.json is not the file that was saved \(it is missing\)"):
+        check_stage_files(finished)
 
 
 def test_an_old_folder_that_a_killed_save_left_aside_is_put_back(tmp_path):

@@ -16,7 +16,7 @@ from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
 from ulmfit_pipe.models import builtin_models as home
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
-from ulmfit_pipe.stages import artifacts
+from ulmfit_pipe.stages import pretrained_files
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
@@ -117,7 +117,7 @@ def test_a_model_of_the_real_size_loads_and_asks_no_network(tmp_path, monkeypatc
     )
     tokenizer.save_pretrained(tmp_path / "awd-lstm-en")
     monkeypatch.setattr(home, "PRETRAINED", tmp_path)
-    monkeypatch.setattr(artifacts, "_ask_hub", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    monkeypatch.setattr(pretrained_files, "_ask_hub", lambda name: pytest.fail(f"the hub was asked for {name}"))
     model = load_model("awd-lstm-en", AutoModelForCausalLM)
     assert (model.config.vocab_size, model.config.num_hidden_layers) == (12_000, 3)
     assert load_tokenizer("awd-lstm-en", config=model.config).kind == tokenizer.kind

@@ -1,5 +1,7 @@
 """Knowing a finished stage again."""
 
+import shutil
+
 import pytest
 from tiny_runs import heard
 
@@ -39,6 +41,20 @@ def test_a_finished_stage_gives_its_result_back(tmp_path):
     result = finished_result(save(tmp_path / "c"), stage="classifier", identity=IDENTITY, say=said.append)
     assert (result.metrics, result.seconds, result.skipped) == ({"loss": 1.5}, 3.25, True)
     assert said == [f"classifier: already finished in {tmp_path / 'c'} with the same settings and data, skipped"]
+
+
+def test_a_finished_stage_with_a_damaged_file_is_not_skipped_and_runs_again_once_removed(tmp_path):
+    def saved():
+        write = lambda folder: (folder / "weights").write_text("one")  # noqa: E731
+        return save_stage(tmp_path / "c", stage="classifier", record=RECORD, write=write)
+
+    path = saved()
+    (path / "weights").write_text("two")
+    with pytest.raises(ArtifactError, match=r"weights is not the file that was saved .* or remove .*/c and run"):
+        finished_result(path, stage="classifier", identity=IDENTITY, say=str)
+    shutil.rmtree(path)
+    assert finished_result(path, stage="classifier", identity=IDENTITY, say=str) is None
+    assert finished_result(saved(), stage="classifier", identity=IDENTITY, say=str).skipped
 
 
 def test_nothing_there_is_nothing_finished(tmp_path):

@@ -9,6 +9,7 @@ from tiny_images import QUICK, SIDE, save_backbone
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     BitImageProcessorPil,
@@ -346,10 +347,10 @@ DINOV3 = {
 
 
 def test_a_processor_that_needs_torchvision_is_made_by_pillow_of_the_same_numbers(tmp_path, monkeypatch):
-    def needs_torchvision(_folder):
+    def needs_torchvision(_folder, **_settings):
         raise ImportError("DINOv3ViTImageProcessor requires the Torchvision library")
 
-    monkeypatch.setattr(image_network.AutoImageProcessor, "from_pretrained", needs_torchvision)
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", needs_torchvision)
     folder = save_backbone(tmp_path / "m", processor=False)
     (folder / "preprocessor_config.json").write_text(json.dumps(DINOV3))
     _, pixels, _ = built(folder)

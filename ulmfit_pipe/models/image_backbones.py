@@ -88,7 +88,7 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     """
     show_all_places(config)
     with quiet_transformers():
-        backbone = AutoModel.from_config(config)
+        backbone = AutoModel.from_config(config, trust_remote_code=False)
     check_takes_images(backbone)
     return backbone
 

@@ -86,7 +86,7 @@ class PoolingForSequenceClassification(PreTrainedModel):
         """Build backbone and head from the configuration."""
         super().__init__(config)
         encoder: Any = config.encoder_config
-        self.backbone = AutoModel.from_config(encoder, **backbone_options(encoder))
+        self.backbone = AutoModel.from_config(encoder, trust_remote_code=False, **backbone_options(encoder))
         width, labels = output_width(encoder), config.num_labels or 2
         self.pooling: nn.Module
         self.classifier: nn.Module

@@ -9,17 +9,19 @@ classes.
 
 import hashlib
 import platform
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -28,19 +30,17 @@ from transformers import (
 )
 
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
-from ulmfit_pipe.data.table_readers import HUB_TIMEOUT
 from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, silence_fork_warning
-from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.image_classifier import register_image_classifier
 from ulmfit_pipe.models.image_groups import classes_in
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierConfig, PoolingForSequenceClassification
-from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE
 from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
+from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote_classes
 from ulmfit_pipe.training.checkpoint import (
-    PICKLE_SUFFIXES,
     CheckpointError,
     atomic_folder,
     read_json,
@@ -48,10 +48,11 @@ from ulmfit_pipe.training.checkpoint import (
     write_json,
 )
 
-STAGE_FILE = "stage.json"
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 # What a fast tokenizer is made from where a model has no tokenizer.json: DeBERTa v2 and v3, ALBERT, Llama, XLM-R.
 SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+WHOLE_TOKENIZERS = (BACKEND_FILE, "tokenizer.json", "vocab.txt", *SENTENCEPIECE_FILES)  # any is one by itself
+LOG_FILE = "log.jsonl"
 FORMAT = 1
 TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
@@ -83,19 +84,21 @@ def model_identity(name: str | Path | None, *, images: bool = False) -> str | No
         images: Whether an image model is wanted, for messages.
 
     Raises:
-        ArtifactError: As `resolve_model`.
+        ArtifactError: As `resolve_model`, and as `check_stage_files`.
     """
     if name is None:
         return None
     folder = Path(resolve_model(name, images=images))
     if not folder.is_dir():
         return str(name)
+    check_stage_files(folder)
     digest = hashlib.sha256()
     ours = (folder / BACKEND_FILE).is_file()
     tokenizer = [BACKEND_FILE] if ours else [*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json"]
     if not (folder / "tokenizer.json").is_file():
         tokenizer += SENTENCEPIECE_FILES
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", *(folder / name for name in tokenizer)]):
+    others = [folder / "config.json", folder / INDEX_FILE, *(folder / name for name in tokenizer)]
+    for file in sorted([*folder.glob("*.safetensors"), *others]):
         if file.is_file():
             with file.open("rb") as content:
                 digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
@@ -113,7 +116,21 @@ def load_config(name: str | Path, *, images: bool = False) -> Any:
         ArtifactError: Nothing of that name can be had; the message says how to give a folder.
     """
     register()
-    return _from_name(AutoConfig.from_pretrained, name, images=images)
+    config = load_pretrained(AutoConfig, name, images=images)
+    register_remote_classes(name, config)
+    return config
+
+
+def load_image_processor(name: str | Path) -> Any:
+    """Load a model's image processor.
+
+    Args:
+        name: A folder or a hub id.
+
+    Raises:
+        ArtifactError: It is refused; it has none, or needs a library (the cause is then transformers' own error).
+    """
+    return load_pretrained(AutoImageProcessor, name, images=True)
 
 
 def refuse_image_model(name: str | Path, config: Any) -> None:
@@ -148,12 +165,19 @@ def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
         **settings: Passed on to ``from_pretrained``; weights are turned to float32 unless ``dtype`` says otherwise.
 
     Raises:
-        ArtifactError: The folder lacks weights or they were cut short, or the hub cannot be reached.
+        ArtifactError: The folder lacks weights, a file of it was cut short or altered, or the hub cannot be reached.
     """
     register()
+    check_stage_files(resolve_model(name))
     wants_info = settings.pop("output_loading_info", False)
     settings.setdefault("dtype", "float32")
-    model, found = _from_name(kind.from_pretrained, name, use_safetensors=True, output_loading_info=True, **settings)
+    model, found = load_pretrained(kind, name, use_safetensors=True, output_loading_info=True, **settings)
+    if found["unexpected_keys"] and found["missing_keys"] >= set(dict(model.named_parameters())):
+        raise ArtifactError(
+            f"{name} holds none of the weights of a {type(model).__name__}, but others ("
+            f"{min(found['unexpected_keys'])}, ...): config.json and weights are of two models; take both from one save"
+        )
+    _refuse_cut_layers(name, model, found["unexpected_keys"])
     if wants_info:
         return model, found
     missing = sorted(found["missing_keys"])  # transformers fills a gap with random weights
@@ -165,6 +189,21 @@ def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
             f"{type(model).__name__}: {what}"
         )
     return model
+
+
+def _refuse_cut_layers(name: str | Path, model: Any, unexpected: Iterable[str]) -> None:
+    """Raise where the files hold layers behind the last one of the network; transformers would leave them out."""
+    lists = {path: len(part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential)}
+    prefix = f"{model.base_model_prefix}."
+    for key in sorted(unexpected):
+        for place in re.finditer(r"\.(\d+)\.", key):
+            path, number = key[: place.start()], int(place[1])
+            count = lists.get(path, lists.get(prefix + path, lists.get(path.removeprefix(prefix))))
+            if count is not None and number >= count:
+                raise ArtifactError(
+                    f"{name} cannot be loaded: its files hold {path}.{number}, config.json describes {count} of these "
+                    "layers; take config.json and weights from one save"
+                )
 
 
 def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
@@ -179,7 +218,7 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
     """
     register()
     _require_tokenizer(Path(resolve_model(name)))
-    tokenizer = _from_name(AutoTokenizer.from_pretrained, name)
+    tokenizer = load_pretrained(AutoTokenizer, name)
     wanted = getattr(config, "vocab_hash", None)
     if wanted is not None and vocab_hash(tokenizer) != wanted:
         raise ArtifactError(
@@ -212,7 +251,7 @@ def load_text_tokenizer(
         return load_tokenizer(name, config=config)
     register()
     _require_tokenizer(Path(resolve_model(name)))
-    tokenizer: Any = _from_name(AutoTokenizer.from_pretrained, name)
+    tokenizer: Any = load_pretrained(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise ArtifactError(
             f"the tokenizer of {name} is a {type(tokenizer).__name__}, which is no fast one (tokenizer.json); save it "
@@ -256,73 +295,14 @@ def _require_tokenizer(folder: Path) -> None:
             f"{folder} holds no tokenizer ({BACKEND_FILE}); save a learner together with its own: "
             "learner.save(folder, add_files=tokenizer.save_pretrained), or copy it from the folder the model came from"
         )
-
-
-def _from_name(load: Callable[..., Any], name: str | Path, *, images: bool = False, **settings: Any) -> Any:
-    resolved = resolve_model(name, images=images)
-    if not Path(resolved).is_dir():
-        _ask_hub(resolved, images=images)
-    try:
-        with quiet_transformers():
-            return load(resolved, **settings)
-    except (OSError, ValueError) as error:
-        if Path(resolved).is_dir():
-            _refuse_pickled_weights(Path(resolved))
-            raise ArtifactError(
-                f"{resolved} cannot be loaded ({_first_line(error)}); a file is missing, cut short or not ours: "
-                "take another save or train the stage again"
-            ) from error
-        raise _not_on_hub(resolved, error, images=images) from error
-    except Exception as error:  # safetensors and tokenizers raise their own types on a file that was cut short
-        if type(error).__module__.split(".")[0] in ("safetensors_rust", "safetensors", "tokenizers", "builtins"):
-            raise ArtifactError(
-                f"{resolved} cannot be loaded ({_first_line(error)}); a file was cut short or altered: "
-                "take another save or train the stage again"
-            ) from error
-        raise
-
-
-def _ask_hub(name: str, *, images: bool) -> None:
-    """Ask the hub quickly whether there is such a model, unless it is in the cache: downloads retry for long."""
-    if is_offline_mode() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if not folder.is_dir() or any((folder / name).is_file() for name in WHOLE_TOKENIZERS):
         return
-    try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT)
-    except Exception as error:  # every layer below raises its own kind when the network is missing
-        raise _not_on_hub(name, error, images=images) from error
-
-
-def _not_on_hub(name: str, error: Exception, *, images: bool) -> ArtifactError:
-    reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "no network, or no such model there"
-    advice = (
-        "preprocessor_config.json of an image model, or that recipes/train_image_classifier.py wrote; or leave the "
-        "model out for a small ResNet"
-        if images
-        else f"a tokenizer, for example one written by recipes/pretrain_language_model.py{_builtin_advice()}"
-    )
-    return ArtifactError(
-        f"{name!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
-        f"give a folder that holds config.json, model.safetensors and {advice}"
-    )
-
-
-def _builtin_advice() -> str:
-    names = ", ".join(builtin_models())
-    return f"; or a built-in model: {names}" if names else ""
-
-
-def _refuse_pickled_weights(folder: Path) -> None:
-    pickled = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
-    if pickled and not any(folder.glob("*.safetensors")):
+    missing = "merges.txt" if (folder / "vocab.json").is_file() else f"its vocabulary ({', '.join(WHOLE_TOKENIZERS)})"
+    if missing != "merges.txt" or not (folder / missing).is_file():  # without merges every letter is a token
         raise ArtifactError(
-            f"{folder} cannot be loaded: it has its weights in {pickled[0]}, a pickled checkpoint, which can run code "
-            "when read, so it is refused; convert it to model.safetensors where you trust it"
+            f"the tokenizer of {folder} is not complete: {missing} is missing; copy all tokenizer files of the folder "
+            "the model came from"
         )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
 
 
 def save_stage(
@@ -351,15 +331,56 @@ def save_stage(
     refuse_foreign_folder(path, stage)
     with atomic_folder(path) as folder:
         write(folder)
+        files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in _digests(folder).items()}
         full = {
             "format": FORMAT,
             "stage": stage,
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": library_versions(),
             **record,
+            "files": files,
         }
         write_json(folder / STAGE_FILE, full)
     return path
+
+
+def _digests(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return size and SHA-256 of every file of a stage, by its path in the folder; but not of its log."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name not in (STAGE_FILE, LOG_FILE):
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            found[file.relative_to(folder).as_posix()] = (file.stat().st_size, digest)
+    return found
+
+
+def check_stage_files(folder: Path | str) -> None:
+    """Raise if a file of a finished stage is not the one that was saved; stages of older versions have no digests.
+
+    Args:
+        folder: Any folder.
+
+    Raises:
+        ArtifactError: A file is missing or was altered; the message names it and what to do.
+    """
+    folder = Path(folder)
+    saved = (read_stage(folder) or {}).get("files")
+    if not isinstance(saved, dict):
+        return
+    there = _digests(folder)
+    for name, record in saved.items():
+        wanted = (record.get("bytes"), record.get("sha256")) if isinstance(record, dict) else None
+        if there.get(name) == wanted:
+            continue
+        change = "its SHA-256 differs" if name in there else "it is missing"
+        if name in there and wanted is not None and there[name][0] != wanted[0]:
+            change = f"it has {there[name][0]:,} bytes, {wanted[0]} were saved"
+        raise ArtifactError(
+            f"{folder / name} is not the file that was saved ({change}): it was damaged or altered; put back a copy "
+            f"of it, or remove {folder} and run the command that wrote it again (if you changed the file on purpose, "
+            f"delete the entry 'files' of {folder / STAGE_FILE})"
+        )
 
 
 def refuse_foreign_folder(path: Path, stage: str) -> None:
@@ -390,4 +411,7 @@ def read_stage(path: Path | str) -> dict[str, Any] | None:
         record = read_json(file)
     except CheckpointError:
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    dictionaries = [record.get(name, {}) for name in ("identity", "metrics")]
+    return record if all(isinstance(part, dict) for part in dictionaries) else None

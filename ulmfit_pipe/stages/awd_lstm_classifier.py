@@ -1,5 +1,6 @@
 """The AWD-LSTM's part of the classifier stage: a head on the encoder of a language model, or a saved classifier."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -8,6 +9,7 @@ from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
 from ulmfit_pipe.stages.artifacts import load_model, load_tokenizer
 from ulmfit_pipe.stages.presets import with_dropouts
+from ulmfit_pipe.stages.pretrained_files import refuse_larger_network
 from ulmfit_pipe.stages.run_context import RunContext
 
 if TYPE_CHECKING:
@@ -46,10 +48,11 @@ def build_awd_lstm_classifier(
         setattr(config, name, value)
     if settings.gradient_window is not None:
         config.gradient_window = settings.gradient_window
-    if is_classifier and not settings.from_scratch:
+    if is_classifier and not settings.from_scratch and not settings.new_head:
         return load_model(model, AutoModelForSequenceClassification, config=config), tokenizer
+    refuse_larger_network(model, partial(AwdLstmForSequenceClassification, config))
     network = AwdLstmForSequenceClassification(config)
     if not settings.from_scratch:
-        language_model = load_model(model, AutoModelForCausalLM)
-        network.model.load_state_dict(language_model.get_submodule("model").state_dict())
+        saved = load_model(model, AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM)
+        network.model.load_state_dict(saved.get_submodule("model").state_dict())
     return network, tokenizer

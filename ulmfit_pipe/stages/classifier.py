@@ -87,6 +87,8 @@ class ClassifierSettings:
         cache_frozen: Run frozen groups once a text in each phase, and train the others from what they gave, wherever
             that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else a line says why
             not.
+        new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false goes on with
+            its head, for the same labels.
     """
 
     plan: Literal["preset", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "preset"
@@ -117,6 +119,7 @@ class ClassifierSettings:
     window_overlap: int | None = added_setting(None)
     block_groups: int | None = added_setting(None)
     cache_frozen: bool = added_setting(False)
+    new_head: bool = added_setting(False)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training could use, before any is begun."""

@@ -6,6 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
 from ulmfit_pipe.stages.awd_lstm_classifier import build_awd_lstm_classifier
+from ulmfit_pipe.stages.classifier_labels import NEW_HEAD, is_text_classifier, labels_of
+from ulmfit_pipe.stages.document_reading import set_thresholds
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
@@ -32,7 +34,7 @@ def load_as_classifier(
         ValueError: A setting has no meaning for the model.
     """
     config = load_config(model)
-    is_classifier = any("ForSequenceClassification" in name for name in config.architectures or [])
+    is_classifier = is_text_classifier(config) and not settings.new_head
     if is_classifier:
         _check_labels(model, config, names, multi_label=multi_label)
     labels: dict[str, Any] = {
@@ -41,8 +43,17 @@ def load_as_classifier(
         "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
     }
     if config.model_type == AWD_LSTM:
-        return build_awd_lstm_classifier(model, config, labels, settings, context)
-    return build_transformer_classifier(model, config, labels, settings, context, is_classifier=is_classifier)
+        network: Any
+        tokenizer: PreTrainedTokenizerBase
+        network, tokenizer = build_awd_lstm_classifier(model, config, labels, settings, context)
+    else:
+        network, tokenizer = build_transformer_classifier(
+            model, config, labels, settings, context, is_classifier=is_classifier
+        )
+    if settings.new_head and is_text_classifier(config):
+        set_thresholds(network.config, None)  # they were those of the other labels
+        context.tell(f"{model} is a classifier: its encoder is taken, the head is new")
+    return network, tokenizer
 
 
 def count_layer_groups(model: str, settings: "ClassifierSettings") -> int:
@@ -64,15 +75,15 @@ def count_layer_groups(model: str, settings: "ClassifierSettings") -> int:
 
 def _check_labels(model: str, config: Any, names: list[str], *, multi_label: bool) -> None:
     """Raise unless a saved classifier has the table's labels, and as many of them for a text."""
-    saved = [config.id2label[index] for index in range(len(config.id2label))]
+    saved, gives_several = labels_of(model, config)
     if saved != names:
         raise ArtifactError(
             f"{model} is a classifier of {saved}, the training table has the labels {names}; to go on from a "
-            "classifier the labels must be the same: give the language model's folder for other labels"
+            f"classifier the labels must be the same: for other labels put a new head on its encoder with {NEW_HEAD}"
         )
-    if (config.problem_type == "multi_label_classification") != multi_label:
+    if gives_several != multi_label:
         kinds = ("several labels", "one label") if not multi_label else ("one label", "several labels")
         raise ArtifactError(
             f"{model} gives a text {kinds[0]}, the training table {kinds[1]}; to go on from a classifier both must "
-            "be alike: give the language model's folder"
+            f"be alike: put a new head on its encoder with {NEW_HEAD}"
         )

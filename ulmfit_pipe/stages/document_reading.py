@@ -7,9 +7,10 @@ Source: Sun et al. 2019 for the three ways; on IMDb beginning and end together d
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from datasets import Dataset
@@ -26,13 +27,14 @@ from ulmfit_pipe.data.pretrained_tokenizers import (
     special_tokens_of,
 )
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification, longest_input
+from ulmfit_pipe.stages.model_folder import NOTES, shown
 from ulmfit_pipe.stages.model_names import ArtifactError
 from ulmfit_pipe.stages.presets import AWD_LSTM
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.classifier import ClassifierSettings
 
-NOTES = "ulmfit_pipe"  # entry of a transformer's config.json that holds what is ours
+
 HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
 OVERLAP_SHARE = 1 / 8  # of a window, shared with its neighbour; ours
 ROUNDING = 1e-5  # a text's logits may differ by so much in another batch: rounding, in float32
@@ -148,8 +150,44 @@ def saved_reading(network: Any, tokenizer: PreTrainedTokenizerBase) -> Reading:
     notes = notes_of(network.config)
     names = [field.name for field in dataclasses.fields(Reading)]
     if names[0] in notes:
+        _check_saved(notes, network)
         return Reading(**{name: notes[name] for name in names})
     return Reading(max_length=_longest(network, tokenizer))
+
+
+def _check_saved(notes: dict[str, Any], network: Any) -> None:
+    """Raise where a configuration's notes do not say how documents are read.
+
+    Raises:
+        ArtifactError: A value is missing, of another type, or more than the network reads.
+    """
+    longest = longest_input(network) or math.inf
+
+    def is_length(value: Any, least: int = 1) -> bool:
+        """Whether it is a number of tokens."""
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    way, window = notes["long_documents"], notes.get("window_length")
+    bound = notes.get("max_length") if window is None else window
+    right = {
+        "long_documents": way in get_args(LongDocuments) and (way == "windows") == (window is not None),
+        "max_length": notes.get("max_length", 0) is None or is_length(notes.get("max_length")),
+        "window_length": notes.get("window_length", 0) is None or is_length(window),
+        "window_overlap": is_length(notes.get("window_overlap"), 0) and (notes["window_overlap"] < (window or 1)),
+        "longest": notes.get("longest") is None or is_length(notes["longest"]),
+    }
+    for name, fits in right.items():
+        if not fits:
+            raise ArtifactError(
+                f"{network.config._name_or_path or 'the model'} cannot be used: {name} among its {NOTES} entries in "
+                f"config.json is {shown(notes.get(name, 'missing'))}, which says not how long texts are read; take "
+                "another save"
+            )
+    if bound is not None and bound > longest:
+        raise ArtifactError(
+            f"{network.config._name_or_path or 'the model'} cannot be used: config.json says that texts are read to "
+            f"{bound} tokens, the model reads {longest}; take another save"
+        )
 
 
 def remember_reading(reading: Reading, network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -222,14 +260,19 @@ def note(config: Any, **values: Any) -> None:
     setattr(config, NOTES, {**notes_of(config), **values})
 
 
+def raw_thresholds(config: Any) -> Any:
+    """Return what a configuration holds as thresholds, whatever that is."""
+    return config.thresholds if config.model_type == AWD_LSTM else notes_of(config).get("thresholds")
+
+
 def thresholds_of(config: Any) -> list[float] | None:
     """Return the probabilities from which a label counts as given, or None where none were chosen."""
-    found = config.thresholds if config.model_type == AWD_LSTM else notes_of(config).get("thresholds")
+    found = raw_thresholds(config)
     return list(found) if found else None
 
 
-def set_thresholds(config: Any, thresholds: list[float]) -> None:
-    """Keep chosen thresholds in a configuration."""
+def set_thresholds(config: Any, thresholds: list[float] | None) -> None:
+    """Keep chosen thresholds in a configuration; None for 0.5 each."""
     if config.model_type == AWD_LSTM:
         config.thresholds = thresholds
     else:

@@ -24,6 +24,7 @@ from ulmfit_pipe.stages.artifacts import (
     refuse_foreign_folder,
     save_stage,
 )
+from ulmfit_pipe.stages.classifier_labels import labels_of
 
 STAGE = "export_fastai"
 WEIGHTS, ENCODER, VOCABULARY = "model.pth", "encoder.pth", "vocab.pkl"
@@ -86,7 +87,7 @@ def export_fastai(settings: ExportFastaiSettings) -> ExportSummary:
     model = load_model(settings.model, AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM)
     ours: dict[str, Tensor] = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     encoder = {name: tensor for name, tensor in ours.items() if name.startswith("model.")}
-    labels = [config.id2label[index] for index in range(len(config.id2label))] if is_classifier else None
+    labels = labels_of(settings.model, config)[0] if is_classifier else None
     tokens = [re.sub(rf"{FASTAI_FILLER} \d+", FASTAI_FILLER, token) for token in tokens_in_order(tokenizer)]
     linear_index = (1, 2) if settings.drop_mult_zero else (2, 2)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage, refuse_foreign_folder
+from ulmfit_pipe.stages.artifacts import ArtifactError, check_stage_files, read_stage, refuse_foreign_folder
 from ulmfit_pipe.stages.progress import progress_folder, refuse_unfinished
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
@@ -60,7 +60,8 @@ def finished_result(
         resume: Whether an unfinished training of the stage is to be gone on with.
 
     Raises:
-        ArtifactError: The folder holds a finished stage of another identity, or something else.
+        ArtifactError: The folder holds a finished stage of another identity, or something else, or a file of it was
+            damaged since.
         CheckpointError: There is an unfinished training, and nobody asked to go on with it.
     """
     path = Path(path)
@@ -70,6 +71,7 @@ def finished_result(
         if not resume:
             refuse_unfinished(path, identity=identity)
         return None
+    check_stage_files(path)
     shutil.rmtree(progress_folder(path), ignore_errors=True)  # of a process that was killed as it finished
     say(f"{stage}: already finished in {path} with the same settings and data, skipped")
     if record.get("cut_short"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
 from ulmfit_pipe.data.image_batches import ImagePixels
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
@@ -25,8 +25,8 @@ from ulmfit_pipe.models.image_classifier import (
     build_image_classifier,
     head_dropouts,
 )
-from ulmfit_pipe.models.quiet_transformers import quiet_transformers
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, resolve_model
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model, resolve_model
+from ulmfit_pipe.stages.classifier_labels import labels_of
 from ulmfit_pipe.stages.image_settings import ImageHeadSettings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def build_image_network(
     """
     config = None if model is None else _config_of(model)
     if config is not None and config.model_type == OURS and settings.pretrained and custom_head is None:
-        saved = [config.id2label[index] for index in range(len(config.id2label))]
+        saved, _ = labels_of(str(model), config)
         if saved == list(names) and config.custom_head_class is None:
             return _go_on(str(model), config, settings, layer_groups, say)
         say(f"{model} is a classifier of {', '.join(saved)}: its backbone is taken, the head is new")
@@ -222,11 +222,13 @@ def _processor_of(model: str | None, config: Any, image_size: int | None) -> Any
         processor = _timm_processor(model, config)
     else:
         try:
-            with quiet_transformers():
-                processor = AutoImageProcessor.from_pretrained(resolve_model(model))
-        except ImportError as error:
-            processor = _pillow_processor(model, error)
-        except (OSError, ValueError) as error:
+            processor = load_image_processor(model)
+        except ArtifactError as error:
+            if isinstance(error.__cause__, ImportError):
+                processor = _pillow_processor(model, error.__cause__)
+                return processor if image_size is None else with_image_size(processor, image_size)
+            if error.__cause__ is None:
+                raise  # refused; otherwise transformers found none
             if image_size is None:
                 raise ArtifactError(
                     f"{model} comes without an image processor (preprocessor_config.json); copy the one of the model "

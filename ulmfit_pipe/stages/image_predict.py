@@ -9,14 +9,14 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Dataset
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import open_image, plain_image, read_source
 from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
-from ulmfit_pipe.models.quiet_transformers import quiet_transformers
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, resolve_model
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
+from ulmfit_pipe.stages.classifier_labels import labels_of
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.loop import evaluate
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -36,9 +36,10 @@ def load_pixels(folder: Path | str, backbone_config: Any) -> ImagePixels:
         ArtifactError: There is none.
     """
     try:
-        with quiet_transformers():
-            processor = AutoImageProcessor.from_pretrained(resolve_model(folder))
-    except (OSError, ValueError) as error:
+        processor = load_image_processor(folder)
+    except ArtifactError as error:
+        if error.__cause__ is None:
+            raise  # refused; otherwise transformers found none
         raise ArtifactError(
             f"{folder} lacks its image processor (preprocessor_config.json); take another save"
         ) from error
@@ -56,7 +57,7 @@ class ImagePredictor:
 
     def __init__(self, model: Any, pixels: ImagePixels, *, accelerator: Accelerator | None = None) -> None:
         self.model, self.pixels = model, pixels
-        self.label_names = [model.config.id2label[index] for index in range(len(model.config.id2label))]
+        self.label_names, _ = labels_of("the model", model.config)
         self._accelerator = accelerator
 
     @classmethod

@@ -21,6 +21,7 @@ from ulmfit_pipe.stages.language_model import (
     build_language_model_learner,
     train_language_model,
 )
+from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
@@ -57,6 +58,8 @@ class LanguageModelJob:
             A log.jsonl is written in any case.
         log_every: Log one optimizer step out of so many.
         language_model: Numbers of the stage.
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
     """
 
     train_file: list[str]
@@ -78,6 +81,7 @@ class LanguageModelJob:
     report_to: list[str] = field(default_factory=list)
     log_every: int = 10
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ class ClassifierJob:
             A log.jsonl is written in any case.
         log_every: Log one optimizer step out of so many.
         classifier: Numbers of the stage.
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
     """
 
     train_file: list[str]
@@ -136,6 +142,7 @@ class ClassifierJob:
     report_to: list[str] = field(default_factory=list)
     log_every: int = 10
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,8 @@ class LearningRateJob:
         gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
     """
 
     train_file: list[str]
@@ -183,6 +192,7 @@ class LearningRateJob:
     gradient_checkpointing: bool = False
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    trust_remote_code: bool = False
 
 
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
@@ -209,6 +219,7 @@ def _text_tables(
     return split_texts(table, fraction=fraction, seed=job.seed, say=context.tell)
 
 
+@trusting_run
 def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     """Train or fine-tune a language model on files and return what ``metrics.json`` holds."""
     context = _context(job)
@@ -235,6 +246,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     return metrics
 
 
+@trusting_run
 def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     """Train a classifier on files and return what ``metrics.json`` holds."""
     refuse_unjudged_best(job.validation_file, job.validation_fraction, keep=job.classifier.keep)
@@ -305,6 +317,7 @@ def _write_report(
         context.tell(f"report: {path}")
 
 
+@trusting_run
 def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     """Sweep the learning rate of one stage at one freeze state; write the curve and the suggestions.
 

@@ -21,6 +21,7 @@ from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identit
 from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
@@ -80,6 +81,8 @@ class PipelineSettings:
         max_rows: Use only so many rows of each table, for a quick look or a learning curve.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
     """
 
     train_file: list[str]
@@ -112,12 +115,14 @@ class PipelineSettings:
     max_rows: RowLimits = field(default_factory=RowLimits)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that are on no field's list."""
         check_choices(self)
 
 
+@trusting_run
 def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
 
@@ -304,23 +309,25 @@ class TextPipeline:
     Args:
         model: A pretrained language model or text encoder: a built-in name, a folder or a hub id; None trains an
             AWD-LSTM from the texts at hand. It has no labels, so `predict` raises until `fit` has trained a classifier.
+        trust_remote_code: Run Python code that comes with the model; off, such a model is refused.
 
     Raises:
         ArtifactError: There is no such model; a hub id is only asked for when it is used.
     """
 
-    def __init__(self, model: str | Path | None = DEFAULT_MODEL) -> None:
+    def __init__(self, model: str | Path | None = DEFAULT_MODEL, *, trust_remote_code: bool = False) -> None:
         if model is not None:
             resolve_model(model)
         self.model = None if model is None else str(model)
+        self.trust_remote_code = trust_remote_code
         self.metrics: dict[str, Any] | None = None
         self._predictor: Predictor | None = None
 
     @classmethod
-    def load(cls, folder: str | Path) -> "TextPipeline":
-        """Load a classifier folder that a run has written."""
-        pipeline = cls(model=None)
-        pipeline._predictor = Predictor.load(folder)
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextPipeline":
+        """Load a classifier folder that a run has written; ``trust_remote_code`` as `Predictor.load`."""
+        pipeline = cls(model=None, trust_remote_code=trust_remote_code)
+        pipeline._predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
         return pipeline
 
     def fit(
@@ -356,10 +363,10 @@ class TextPipeline:
             test_file=None if test is None else str(test),
             unlabelled_file=None if unlabelled is None else _listed(unlabelled),
             preset=preset,
-            **_known(settings),
+            **{"trust_remote_code": self.trust_remote_code, **_known(settings)},
         )
         self.metrics = run_pipeline(given)
-        self._predictor = Predictor.load(self.metrics["classifier"])
+        self._predictor = Predictor.load(self.metrics["classifier"], trust_remote_code=given.trust_remote_code)
         return self.metrics
 
     @property

@@ -21,7 +21,16 @@ from ulmfit_pipe.data.classifier_batches import ClassifierBatches
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
-from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, notes_of, saved_reading, thresholds_of
+from ulmfit_pipe.stages.classifier_labels import check_thresholds, is_text_classifier, labels_of
+from ulmfit_pipe.stages.document_reading import (
+    count_cut,
+    describe_cut,
+    notes_of,
+    raw_thresholds,
+    saved_reading,
+    thresholds_of,
+)
+from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 from ulmfit_pipe.training.processes import reduce_sum, to_device
@@ -55,11 +64,18 @@ class Predictor:
         self._readers = [self.reading.wrap(model) for model in self.models]
         self._cut = (0, 0)  # texts that were cut, and texts that were read
         self._accelerator = accelerator
-        self.label_names, self.multi_label = _labels_of(self.models[0].config)
+        self.label_names, self.multi_label = labels_of("the model", self.models[0].config)
 
     @classmethod
-    def load(cls, folder: Path | str, *, accelerator: Accelerator | None = None) -> "Predictor":
+    def load(
+        cls, folder: Path | str, *, accelerator: Accelerator | None = None, trust_remote_code: bool = False
+    ) -> "Predictor":
         """Load a classifier folder, and the backward one inside it if there is one.
+
+        Args:
+            folder: A classifier's folder, a built-in name or a hub id.
+            accelerator: Device and processes.
+            trust_remote_code: Run Python code that comes with the model; off, such a model is refused.
 
         Raises:
             ArtifactError: The folder is no classifier, was cut short, or holds another model's tokenizer.
@@ -67,11 +83,12 @@ class Predictor:
         folders = [_classifier_folder(folder)]
         if (Path(folders[0]) / BACKWARD).is_dir():
             folders.append(Path(folders[0]) / BACKWARD)
-        configs = [load_config(path) for path in folders]
-        for path, config in zip(folders, configs, strict=True):
-            _check_config(path, config, first=configs[0])
-        tokenizer = load_text_tokenizer(folders[0], configs[0])
-        models = [_load_whole_classifier(path, config) for path, config in zip(folders, configs, strict=True)]
+        with remote_code(trust_remote_code):
+            configs = [load_config(path) for path in folders]
+            for path, config in zip(folders, configs, strict=True):
+                _check_config(path, config, first=configs[0])
+            tokenizer = load_text_tokenizer(folders[0], configs[0])
+            models = [_load_whole_classifier(path, config) for path, config in zip(folders, configs, strict=True)]
         return cls(models, tokenizer, accelerator=accelerator)
 
     @property
@@ -227,7 +244,7 @@ def _classifier_folder(folder: Path | str) -> Path | str:
 
 def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
     """Refuse what is no classifier, or does not agree with the first model of an ensemble."""
-    if not any("SequenceClassification" in name for name in config.architectures or []):
+    if not is_text_classifier(config):
         if any(kind in name for name in config.architectures or [] for kind in LANGUAGE_MODELS):
             raise ArtifactError(
                 f"{path} is a language model, which knows no labels: train a classifier from it, for example with "
@@ -236,10 +253,12 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
         raise ArtifactError(
             f"{path} is no classifier but {config.architectures}; give the folder of a classifier stage"
         )
-    if _labels_of(config) != _labels_of(first):
+    (names, multi_label), others = labels_of(path, config), labels_of(path, first)
+    check_thresholds(path, raw_thresholds(config), labels=len(names))
+    if (names, multi_label) != others:
         raise ArtifactError(
-            f"{path} has the labels {_labels_of(config)[0]}, the classifier it is averaged with has "
-            f"{_labels_of(first)[0]}: both must be trained on the same table; remove {path} or train it again"
+            f"{path} has the labels {names}, the classifier it is averaged with has {others[0]}: both must be trained "
+            f"on the same table; remove {path} or train it again"
         )
     if _vocabulary_of(config) != _vocabulary_of(first):
         raise ArtifactError(
@@ -253,12 +272,6 @@ def _vocabulary_of(config: Any) -> tuple[str | None, str | None]:
     return getattr(config, "vocab_hash", None), notes_of(config).get("vocabulary")
 
 
-def _labels_of(config: Any) -> tuple[list[str], bool]:
-    """Return the label names of a configuration in the order of their ids, and whether a text may have several."""
-    names = [config.id2label[index] for index in range(len(config.id2label))]
-    return names, config.problem_type == "multi_label_classification"
-
-
 def _load_whole_classifier(path: Path | str, config: Any) -> Any:
     """Load a classifier all of whose weights are in the file; transformers would fill a gap with random ones."""
     loaded: Any = load_model(path, AutoModelForSequenceClassification, config=config, output_loading_info=True)
@@ -267,7 +280,7 @@ def _load_whole_classifier(path: Path | str, config: Any) -> Any:
         missing = sorted(found["missing_keys"])
         raise ArtifactError(
             f"the weights of {path} lack {missing[0]} ({len(missing)} in all), so it is no trained classifier; "
-            "take another save or train the stage again"
+            "take another save, or remove the folder and run the command that wrote it again"
         )
     return model
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import RowSource, TableError, open_rows
+from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_columns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
@@ -50,6 +51,8 @@ class PredictFileSettings:
         chunk_rows: Rows held in memory at a time.
         mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         progress: Show a progress bar; null decides by the terminal.
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
     """
 
     model: str
@@ -64,6 +67,7 @@ class PredictFileSettings:
     chunk_rows: int = 2048
     mixed_precision: Precision = "no"
     progress: bool | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class PredictSummary:
         )
 
 
+@trusting_run
 def predict_file(settings: PredictFileSettings, *, context: RunContext | None = None) -> PredictSummary:
     """Predict every row of a file, or of several, and write the rows with their labels and scores.
 

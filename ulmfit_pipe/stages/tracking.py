@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ulmfit_pipe.stages.artifacts import save_stage
+from ulmfit_pipe.stages.artifacts import LOG_FILE, save_stage
 from ulmfit_pipe.stages.progress import drop_progress, progress_folder
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers
 from ulmfit_pipe.training.events import JsonlLog, Tracker
 from ulmfit_pipe.training.learner import Learner
 
-LOG_FILE = "log.jsonl"
 TRACKERS = "trackers"  # folder beside a stage's own; `tensorboard --logdir` takes what is in it
 
 

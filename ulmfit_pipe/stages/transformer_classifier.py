@@ -5,6 +5,7 @@ ulmfit_pipe is not installed.
 """
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,7 +27,9 @@ from ulmfit_pipe.models.pooling_classifier import (
     backbone_options,
 )
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
+from ulmfit_pipe.stages.classifier_labels import is_text_classifier
 from ulmfit_pipe.stages.document_reading import note
+from ulmfit_pipe.stages.pretrained_files import refuse_larger_network
 from ulmfit_pipe.stages.run_context import RunContext
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ def build_transformer_classifier(
     """
     _refuse_settings_of_awd_lstm(model, config, settings)
     _check_architecture(model, config, settings)
+    refuse_larger_network(model, partial(empty_transformer_classifier, model, config, settings))
     config = copy.deepcopy(config)
     tokenizer = load_text_tokenizer(model, config, say=context.tell)
     config.dtype = torch.float32  # some are saved in half precision, which is no type to train weights in
@@ -71,8 +75,10 @@ def build_transformer_classifier(
         setattr(config, name, value)
     if is_classifier:
         network = _saved_classifier(model, config, settings)
-    elif settings.head in POOLINGS:
+    elif settings.head in POOLINGS and config.model_type != MODEL_TYPE:
         network = _pooling_classifier(model, config, labels, tokenizer, settings)
+    elif settings.new_head and _head_of(config) is not None and not settings.from_scratch:
+        network = _with_new_head(model, config)
     else:
         network = _own_classifier(model, config, settings, context)
     note(network.config, vocabulary=vocabulary_digest(tokenizer))
@@ -97,7 +103,7 @@ def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierS
             return PoolingForSequenceClassification(
                 PoolingClassifierConfig(encoder_config=copy.deepcopy(config), pooling=pooling)
             )
-        return AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+        return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def _refuse_settings_of_awd_lstm(model: str, config: Any, settings: "ClassifierSettings") -> None:
@@ -134,7 +140,7 @@ def _check_architecture(model: str, config: Any, settings: "ClassifierSettings")
             f"{model} is a {kind!r} model, for which transformers has no classifier with a head of its own; set head "
             "to 'concat-pooling' or 'mean-pooling'"
         )
-    its_own = _head_of(config)
+    its_own = None if settings.new_head and config.model_type != MODEL_TYPE else _head_of(config)
     if settings.head in POOLINGS and its_own not in (None, settings.head):
         what = "a head of its own" if its_own == "own" else f"a {its_own} head"
         raise ArtifactError(
@@ -147,19 +153,32 @@ def _head_of(config: Any) -> str | None:
     """Return a saved classifier's head as the setting names it; None of a model that is no classifier."""
     if config.model_type == MODEL_TYPE:
         return next(head for head, pooling in POOLINGS.items() if pooling == config.pooling)
-    return "own" if "SequenceClassification" in str(config.architectures) else None
+    return "own" if is_text_classifier(config) else None
 
 
 def _saved_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
     if settings.from_scratch:
-        return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     return load_model(model, AutoModelForSequenceClassification, config=config)
+
+
+def _with_new_head(model: str, config: Any) -> Any:
+    """Put a new head of a saved classifier's own kind on its encoder; all that is not the encoder starts at random."""
+    saved: Any = load_model(model, AutoModelForSequenceClassification)
+    network = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    if network.base_model is network:
+        raise ArtifactError(
+            f"{model} is a {config.model_type!r} model, whose encoder cannot be told from its head; give the encoder's "
+            "own folder, or the same labels"
+        )
+    network.base_model.load_state_dict(saved.base_model.state_dict())
+    return network
 
 
 def _own_classifier(model: str, config: Any, settings: "ClassifierSettings", context: RunContext) -> Any:
     """Put the architecture's own head on the encoder; only the head (and the pooler below it) may start at random."""
     if settings.from_scratch:
-        return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     loaded: Any = load_model(model, AutoModelForSequenceClassification, config=config, output_loading_info=True)
     network, found = loaded
     encoder = f"{network.base_model_prefix}."
@@ -182,6 +201,11 @@ def _pooling_classifier(
     tokenizer: PreTrainedTokenizerBase,
     settings: "ClassifierSettings",
 ) -> PoolingForSequenceClassification:
+    if type(config).__module__.startswith("transformers_modules"):
+        raise ArtifactError(
+            f"{model} comes with code of its own, which a classifier with a {settings.head} head would not find again "
+            "when it is loaded; leave head out for the model's own"
+        )
     prefix = special_tokens_of(tokenizer).prefix
     reads_first = bool(prefix) and prefix[0] == tokenizer.cls_token_id
     whole = PoolingClassifierConfig(
