@@ -6,10 +6,10 @@ there is finished.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,14 @@ import pyarrow.parquet as pq
 
 from ulmfit_pipe.data.row_streams import RowSpan, open_writer
 from ulmfit_pipe.data.table_readers import open_rows
+from ulmfit_pipe.temporary_files import (
+    FULL_DISK,
+    hidden_name,
+    remove_abandoned,
+    remove_left_overs,
+    temporary_beside,
+    write_advice,
+)
 from ulmfit_pipe.training.checkpoint import CheckpointError, read_json, write_json
 
 PREFIX = "part-"
@@ -136,8 +144,8 @@ class PartFolder:
     def clear_leftovers(self) -> None:
         """Remove what processes that were killed left half-written."""
         for folder in (self.path, self.path / RECORDS):
-            for file in folder.glob(".*.tmp"):
-                file.unlink(missing_ok=True)
+            for file in folder.glob(f".{PREFIX}*.tmp"):
+                remove_abandoned(file)
 
 
 def digest_of_file(path: Path) -> str:
@@ -170,22 +178,32 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The disk is full or not writable; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        remove_left_overs(path)
+        with temporary_beside(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
     except OSError as error:
+        if not _is_of_writing(error, path):  # an input that was removed while it was read, for example
+            raise
         raise OSError(
             error.errno,
-            f"could not write {path}: {error.strerror or error}; what was there before is untouched. Free some disk "
-            "space or choose another output file, then run again",
+            f"could not write {path}: {error.strerror or error}; what was there before is untouched. "
+            f"{write_advice(error, 'output file')}",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _is_of_writing(error: OSError, path: Path) -> bool:
+    """Tell whether an error is about a file beside a path; of those without a name, a disk that takes no more is."""
+    if error.filename is None:
+        return error.errno in (*FULL_DISK, errno.EROFS, errno.EFBIG)
+    place = Path(os.fsdecode(error.filename))
+    ours = place.name == path.name or place.name.startswith(f".{hidden_name(path.name)}.")
+    return place in path.parents or (place.parent == path.parent and ours)
 
 
 def _sync_folder(path: Path) -> None:
