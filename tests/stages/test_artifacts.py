@@ -251,3 +251,9 @@ def test_random_state_is_not_touched_by_a_load(tiny_language_model_folder):
     torch.manual_seed(3)
     load_config(tiny_language_model_folder)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_link_to_nothing_is_refused_as_a_stages_folder(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(ArtifactError, match=r"run is a link to .*gone, which is not there; make that folder, or"):
+        refuse_foreign_folder(tmp_path / "run", "classifier")

@@ -16,6 +16,7 @@ from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.whole_files import whole_file
 
 TEXTS = [
     "The film was dull, and its ending was duller.",
@@ -429,3 +430,30 @@ def test_a_large_file_takes_no_more_memory_than_a_small_one(tiny_classifier_fold
         assert len(read_table(tmp_path / f"large_out{suffix}")) == 10_000
         assert len(read_parts(tmp_path / f"large_parts{suffix}")) == 10_000
     assert max(grown) < 9_000_000  # bytes; each large file holds 18 MB of text
+
+
+def test_what_a_killed_prediction_left_goes_and_what_is_the_users_stays(tmp_path):
+    for name in (".out.csv.12345678.tmp", ".out.csv.mybackup.tmp", ".other.csv.12345678.tmp"):
+        (tmp_path / name).write_text("half")
+    with whole_file(tmp_path / "out.csv") as temporary:
+        temporary.write_text("new")
+        with whole_file(tmp_path / "out.csv") as other:  # leaves what a living one writes alone
+            other.write_text("other")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "out.csv": "new",
+        ".out.csv.mybackup.tmp": "half",
+        ".other.csv.12345678.tmp": "half",
+    }
+
+
+def test_an_input_that_is_gone_is_not_blamed_on_the_output(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(FileNotFoundError, match="in.csv") as caught:
+        with whole_file(tmp_path / "out" / "out.csv"):
+            (tmp_path / "in" / "in.csv").open()
+    assert "could not write" not in str(caught.value)
+    with pytest.raises(
+        OSError, match="File name too long; what was there before.*Choose an output file with a shorter"
+    ):
+        with whole_file(tmp_path / ("a" * 256)):
+            pass

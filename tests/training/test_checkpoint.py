@@ -15,7 +15,9 @@ from ulmfit_pipe.training.checkpoint import (
     BestWeights,
     CheckpointError,
     atomic_folder,
+    contents_of,
     load_tensors,
+    progress_folder,
     read_json,
     recover_folder,
     save_tensors,
@@ -143,6 +145,7 @@ def test_an_interruption_between_the_two_renames_loses_nothing(tmp_path, monkeyp
             raise stop
         return rename(self, target)
 
+    monkeypatch.setattr(checkpoint, "_exchange", lambda first, second: False)  # as where the system has no such thing
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises((KeyboardInterrupt, CheckpointError)):
         with atomic_folder(path) as folder:
@@ -207,6 +210,159 @@ def test_a_file_that_fails_inside_a_folder_is_reported_under_the_folders_name(tm
     assert str(tmp_path / "run" / "a.json") in str(caught.value)
     assert ".tmp" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_never_away_while_it_is_replaced(tmp_path, monkeypatch):
+    path, away = tmp_path / "run", []
+    for text in ("old", "new"):
+        with atomic_folder(path) as folder:
+            (folder / "file").write_text(text)
+            if text == "new":
+                for name in ("rename", "replace"):
+                    rename = getattr(Path, name)
+                    monkeypatch.setattr(
+                        Path, name, lambda self, to, rename=rename: (rename(self, to), away.append(not path.exists()))
+                    )
+    assert files_of(tmp_path) == {"run/file": b"new"}
+    assert not any(away)
+
+
+def test_a_folder_of_a_living_process_is_left_alone_and_several_can_write_one_name(tmp_path):
+    path = tmp_path / "run"
+    with atomic_folder(path) as first:
+        (first / "file").write_text("first")
+        with atomic_folder(path) as second:
+            (second / "file").write_text("second")
+        assert files_of(tmp_path) == {"run/file": b"second", f"{first.name}/file": b"first"}
+    assert files_of(tmp_path) == {"run/file": b"first"}
+
+
+def test_the_users_own_hidden_files_are_not_taken_for_left_overs(tmp_path):
+    for name in (".a.json.mybackup.tmp", ".a.json.12345678.tmp.gz", ".b.json.12345678.tmp", ".a.json.deadbeef.old"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".a.json.0badcafe.tmp").symlink_to(tmp_path / ".b.json.12345678.tmp")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / ".a.json.12345678.tmp").write_text("half of what a killed proc")
+    write_json(tmp_path / "a.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "a.json"])
+
+
+def test_a_name_that_just_fits_the_disk_can_be_written(tmp_path):
+    write_json(tmp_path / ("a" * 250), 1)
+    with atomic_folder(tmp_path / ("b" * 250)) as folder:
+        (folder / "file").write_text("new")
+    assert sorted(len(path.name) for path in tmp_path.iterdir()) == [250, 250]
+    with pytest.raises(CheckpointError, match=r"could not save to .*aaa: File name too long.*with a shorter name"):
+        write_json(tmp_path / ("a" * 256), 1)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_place_that_is_read_only_is_told_although_nothing_can_be_cleaned_up(tmp_path, monkeypatch, number):
+    def refuse(self, *_args, **_options):
+        raise OSError(number, os.strerror(number), str(self))
+
+    for name in ("write_bytes", "unlink", "mkdir"):
+        monkeypatch.setattr(Path, name, refuse)
+    words = rf"could not save to .*: {os.strerror(number)}; what was there before is untouched. It is not writable: "
+    with pytest.raises(CheckpointError, match=words):
+        write_atomic(tmp_path / "file", b"new")
+    with pytest.raises(CheckpointError, match=words):
+        with atomic_folder(tmp_path / "run"):
+            pass
+
+
+def test_a_path_below_a_file_is_told_what_is_the_matter(tmp_path):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(CheckpointError, match="Not a directory.*A part of its path is a file or not there: choose"):
+        write_json(tmp_path / "file" / "deep" / "a.json", {})
+
+
+# ---- folders that have to stay where they are
+
+
+@pytest.fixture
+def mounted(tmp_path, monkeypatch):
+    """A folder that behaves as the mount point of a disk."""
+    path, rename, exchange = tmp_path / "volume", Path.rename, checkpoint._exchange
+    path.mkdir()
+    (path / "lost+found").mkdir()
+
+    def busy(self, target):
+        if path in (self, Path(target)):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    monkeypatch.setattr(checkpoint, "_exchange", lambda *two: path not in two and exchange(*two))
+    return path
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known as a mount", "found out by EBUSY"])
+def test_a_mounted_folder_gets_its_files_and_loses_the_old_ones(mounted, monkeypatch, known):
+    monkeypatch.setattr(os.path, "ismount", lambda path: known and Path(path) == mounted)
+    for text in ("old", "new"):
+        with atomic_folder(mounted) as folder:
+            for name in ("stage.json", f"only {text}", "deep/file"):
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text(text)
+            assert not known or folder.parent == mounted  # the disk that has the room
+    assert files_of(mounted) == {"stage.json": b"new", "only new": b"new", "deep/file": b"new"}
+    assert sorted(os.listdir(mounted)) == ["deep", "lost+found", "only new", "stage.json"]
+    assert os.listdir(mounted.parent) == ["volume"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.json", "stage.json"])
+def test_a_kill_while_a_mounted_folder_is_filled_loses_nothing(mounted, monkeypatch, name):
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
+    replace = Path.replace
+
+    def killed(self, target):
+        if self.name == name:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with atomic_folder(mounted) as folder:
+        (folder / "old").write_text("old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        with atomic_folder(mounted) as folder:
+            for each in ("a.json", "b.json", "stage.json"):
+                (folder / each).write_text(each)
+    recover_folder(mounted)
+    assert files_of(mounted) == {each: each.encode() for each in ("a.json", "b.json", "stage.json")}
+
+
+def test_progress_of_a_mounted_folder_is_on_its_disk_and_does_not_count_as_its_contents(mounted, monkeypatch):
+    assert progress_folder(mounted) == mounted.parent / ".volume.progress"
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
+    assert progress_folder(mounted) == mounted / ".volume.progress"
+    progress_folder(mounted).mkdir()
+    assert contents_of(mounted) == []
+    (mounted / "own").write_text("")
+    assert contents_of(mounted) == ["own"]
+
+
+def test_a_folder_whose_parent_is_not_writable_is_filled_where_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "locked" / "run"
+    path.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != path.parent)
+    with atomic_folder(path) as folder:
+        (folder / "file").write_text("new")
+    assert folder.parent == path
+    assert files_of(tmp_path) == {"locked/run/file": b"new"}
+
+
+def test_a_link_stays_a_link_and_what_it_points_to_is_written(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "scratch")
+    for text in ("old", "new"):
+        with atomic_folder(link) as folder:
+            (folder / "file").write_text(text)
+    assert link.is_symlink()
+    assert files_of(tmp_path / "scratch") == {"file": b"new"}
+    assert sorted(os.listdir(tmp_path)) == ["run", "scratch"]
+    assert progress_folder(link) == tmp_path / ".scratch.progress"
 
 
 def test_json_comes_back_as_it_was(tmp_path):

@@ -43,6 +43,7 @@ from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote
 from ulmfit_pipe.training.checkpoint import (
     CheckpointError,
     atomic_folder,
+    contents_of,
     read_json,
     recover_folder,
     write_json,
@@ -390,11 +391,16 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
         ArtifactError: It is not empty and not an earlier result of the same stage.
     """
     recover_folder(path)
+    if path.is_symlink() and not path.exists():
+        raise ArtifactError(
+            f"{path} is a link to {path.readlink()}, which is not there; make that folder, or choose another output "
+            "folder"
+        )
     if not path.exists():
         return
     if not path.is_dir():
         raise ArtifactError(f"{path} is a file; choose another output folder")
-    if not any(path.iterdir()):
+    if not contents_of(path):
         return
     found = read_stage(path)
     if found is None or found.get("stage") != stage:

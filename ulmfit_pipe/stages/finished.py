@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, check_stage_files, read_stage, refuse_foreign_folder
-from ulmfit_pipe.stages.progress import progress_folder, refuse_unfinished
+from ulmfit_pipe.stages.progress import refuse_unfinished
+from ulmfit_pipe.training.checkpoint import progress_folder
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.record_differences import differences

@@ -111,16 +111,3 @@ def held(path: Path, *, wait: bool, say: Callable[[str], None] | None = None) ->
         return
     with file:
         yield True
-
-
-def remove_unless_locked(path: Path) -> None:
-    """Remove a file that no process has locked; a link stays, and so does all on a disk that knows no locks."""
-    if fcntl is None:
-        return
-    with contextlib.suppress(OSError):  # it is locked, or gone, or may not be opened
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-        finally:
-            os.close(descriptor)

@@ -30,7 +30,8 @@ from ulmfit_pipe.stages.document_reading import describe_cut
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.whole_files import remove_leftovers, whole_file
+from ulmfit_pipe.stages.whole_files import whole_file
+from ulmfit_pipe.temporary_files import remove_abandoned
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.record_differences import as_json, differences
 
@@ -340,7 +341,8 @@ class ShardedJob:
         counts[None] = sum(one["skipped"] for one in facts)
         self._write_manifest(labels=labels, skipped=counts[None], cut=[cut, read])
         for folder in (self.folder, self.folder / RECORDS):
-            remove_leftovers(folder, ".*.tmp")
+            for left in folder.glob(".*.tmp"):
+                remove_abandoned(left)
         if line := describe_cut(cut, read, self.predictor.reading, what="texts to predict"):
             self.context.tell(line)
         return counts

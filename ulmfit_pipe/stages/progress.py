@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from ulmfit_pipe.stages.artifacts import library_versions
 from ulmfit_pipe.stages.folder_lock import holder, lock
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.training.checkpoint import CheckpointError, not_saved, progress_folder
 from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.processes import gather_bytes
@@ -25,12 +25,6 @@ from ulmfit_pipe.training.resume import Checkpoints
 
 LOCK = "lock"
 _HELD: dict[Path, FileIO] = {}  # locks of this process, by folder
-
-
-def progress_folder(output_dir: Path | str) -> Path:
-    """Return where the checkpoints of a stage lie until it is finished."""
-    path = Path(output_dir).absolute()
-    return path.with_name(f".{path.name}.progress")
 
 
 def keep_progress(
@@ -48,7 +42,8 @@ def keep_progress(
         context: Whether to go on, and how often to save.
 
     Raises:
-        CheckpointError: There are checkpoints, and nobody asked to go on from them; or another process trains there.
+        CheckpointError: There are checkpoints, and nobody asked to go on from them; or another process trains there;
+            or nothing can be written there.
     """
     identity = {**identity, "vocabulary": vocabulary}
     if not context.resume:  # whether this run saves checkpoints or not: at its end it would delete the old ones
@@ -72,12 +67,14 @@ def _keep_others_out(learner: Learner, folder: Path, accelerator: Accelerator) -
     if accelerator.is_main_process:
         if folder in _HELD:
             _HELD.pop(folder).close()  # of a training of this very process, which failed
-        file = lock(folder / LOCK)
-        if file is None:
-            refusal = _trains_here(folder, holder(folder / LOCK))
-        else:
-            _HELD[folder] = file
-            weakref.finalize(learner, file.close)  # at the latest: a training that fails does not come to its end
+        try:
+            if file := lock(folder / LOCK):
+                _HELD[folder] = file
+                weakref.finalize(learner, file.close)  # at the latest: a training that fails does not come to its end
+            else:
+                refusal = _trains_here(folder, holder(folder / LOCK))
+        except OSError as error:  # known before the training, not at its end
+            refusal = not_saved(folder, error)
     refusal = gather_bytes(refusal.encode(), accelerator)[0].decode()
     if refusal:
         raise CheckpointError(refusal)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.artifacts import LOG_FILE, save_stage
-from ulmfit_pipe.stages.progress import drop_progress, progress_folder
+from ulmfit_pipe.stages.progress import drop_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers
+from ulmfit_pipe.training.checkpoint import TRACKERS, is_fixed, progress_folder
 from ulmfit_pipe.training.events import JsonlLog, Tracker
 from ulmfit_pipe.training.learner import Learner
-
-TRACKERS = "trackers"  # folder beside a stage's own; `tensorboard --logdir` takes what is in it
 
 
 def track_training(
@@ -30,10 +29,10 @@ def track_training(
         identity: Everything the stage's result depends on; trackers show it beside the run.
         context: Which trackers, and how often to log.
     """
-    path = Path(output_dir).absolute()
+    path = Path(output_dir).resolve()
     trackers: list[Tracker] = [JsonlLog(progress_folder(path) / LOG_FILE)]
     if context.report_to:
-        folder = path.parent / TRACKERS
+        folder = (path if is_fixed(path) else path.parent) / TRACKERS
         trackers.append(AccelerateTrackers(context.report_to, folder=folder, run=path.name, config=_flat(identity)))
     learner.options = replace(learner.options, trackers=tuple(trackers), log_every=context.log_every)
 

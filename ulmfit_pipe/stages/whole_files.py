@@ -2,13 +2,11 @@
 
 import contextlib
 import errno
-import glob
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ulmfit_pipe.stages.folder_lock import lock, remove_unless_locked
+from ulmfit_pipe.temporary_files import FULL_DISK, hidden_name, remove_left_overs, temporary_beside, write_advice
 
 
 class OutputError(OSError, ValueError):
@@ -23,39 +21,36 @@ class OutputError(OSError, ValueError):
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside the path; the file takes the path's place when the block ends without an error.
 
-    While it is written it is locked, so that what a killed process left is told from what another one is writing.
+    What a killed process left of an earlier attempt is removed.
 
     Raises:
         OutputError: The disk is full or not writable; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    held = None
     try:
-        remove_leftovers(path.parent, f".{glob.escape(path.name)}.????????.tmp")
-        held = lock(temporary, wait=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(path)
+        with temporary_beside(path) as temporary:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "Free some disk space or choose" if full else "Choose"
+        if not _is_of_writing(error, path):  # an input that was removed while it was read, for example
+            raise
         raise OutputError(
             error.errno,
-            f"could not write {path}: {error.strerror or error}; what was there before is untouched. {advice} "
-            "another output file or folder, then run again",
+            f"could not write {path}: {error.strerror or error}; what was there before is untouched. "
+            f"{write_advice(error, 'output file or folder')}",
         ) from error
-    finally:
-        if held is not None:
-            held.close()
-        with contextlib.suppress(OSError):  # of a disk that has become read-only; the first error is raised
-            temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove the temporary files that killed processes left."""
-    for left in folder.glob(pattern):
-        remove_unless_locked(left)
+def _is_of_writing(error: OSError, path: Path) -> bool:
+    """Tell whether an error is about a file beside a path; of those without a name, a disk that takes no more is."""
+    if error.filename is None:
+        return error.errno in (*FULL_DISK, errno.EROFS, errno.EFBIG)
+    place = Path(os.fsdecode(error.filename))
+    ours = place.name == path.name or place.name.startswith(f".{hidden_name(path.name)}.")
+    return place in path.parents or (place.parent == path.parent and ours)
 
 
 def _sync(path: Path) -> None:

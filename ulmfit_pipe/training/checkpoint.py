@@ -5,11 +5,14 @@ the previous one as it was. Weights are safetensors, everything else is JSON: no
 """
 
 import contextlib
+import ctypes
+import errno
 import glob
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,10 +23,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ulmfit_pipe.temporary_files import hidden_name, remove, remove_left_overs, temporary_beside, write_advice
 from ulmfit_pipe.training.records import EpochRecord
 
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "error_rate")  # ends of such metrics' names; others are scores
 PICKLE_STARTS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's zip, pickle
+INSIDE = "stage"  # what is written in a fixed folder has hidden names that begin so
+WHOLE, FILLING = f".{INSIDE}.whole", f".{INSIDE}.filling"  # a new folder, whole; and while its files are moved
+TRACKERS = "trackers"  # folder beside a stage's own, or in a fixed one; `tensorboard --logdir` takes what is in it
+KEPT_INSIDE = ("lost+found", TRACKERS)  # not a stage's own: the disk's, and what the trackers write
+COUNTING_FILES = ("stage.json", "learner.json")  # a folder without them is not finished
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+ATTEMPTS = 10  # at a name that several processes write at once
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -80,55 +91,148 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` that takes its place when the block ends without an error.
 
     What was at ``path`` stays whole until the very end; files of the old folder that the new one lacks are gone
-    afterwards, unless the block copied them.
+    afterwards, unless the block copied them. A link stays a link: the folder it points to is written. A folder that
+    cannot be renamed (`is_fixed`) gets the files one by one.
 
     Raises:
         CheckpointError: The disk is full or not writable; the old folder is untouched.
     """
-    path = Path(path).absolute()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    path = Path(path).resolve()
     recover_folder(path)
-    for kind in ("tmp", "old") if path.exists() else ("tmp",):
-        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.{kind}"):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed while it wrote
+    place = path / INSIDE if is_fixed(path) else path
+    temporary = place
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(_ordinary_mode())  # safetensors makes its files readable by their owner alone
-            _sync(file)
-        _sync(temporary)  # the names in it, which must be on the disk before it has the name that counts
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        _sync(path.parent)
+        remove_left_overs(place, kinds="tmp|old" if path.exists() else "tmp")
+        with temporary_beside(place, folder=True) as temporary:
+            yield temporary
+            _sync_all(temporary)
+            _take_place(temporary, path)
+            _sync(path.parent)
     except CheckpointError as error:  # of a file in the temporary folder, whose name tells the user nothing
         raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own error
-        raise CheckpointError(_not_saved(path, error)) from error
+        raise CheckpointError(not_saved(path, error)) from error
+
+
+def is_fixed(path: Path) -> bool:
+    """Tell whether a folder has to stay where it is: a mounted disk, or one whose parent is not writable."""
+    if not path.is_dir():
+        return False
+    return os.path.ismount(path) or str(path) in _mount_points() or not os.access(path.parent, os.W_OK | os.X_OK)
+
+
+def _mount_points() -> list[str]:
+    """Return where disks are mounted, as far as the system shows it; `os.path.ismount` misses folders of one disk."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    return [re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines]
+
+
+def progress_folder(output_dir: Path | str) -> Path:
+    """Return where the checkpoints of a stage are until it is finished: hidden beside it, or in a fixed folder."""
+    path = Path(output_dir).resolve()
+    name = f".{hidden_name(path.name)}.progress"
+    return path / name if is_fixed(path) else path.with_name(name)
+
+
+def contents_of(path: Path) -> list[str]:
+    """Return the names in a folder; what a disk or this package keeps in a mounted one does not count."""
+    return _own_contents(path) if is_fixed(path) else sorted(os.listdir(path))
+
+
+def _own_contents(path: Path) -> list[str]:
+    hidden = (f".{INSIDE}.", f".{hidden_name(path.name)}.progress")
+    return [name for name in sorted(os.listdir(path)) if name not in KEPT_INSIDE and not name.startswith(hidden)]
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Give a whole temporary folder the name that counts."""
+    if temporary.parent == path:
+        _fill(temporary, path)
+        return
+    for attempt in range(ATTEMPTS):
+        try:
+            if not path.exists():
+                temporary.rename(path)
+            elif not _exchange(temporary, path):
+                _rename_twice(temporary, path)
+            return
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.EXDEV) and path.is_dir():
+                with temporary_beside(path / INSIDE, folder=True) as inside:
+                    shutil.copytree(temporary, inside, dirs_exist_ok=True)
+                    _sync_all(inside)
+                    _fill(inside, path)
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or attempt == ATTEMPTS - 1:
+                raise  # else another process was faster, and its folder is replaced in turn
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap the names of two folders, so that no reader finds neither; False where the system or the disk cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2  # of Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    return renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
+
+
+def _rename_twice(temporary: Path, path: Path) -> None:
+    old = path.with_name(f".{hidden_name(path.name)}.{uuid.uuid4().hex[:8]}.old")
+    try:
+        path.rename(old)
+        temporary.rename(path)
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
+
+
+def _fill(temporary: Path, path: Path) -> None:
+    """Move the files of a whole folder into the fixed folder that it is in."""
+    remove(path / WHOLE)
+    temporary.rename(path / WHOLE)
+    _sync(path)
+    _finish_filling(path)
+
+
+def _finish_filling(path: Path) -> None:
+    """Take the old files away, then move the new ones in; after a kill the next process goes on where it was."""
+    if (path / WHOLE).is_dir():
+        for name in sorted(_own_contents(path), key=lambda name: name not in COUNTING_FILES):
+            remove(path / name)
+        remove(path / FILLING)
+        (path / WHOLE).rename(path / FILLING)
+    for name in sorted(os.listdir(path / FILLING), key=lambda name: name in COUNTING_FILES):
+        (path / FILLING / name).replace(path / name)
+    _sync(path)
+    remove(path / FILLING)
 
 
 def recover_folder(path: Path | str) -> None:
-    """Put an old folder back that a process killed at the very end of `atomic_folder` left under its other name."""
-    path = Path(path).absolute()
-    left = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda folder: folder.stat().st_mtime)
-    if left and not path.exists():
-        left[-1].rename(path)
+    """Finish what a process left that was killed at the very end of `atomic_folder`, where the disk lets it.
+
+    The old folder, which it had renamed, gets its name back; a fixed folder gets the files that are still to be moved.
+    """
+    path = Path(path).resolve()
+    with contextlib.suppress(OSError):
+        if (path / WHOLE).is_dir() or (path / FILLING).is_dir():
+            _finish_filling(path)
+            return
+        pattern = f".{glob.escape(hidden_name(path.name))}.*.old"
+        left = sorted(path.parent.glob(pattern), key=lambda folder: folder.stat().st_mtime)
+        if left and not path.exists():
+            left[-1].rename(path)
 
 
-def _not_saved(path: Path, error: Exception) -> str:
-    return (
-        f"could not save to {path}: {getattr(error, 'strerror', None) or error}; what was there before is untouched. "
-        "Free some disk space or choose another output folder, then run again"
-    )
+def not_saved(path: Path, error: BaseException) -> str:
+    """Return what to say where something could not be saved."""
+    reason = getattr(error, "strerror", None) or error
+    advice = write_advice(error, "output folder")
+    return f"could not save to {path}: {reason}; what was there before is untouched. {advice}"
 
 
 def write_atomic(path: Path | str, content: bytes) -> None:
@@ -138,16 +242,24 @@ def write_atomic(path: Path | str, content: bytes) -> None:
         CheckpointError: The disk is full or not writable; the old file is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        _sync(temporary)
-        temporary.replace(path)
+        remove_left_overs(path)
+        with temporary_beside(path) as temporary:
+            temporary.write_bytes(content)
+            _sync(temporary)
+            temporary.replace(path)
     except OSError as error:
-        raise CheckpointError(_not_saved(path, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise CheckpointError(not_saved(path, error)) from error
+
+
+def _sync_all(folder: Path) -> None:
+    """Put a folder with all that is in it on the disk: names too, which must be there before the one that counts."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(_ordinary_mode())  # safetensors makes its files readable by their owner alone
+        _sync(file)
+    _sync(folder)
 
 
 def _ordinary_mode() -> int:

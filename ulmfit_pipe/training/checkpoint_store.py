@@ -15,6 +15,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ulmfit_pipe.temporary_files import remove_abandoned
 from ulmfit_pipe.training.checkpoint import CheckpointError, atomic_folder, recover_folder
 
 STATE_FILE = "state.json"
@@ -185,7 +186,7 @@ def tidy(folder: Path) -> None:
     for old in folder.glob(f".{PREFIX}*.old"):
         recover_folder(folder / old.name[1:].rsplit(".", 2)[0])
     for left in (*folder.glob(f".{PREFIX}*.tmp"), *folder.glob(f".{PREFIX}*.old")):
-        shutil.rmtree(left, ignore_errors=True)
+        remove_abandoned(left)
 
 
 def drop_all_but(newest: Path, *, keep: int) -> None:

@@ -17,6 +17,7 @@ from ulmfit_pipe.training.checkpoint import (
     PICKLE_SUFFIXES,
     CheckpointError,
     atomic_folder,
+    contents_of,
     load_tensors,
     read_json,
     recover_folder,
@@ -53,7 +54,7 @@ def save(
         CheckpointError: The folder holds something else, or the disk is full.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / STATE_FILE).exists())):
+    if path.exists() and (not path.is_dir() or (contents_of(path) and not (path / STATE_FILE).exists())):
         raise CheckpointError(
             f"{path} exists and is no saved learner (it has no {STATE_FILE}); choose another folder, or empty it first"
         )
