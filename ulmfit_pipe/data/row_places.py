@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ulmfit_pipe.data.row_streams import check_suffix, open_stream
-from ulmfit_pipe.data.table_readers import RowSource, TextLines, json_objects, open_rows
+from ulmfit_pipe.data.table_readers import RowSource, TextLines, json_objects, open_plain
 
 PAUSE_ROWS = 256  # rows between two pauses of a reading
 Row = tuple[Any, ...]
@@ -44,7 +44,7 @@ def find_rows(
     """Read a table once; a generator that pauses now and then, and returns what was found.
 
     Args:
-        path: CSV, TSV, JSONL or Parquet.
+        path: CSV, TSV, JSONL or Parquet, plain as `RowSource` has it.
         columns: The columns that are checked.
         every: Rows between two marks.
         check: Takes the values of a row and its number, counted from 1; raises what is wrong with it.
@@ -53,7 +53,7 @@ def find_rows(
     Raises:
         TableError: The file cannot be read, or a row is no row.
     """
-    source = open_rows(path)
+    source = open_plain(path)
     names: dict[str, None] = dict.fromkeys(source.columns)
     lines = TextLines(path)
     marks, number = [0], 0
@@ -80,6 +80,6 @@ def _rows(source: RowSource, columns: Sequence[str], lines: TextLines, names: di
 
 def _json_rows(lines: TextLines, columns: Sequence[str], names: dict[str, None]) -> Iterator[Row]:
     """Rows of JSONL; their names are added to those known."""
-    for row in json_objects(lines):
+    for row in json_objects(lines, lines.path):
         names.update(dict.fromkeys(row))
         yield tuple(row.get(column) for column in columns)

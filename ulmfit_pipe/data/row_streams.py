@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ulmfit_pipe.data.parquet_spans import ParquetSpans
-from ulmfit_pipe.data.table_readers import TableError, TextLines, open_rows
+from ulmfit_pipe.data.table_readers import TableError, TextLines, open_plain
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK_CHARACTERS = 16_000_000  # a chunk ends early at so much text: memory does not grow with long documents
@@ -97,7 +97,7 @@ def check_suffix(path: Path) -> str:
 
 
 def open_stream(path: Path, *, columns: Sequence[str] | None = None) -> RowStream:
-    """Open a table whose rows `open_rows` has found to be sound.
+    """Open a plain table (as `RowSource` has it) whose rows `open_rows` has found to be sound.
 
     Args:
         path: The file.
@@ -139,7 +139,7 @@ def column_values(column: Column) -> list[Any]:
 
 class _CsvStream:
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, open_rows(path)
+        self.path, self.rows = path, open_plain(path)
 
     def columns(self) -> list[str]:
         return self.rows.columns
@@ -153,7 +153,7 @@ class _CsvStream:
     def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
         names, span = self.columns(), span or _WHOLE
         read = self.rows.read_lines(names, TextLines(self.path, span.offset))  # type: ignore[misc]  # CSV is lines
-        for piece in _pieces(itertools.islice(read, span.rows), rows, size=lambda row: sum(map(len, row))):
+        for piece in pieces(itertools.islice(read, span.rows), rows, size=lambda row: sum(map(len, row))):
             yield {name: list(cells) for name, cells in zip(names, zip(*piece, strict=True), strict=True)}
 
 
@@ -186,7 +186,7 @@ class _JsonStream:
     def chunks(self, rows: int, span: RowSpan | None = None) -> Iterator[Chunk]:
         names, span = self.columns(), span or _WHOLE
         read = itertools.islice(self._rows(span.offset), span.rows)
-        for piece in _pieces(read, rows, size=lambda row: sum(map(len, row.values()))):
+        for piece in pieces(read, rows, size=lambda row: sum(map(len, row.values()))):
             yield {name: [row.get(name) for row in piece] for name in names}
 
     def _rows(self, offset: int = 0) -> Iterator[dict[str, JsonText]]:
@@ -250,7 +250,7 @@ class _ParquetStream:
             raise TableError(f"{self.path} cannot be read to its end (cut short?): {error}") from error
 
 
-def _pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:
+def pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:
     """Lists of at most `count` rows, shorter where the text in them grows long."""
     piece: list[Any] = []
     held = 0

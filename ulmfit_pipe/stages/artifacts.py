@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
-from ulmfit_pipe.data.table_readers import HUB_TIMEOUT
+from ulmfit_pipe.data.saved_datasets import HUB_TIMEOUT
 from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, silence_fork_warning
 from ulmfit_pipe.models.builtin_models import builtin_models

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ulmfit_pipe.data.row_streams import RowSpan, open_writer
-from ulmfit_pipe.data.table_readers import open_rows
+from ulmfit_pipe.data.table_readers import open_plain
 from ulmfit_pipe.training.checkpoint import CheckpointError, read_json, write_json
 
 PREFIX = "part-"
@@ -233,7 +233,7 @@ def _join_text(parts: Sequence[Path], target: Path, *, header: bytes) -> None:
 
 def _header(part: Path, scratch: Path, suffix: str) -> bytes:
     """The bytes of a CSV part's header, which may go over several lines, as the writer writes it."""
-    columns = open_rows(part).columns
+    columns = open_plain(part).columns
     with contextlib.closing(open_writer(scratch, pa.schema([(name, pa.string()) for name in columns]), suffix=suffix)):
         pass
     return scratch.read_bytes()
