@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ulmfit_pipe.data import table_readers
+from ulmfit_pipe.data import saved_datasets
 from ulmfit_pipe.data.table_readers import TableError, open_rows
 
 ROWS = [("good film", "pos"), ("bad, long\nfilm", "neg"), ('a "so so" film', "pos")]
@@ -73,7 +73,9 @@ def test_a_split_of_a_saved_dataset_is_chosen_by_name(tmp_path):
     parts = {"train": datasets.Dataset.from_dict({"text": ["a"]}), "test": datasets.Dataset.from_dict({"text": ["b"]})}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
     assert read_all(tmp_path / "saved", ["text"], split="test") == [("b",)]
-    with pytest.raises(TableError, match="has the splits train, test; say which with split=, got None"):
+    with pytest.raises(
+        TableError, match="has the splits train, test; name one after a colon, such as .*saved:train, got none"
+    ):
         open_rows(tmp_path / "saved")
 
 
@@ -92,24 +94,25 @@ def test_no_file_lists_the_near_ones(tmp_path):
 
 
 def test_an_unknown_extension_is_refused(tmp_path):
-    path = write_csv(tmp_path / "table.xlsx", "x")
-    with pytest.raises(TableError, match=r"unknown extension '.xlsx'; known are .csv, .tsv, .jsonl, .json, .parquet"):
+    path = write_csv(tmp_path / "table.docx", "x")
+    with pytest.raises(TableError, match=r"unknown extension '.docx'; known are .csv, .tsv, .jsonl, .json, .parquet"):
         open_rows(path)
 
 
 @pytest.mark.parametrize("extension", ["csv", "jsonl", "json"])
-def test_bytes_that_are_not_utf8_are_named(tmp_path, extension):
+def test_text_that_is_utf8_but_for_one_byte_is_refused_by_its_place(tmp_path, extension):
     path = tmp_path / f"latin.{extension}"
-    start = b"text\n" + b"plain\n" * 4 if extension == "csv" else b'{"text": "a"}\n' * 2
-    path.write_bytes(start + b"caf\xe9 au lait\n")
-    line = 6 if extension == "csv" else 3
-    with pytest.raises(TableError, match=rf"is not UTF-8: byte {len(start) + 3} \(line {line}\).*convert it first"):
+    start = "text\nä\nö\nü\n" if extension == "csv" else '{"text": "ä"}\n' * 3
+    path.write_bytes(start.encode() + b"caf\xe9 au lait\n")
+    line = start.count("\n") + 1
+    words = rf"is not UTF-8: byte {len(start.encode()) + 3} \(line {line}\).*mend it there, or name the .* --encoding"
+    with pytest.raises(TableError, match=words):
         read_all(path, ["text"])
 
 
 def test_a_character_cut_between_blocks_is_found_where_it_starts(tmp_path):
     path = tmp_path / "latin.csv"
-    path.write_bytes(b"text\n" + b"a" * ((1 << 20) - 6) + b"\xe9" + b"a\n")
+    path.write_bytes("text\nü".encode() + b"a" * ((1 << 20) - 8) + b"\xe9" + b"a\n")
     with pytest.raises(TableError, match=rf"byte {(1 << 20) - 1} \(line 2\)"):
         read_all(path, ["text"])
 
@@ -121,8 +124,9 @@ def test_a_row_with_too_many_fields_is_named(tmp_path):
 
 
 def test_an_unmatched_quote_is_named(tmp_path):
-    path = write_csv(tmp_path / "quote.csv", 'text,label\nfine,pos\n"never closed,neg\n')
-    with pytest.raises(TableError, match=r"row 2 \(header not counted\) is not valid CSV: .*unmatched quote"):
+    path = write_csv(tmp_path / "quote.csv", 'text,label\nfine,pos\n"never" closed, no,neg\nbad,neg\n')
+    words = r"row 2 \(header not counted\), line 3, byte 20, is not valid CSV: .*unmatched quote, or --quote none"
+    with pytest.raises(TableError, match=words):
         read_all(path)
 
 
@@ -176,7 +180,9 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(TableError, match="was not saved by datasets .*give a file in it instead"):
+    with pytest.raises(
+        TableError, match="was not saved by datasets .*holds no folder of .txt files per class; give a file"
+    ):
         open_rows(tmp_path)
 
 
@@ -186,8 +192,8 @@ def test_a_hub_name_without_network_says_what_was_tried(monkeypatch):
             assert timeout <= 5
             raise ConnectionError("Name or service not known\nlong story")
 
-    monkeypatch.setattr(table_readers, "HfApi", NoNetwork)
-    monkeypatch.setattr(table_readers, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(saved_datasets, "HfApi", NoNetwork)
+    monkeypatch.setattr(saved_datasets, "is_offline_mode", lambda: False)
     words = "no file or folder 'owner/reviews', so it was tried as a dataset on the Hugging Face hub; .*path of a .csv"
     with pytest.raises(TableError, match=words + ".*ConnectionError: Name or service not known$"):
         open_rows("owner/reviews")
@@ -197,14 +203,14 @@ def test_a_hub_name_in_offline_mode_says_so(monkeypatch):
     def not_cached(name):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(table_readers, "is_offline_mode", lambda: True)
-    monkeypatch.setattr(table_readers.datasets, "load_dataset", not_cached)
+    monkeypatch.setattr(saved_datasets, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(saved_datasets.datasets, "load_dataset", not_cached)
     with pytest.raises(TableError, match="HF_HUB_OFFLINE is set and it is not in the cache"):
         open_rows("reviews")
 
 
 def test_a_hub_dataset_is_read_like_a_saved_one(monkeypatch):
     loaded = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]}))
-    monkeypatch.setattr(table_readers, "is_offline_mode", lambda: True)
-    monkeypatch.setattr(table_readers.datasets, "load_dataset", lambda name: loaded)
+    monkeypatch.setattr(saved_datasets, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(saved_datasets.datasets, "load_dataset", lambda name: loaded)
     assert read_all("owner/reviews", ["text"]) == [("a",)]

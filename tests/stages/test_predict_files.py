@@ -216,12 +216,12 @@ def bad_file(tmp_path: Path, name: str, content: str | bytes) -> Path:
         ("a.csv", "id,txet\n1,x\n", "there is no column 'text'; there are id, txet; did you mean 'txet'"),
         ("b.csv", "text,id\nx,1\n ,2\n", r"b.csv, row 2 \(header not counted\), column 'text': the text is empty"),
         ("c.jsonl", '{"text": "x"}\n{"id": 1}\n', r"c.jsonl, row 2 .*column 'text': the text is empty"),
-        ("d.csv", b"text\nx\ncaf\xe9\n", r"d.csv is not UTF-8: byte 10 \(line 3\)"),
+        ("d.csv", b"text\n\xc3\xa4\ncaf\xe9\n", r"d.csv is not UTF-8: byte 11 \(line 3\)"),
         ("e.csv", "text,id\nx,1\ny\n", "e.csv, row 2 .* has 1 fields, the header has 2"),
-        ("f.csv", 'text,id\n"x,1\n', "f.csv, row 1 .* is not valid CSV: .*look for an unmatched quote"),
+        ("f.csv", 'text,id\n"x" y, z,1\na,2\n', "f.csv, row 1 .* is not valid CSV: .*look for an unmatched quote"),
         ("g.csv", "text,text\nx,y\n", "the column name 'text' stands twice; rename one of the columns"),
         ("h.csv", "text,id\n", "h.csv: the table is empty, it has no rows to predict"),
-        ("i.jsonl", "", "i.jsonl is empty: it has no rows"),
+        ("i.jsonl", "", "i.jsonl is empty: it has no header and no rows"),
         ("j.jsonl", '{"text": "x"}\n{"text": 5}\n', "j.jsonl, row 2 .*'text': the text must be a string, got int 5"),
         ("k.jsonl", '{"text": "x"}\n[1]\n', "k.jsonl, row 2 must be a JSON object"),
         ("l.jsonl", '{"text": "x"}\n{"text": \n', "l.jsonl, row 2 is not a JSON object on one line"),
@@ -229,7 +229,7 @@ def bad_file(tmp_path: Path, name: str, content: str | bytes) -> Path:
         ("n.csv", "text\nx\0y\n", "n.csv, row 1 .*'text': the text holds a NUL byte at character 1; remove it"),
         ("o.jsonl", '{"text": "x\\ud800"}\n', "o.jsonl, row 1 .*: character 1 is half of a surrogate pair; remove it"),
         ("p.parquet", "PAR1 cut", "p.parquet is not a readable Parquet file"),
-        ("q.xlsx", "", "q.xlsx: unknown suffix '.xlsx'; rows are streamed from and to .csv, .tsv, .jsonl, .parquet"),
+        ("q.docx", "", "q.docx: unknown extension '.docx'; known are .csv, .tsv, .jsonl, .json, .parquet, .arrow"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_row_and_column(predict, tmp_path, name, content, words):
@@ -453,7 +453,7 @@ def test_an_input_that_is_gone_is_not_blamed_on_the_output(tmp_path):
             (tmp_path / "in" / "in.csv").open()
     assert "could not write" not in str(caught.value)
     with pytest.raises(
-        OSError, match="File name too long; what was there before.*Choose an output file with a shorter"
+        OSError, match="File name too long; what was there before.*Choose an output file or folder with a shorter"
     ):
         with whole_file(tmp_path / ("a" * 256)):
             pass

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ulmfit_pipe.data.table_readers import TableError, TextLines, open_rows
+from ulmfit_pipe.data.table_readers import TableError, TextLines, open_plain
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 BUFFER = 1 << 20  # bytes read ahead of a column of Parquet; without it Arrow holds a whole row group
@@ -73,7 +73,7 @@ def check_suffix(path: Path) -> str:
 
 
 def open_stream(path: Path, *, columns: Sequence[str] | None = None) -> RowStream:
-    """Open a table whose rows `open_rows` has found to be sound.
+    """Open a plain table (as `RowSource` has it) whose rows `open_rows` has found to be sound.
 
     Args:
         path: The file.
@@ -115,7 +115,7 @@ def column_values(column: Column) -> list[Any]:
 
 class _CsvStream:
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, open_rows(path)
+        self.path, self.rows = path, open_plain(path)
 
     def columns(self) -> list[str]:
         return self.rows.columns
@@ -125,7 +125,7 @@ class _CsvStream:
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         names = self.columns()
-        for piece in _pieces(self.rows.read(names), rows, size=lambda row: sum(map(len, row))):
+        for piece in pieces(self.rows.read(names), rows, size=lambda row: sum(map(len, row))):
             yield {name: list(cells) for name, cells in zip(names, zip(*piece, strict=True), strict=True)}
 
 
@@ -154,7 +154,7 @@ class _JsonStream:
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         names = self.columns()
-        for piece in _pieces(self._rows(), rows, size=lambda row: sum(map(len, row.values()))):
+        for piece in pieces(self._rows(), rows, size=lambda row: sum(map(len, row.values()))):
             yield {name: [row.get(name) for row in piece] for name in names}
 
     def _rows(self) -> Iterator[dict[str, JsonText]]:
@@ -225,7 +225,7 @@ def read_chunks(source: Path, stream: RowStream, rows: int) -> Iterator[Chunk]:
         raise TableError(f"{source} cannot be read to its end: {error.strerror or error}; was it moved?") from error
 
 
-def _pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:
+def pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:
     """Lists of at most `count` rows, shorter where the text in them grows long."""
     piece: list[Any] = []
     held = 0

@@ -1,230 +1,377 @@
-"""Open a table, whatever holds it, as rows: CSV, TSV, JSONL, JSON, Parquet, a ``datasets`` folder, a hub name.
+"""Open a table, whatever holds it, as rows; training and prediction both come through `open_rows`.
 
-Every reader streams, so that a table may be larger than memory (.json alone is read whole).
+CSV-like tables with any delimiter, quotes and encoding, packed or not; JSONL and JSON; Parquet, Arrow, Excel, SQLite; a
+folder of texts per class; a folder that ``datasets`` saved; a hub name. Every reader streams, so that a table may be
+larger than memory (.json alone is read whole).
 """
 
-import codecs
+import contextlib
 import csv
 import difflib
-import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
-from huggingface_hub import HfApi, is_offline_mode
+from ulmfit_pipe.data.binary_tables import BATCH_ROWS, open_arrow, open_excel, open_parquet, open_sqlite
+from ulmfit_pipe.data.column_names import nearest
+from ulmfit_pipe.data.row_sources import RowSource, TableReading, unique_names
+from ulmfit_pipe.data.saved_datasets import is_hub_name, open_hub, open_saved, was_saved
+from ulmfit_pipe.data.table_formats import TextFormat, find_format
+from ulmfit_pipe.data.text_files import TableError, TextFile, TextLines, find_text_file, unpacked_name
+from ulmfit_pipe.data.text_folders import open_text_folder
 
-BATCH_ROWS = 256  # rows read at once from Parquet and Arrow
-HUB_TIMEOUT = 5.0  # seconds to find out whether the hub answers
-LONGEST_FIELD = 2**31 - 1  # characters in a CSV field; Python's own limit of 131,072 refuses long documents
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+__all__ = ["BATCH_ROWS", "RowSource", "TableError", "TextLines", "json_objects", "nearest", "open_plain", "open_rows"]
 
-
-class TableError(ValueError):
-    """A table that cannot be used as it is. The message names file, row and column.
-
-    Rows are counted from 1; the header is not counted.
-    """
-
-
-@dataclass(frozen=True)
-class RowSource:
-    """One opened table.
-
-    Attributes:
-        name: File, folder or hub name, for messages.
-        columns: Column names in order.
-        read: Takes names of columns, gives one tuple of their values per row. A missing value is None.
-        untyped: Every value is a string, as in CSV.
-        read_lines: The same from some place in the file on; only where rows are lines of text: CSV, TSV, JSONL.
-    """
-
-    name: str
-    columns: list[str]
-    read: Callable[[Sequence[str]], Iterator[tuple[Any, ...]]]
-    untyped: bool = False
-    read_lines: "Callable[[Sequence[str], TextLines], Iterator[tuple[Any, ...]]] | None" = None
+_DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", "": "\t"}  # suffix -> its usual delimiter
+_JSON_LINES = (".jsonl", ".ndjson")
+KNOWN_SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".json",
+    ".parquet",
+    ".arrow",
+    ".feather",
+    ".xlsx",
+    ".db",
+    ".sqlite",
+    ".txt",
+)
+_BINARY = ((b"PAR1", ".parquet"), (b"ARROW1", ".arrow"), (b"FEA1", ".arrow"), (b"SQLite format 3\0", ".db"))
+_SPACE = re.compile(r"[ \t\r\n]*")
+_OLD_EXCEL = b"\xd0\xcf\x11\xe0"
+TORN = "--skip_torn_end true leaves it out"
 
 
-class TextLines:
-    """The lines of a UTF-8 file with their own line ends, from some byte on.
-
-    Args:
-        path: The file.
-        offset: The byte at which a line begins; 0 passes over a byte order mark.
-
-    Attributes:
-        path: The file.
-        offset: The byte at which the next line begins.
-    """
-
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path, self.offset = path, offset
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the lines."""
-        with self.path.open("rb") as raw:
-            if self.offset == 0 and raw.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-                self.offset = len(codecs.BOM_UTF8)
-            raw.seek(self.offset)
-            with io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
-                for line in file:
-                    self.offset += len(line.encode())  # exact: UTF-8 has one spelling for a character
-                    yield line
-
-
-def open_rows(source: str | Path, *, split: str | None = None) -> RowSource:
+def open_rows(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    usual_splits: Sequence[str] = (),
+    reading: TableReading | None = None,
+) -> RowSource:
     """Open one table.
 
     Args:
-        source: A file, a folder that ``datasets`` saved, or a hub name (only if there is no such path).
-        split: Which split of a saved ``DatasetDict`` or a hub dataset.
+        source: A file; a folder that ``datasets`` saved, or that holds a folder of texts per class; a hub name (only if
+            there is no such path). ``NAME:PART`` takes one split of a dataset or folder, table of a database, or sheet.
+        split: The same part, named apart.
+        usual_splits: Splits that are taken, the first that is there, where there are several and none is named.
+        reading: How tables of text are read; None finds it out.
 
     Raises:
-        TableError: Nothing is there, it cannot be read, or the extension is unknown.
+        TableError: Nothing is there, it cannot be read, or its kind is unknown.
     """
-    path = Path(source)
-    if path.is_dir():
-        return _open_folder(path, split)
-    extension = path.suffix.lower()
-    if path.exists():
-        if extension not in _OPENERS:
-            raise TableError(f"{path}: unknown extension {extension!r}; known are {', '.join(_OPENERS)}")
-        return _OPENERS[extension](path)
-    if extension not in _OPENERS and not path.is_absolute() and _HUB_NAME.fullmatch(str(source)):
-        return _open_hub(str(source), split)
+    path, named = _path_and_part(str(source))
+    split = split if named is None else named
+    options = (reading or TableReading()).checked()
+    try:
+        if path.is_dir():
+            return _open_folder(path, split, usual_splits, options)
+        if path.exists():
+            return _open_file(path, split, options)
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
+    if path.suffix.lower() not in KNOWN_SUFFIXES and not path.is_absolute() and is_hub_name(str(path)):
+        return open_hub(str(path), split, usual_splits)
     raise TableError(f"there is no file {path}; {_neighbours(path)}")
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """``"; did you mean 'x'?"`` if a name is close, else nothing."""
-    close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _neighbours(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent} either"
-    names = sorted(entry.name for entry in path.parent.iterdir())
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    tables = close or [name for name in names if Path(name).suffix.lower() in _OPENERS][:5]
-    if not tables:
-        return f"the folder {path.parent} holds no table"
-    return f"the folder {path.parent} holds {', '.join(tables)}"
-
-
-def _open_csv(path: Path) -> RowSource:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    header = next(_csv_rows(TextLines(path), delimiter), None)
-    if header is None:
-        raise TableError(f"{path} is empty: it has no header and no rows")
-
-    def read_lines(columns: Sequence[str], lines: TextLines) -> Iterator[tuple[Any, ...]]:
-        places = [header.index(column) for column in columns]
-        has_header = lines.offset == 0
-        rows = _csv_rows(lines, delimiter)
-        if has_header:
-            next(rows, None)
-        for number, row in enumerate(rows, start=1):
-            if len(row) != len(header):
-                raise TableError(
-                    f"{path}, row {number} (header not counted) has {len(row)} fields, the header has {len(header)}; "
-                    f'put a field that holds {delimiter!r} or a line break between double quotes, and write " as ""'
-                )
-            yield tuple(row[place] for place in places)
-
-    return RowSource(str(path), header, _from_the_top(path, read_lines), untyped=True, read_lines=read_lines)
-
-
-def _from_the_top(
-    path: Path, read_lines: Callable[[Sequence[str], TextLines], Iterator[tuple[Any, ...]]]
-) -> Callable[[Sequence[str]], Iterator[tuple[Any, ...]]]:
-    return lambda columns: read_lines(columns, TextLines(path))
-
-
-def _csv_rows(lines: TextLines, delimiter: str) -> Iterator[list[str]]:
-    """Rows of a CSV file, the header first; blank lines are passed over."""
-    csv.field_size_limit(LONGEST_FIELD)
-    count = 0
+def _path_and_part(source: str) -> tuple[Path, str | None]:
+    """A path that is there, or the name before the last colon and the part after it; a drive is no name."""
     try:
-        for row in csv.reader(lines, delimiter=delimiter, strict=True):
-            if row:
-                yield row
-                count += 1
-    except UnicodeDecodeError as error:
-        raise _not_utf8(lines.path) from error
-    except csv.Error as error:
-        where = f"row {count} (header not counted)" if count else "the header"
-        raise TableError(f"{lines.path}, {where} is not valid CSV: {error}; look for an unmatched quote") from error
+        is_there = Path(source).exists()
+    except OSError as error:
+        raise TableError(f"{source[:200]!r} is no file's name: {error.strerror}") from error
+    name, colon, part = source.rpartition(":")
+    if is_there or not colon or len(name) < 2 or not part or "/" in part or "\\" in part:
+        return Path(source), None
+    return Path(name), part
 
 
-def _not_utf8(path: Path) -> TableError:
-    """Where a file stops being UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, line = 0, 1
+def open_plain(path: Path) -> RowSource:
+    """Open a file that is what its suffix says, in UTF-8, without looking it over: CSV, TSV, JSONL or Parquet."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return open_parquet(path)
+    if suffix == ".jsonl":
+        return _open_json_lines(path, TextFile(path, None, "utf-8-sig"), TableReading())
+    return _delimited(TextFile(path, None, "utf-8-sig"), TextFormat(_DELIMITED[suffix]), TableReading(), plain=True)
+
+
+def _open_file(path: Path, part: str | None, reading: TableReading) -> RowSource:
+    if not path.is_file():
+        raise TableError(
+            f"{path} is not a regular file but a pipe, a device or a socket; save its content in a file first"
+        )
     with path.open("rb") as file:
+        head = file.read(16)
+    suffix = _kind_of(path, head)
+    if suffix in (".db", ".sqlite", ".sqlite3"):
+        return open_sqlite(path, part)
+    if suffix == ".xlsx":
+        return open_excel(path, part, reading)
+    if part is not None:
+        raise TableError(f"{path} is one table and has no part {part!r}; leave out what follows the colon")
+    if suffix == ".parquet":
+        return open_parquet(path)
+    if suffix in (".arrow", ".feather"):
+        return open_arrow(path)
+    return _open_text(path, suffix, reading)
+
+
+def _kind_of(path: Path, head: bytes) -> str:
+    """The suffix that describes a file: its own without that of its packing, unless its first bytes say better."""
+    if head.startswith(_OLD_EXCEL):
+        raise TableError(f"{path} is an Excel file of the old kind (.xls); save it as .xlsx or CSV")
+    for begin, suffix in _BINARY:
+        if head.startswith(begin):
+            return suffix
+    if path.suffix.lower() in (".xlsx", ".xlsm"):
+        return ".xlsx"
+    return Path(unpacked_name(path)).suffix.lower()
+
+
+def _open_text(path: Path, suffix: str, reading: TableReading) -> RowSource:
+    if suffix not in (*_DELIMITED, *_JSON_LINES, ".json"):
+        raise TableError(
+            f"{path}: unknown extension {suffix!r}; known are {', '.join(KNOWN_SUFFIXES)}, those of text also packed "
+            "as .gz, .bz2, .xz, .zst or .zip"
+        )
+    file = find_text_file(path, reading.encoding)
+    if suffix == "" and next(file.lines(), "").lstrip("\ufeff \t")[:1] in ("{", "["):
+        suffix = ".json"
+    if suffix == ".json":
+        return _open_json(path, file, reading)
+    if suffix in _JSON_LINES:
+        return _open_json_lines(path, file, reading)
+    table_format = find_format(file, usual=_DELIMITED[suffix], reading=reading)
+    is_usual = table_format == TextFormat(_DELIMITED[suffix], notes=table_format.notes)
+    plain = suffix in (".csv", ".tsv") and path.suffix.lower() == suffix and file.is_plain_utf8 and is_usual
+    return _delimited(file, table_format, reading, plain=plain and reading == TableReading())
+
+
+# CSV and its relatives
+
+
+def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, *, plain: bool) -> RowSource:
+    """A CSV-like table; a plain one can be read from any of its bytes on."""
+    path, notes = file.path, [*file.notes, *table_format.notes]
+    try:
+        first = next(table_format.records(TextLines(path) if plain else file.lines()), None)
+    except csv.Error as error:
+        raise TableError(f"{path}, the header is not valid CSV: {error}; look for an unmatched quote") from error
+    if first is None:
+        raise TableError(f"{path} is empty: it has no header and no rows")
+    header = first if table_format.has_header else [""] * len(first)
+    columns, repeated = unique_names(header)
+    places = {name: place for place, name in enumerate(columns)}
+
+    def rows_of(names: Sequence[str], lines: Iterable[str], *, from_the_top: bool) -> Iterator[tuple[Any, ...]]:
+        chosen = [places[name] for name in names]
+        skips_header = from_the_top and table_format.has_header
+        checked = _CheckedRecords(path, table_format, len(columns), reading, notes)
+        for row in checked.rows(lines, skips_header=skips_header):
+            yield tuple([row[place] for place in chosen])
+
+    def read(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        return rows_of(names, TextLines(path) if plain else file.lines(), from_the_top=True)
+
+    def read_lines(names: Sequence[str], lines: TextLines) -> Iterator[tuple[Any, ...]]:
+        return rows_of(names, lines, from_the_top=lines.offset == 0)
+
+    return RowSource(
+        str(path), columns, read, True, read_lines if plain else None, repeated=repeated, notes=notes, plain=plain
+    )
+
+
+class _CheckedRecords:
+    """Rows of a CSV-like table, all with the header's fields; what is wrong with one is said by its number and line."""
+
+    def __init__(
+        self, path: Path, table_format: TextFormat, width: int, reading: TableReading, notes: list[str]
+    ) -> None:
+        self.path, self.format, self.width, self.reading, self.notes = path, table_format, width, reading, notes
+        self.line = ""  # the line that was read last
+        self.lines = 0  # read so far
+        self.place = ""  # of the row at hand
+
+    def _watched(self, lines: Iterable[str]) -> Iterator[str]:
+        for self.line in lines:
+            self.lines += 1
+            yield self.line
+
+    def rows(self, lines: Iterable[str], *, skips_header: bool) -> Iterator[list[str]]:
+        """Yield the rows."""
+        number = 0 if skips_header else 1
+        records = self.format.records(self._watched(lines))
+        if skips_header:
+            next(records, None)
+            number = 1
         while True:
-            block = file.read(1 << 20)
-            pending = len(decoder.getstate()[0])  # bytes of a character that the last block began
+            self.place = f"line {self.lines + 1:,}"
+            if isinstance(lines, TextLines):
+                self.place += f", byte {lines.offset:,}"
             try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                bad = offset - pending + error.start
-                line += block.count(b"\n", 0, max(0, error.start - pending))
-                return TableError(
-                    f"{path} is not UTF-8: byte {bad} (line {line}) cannot be read; convert it first, for example with "
-                    f"iconv -f WINDOWS-1252 -t UTF-8"
+                row = next(records, None)
+            except csv.Error as error:
+                self._refuse(number, f"is not valid CSV: {error}", is_torn="unexpected end" in str(error))
+                return
+            if row is None:
+                return
+            if len(row) != self.width:
+                is_last = self.line.rstrip("\r\n") == self.line and len(row) < self.width
+                self._refuse(
+                    number, f"has {len(row):,} fields, the header has {self.width:,}", is_torn=is_last, fields=True
                 )
-            if not block:
-                return TableError(f"{path} is not UTF-8")
-            offset += len(block)
-            line += block.count(b"\n")
+                return
+            yield row
+            number += 1
+
+    def _refuse(self, number: int, what: str, *, is_torn: bool, fields: bool = False) -> None:
+        """Raise, unless it is a torn last row that the user leaves out."""
+        place = f"{self.path}, row {number} (header not counted)"
+        if is_torn and self.reading.skip_torn_end:
+            self.notes.append(f"{place} is cut short at the end of the file ({self.place}) and was left out")
+            return
+        if is_torn and fields:
+            raise TableError(f"{place}, {self.place}, {what}: the file seems to be cut short; {TORN}")
+        if is_torn:
+            raise TableError(
+                f"{place}, {self.place}, {what}; look for an unmatched quote, or {TORN} if the file was cut short"
+            )
+        if fields:
+            raise TableError(
+                f"{place} {what}; put a field that holds {self.format.delimiter!r} or a line break between double "
+                f'quotes, and write " as "" ({self.place})'
+            )
+        raise TableError(
+            f"{place}, {self.place}, {what}; look for an unmatched quote, or --quote none if quotes belong to the text"
+        )
 
 
-def _open_json_lines(path: Path) -> RowSource:
-    first = next(json_objects(TextLines(path)), None)
+# JSON
+
+
+def _open_json_lines(path: Path, file: TextFile, reading: TableReading) -> RowSource:
+    plain = file.is_plain_utf8 and path.suffix.lower() == ".jsonl" and reading == TableReading()
+    notes = list(file.notes)
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        return _json_rows(TextLines(path) if plain else file.lines(), path, reading=reading, notes=notes)
+
+    first = next(rows(), None)
     if first is None:
         raise TableError(f"{path} is empty: it has no rows")
 
+    def objects() -> Iterator[str]:
+        return (line.strip("\ufeff\r\n") + "\n" for line, _ in rows())
+
+    def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        return (tuple([row.get(column) for column in columns]) for _, row in rows())
+
     def read_lines(columns: Sequence[str], lines: TextLines) -> Iterator[tuple[Any, ...]]:
-        for row in json_objects(lines):
-            yield tuple(row.get(column) for column in columns)
+        for row in json_objects(lines, path):
+            yield tuple([row.get(column) for column in columns])
 
-    return RowSource(str(path), list(first), _from_the_top(path, read_lines), read_lines=read_lines)
+    return RowSource(
+        str(path),
+        list(first[1]),
+        read,
+        read_lines=read_lines if plain else None,
+        notes=notes,
+        plain=plain,
+        objects=objects,
+    )
 
 
-def json_objects(lines: TextLines) -> Iterator[dict[str, Any]]:
+def json_objects(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file, one a line; blank lines are passed over.
+
+    Args:
+        lines: Its lines.
+        path: Its name, for messages.
 
     Raises:
         TableError: A line holds something else, or is not UTF-8.
     """
+    return (row for _, row in _json_rows(lines, path, reading=TableReading(), notes=[]))
+
+
+def _json_rows(
+    lines: Iterable[str], path: Path, *, reading: TableReading, notes: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Lines and their objects; whether a last line that was cut short is left out depends on how one reads."""
     number = 0
+    for line_number, line in enumerate(lines, start=1):
+        if line.strip():
+            number += 1
+            try:
+                value = _decoded(line)
+            except _JsonError as error:
+                where = f"line {line_number:,}"
+                if isinstance(lines, TextLines):
+                    where += f", byte {lines.offset - len(line.encode()):,}"
+                is_torn = line.rstrip("\r\n") == line
+                if is_torn and reading.skip_torn_end:
+                    notes.append(f"{path}, row {number} is cut short at the end of the file ({where}) and was left out")
+                    return
+                hint = f" ({where}); if the file was cut short, {TORN}" if is_torn else ""
+                raise TableError(f"{path}, row {number} is not a JSON object on one line: {error}{hint}") from error
+            yield line, _checked_object(value, path, number)
+
+
+class _JsonError(Exception):
+    """Text that is no JSON, or that Python's reader refuses."""
+
+
+def _decoded(text: str) -> Any:
+    with _json_errors():
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique_keys)
+
+
+def _list_items(text: str) -> Iterator[Any]:
+    """The items of a JSON list, one after the other, so that a bad one is named by its number."""
+    decode = json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode
+    at, number = _after_space(text, 1), 0
+    while text[at : at + 1] != "]" or number:
+        number += 1
+        with _json_errors(f"row {number}: "):
+            value, at = decode(text, at)
+        yield value
+        at = _after_space(text, at)
+        if text[at:] == "]":
+            return
+        if text[at : at + 1] != ",":
+            raise _JsonError(f"after row {number} there is neither ',' nor the end of the list; was it cut short?")
+        at = _after_space(text, at + 1)
+
+
+def _after_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it always matches
+
+
+@contextlib.contextmanager
+def _json_errors(where: str = "") -> Iterator[None]:
+    """Turn what Python's reader raises into one error."""
     try:
-        for line in lines:
-            if line.strip():
-                number += 1
-                yield _checked_object(json.loads(line, object_pairs_hook=_unique_keys), lines.path, number)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(lines.path) from error
-    except (json.JSONDecodeError, _RepeatedKey) as error:
-        raise TableError(f"{lines.path}, row {number} is not a JSON object on one line: {error}") from error
-
-
-class _RepeatedKey(Exception):
-    pass
+        yield
+    except RecursionError as error:
+        raise _JsonError(f"{where}its brackets are nested too deep") from error
+    except json.JSONDecodeError as error:
+        raise _JsonError(where + str(error)) from error
+    except ValueError as error:  # Python reads no integer of more than 4,300 digits
+        raise _JsonError(f"{where}it holds a number that is too long ({str(error).partition(';')[0]})") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKey(f"the name {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise _JsonError(f"the name {twice!r:.80} stands there twice")
     return row
 
 
@@ -234,108 +381,49 @@ def _checked_object(value: Any, path: Path, number: int) -> dict[str, Any]:
     return value
 
 
-def _open_json(path: Path) -> RowSource:
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            content = json.load(file, object_pairs_hook=_unique_keys)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
-        except (json.JSONDecodeError, _RepeatedKey):
-            return _open_json_lines(path)
-    if not isinstance(content, list):
-        content = [content]
-    rows = [_checked_object(value, path, number) for number, value in enumerate(content, start=1)]
+def _open_json(path: Path, file: TextFile, reading: TableReading) -> RowSource:
+    text = "".join(file.lines()).strip("\ufeff \t\r\n")
+    try:
+        values = list(_list_items(text)) if text.startswith("[") else [_decoded(text)]
+    except _JsonError as error:
+        if not text.startswith("[") and isinstance(error.__cause__, json.JSONDecodeError):
+            return _open_json_lines(path, file, reading)
+        raise TableError(f"{path} cannot be read as JSON: {error}") from error
+    rows = [_checked_object(value, path, number) for number, value in enumerate(values, start=1)]
     if not rows:
         raise TableError(f"{path} is empty: it has no rows")
 
     def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        return (tuple(row.get(column) for column in columns) for row in rows)
+        return (tuple([row.get(column) for column in columns]) for row in rows)
 
-    return RowSource(str(path), list(rows[0]), read)
+    names = dict.fromkeys(name for row in rows for name in row)
 
+    def objects() -> Iterator[str]:
+        return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-def _open_parquet(path: Path) -> RowSource:
-    try:
-        columns = pq.ParquetFile(path).schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
-        raise TableError(f"{path} is not a readable Parquet file (cut short?): {error}") from error
-
-    def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        try:
-            for batch in pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False).iter_batches(
-                BATCH_ROWS, columns=list(columns)
-            ):
-                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
-        except (pa.ArrowException, OSError) as error:
-            raise TableError(f"{path} cannot be read to its end (cut short?): {error}") from error
-        except UnicodeDecodeError as error:
-            raise TableError(f"{path} holds text that is not UTF-8: {error}") from error
-
-    return RowSource(str(path), columns, read)
+    return RowSource(str(path), list(names), read, notes=list(file.notes), objects=objects)
 
 
-_OPENERS: dict[str, Callable[[Path], RowSource]] = {
-    ".csv": _open_csv,
-    ".tsv": _open_csv,
-    ".jsonl": _open_json_lines,
-    ".json": _open_json,
-    ".parquet": _open_parquet,
-}
+# Folders
 
 
-def _open_folder(path: Path, split: str | None) -> RowSource:
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, pa.ArrowException) as error:
-        raise TableError(
-            f"the folder {path} was not saved by datasets (save_to_disk); give a file in it instead, or a list of files"
-        ) from error
-    return _open_dataset(str(path), loaded, split)
+def _open_folder(path: Path, split: str | None, usual_splits: Sequence[str], reading: TableReading) -> RowSource:
+    if was_saved(path):
+        return open_saved(path, split, usual_splits)
+    return open_text_folder(path, split, usual_splits, encoding=reading.encoding, tables=_tables_in(path))
 
 
-def _open_hub(name: str, split: str | None) -> RowSource:
-    advice = (
-        f"there is no file or folder {name!r}, so it was tried as a dataset on the Hugging Face hub; "
-        "to use your own table give the path of a .csv, .tsv, .jsonl, .json or .parquet file, "
-        "or of a folder saved by datasets"
+def _tables_in(folder: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.suffix.lower() in KNOWN_SUFFIXES and entry.suffix != ".txt"
     )
-    try:
-        if not is_offline_mode():  # a quick question first: downloads retry for minutes
-            HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # every layer below raises its own kind when the network is missing
-        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if is_offline_mode() else _first_line(error)
-        raise TableError(f"{advice}. The hub could not give it: {reason}") from error
-    return _open_dataset(name, loaded, split)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-
-
-def _open_dataset(name: str, loaded: datasets.Dataset | datasets.DatasetDict, split: str | None) -> RowSource:
-    if isinstance(loaded, datasets.DatasetDict):
-        splits = list(loaded)
-        if split is None and len(splits) == 1:
-            split = splits[0]
-        if split not in loaded:
-            raise TableError(f"{name} has the splits {', '.join(splits)}; say which with split=, got {split!r}")
-        loaded = loaded[split]
-
-    def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        decode = [_label_decoder(loaded.features[column]) for column in columns]
-        for batch in loaded.select_columns(list(columns)).with_format(None).iter(BATCH_ROWS):
-            for values in zip(*(batch[column] for column in columns), strict=True):
-                yield tuple(turn(value) for turn, value in zip(decode, values, strict=True))
-
-    return RowSource(name, list(loaded.column_names), read)
-
-
-def _label_decoder(feature: Any) -> Callable[[Any], Any]:
-    """ClassLabel numbers back to their names; -1, the mark for an unknown label, to None."""
-    inner = getattr(feature, "feature", None)
-    if isinstance(feature, datasets.ClassLabel):
-        return lambda value: None if value is None or value < 0 else feature.int2str(value)
-    if isinstance(inner, datasets.ClassLabel):
-        return lambda values: None if values is None else [inner.int2str(value) for value in values]
-    return lambda value: value
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either"
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    tables = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or _tables_in(path.parent)[:5]
+    if not tables:
+        return f"the folder {path.parent} holds no table"
+    return f"the folder {path.parent} holds {', '.join(tables)}"

@@ -10,7 +10,7 @@ import re
 import uuid
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import datasets
 import pyarrow as pa
 from datasets.fingerprint import get_temporary_cache_files_directory
 
-from ulmfit_pipe.data.table_readers import RowSource, TableError, nearest, open_rows
+from ulmfit_pipe.data.column_names import check_wanted, nearest
+from ulmfit_pipe.data.row_sources import RowSource, TableReading
+from ulmfit_pipe.data.table_readers import TableError, open_rows
 from ulmfit_pipe.data.text_rules import join_fields
 
 logger = logging.getLogger(__name__)
@@ -107,12 +109,15 @@ def load_table(
     label_separator: str | None = None,
     split: str | None = None,
     skip_blank: bool | None = None,
+    usual_splits: Sequence[str] = (),
+    reading: TableReading | None = None,
+    say: Callable[[str], None] = logger.warning,
 ) -> datasets.Dataset:
     """Read and check a table.
 
     Args:
-        source: A .csv, .tsv, .jsonl, .json or .parquet file, a folder saved by ``datasets``, a hub name, or a list
-            of these, which are put one after the other.
+        source: A file (docs/tables.md lists the kinds), a folder saved by ``datasets`` or of texts per class, a hub
+            name, or a list of these, which are put one after the other.
         text_columns: The text. Several are joined as ``xxfld 1 ... xxfld 2 ...``; some of them may be empty.
         label_column: The label: a name, an integer or a bool. None for text without labels.
         label_names: The names that training knows, in order; any other is refused. None takes what is there, sorted
@@ -121,6 +126,9 @@ def load_table(
         label_separator: What stands between the labels of one row.
         split: Which split of a saved ``DatasetDict`` or a hub dataset.
         skip_blank: Pass over rows without text instead of refusing them. None means only where there are no labels.
+        usual_splits: The splits to look for, the first that is there, where a source has several and none is named.
+        reading: How tables of text are read; None finds it out.
+        say: Told how a source was read, where that is not plain.
 
     Returns:
         ``text`` (string) and, unless ``label_column`` is None, ``label`` (ClassLabel, or a list of them).
@@ -133,14 +141,15 @@ def load_table(
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
     _check_settings(sources, columns, label_column, multi_label=multi_label, label_separator=label_separator)
     labels = _Labels(label_names, multi_label=multi_label, separator=label_separator)
-    wanted = columns if label_column is None else [*columns, label_column]
     skip = label_column is None if skip_blank is None else skip_blank
 
     def texts() -> Iterator[str]:
         for one in sources:
-            rows = open_rows(one, split=split)
-            _check_columns(rows, wanted)
+            rows = open_rows(one, split=split, usual_splits=usual_splits, reading=reading)
+            check_wanted(rows, columns, label_column)
             yield from _checked_texts(rows, columns, label_column, labels, skip_blank=skip)
+            for note in rows.notes:
+                say(note)
 
     table = _write_texts(texts())
     if not len(table):
@@ -232,18 +241,6 @@ def _check_settings(
         raise ValueError(f"the column {label_column!r} is named both as text and as label")
     if label_separator is not None and not multi_label:
         raise ValueError(f"label_separator={label_separator!r} needs multi_label=True")
-
-
-def _check_columns(rows: RowSource, wanted: Sequence[str]) -> None:
-    repeated = [name for name, count in Counter(rows.columns).items() if count > 1]
-    if repeated:
-        raise TableError(f"{rows.name}: the column name {repeated[0]!r} stands twice; rename one of the columns")
-    for name in wanted:
-        if name not in rows.columns:
-            hint = nearest(name, rows.columns)
-            if len(rows.columns) == 1 and ";" in rows.columns[0]:
-                hint = "; the header holds ';': save the file with commas"
-            raise TableError(f"{rows.name}: there is no column {name!r}; there are {', '.join(rows.columns)}{hint}")
 
 
 def _checked_texts(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, variant_table, write_results
@@ -58,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class AblationSettings:
+class AblationSettings(TableReading):
     """Settings of a comparison of ways to thaw.
 
     Attributes:
@@ -150,6 +151,7 @@ def run_ablation(settings: AblationSettings, *, context: RunContext | None = Non
             label_column=settings.label_column,
             test_rows=settings.test_rows,
             development_rows=settings.development_rows,
+            reading=settings.options(),
             say=context.tell,
         )
         tables.check_size(settings.size)

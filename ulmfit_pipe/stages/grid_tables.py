@@ -7,12 +7,22 @@ holds a row of it, so that nothing is ever chosen by rows that a cell trains on 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import TableError, check_labels_for_training, load_table
-from ulmfit_pipe.stages.tables_of_run import label_names_of, some_rows, split_texts, without_texts_of
+from ulmfit_pipe.stages.tables_of_run import (
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    label_names_of,
+    some_rows,
+    split_texts,
+    without_texts_of,
+)
 
 ALL_ROWS = 0  # the size that stands for every labelled row
 DEVELOPMENT_SEED = 1_000_003  # far from the seeds of the subsets
@@ -94,6 +104,7 @@ def load_labelled_tables(
     label_column: str = "label",
     test_rows: int | None = None,
     development_rows: int = 0,
+    reading: TableReading | None = None,
     say: Callable[[str], None] = print,
 ) -> LabelledTables:
     """Load the tables of a grid, set the development part aside and draw the test sample.
@@ -105,15 +116,17 @@ def load_labelled_tables(
         label_column: Column of labels, one a row.
         test_rows: Stratified sample of the test table, the same for every cell; None takes it whole.
         development_rows: Rows to set aside; 0 for none.
+        reading: How tables of text are read; None finds it out.
         say: Told the sizes.
 
     Raises:
         TableError: A table cannot be used.
     """
-    train = load_table(list(train_file), text_columns=tuple(text_column), label_column=label_column)
+    read = partial(load_table, text_columns=tuple(text_column), label_column=label_column, reading=reading, say=say)
+    train = read(list(train_file), usual_splits=TRAIN)
     check_labels_for_training(train)
     names = label_names_of(train)[0]
-    whole_test = load_table(test_file, text_columns=tuple(text_column), label_column=label_column, label_names=names)
+    whole_test = read(test_file, label_names=names, usual_splits=TEST)
     pool, development = train, None
     if development_rows:
         if development_rows > len(train) - len(names):
@@ -144,6 +157,7 @@ def language_model_texts(
     unlabelled_rows: int | None = None,
     text_column: Sequence[str] = ("text",),
     labelled_too: bool = True,
+    reading: TableReading | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Dataset, Dataset]:
     """Return the texts that a language model trains on and is measured on; none stands in the test table.
@@ -154,11 +168,19 @@ def language_model_texts(
         unlabelled_rows: Random sample of them; None takes all.
         text_column: Column or columns of text.
         labelled_too: Take the texts of the labelled table, without their labels.
+        reading: How tables of text are read; None finds it out.
         say: Told what was left out.
     """
     parts = [tables.train.select_columns(["text"])] if labelled_too else []
     if unlabelled_file is not None:
-        texts = load_table(list(unlabelled_file), text_columns=tuple(text_column), label_column=None)
+        texts = load_table(
+            list(unlabelled_file),
+            text_columns=tuple(text_column),
+            label_column=None,
+            usual_splits=UNLABELLED,
+            reading=reading,
+            say=say,
+        )
         parts.append(some_rows(texts, unlabelled_rows, seed=COMMON_SEED))
     what, where = "texts of the language model", "the test table"
     kept = without_texts_of(concatenate_datasets(parts), [tables.whole_test], what=what, where=where, say=say)

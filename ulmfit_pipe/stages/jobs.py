@@ -5,6 +5,7 @@ and ``report.html`` where something was trained.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import load_table
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, library_versions, model_type_of
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
@@ -27,14 +29,21 @@ from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.stages.tables_of_run import load_run_tables, refuse_unjudged_best, split_texts, without_texts_of
+from ulmfit_pipe.stages.tables_of_run import (
+    TRAIN,
+    VALIDATION,
+    load_run_tables,
+    refuse_unjudged_best,
+    split_texts,
+    without_texts_of,
+)
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
 
 
 @dataclass(frozen=True)
-class LanguageModelJob:
+class LanguageModelJob(TableReading):
     """Settings of a language-model run.
 
     Attributes:
@@ -85,7 +94,7 @@ class LanguageModelJob:
 
 
 @dataclass(frozen=True)
-class ClassifierJob:
+class ClassifierJob(TableReading):
     """Settings of a classifier run.
 
     Attributes:
@@ -146,7 +155,7 @@ class ClassifierJob:
 
 
 @dataclass(frozen=True)
-class LearningRateJob:
+class LearningRateJob(TableReading):
     """Settings of a learning-rate search.
 
     Attributes:
@@ -215,8 +224,18 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
 def _text_tables(
     job: LanguageModelJob | LearningRateJob, context: RunContext, fraction: float
 ) -> tuple[Dataset, Dataset]:
-    table = load_table(job.train_file, text_columns=tuple(job.text_column), label_column=None)
+    table = _text_loader(job, context)(job.train_file, usual_splits=TRAIN)
     return split_texts(table, fraction=fraction, seed=job.seed, say=context.tell)
+
+
+def _text_loader(job: LanguageModelJob | LearningRateJob, context: RunContext) -> Callable[..., Dataset]:
+    return partial(
+        load_table,
+        text_columns=tuple(job.text_column),
+        label_column=None,
+        reading=job.options(),
+        say=context.tell,
+    )
 
 
 @trusting_run
@@ -226,10 +245,14 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     if job.validation_file is None:
         train, validation = _text_tables(job, context, job.validation_fraction)
     else:
-        load = partial(load_table, text_columns=tuple(job.text_column), label_column=None)
-        validation = load(job.validation_file)
+        load = _text_loader(job, context)
+        validation = load(job.validation_file, usual_splits=VALIDATION)
         train = without_texts_of(
-            load(job.train_file), [validation], what="training texts", where="the validation file", say=context.tell
+            load(job.train_file, usual_splits=TRAIN),
+            [validation],
+            what="training texts",
+            where="the validation file",
+            say=context.tell,
         )
     result = train_language_model(
         train,
@@ -261,6 +284,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         multi_label=job.multi_label,
         validation_fraction=job.validation_fraction,
         seed=job.seed,
+        reading=job.options(),
         say=context.tell,
     )
     result = train_classifier(
@@ -364,6 +388,7 @@ def _learner_to_sweep(job: LearningRateJob, context: RunContext) -> Learner:
         label_separator=job.label_separator,
         multi_label=job.multi_label,
         seed=job.seed,
+        reading=job.options(),
         say=context.tell,
     )
     return build_classifier_learner(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.reports.plots import plot_label_curves
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.folder_lock import held
@@ -61,7 +62,7 @@ IN_WORK_ORDER = ("tfidf", "scratch", "pretrained", "ulmfit", "backward", "ensemb
 
 
 @dataclass(frozen=True)
-class LowShotSettings:
+class LowShotSettings(TableReading):
     """Settings of a grid of methods, label counts and seeds.
 
     Attributes:
@@ -218,6 +219,7 @@ def _load_tables(settings: LowShotSettings, context: RunContext) -> LabelledTabl
         label_column=settings.label_column,
         test_rows=settings.test_rows,
         development_rows=settings.development_rows,
+        reading=settings.options(),
         say=context.tell,
     )
     for size in settings.sizes:
@@ -266,6 +268,7 @@ def _models(settings: LowShotSettings, tables: LabelledTables, context: RunConte
         unlabelled_rows=settings.unlabelled_rows,
         text_column=settings.text_column,
         labelled_too=settings.language_model_text != "unlabelled",
+        reading=settings.options(),
         say=context.tell,
     )
     for method in needed:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from transformers import AutoModelForCausalLM
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import load_table
 from ulmfit_pipe.data.tokenization import UlmfitTokenizer
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
@@ -30,6 +31,7 @@ from ulmfit_pipe.stages.language_model_scores import score_language_model
 from ulmfit_pipe.stages.lineage import lineage_of, precision_name
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.tables_of_run import VALIDATION
 from ulmfit_pipe.training.checkpoint import write_atomic
 
 MOST_BYTES = 32_000_000  # of a built-in model's weights: it travels in the wheel
@@ -43,7 +45,7 @@ WIKIPEDIA_LICENCE = (
 
 
 @dataclass(frozen=True)
-class PackageSettings:
+class PackageSettings(TableReading):
     """Settings of packaging; the notes are for a model of English Wikipedia, change them for any other.
 
     Attributes:
@@ -223,7 +225,14 @@ def _metrics(
     if settings.validation_file is None:
         return dict(trained["metrics"])
     wanted = _settings_of(trained).get("batch_size") or load_preset(_preset_of(trained)).batch_size
-    texts = load_table(settings.validation_file, text_columns=tuple(settings.text_column), label_column=None)
+    texts = load_table(
+        settings.validation_file,
+        text_columns=tuple(settings.text_column),
+        label_column=None,
+        usual_splits=VALIDATION,
+        reading=settings.options(),
+        say=context.tell,
+    )
     return score_language_model(network, tokenizer, texts, batch_size=wanted, context=context)
 
 

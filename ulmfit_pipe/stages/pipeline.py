@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.artifacts import library_versions, model_type_of, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
@@ -43,7 +44,7 @@ LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
 
 
 @dataclass(frozen=True)
-class PipelineSettings:
+class PipelineSettings(TableReading):
     """Settings of a whole run.
 
     Attributes:
@@ -169,6 +170,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
+        reading=settings.options(),
         say=context.tell,
     )
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])

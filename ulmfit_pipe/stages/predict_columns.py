@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from ulmfit_pipe.data.row_streams import Chunk, RowWriter, column_values
-from ulmfit_pipe.data.table_readers import RowSource, TableError, nearest
+from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.data.text_rules import join_fields
 from ulmfit_pipe.stages.predict import Predictor
 
@@ -127,23 +127,6 @@ def _score_column(values: Iterable[float | None]) -> pa.Array:
 
 
 # What a table must be
-
-
-def check_columns(rows: RowSource, wanted: Sequence[str]) -> None:
-    """Raise unless a table has the wanted columns, and no name twice.
-
-    Raises:
-        TableError: A column is missing, or stands twice.
-    """
-    twice = [name for name, count in Counter(rows.columns).items() if count > 1]
-    if twice:
-        raise TableError(f"{rows.name}: the column name {twice[0]!r} stands twice; rename one of the columns")
-    for name in wanted:
-        if name not in rows.columns:
-            raise TableError(
-                f"{rows.name}: there is no column {name!r}; there are {', '.join(rows.columns)}"
-                f"{nearest(name, rows.columns)}; --text_column names the column of text"
-            )
 
 
 def check_row(values: Sequence[Any], number: int, *, name: str, columns: Sequence[str], skip_empty: bool) -> None:

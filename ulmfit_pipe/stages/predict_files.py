@@ -6,6 +6,7 @@ folder of parts instead (`predict_shards.py`).
 """
 
 import contextlib
+import logging
 import sys
 import time
 from collections import Counter
@@ -16,25 +17,30 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from ulmfit_pipe.data.column_names import check_wanted
+from ulmfit_pipe.data.plain_copies import PlainTable, plain_tables
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import RowSource, TableError, open_rows
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_columns, check_row
+from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
 from ulmfit_pipe.stages.whole_files import whole_file
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.launch import share_of_work
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class PredictFileSettings:
+class PredictFileSettings(TableReading):
     """Settings of a prediction.
 
     Attributes:
         model: Folder of a classifier; one that holds a backward classifier is averaged with it.
-        input_file: CSV, TSV, JSONL or Parquet, told by its suffix; UTF-8. Several of one kind with the same columns
+        input_file: A table of any kind that training reads (docs/tables.md). Several of one kind with the same columns
             count as one table, one after the other; a pattern such as 'new/*.csv', in quotes, stands for all that fit,
             in the order of their names. From Python a single name will do.
         output_file: CSV, TSV, JSONL or Parquet, told by its suffix; an older one is replaced. It holds all rows
@@ -43,7 +49,8 @@ class PredictFileSettings:
             or score_given.
         output_dir: Folder of parts, for several processes or files: each part is a file of rows, whole or absent, and
             the same command goes on where a killed one stopped. With output_file too the parts are joined to it.
-        part_format: Kind of the parts; null takes that of output_file, or the input's.
+        part_format: Kind of the parts; null takes that of output_file, or the input's (CSV for other CSV-like tables
+            and Excel, Parquet for other tables with types, else JSONL).
         part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.
         text_column: Column of text; several are joined with field marks, as in training.
         all_scores: Add a column score_LABEL for every label.
@@ -129,29 +136,40 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     with share_of_work() as given:
         accelerator = context.accelerator
     share = given or (accelerator.process_index, accelerator.num_processes)
-    if settings.output_dir is not None:
-        return _predict_parts(settings, context, share=share, shown=shown, started=started)
-    sources, target = _checked_paths(settings)
-    place = _single_target(sources, target, processes=share[1])
-    opened = _opened(sources[0], settings.text_column)
-    predictor = Predictor.load(settings.model, accelerator=accelerator)
-    rows = _count_rows(opened, settings)
-    began = time.perf_counter()
-    counts = _predict_one(settings, sources[0], place, predictor, context=context, total=rows, shown=shown)
+    with contextlib.ExitStack() as copies:
+        if settings.output_dir is not None:
+            return _predict_parts(settings, context, copies, share=share, shown=shown, started=started)
+        sources, target = _checked_paths(settings)
+        place = _single_target(sources, target, processes=share[1])
+        opened = [_opened(sources[0], settings)]
+        (table,) = copies.enter_context(plain_tables(opened))
+        _tell_notes(opened, context)
+        predictor = Predictor.load(settings.model, accelerator=accelerator)
+        rows = _count_rows(opened[0], settings)
+        began = time.perf_counter()
+        counts = _predict_one(settings, table, place, predictor, context=context, total=rows, shown=shown)
     return _summary(
         predictor, rows, counts, place, seconds=(time.perf_counter() - started, time.perf_counter() - began)
     )
 
 
 def _predict_parts(
-    settings: PredictFileSettings, context: RunContext, *, share: tuple[int, int], shown: bool, started: float
+    settings: PredictFileSettings,
+    context: RunContext,
+    copies: contextlib.ExitStack,
+    *,
+    share: tuple[int, int],
+    shown: bool,
+    started: float,
 ) -> PredictSummary:
     def look() -> ShardedJob:
         """Check and load all, on each process."""
         sources, _ = _checked_paths(settings)
-        opened = [_opened(source, settings.text_column) for source in sources]
+        opened = [_opened(source, settings) for source in sources]
+        tables = copies.enter_context(plain_tables(opened))
+        _tell_notes(opened, context)
         predictor = Predictor.load(settings.model, accelerator=context.accelerator)
-        job = ShardedJob(settings, sources, predictor, context, share=share)
+        job = ShardedJob(settings, tables, predictor, context, share=share)
         job.look(lambda: [_count_rows(rows, settings) for rows in opened])
         return job
 
@@ -162,6 +180,12 @@ def _predict_parts(
         job.join(place)
     rows, seconds = sum(part.rows for part in job.parts), (time.perf_counter() - started, job.seconds)
     return _summary(job.predictor, rows, counts, place, seconds=seconds, done_before=job.done_before)
+
+
+def _tell_notes(opened: Sequence[RowSource], context: RunContext) -> None:
+    if context.accelerator.is_main_process:
+        for note in [note for rows in opened for note in rows.notes]:
+            logger.warning(note)
 
 
 def _summary(
@@ -179,7 +203,7 @@ def _summary(
 
 def _predict_one(
     settings: PredictFileSettings,
-    source: Path,
+    table: PlainTable,
     target: Path,
     predictor: Predictor,
     *,
@@ -188,11 +212,11 @@ def _predict_one(
     shown: bool,
 ) -> Counts:
     """Predict and write all rows of one checked file; return how often each label was given."""
-    stream, suffix = open_stream(source), check_suffix(target)
+    stream, suffix = open_stream(table.path), check_suffix(target)
     columns = PredictedColumns(
         predictor,
         stream.columns(),
-        source=str(source),
+        source=table.name,
         text_column=settings.text_column,
         all_scores=settings.all_scores,
         suffix=suffix,
@@ -205,26 +229,24 @@ def _predict_one(
     with bar, whole_file(target) as temporary:
         schema = columns.schema(stream.schema() if suffix == ".parquet" else None)
         with contextlib.closing(open_writer(temporary, schema, suffix=suffix)) as writer:
-            for chunk in read_chunks(source, stream, settings.chunk_rows):
+            for chunk in read_chunks(table.path, stream, settings.chunk_rows):
                 rows = len(next(iter(chunk.values())))
                 columns.write(writer, columns.predict(chunk, counts))
                 done += rows
                 bar.update(rows)
         if done != total:
-            raise TableError(f"{source} changed while it was read: {total} rows, then {done}; run again")
+            raise TableError(f"{table.name} changed while it was read: {total} rows, then {done}; run again")
     if line := predictor.describe_cut():
         context.tell(line)
     return counts
 
 
-def _checked_paths(settings: PredictFileSettings) -> tuple[list[Path], Path | None]:
-    """Return the files to read, and the one to write if there is one."""
+def _checked_paths(settings: PredictFileSettings) -> tuple[list[str], Path | None]:
+    """Return the tables to read, and the one to write if there is one."""
     given = [settings.input_file] if isinstance(settings.input_file, str) else settings.input_file
-    sources = [path for name in given for path in _fitting(name)]
+    sources = [each for name in given for each in _fitting(str(name))]
     if not sources:
         raise ValueError("input_file is empty; name at least one file")
-    for source in sources:
-        check_suffix(source)
     for name in ("chunk_rows", "part_rows"):
         value = getattr(settings, name)
         if value is not None and value < 1:
@@ -236,31 +258,31 @@ def _checked_paths(settings: PredictFileSettings) -> tuple[list[Path], Path | No
     return sources, None if settings.output_file is None else _checked_target(settings.output_file, sources)
 
 
-def _checked_target(name: str, sources: Sequence[Path]) -> Path:
+def _checked_target(name: str, sources: Sequence[str]) -> Path:
     target = Path(name).resolve()
     check_suffix(target)
     if target.is_dir():
         raise ValueError(f"output_file {target} is a folder; give a file's name in it, or output_dir for parts")
     for source in sources:
-        if target.exists() and source.exists() and target.samefile(source):
+        if target.exists() and Path(source).exists() and target.samefile(source):
             raise ValueError(
                 f"output_file is the input file, {source}; give another name, the input is never overwritten"
             )
     return target
 
 
-def _fitting(name: str) -> list[Path]:
-    """The file of a name, or those that fit a pattern, in the order of their names."""
+def _fitting(name: str) -> list[str]:
+    """The name itself, or the files that fit a pattern, in the order of their names."""
     path = Path(name)
     if path.exists() or not any(mark in name for mark in "*?["):
-        return [path]
+        return [name]
     found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     if not found:
         raise TableError(f"no file fits the pattern {name}")
-    return found
+    return [str(each) for each in found]
 
 
-def _single_target(sources: Sequence[Path], target: Path | None, *, processes: int) -> Path:
+def _single_target(sources: Sequence[str], target: Path | None, *, processes: int) -> Path:
     """Return the file to write, or raise where only a folder of parts will do."""
     if processes > 1:
         raise ValueError(
@@ -275,9 +297,9 @@ def _single_target(sources: Sequence[Path], target: Path | None, *, processes: i
     return target
 
 
-def _opened(source: Path, columns: Sequence[str]) -> RowSource:
-    rows = open_rows(source)
-    check_columns(rows, columns)
+def _opened(source: str, settings: PredictFileSettings) -> RowSource:
+    rows = open_rows(source, reading=settings.options())
+    check_wanted(rows, settings.text_column)
     return rows
 
 

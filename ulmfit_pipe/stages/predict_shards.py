@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ulmfit_pipe.data.plain_copies import PlainTable
 from ulmfit_pipe.data.row_streams import Chunk, check_suffix, open_stream, open_writer, read_chunks, unify_types
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, model_identity
@@ -77,7 +78,7 @@ class ShardedJob:
 
     Args:
         settings: Its settings; they have a folder of parts.
-        sources: The input files.
+        tables: The inputs.
         predictor: The model.
         context: Where messages go.
         share: This process' number, from 0, and how many there are.
@@ -95,14 +96,15 @@ class ShardedJob:
     def __init__(
         self,
         settings: "PredictFileSettings",
-        sources: Sequence[Path],
+        tables: Sequence[PlainTable],
         predictor: Predictor,
         context: RunContext,
         *,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.settings, self.sources, self.predictor, self.context = settings, list(sources), predictor, context
-        self.share, self.folder = share, Path(str(settings.output_dir))
+        self.settings, self.predictor, self.context, self.share = settings, predictor, context, share
+        self.inputs, self.sources = [table.name for table in tables], [table.path for table in tables]
+        self.folder = Path(str(settings.output_dir))
         self.suffix = _suffix_of_parts(self.sources, self.folder, settings)
         self.parts: list[Part] = []
         self.done_before, self.seconds, self._slowest = 0, 0.0, 0.0
@@ -127,7 +129,7 @@ class ShardedJob:
         self.columns = PredictedColumns(
             self.predictor,
             self.names,
-            source=str(self.sources[0]),
+            source=self.inputs[0],
             text_column=self.settings.text_column,
             all_scores=self.settings.all_scores,
             suffix=self.suffix,
@@ -286,7 +288,7 @@ class ShardedJob:
                 f"{self.folder} holds the parts of another version of ulmfit_pipe, which cannot be continued. {advice}"
             )
         changed = differences(there.get("identity"), self.identity)
-        for number, source in enumerate(self.sources, start=1):
+        for number, source in enumerate(self.inputs, start=1):
             changed = [line.replace(f"inputs.{number}.", f"{source}: ") for line in changed]
         if changed:
             raise ArtifactError(
@@ -321,7 +323,7 @@ class ShardedJob:
             "finished": bool(found),
             "rows": sum(part.rows for part in self.parts),
             "columns": self.names,
-            "inputs": [str(source) for source in self.sources],
+            "inputs": self.inputs,
             "identity": self.identity,
             "versions": self.versions,
             **found,

@@ -115,7 +115,9 @@ def save_settings(settings: Any, path: str | Path) -> None:
 
 def settings_to_yaml(settings: Any) -> str:
     """YAML text of all fields in their order, groups as mappings."""
-    return yaml.safe_dump(to_plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
+    values = dataclasses.asdict(settings)
+    ordered = {field.name: values[field.name] for field in _ordered_fields(type(settings))}
+    return yaml.safe_dump(to_plain(ordered), sort_keys=False, allow_unicode=True)
 
 
 def list_settings(settings_class: type) -> list[SettingField]:
@@ -141,7 +143,7 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
     hints = typing.get_type_hints(settings_class)
     docs = _field_docs(settings_class)
     title = (settings_class.__doc__ or settings_class.__name__).strip().splitlines()[0].rstrip(".")
-    for field in dataclasses.fields(settings_class):
+    for field in _ordered_fields(settings_class):
         default = _default_of(field) if defaults is MISSING else getattr(defaults, field.name)
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
@@ -150,14 +152,23 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
             yield SettingField(prefix + field.name, hint, default, docs.get(field.name, ""), title)
 
 
+def _ordered_fields(settings_class: type) -> list[dataclasses.Field]:
+    """A class's own fields, and after them those that it shares with other classes."""
+    shared = {name for base in settings_class.__mro__[1:] for name in getattr(base, "__annotations__", {})}
+    return sorted(dataclasses.fields(settings_class), key=lambda field: field.name in shared)
+
+
 def _default_of(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _field_docs(settings_class: type) -> dict[str, str]:
     """Field name -> its text in the `Attributes:` section, or the string that stands below it."""
-    parsed = docstring_parser.parse_from_object(settings_class)
-    return {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+    docs: dict[str, str] = {}
+    for each in reversed(settings_class.__mro__[:-1]):  # a class's own words last
+        parsed = docstring_parser.parse_from_object(each)
+        docs.update({item.arg_name: " ".join((item.description or "").split()) for item in parsed.params})
+    return docs
 
 
 def _group_names(fields: Mapping[str, SettingField]) -> set[str]:

@@ -8,8 +8,12 @@ from functools import partial
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import check_labels_for_training, load_table, split_train_validation
 
+# The split that a setting takes of a dataset with several.
+TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test",)
+UNLABELLED = ("unsupervised", "unsup", "unlabelled", "unlabeled")
 LIKELY_SEPARATORS = "|;,/+"  # what people put between the labels of one cell
 
 
@@ -91,6 +95,7 @@ def load_run_tables(
     seed: int = 0,
     include_test_text: bool = False,
     max_rows: RowLimits | None = None,
+    reading: TableReading | None = None,
     say: Callable[[str], None] = print,
 ) -> RunTables:
     """Load and split the tables of a run.
@@ -108,30 +113,29 @@ def load_run_tables(
         seed: Seed of the split.
         include_test_text: Keep unlabelled texts that also stand in validation or test.
         max_rows: Use only so many rows of each table.
+        reading: How tables of text are read; None finds it out.
         say: Told the sizes and what was left out.
 
     Raises:
         TableError: A table cannot be used; file, row and column are named.
     """
-    columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
     many = multi_label or label_separator is not None
-    labels = {"label_column": label_column, "label_separator": label_separator, "multi_label": many}
-    load: Callable[..., Dataset] = partial(load_table, text_columns=columns, **labels)  # type: ignore[arg-type]
+    read: Callable[..., Dataset] = partial(load_table, text_columns=text_column, reading=reading, say=say)
+    load = partial(read, label_column=label_column, label_separator=label_separator, multi_label=many)
     limits = max_rows or RowLimits()
-    train = some_rows(load(train_file), limits.train, seed=seed)
+    train = some_rows(load(train_file, usual_splits=TRAIN), limits.train, seed=seed)
     check_labels_for_training(train)
-    names = label_names_of(train)[0]
+    load = partial(load, label_names=label_names_of(train)[0])
     validation: Dataset | None = None
     if validation_file is not None:
-        validation = load(validation_file, label_names=names)
+        validation = load(validation_file, usual_splits=VALIDATION)
     elif validation_fraction != 0:
         train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
-    test = None if test_file is None else some_rows(load(test_file, label_names=names), limits.test, seed=seed)
-    unlabelled = None
-    if unlabelled_file is not None:
-        texts = load_table(unlabelled_file, text_columns=columns, label_column=None)
-        held_out = [] if include_test_text else [validation, test]
-        unlabelled = _not_held_out(some_rows(texts, limits.unlabelled, seed=seed), held_out, say)
+    test = None if test_file is None else some_rows(load(test_file, usual_splits=TEST), limits.test, seed=seed)
+    unlabelled = None if unlabelled_file is None else read(unlabelled_file, label_column=None, usual_splits=UNLABELLED)
+    if unlabelled is not None:
+        unlabelled = some_rows(unlabelled, limits.unlabelled, seed=seed)
+        unlabelled = _not_held_out(unlabelled, [] if include_test_text else [validation, test], say)
     tables = RunTables(train, validation, test, unlabelled)
     _tell_of_repeats(tables, say)
     _tell_of_joined_labels(*label_names_of(train), say)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.image_settings import ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import PresetName
@@ -40,7 +41,7 @@ IMAGES_ONLY, TEXTS_ONLY = ("image_size", "test_images"), ("max_length", "block_g
 
 
 @dataclass(frozen=True)
-class TransferabilitySettings:
+class TransferabilitySettings(TableReading):
     """Settings of the experiment.
 
     Attributes:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, short_digest
@@ -52,7 +53,8 @@ NEW_START = 10_000  # added to the seed: the new layers on top of a copy do not 
 SMALL_SIDE = 32  # pixels of an image for the small ResNet, which reduces it four times before its first stage
 IMAGE_LR, LSTM_LR, TRANSFORMER_LR = 4e-3, 5e-3, 3e-4  # of all groups alike, as they are trained from random weights
 PLACES = ("output_dir", "train_file", "test_file", "train_images", "test_images")  # count by what they hold
-UNCOUNTED = (*PLACES, "seeds", "layers", "title", "progress", "mixed_precision")
+READ_BY = tuple(field.name for field in dataclasses.fields(TableReading))  # the same for what is read by them
+UNCOUNTED = (*PLACES, *READ_BY, "seeds", "layers", "title", "progress", "mixed_precision")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
@@ -14,7 +15,7 @@ from ulmfit_pipe.data.tables import TableError, check_labels_for_training, load_
 from ulmfit_pipe.stages.demo import TARGET_LIBRARIES, TEST_FRACTION, long_paragraphs
 from ulmfit_pipe.stages.finished import digest_of
 from ulmfit_pipe.stages.grid_tables import nested_order
-from ulmfit_pipe.stages.tables_of_run import label_names_of, without_texts_of
+from ulmfit_pipe.stages.tables_of_run import TEST, TRAIN, label_names_of, without_texts_of
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.transferability import TransferabilitySettings
@@ -133,13 +134,19 @@ def _load_texts(settings: "TransferabilitySettings", say: Callable[[str], None])
         corpus = long_paragraphs(build_corpus(TARGET_LIBRARIES))
         train, test = split_by_source(corpus, fraction=TEST_FRACTION, seed=SPLIT_SEED)
     else:
-        columns: dict[str, Any] = {"text_columns": settings.text_column, "label_column": settings.label_column}
-        train = load_table(settings.train_file or [], **columns)
+        load = partial(
+            load_table,
+            text_columns=settings.text_column,
+            label_column=settings.label_column,
+            reading=settings.options(),
+            say=say,
+        )
+        train = load(settings.train_file or [], usual_splits=TRAIN)
         check_labels_for_training(train)
         if settings.test_file is None:
             train, test = _parts(train, settings)
         else:
-            test = load_table(settings.test_file, label_names=label_names_of(train)[0], **columns)
+            test = load(settings.test_file, label_names=label_names_of(train)[0], usual_splits=TEST)
     train = without_texts_of(train, [test], what="training texts", where="the test rows", say=say)
     return Examples(train), Examples(test)
 

@@ -1,0 +1,109 @@
+"""Which columns of a table are wanted, and what to say where one is not there."""
+
+import contextlib
+import difflib
+import itertools
+from collections.abc import Sequence
+
+from ulmfit_pipe.data.row_sources import RowSource
+from ulmfit_pipe.data.text_files import TableError
+
+SHOWN_COLUMNS = 20  # names listed in a message
+SHOWN_LETTERS = 40  # of each
+COMPARED_NAMES = 1000  # in which a near one is looked for
+PEEKED_ROWS = 50  # read to tell whether the first row is one like the others
+LONG_NAME = 60  # letters; a column's name is shorter, a text is not
+_SEPARATORS = {
+    "\t": ("tabs", "tab"),
+    ";": ("semicolons", "semicolon"),
+    "|": ("pipes", "pipe"),
+    ",": ("commas", "comma"),
+}
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """``"; did you mean 'x'?"`` if a name is close, else nothing."""
+    names = list(itertools.islice(names, COMPARED_NAMES))
+    close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
+    return f"; did you mean {shown_name(close[0])!r}?" if close else ""
+
+
+def shown_name(name: str) -> str:
+    """Make a name fit for a message: cut, and control characters escaped, which would reach the terminal."""
+    cut = name if len(name) <= SHOWN_LETTERS else name[: SHOWN_LETTERS - 3] + "..."
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in cut)
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """A list of names, cut so that a message stays a line."""
+    more = len(names) - SHOWN_COLUMNS
+    return ", ".join(map(shown_name, names[:SHOWN_COLUMNS])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def check_wanted(rows: RowSource, text_columns: Sequence[str], label_column: str | None = None) -> None:
+    """Raise unless a table has the wanted columns, each once.
+
+    Args:
+        rows: The table.
+        text_columns: Columns of text.
+        label_column: Column of labels, if it is wanted.
+
+    Raises:
+        TableError: A column is missing or stands twice; the message names what is there, and the setting.
+    """
+    wanted = [(name, "text") for name in text_columns] + ([] if label_column is None else [(label_column, "label")])
+    known = set(rows.columns)
+    for name, role in wanted:
+        if name in rows.repeated:
+            raise TableError(
+                f"{rows.name}: the column name {shown_name(name)!r} stands twice; rename one of the columns"
+            )
+        if name not in known:
+            option = f"--{role}_column names the column of {role}{'s' if role == 'label' else ''}"
+            raise TableError(
+                f"{rows.name}: there is no column {shown_name(name)!r}; there are {shown_names(rows.columns)}"
+                f"{nearest(name, rows.columns)}; {_matter(rows) or option}"
+            )
+
+
+def _matter(rows: RowSource) -> str:
+    """What seems to be wrong with a header, and the option that mends it."""
+    if not rows.untyped:
+        return ""
+    if len(rows.columns) == 1:
+        for mark, (words, option) in _SEPARATORS.items():
+            if mark in rows.columns[0]:
+                return f"the header holds {words}; --delimiter {option} takes them for what separates the fields"
+    if not _lacks_header(rows):
+        return ""
+    numbers = " and ".join(f"--{role}_column {at}" for role, at in _likely_columns(rows))
+    return f"the file seems to have no header: --no_header true names its columns by number (perhaps {numbers})"
+
+
+def _peeked(rows: RowSource) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    with contextlib.suppress(TableError):  # a bad row further on is another matter
+        found.extend(itertools.islice(rows.read(rows.columns), PEEKED_ROWS))
+    return found
+
+
+def _lacks_header(rows: RowSource) -> bool:
+    """Whether the first row looks like the others: a name is a text, a number, or a value of its own column."""
+    names = rows.columns[:COMPARED_NAMES]
+    if any(len(name) > LONG_NAME for name in names):
+        return True
+    values = [set(column) for column in zip(*_peeked(rows), strict=False)]
+    number_names = {str(at) for at in range(1, len(rows.columns) + 1)}  # also of columns without a name
+    return any(
+        name in known or (name.isdecimal() and name not in number_names)
+        for name, known in zip(names, values, strict=False)
+    )
+
+
+def _likely_columns(rows: RowSource) -> list[tuple[str, int]]:
+    """The number of the column with the longest values, and of the one with the fewest different ones."""
+    columns = list(zip(rows.columns, *_peeked(rows), strict=False))[:COMPARED_NAMES]
+    text = max(range(len(columns)), key=lambda at: sum(map(len, columns[at])))
+    others = [at for at in range(len(columns)) if at != text]
+    label = min(others, key=lambda at: len(set(columns[at])), default=None)
+    return [("text", text + 1)] + ([] if label is None else [("label", label + 1)])

@@ -1,0 +1,161 @@
+"""What a CSV-like file is: what separates its fields, what quotes them, whether its first row is a header.
+
+All of it is found in the file's first rows, whatever its suffix says; only whether quotes belong to the text takes the
+whole file (`quote_scan.py`).
+"""
+
+import contextlib
+import csv
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ulmfit_pipe.data.quote_scan import quotes_are_marks, scan_quotes
+from ulmfit_pipe.data.row_sources import NO_QUOTE, TableReading
+from ulmfit_pipe.data.text_files import LONGEST_LINE, TableError, TextFile
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
+SAMPLE_LINES = 200  # in which the delimiter is looked for
+SAMPLE_CHARACTERS = 1_000_000  # after which no further line is taken
+AGREEING = 0.9  # of the sample's rows have as many fields as the first, or the character is no delimiter
+QUOTED = 0.8  # of the sample's rows begin a field with a single quote, or it is an apostrophe
+STRAY = 0.05  # of that number may begin with a double quote
+_EXCEL_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+_WEB_PAGE = re.compile(r"\s*(<!doctype html|<html)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How lines become rows.
+
+    Attributes:
+        delimiter: Separates fields.
+        quote: Mark around a field; None where quotes belong to the text.
+        skipped: Lines before the first row, such as Excel's ``sep=;``.
+        has_header: The first row names the columns.
+        notes: What a user should know of it.
+    """
+
+    delimiter: str
+    quote: str | None = '"'
+    skipped: int = 0
+    has_header: bool = True
+    notes: tuple[str, ...] = ()
+
+    def records(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """Yield rows, a header too; blank lines are passed over.
+
+        Raises:
+            csv.Error: A quoted field is not well-formed.
+        """
+        csv.field_size_limit(LONGEST_LINE)
+        lines = itertools.islice(lines, self.skipped, None)
+        if self.quote is not None:
+            yield from filter(None, csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=True))
+            return
+        for line in lines:
+            if body := line.rstrip("\r\n"):
+                yield body.split(self.delimiter)
+
+
+def find_format(file: TextFile, *, usual: str, reading: TableReading) -> TextFormat:
+    """Find out how a file of text is to be read.
+
+    Args:
+        file: The file.
+        usual: The delimiter that its suffix stands for.
+        reading: What the user said.
+
+    Raises:
+        TableError: It is a web page, or its quotes can be read in two ways.
+    """
+    sample = _sample(file.lines())
+    if sample and _WEB_PAGE.match(sample[0]):
+        raise TableError(f"{file.path} is a web page (HTML) and not a table; download the file itself")
+    excel = _EXCEL_LINE.fullmatch(sample[0]) if sample else None
+    rows = sample[1:] if excel else sample
+    notes = []
+    if reading.delimiter is not None:
+        delimiter = reading.delimiter
+    else:
+        delimiter = excel[1] if excel else _find_delimiter(rows, usual)
+        if delimiter != usual:
+            notes.append(f"{file.path}: {DELIMITERS.get(delimiter, repr(delimiter))} separate its fields")
+    quote, quote_notes = _find_quote(file, rows, delimiter, skipped=1 if excel else 0, reading=reading)
+    return TextFormat(delimiter, quote, 1 if excel else 0, not reading.no_header, (*notes, *quote_notes))
+
+
+def _sample(lines: Iterator[str]) -> list[str]:
+    sample, size = list[str](), 0
+    for line in lines:
+        if line.strip("\r\n"):
+            sample.append(line)
+            size += len(line)
+        if len(sample) == SAMPLE_LINES or (size > SAMPLE_CHARACTERS and len(sample) > 1):
+            break
+    return sample
+
+
+def _find_delimiter(sample: Sequence[str], usual: str) -> str:
+    """The character that splits most rows into as many fields as the first has; in doubt the usual one."""
+    found = {}
+    for delimiter in sorted(DELIMITERS, key=lambda each: each != usual):
+        agreeing, width = _agreement(sample, delimiter)
+        if width > 1 and agreeing >= AGREEING:
+            found[delimiter] = agreeing, width
+    if usual in found or not found:
+        return usual
+    return max(found, key=lambda each: found[each])
+
+
+def _agreement(sample: Sequence[str], delimiter: str) -> tuple[float, int]:
+    """The share of rows with as many fields as the first, and how many those are; with quotes as marks or as text."""
+    readings = [
+        _parsed(sample, delimiter, _sample_quote(sample, delimiter)),
+        [line.rstrip("\r\n").split(delimiter) for line in sample],
+    ]
+    shares: list[tuple[float, int]] = []
+    for records in readings:
+        width = len(records[0]) if records else 0
+        whole = records[:-1] if len(records) > 2 else records  # the last may be cut by the end of the sample
+        shares.append((sum(len(each) == width for each in whole) / max(len(whole), 1), width))
+    return max(shares)
+
+
+def _parsed(sample: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
+    """Rows of a sample, as far as they can be parsed."""
+    csv.field_size_limit(LONGEST_LINE)
+    found = list[list[str]]()
+    with contextlib.suppress(csv.Error):  # a carriage return in a field without quotes
+        found.extend(csv.reader(sample, delimiter=delimiter, quotechar=quote))
+    return found
+
+
+def _sample_quote(sample: Sequence[str], delimiter: str) -> str:
+    """The single quote where most rows begin a field with it, hardly any with a double one; else the double one."""
+    begins = {mark: sum(line.startswith(mark) or delimiter + mark in line for line in sample) for mark in "'\""}
+    return "'" if begins['"'] <= STRAY * begins["'"] and begins["'"] >= QUOTED * max(len(sample) - 1, 1) else '"'
+
+
+def _find_quote(
+    file: TextFile, sample: Sequence[str], delimiter: str, *, skipped: int, reading: TableReading
+) -> tuple[str | None, list[str]]:
+    if reading.quote is not None:
+        return (None if reading.quote == NO_QUOTE else reading.quote), []
+    quote = _sample_quote(sample, delimiter)
+    if quote == '"' and not file.holds_quotes:
+        return quote, []
+    first = next(iter(_parsed(sample, delimiter, quote)), sample[0].split(delimiter) if sample else [])
+    name, lines = str(file.path), itertools.islice(file.lines(), skipped, None)
+    scan = scan_quotes(lines, delimiter=delimiter, quote=quote, width=len(first), has_header=not reading.no_header)
+    if not quotes_are_marks(scan, name=name):
+        return None, [f"{name}: its quotes belong to the text (--quote double reads them as marks around a field)"]
+    notes = [f"{name}: single quotes are the marks around its fields"] if quote == "'" else []
+    if scan.first_span is not None:
+        row, start, end = scan.first_span
+        notes.append(
+            f"{name}: {scan.spans:,} {'row goes' if scan.spans == 1 else 'rows go'} over several lines in a quoted "
+            f"field, the first is row {row} (lines {start + skipped} to {end + skipped})"
+        )
+    return quote, notes
