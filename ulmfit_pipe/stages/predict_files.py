@@ -6,6 +6,7 @@ folder of parts instead (`predict_shards.py`).
 """
 
 import contextlib
+import dataclasses
 import logging
 import sys
 import time
@@ -21,13 +22,12 @@ from ulmfit_pipe.data.column_names import check_wanted
 from ulmfit_pipe.data.plain_copies import PlainTable, plain_tables
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer
-from ulmfit_pipe.data.table_readers import RowSource, TableError, open_rows
+from ulmfit_pipe.data.table_readers import RowSource, TableError, open_plain, open_rows
 from ulmfit_pipe.stages.part_files import whole_file
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
-
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         predictor = Predictor.load(settings.model, accelerator=context.accelerator)
         shown = sys.stderr.isatty() if context.progress is None else context.progress
         if settings.output_dir is None:
-            rows, before = _count_rows(opened[0], settings), 0
+            plain = dataclasses.replace(open_plain(tables[0].path), name=tables[0].name)
+            rows, before = _count_rows(plain, settings), 0
             began = time.perf_counter()
             counts = _predict_one(settings, tables[0], place, predictor, context=context, total=rows, shown=shown)
             predicting = time.perf_counter() - began
