@@ -1,13 +1,18 @@
 """A file in, the same rows out with label and score: every kind of file, bounded memory, nothing half-written."""
 
+import csv
 import errno
+import gzip
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from part_tables import read_parts, read_table, write_table
@@ -167,6 +172,97 @@ def test_labels_that_hold_the_separator_are_not_joined(predict, table_csv, save_
     with pytest.raises(ValueError, match=r"a label holds '\|', which parts the labels of a row in .csv; write .jsonl"):
         predict(table_csv, model=model)
     assert len(predict(table_csv, "out.jsonl", model=model)) == 5
+
+
+# Tables of other kinds
+
+
+def other_kinds(folder: Path) -> dict[str, Path]:
+    """The same rows, in files that prediction does not stream as they are."""
+    rows = [dict(zip(("id", "text"), row, strict=True)) for row in zip(IDS, TEXTS, strict=True)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    cells = write_table(folder / "cells.csv", {"id": IDS, "text": TEXTS}).read_text(encoding="utf-8")
+    contents = {
+        "rows.csv.gz": gzip.compress(cells.encode()),
+        "utf16.csv": cells.encode("utf-16"),
+        "rows.jsonl.gz": gzip.compress(lines.encode()),
+        "rows.json": json.dumps(rows).encode(),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    with (folder / "semi.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=";").writerows([("id", "text"), *zip(IDS, TEXTS, strict=True)])
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
+    pa.feather.write_feather(pa.table({"id": IDS, "text": TEXTS}), str(folder / "rows.feather"))
+    with sqlite3.connect(folder / "rows.db") as database:
+        database.execute("CREATE TABLE t (id, text)")
+        database.executemany("INSERT INTO t VALUES (?, ?)", zip(IDS, TEXTS, strict=True))
+    names = ["rows.csv.gz", "utf16.csv", "semi.csv", "rows.jsonl.gz", "rows.json", "saved", "rows.feather", "rows.db"]
+    return {name: folder / name for name in names}
+
+
+def test_tables_of_other_kinds_give_the_same_predictions_and_leave_no_copy(predict, expected, tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    for name, path in other_kinds(tmp_path).items():
+        for written in (".csv", ".parquet"):
+            rows = predict(path, f"out{written}")
+            assert [(row["id"], row["text"]) for row in rows] == list(zip(IDS, TEXTS, strict=True)), name
+            assert [row["label"] for row in rows] == [row["label"] for row in expected], name
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_quotes_of_the_text_swallow_no_rows_in_prediction(predict, tmp_path, caplog):
+    texts = ["a", '"b', "c", 'd"', "e"]
+    (tmp_path / "in.tsv").write_text("".join(f"{text}\tx\n" for text in ["text", *texts]))
+    assert [row["text"] for row in predict(tmp_path / "in.tsv")] == texts
+    assert "in.tsv: its quotes belong to the text" in caplog.text
+
+
+def test_an_option_of_reading_is_taken_in_prediction(predict, tmp_path):
+    (tmp_path / "in.csv").write_text('1,"two\n2,lines"\n', encoding="cp1252")
+    rows = predict(tmp_path / "in.csv", no_header=True, quote="none", text_column=["2"])
+    assert [(row["1"], row["2"]) for row in rows] == [("1", '"two'), ("2", 'lines"')]
+
+
+def test_a_copied_table_is_named_as_the_user_named_it(predict, tmp_path):
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b"text,id\na,1\n ,2\n"))
+    with pytest.raises(TableError, match=rf"^{tmp_path}/in.csv.gz, row 2 .*, column 'text': the text is empty"):
+        predict(tmp_path / "in.csv.gz")
+
+
+def test_a_table_of_one_column_keeps_its_empty_texts(predict, tmp_path):
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b'text\na\n""\nb\n'))
+    assert [row["text"] for row in predict(tmp_path / "in.csv.gz", empty_text="skip")] == ["a", "", "b"]
+
+
+def test_columns_without_a_name_are_kept_under_their_number(predict, tmp_path):
+    (tmp_path / "in.csv").write_text("text,,\na,x,y\n")
+    assert list(predict(tmp_path / "in.csv")[0]) == ["text", "2", "3", "label", "score"]
+
+
+def test_a_full_disk_for_copies_is_named(predict, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ulmfit_pipe.data.plain_copies.open_writer", full)
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b"text,id\na,1\n"))
+    with pytest.raises(TableError, match="in.csv.gz could not be copied to .*No space left on device.*set TMPDIR"):
+        predict(tmp_path / "in.csv.gz")
+
+
+def test_bytes_in_a_database_are_refused(predict, tmp_path):
+    with sqlite3.connect(tmp_path / "rows.db") as database:
+        database.execute("CREATE TABLE t (text, image)")
+        database.execute("INSERT INTO t VALUES ('a', x'00ff')")
+    with pytest.raises(TableError, match="rows.db:t: column 'image' holds bytes, which has no text form; leave it out"):
+        predict(tmp_path / "rows.db")
+
+
+def test_a_table_of_thousands_of_columns_is_predicted(predict, tmp_path):
+    names = ["text", *(f"c{number}" for number in range(20_000))]
+    (tmp_path / "in.csv").write_text("\n".join(",".join(row) for row in (names, ["a film"] + ["1"] * 20_000)) + "\n")
+    assert list(predict(tmp_path / "in.csv")[0]) == [*names, "label", "score"]
 
 
 # Columns that are called like ours

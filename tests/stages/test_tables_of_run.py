@@ -1,9 +1,12 @@
 """Training, validation and test kept apart, and unlabelled text that leaks neither."""
 
+import gzip
+
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from tiny_runs import heard, reviews, texts_of, write_csv
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import TableError
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
@@ -41,6 +44,40 @@ def test_every_training_row_is_in_one_part_only(files):
     assert sorted(tables.validation["label"]) == [0, 1]
     assert label_names_of(tables.train) == (["bad", "good"], False)
     assert said == ["rows: 18 training, 2 validation, 6 test; labels: bad, good"]
+
+
+def test_each_setting_takes_its_split_of_a_dataset(tmp_path):
+    def part(*seeds):
+        rows = [row for seed in seeds for row in reviews(8, seed=seed)]
+        return Dataset.from_list([{"text": text, "label": label} for text, label in rows])
+
+    parts = {"train": part(0, 4), "validation": part(1), "test": part(2), "unsupervised": part(3)}
+    DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    folder = str(tmp_path / "saved")
+    tables = load_run_tables(
+        [folder],
+        validation_file=folder,
+        test_file=folder,
+        unlabelled_file=[folder],
+        include_test_text=True,
+        say=[].append,
+    )
+    found = {"train": tables.train, "validation": tables.validation, "test": tables.test}
+    assert {name: list(table["text"]) for name, table in found.items()} == {
+        name: list(parts[name]["text"]) for name in found
+    }
+    assert list(tables.unlabelled["text"]) == list(parts["unsupervised"]["text"])
+    named = load_run_tables([f"{folder}:test"], validation_fraction=0, say=[].append)
+    assert list(named.train["text"]) == list(parts["test"]["text"])
+
+
+def test_how_a_table_was_read_is_said(files, tmp_path):
+    packed = tmp_path / "train.csv.gz"
+    packed.write_bytes(gzip.compress(files["train"].read_text().replace(",", ";").encode("utf-16")))
+    said, _ = heard()
+    reading = TableReading(delimiter="semicolon")
+    load({**files, "train": packed}, said, test_file=None, unlabelled_file=None, reading=reading)
+    assert said[0] == f"{packed} is not UTF-8; it is read as utf-16 (--encoding names another one)"
 
 
 def test_the_split_depends_on_the_seed_alone(files):

@@ -6,6 +6,7 @@ import itertools
 import sqlite3
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,13 @@ def named_labels(schema: pa.Schema) -> pa.Schema:
 
 
 def open_excel(path: Path, sheet: str | None, reading: TableReading) -> RowSource:
-    """Open one sheet of an Excel file: the named one, or the first with rows; numbers and dates are read as text.
+    """Open one sheet of an Excel file, the named one or the first; numbers and dates are read as text.
 
     Raises:
         TableError: openpyxl is not installed, the file cannot be read, or there is no such sheet.
     """
-    rows = _sheet_rows(path, sheet)
-    first = next(rows, None)
+    notes: list[str] = []
+    first = next(_sheet_rows(path, sheet, notes), None)
     if first is None:
         raise TableError(f"{path} is empty: it has no header and no rows")
     width = max((at for at, value in enumerate(first, start=1) if value), default=0)
@@ -131,14 +132,20 @@ def open_excel(path: Path, sheet: str | None, reading: TableReading) -> RowSourc
 
     def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         chosen = [places[column] for column in columns]
+        blank = between = 0
         for row in itertools.islice(_sheet_rows(path, sheet), 0 if reading.no_header else 1, None):
-            if any(row):
-                yield tuple([row[place] if place < len(row) else "" for place in chosen])
+            if not any(row):
+                blank += 1
+                continue
+            blank, between = 0, between + blank
+            yield tuple([row[place] if place < len(row) else "" for place in chosen])
+        if between:
+            notes.append(f"{path}: {between:,} blank rows between the others were passed over")
 
-    return RowSource(str(path), names, read, untyped=True, repeated=repeated)
+    return RowSource(str(path), names, read, untyped=True, repeated=repeated, notes=notes)
 
 
-def _sheet_rows(path: Path, sheet: str | None) -> Iterator[list[str]]:
+def _sheet_rows(path: Path, sheet: str | None, notes: list[str] | None = None) -> Iterator[list[str]]:
     """Rows of a sheet as text, those before the first that holds anything left out."""
     try:
         import openpyxl
@@ -148,16 +155,20 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[list[str]]:
             "sheet as CSV"
         ) from error
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, openpyxl.utils.exceptions.InvalidFileException) as error:
-        raise TableError(f"{path} is not a readable Excel file (cut short?): {error}") from error
-    with contextlib.closing(book):
-        if sheet is not None and sheet not in book.sheetnames:
-            raise TableError(f"{path} has no sheet {sheet!r}; there are {', '.join(book.sheetnames[:SHOWN_PARTS])}")
-        page = book[sheet] if sheet is not None else book.worksheets[0]
-        page.reset_dimensions()  # what the file says of its size is often wrong
-        rows = ([_cell_text(value) for value in row] for row in page.iter_rows(values_only=True))
-        yield from itertools.dropwhile(lambda row: not any(row), rows)
+        with contextlib.closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
+            names = book.sheetnames
+            if sheet is None and len(names) > 1 and notes is not None:
+                notes.append(f"{path}: of {len(names)} sheets {names[0]!r} is read; {path}:SHEET takes another")
+            page = book.worksheets[0] if sheet is None else book[sheet]
+            page.reset_dimensions()  # what the file says of its size is often wrong
+            rows = ([_cell_text(value) for value in row] for row in page.iter_rows(values_only=True))
+            yield from itertools.dropwhile(lambda row: not any(row), rows)
+    except (KeyError, ValueError, TypeError, IndexError, SyntaxError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if sheet is not None and isinstance(error, KeyError) and sheet in str(error):
+            raise TableError(
+                f"{path} has no sheet {sheet!r:.80}; there are {', '.join(names[:SHOWN_PARTS])}"
+            ) from error
+        raise TableError(f"{path} is not a readable Excel file (cut short?): {str(error)[:200]}") from error
 
 
 def _cell_text(value: Any) -> str:

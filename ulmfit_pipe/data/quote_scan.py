@@ -91,6 +91,11 @@ class _Column:
         )
 
 
+def _repeats(values: Sequence[str]) -> bool:
+    """Whether a few values make up a column, as labels do."""
+    return len(values) > FEW_LINES and all(values) and 2 * len(set(values)) <= len(values)
+
+
 def _is_number(value: str) -> bool:
     return value.removeprefix("-").replace(".", "", 1).isdecimal()
 
@@ -166,8 +171,8 @@ class _Judge:
         rows = self.rows_among(lines)
         fitting = sum(line.count(self.delimiter) + 1 == self.width for line in lines)
         all_fit = fitting == len(lines) > 1
-        by_number = all_fit and self.width > 1 and self.delimiter != ","
         marks_are_usual = self.needed or 2 * self.quoted >= self.rows > 0
+        by_number = all_fit and self.width > 1 and self.delimiter != "," and not marks_are_usual
         doubtful = all_fit and not marks_are_usual and (self.width == 1 or fitting > FEW_LINES)
         if rows > 1 or by_number or doubtful:
             self.scan.swallowed = self.scan.swallowed or place
@@ -179,6 +184,8 @@ class _Judge:
         fields = [each for each in fields if len(each) == self.width]
         if self.width == 1 or len(fields) < 2:
             return 0
+        if any(_repeats([each[at] for each in fields]) for at in range(len(self.columns))):
+            return len(fields)
         return max(
             (sum(column.knows(each[at]) for each in fields) for at, column in enumerate(self.columns)), default=0
         )

@@ -257,7 +257,7 @@ class _CsvWriter:
             self._write_row(row)
 
     def _write_row(self, cells: Sequence[str]) -> None:
-        self.file.write(self.delimiter.join(map(self._quoted, cells)) + "\n")
+        self.file.write((self.delimiter.join(map(self._quoted, cells)) or '""') + "\n")  # a blank line is no row
 
     def _quoted(self, cell: str) -> str:
         return '"' + cell.replace('"', '""') + '"' if self.special.search(cell) else cell

@@ -49,14 +49,18 @@ class TextFormat:
         Raises:
             csv.Error: A quoted field is not well-formed.
         """
+        return filter(None, self.records_and_blanks(lines))
+
+    def records_and_blanks(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """Yield rows, and an empty list for each blank line."""
         csv.field_size_limit(LONGEST_LINE)
         lines = itertools.islice(lines, self.skipped, None)
         if self.quote is not None:
-            yield from filter(None, csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=True))
+            yield from csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=True)
             return
         for line in lines:
-            if body := line.rstrip("\r\n"):
-                yield body.split(self.delimiter)
+            body = line.rstrip("\r\n")
+            yield body.split(self.delimiter) if body else []
 
 
 def find_format(file: TextFile, *, usual: str, reading: TableReading) -> TextFormat:

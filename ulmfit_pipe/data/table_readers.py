@@ -64,6 +64,8 @@ def open_rows(
     Raises:
         TableError: Nothing is there, it cannot be read, or its kind is unknown.
     """
+    if "://" in str(source):
+        raise TableError(f"{source} is an address and not a file; download the file first")
     path, named = _path_and_part(str(source))
     split = split if named is None else named
     options = (reading or TableReading()).checked()
@@ -165,6 +167,8 @@ def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, 
         raise TableError(f"{path}, the header is not valid CSV: {error}; look for an unmatched quote") from error
     if first is None:
         raise TableError(f"{path} is empty: it has no header and no rows")
+    if len(first) == 1:
+        notes.extend(_blank_lines(file, table_format))
     header = first if table_format.has_header else [""] * len(first)
     columns, repeated = unique_names(header)
     places = {name: place for place, name in enumerate(columns)}
@@ -185,6 +189,16 @@ def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, 
     return RowSource(
         str(path), columns, read, True, read_lines if plain else None, repeated=repeated, notes=notes, plain=plain
     )
+
+
+def _blank_lines(file: TextFile, table_format: TextFormat) -> Iterator[str]:
+    """A note where blank lines stand between the rows of a table of one column, in which they might be empty texts."""
+    blank = between = 0
+    with contextlib.suppress(csv.Error):  # reading it names the row
+        for row in table_format.records_and_blanks(file.lines()):
+            blank, between = (0, between + blank) if row else (blank + 1, between)
+    if between:
+        yield f'{file.path}: {between:,} blank lines between the rows were passed over; write "" for an empty text'
 
 
 class _CheckedRecords:

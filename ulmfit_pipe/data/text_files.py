@@ -7,6 +7,7 @@ import bz2
 import codecs
 import gzip
 import io
+import itertools
 import lzma
 import re
 import zipfile
@@ -131,7 +132,9 @@ class TextFile:
         with open_unpacked(self.path, self.packing) as raw:
             try:
                 with io.TextIOWrapper(raw, encoding=self.encoding, newline=self.newline) as file:
-                    yield from bounded_lines(file, str(self.path))
+                    lines = bounded_lines(file, str(self.path))
+                    yield from (line.removeprefix("\ufeff") for line in itertools.islice(lines, 1))
+                    yield from lines
             except UnicodeDecodeError as error:
                 raise self._not_decoded(error) from error
             except UNPACK_ERRORS as error:

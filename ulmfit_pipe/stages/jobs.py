@@ -47,7 +47,8 @@ class LanguageModelJob(TableReading):
     """Settings of a language-model run.
 
     Attributes:
-        train_file: Table or tables of text: CSV, TSV, JSONL, Parquet, a saved dataset's folder, or a hub name.
+        train_file: Table or tables of text of any kind in docs/tables.md: a file, a folder of texts, a saved dataset's
+            folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
         output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
         model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
         validation_file: Text that is only measured; without it a part of the training text is held out.

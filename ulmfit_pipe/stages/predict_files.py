@@ -6,6 +6,7 @@ folder of parts instead (`predict_shards.py`).
 """
 
 import contextlib
+import dataclasses
 import logging
 import sys
 import time
@@ -21,7 +22,7 @@ from ulmfit_pipe.data.column_names import check_wanted
 from ulmfit_pipe.data.plain_copies import PlainTable, plain_tables
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer, read_chunks
-from ulmfit_pipe.data.table_readers import RowSource, TableError, open_rows
+from ulmfit_pipe.data.table_readers import RowSource, TableError, open_plain, open_rows
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_row
@@ -145,7 +146,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         (table,) = copies.enter_context(plain_tables(opened))
         _tell_notes(opened, context)
         predictor = Predictor.load(settings.model, accelerator=accelerator)
-        rows = _count_rows(opened[0], settings)
+        rows = _count_rows(_plain(table), settings)
         began = time.perf_counter()
         counts = _predict_one(settings, table, place, predictor, context=context, total=rows, shown=shown)
     return _summary(
@@ -170,7 +171,7 @@ def _predict_parts(
         _tell_notes(opened, context)
         predictor = Predictor.load(settings.model, accelerator=context.accelerator)
         job = ShardedJob(settings, tables, predictor, context, share=share)
-        job.look(lambda: [_count_rows(rows, settings) for rows in opened])
+        job.look(lambda: [_count_rows(_plain(table), settings) for table in tables])
         return job
 
     job = find_alike(context.accelerator, look, lambda job: job.fingerprint)
@@ -180,6 +181,11 @@ def _predict_parts(
         job.join(place)
     rows, seconds = sum(part.rows for part in job.parts), (time.perf_counter() - started, job.seconds)
     return _summary(job.predictor, rows, counts, place, seconds=seconds, done_before=job.done_before)
+
+
+def _plain(table: PlainTable) -> RowSource:
+    """Open what is streamed, under the table's own name."""
+    return dataclasses.replace(open_plain(table.path), name=table.name)
 
 
 def _tell_notes(opened: Sequence[RowSource], context: RunContext) -> None:
