@@ -26,7 +26,13 @@ from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.stages.tables_of_run import load_run_tables, refuse_unjudged_best, split_texts, without_texts_of
+from ulmfit_pipe.stages.tables_of_run import (
+    check_tables_alike,
+    load_run_tables,
+    refuse_unjudged_best,
+    split_texts,
+    without_texts_of,
+)
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
@@ -186,7 +192,7 @@ class LearningRateJob:
 
 
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
-    return RunContext(
+    context = RunContext(
         preset=job.preset,
         seed=job.seed,
         mixed_precision=job.mixed_precision,
@@ -199,7 +205,9 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
         checkpoint_seconds=job.checkpoint_seconds,
         report_to=job.report_to,
         log_every=job.log_every,
-    ).for_model(model_type_of(job.model))
+    )
+    context.check_alike(job)
+    return context.for_model(model_type_of(job.model))
 
 
 def _text_tables(
@@ -251,6 +259,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         seed=job.seed,
         say=context.tell,
     )
+    check_tables_alike(tables, context)
     result = train_classifier(
         tables.train,
         tables.validation,
@@ -321,7 +330,9 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
         mixed_precision=job.mixed_precision,
         tf32=job.tf32,
         gradient_checkpointing=job.gradient_checkpointing,
-    ).for_model(model_type_of(job.model))
+    )
+    context.check_alike(job)
+    context = context.for_model(model_type_of(job.model))
     context.start()
     learner = _learner_to_sweep(job, context)
     learner.freeze_to(job.freeze_to)
