@@ -128,6 +128,15 @@ def test_joined_parts_are_the_file_that_one_process_writes(predict, tmp_path, su
         assert joined.read_bytes() == single.read_bytes()
 
 
+def test_parts_of_escaped_cells_are_joined_with_their_header(predict, tmp_path):
+    source = write_table(tmp_path / "in.csv", {"=id": IDS, "text": ["=x", *TEXTS[1:]]})
+    predict(source, output_file="joined.csv", escape_formulas=True)
+    predict(source, output_dir=None, output_file="single.csv", escape_formulas=True)
+    assert (tmp_path / "joined.csv").read_bytes() == (tmp_path / "single.csv").read_bytes()
+    assert list(read_table(tmp_path / "joined.csv")[0]) == ["'=id", "text", "label", "score"]
+    assert read_table(tmp_path / "joined.csv")[0]["text"] == "'=x"
+
+
 def test_the_size_of_parts_does_not_change_the_rows(predict, table_csv, tmp_path):
     for part_rows in (1, 3, 5, 99):
         predict(table_csv, output_dir=f"of{part_rows}", part_rows=part_rows, chunk_rows=1)
