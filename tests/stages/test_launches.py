@@ -18,6 +18,7 @@ from started_processes import start
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.two_process
 MOST_SECONDS = 240  # for the start too, imports on busy cores included
+WORDS = "the file reviews.csv vanished from this machine"
 MOST_SECONDS_TO_END = 600  # torchrun kills after 30 s what does not heed its SIGTERM; torch itself waits 30 minutes
 
 
@@ -51,8 +52,8 @@ def test_one_failing_process_stops_all_and_its_error_is_shown_as_the_cause(folde
     done = failed(folder, "user", processes=processes)
     last = processes - 1
     assert told_by_recipes(done) == [
-        *[f"failing_process.py: process {rank} ends, since another one ended before it" for rank in range(last)],
-        f"failing_process.py: process {last} of {processes}: error: the file reviews.csv vanished from this machine",
+        *[f"failing_process.py: process {rank} ends, since process {last} stopped: {WORDS}" for rank in range(last)],
+        f"failing_process.py: process {last} of {processes}: error: {WORDS}",
     ]
     assert re.search(rf"rank +: {last} \(local_rank: {last}\)", cause_of(done))
     assert "ValueError: the file reviews.csv vanished from this machine" in cause_of(done)
@@ -69,7 +70,7 @@ def test_a_fault_of_the_program_keeps_its_traceback_and_stops_all(folder):
 def test_a_process_that_was_killed_stops_all_and_is_named(folder):
     done = failed(folder, "killed")
     assert told_by_recipes(done)[0].startswith(  # it sees the silence, or hears from the launcher, whichever is first
-        ("failing_process.py: process 0 ends, since another one", "failing_process.py: told to stop (SIGTERM)")
+        ("failing_process.py: process 0 ends, since process 1 is gone", "failing_process.py: told to stop (SIGTERM)")
     )
     assert re.search(r"rank +: 1 \(local_rank: 1\)", cause_of(done))
     assert "Signal 9 (SIGKILL)" in cause_of(done)

@@ -297,6 +297,44 @@ def test_a_json_name_that_turns_up_late_is_renamed_too(predict, tmp_path):
     assert second["label_given"] == 5
 
 
+# Formulas of spreadsheets
+
+RISKY = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(1)", "\tx", "\rx", "a=b", "'=x"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_labels_and_texts_that_a_spreadsheet_would_run_are_escaped_if_asked(
+    predict, save_tiny_classifier, tmp_path, suffix
+):
+    model = save_tiny_classifier(tmp_path / "m", labels=("=cmd", "+1"))
+    columns = {"text": RISKY, "n": ["-1.5", "+2", "-x", "@a", "1", "=1", "", "-0"]}
+    source = write_table(tmp_path / "in.jsonl", columns)
+    settings = {"model": model, "all_scores": True}
+    plain = predict(source, f"plain{suffix}", **settings)
+    assert [row["text"] for row in plain] == RISKY
+    assert {row["label"] for row in plain} <= {"=cmd", "+1"}
+    assert predict.said == [
+        "note: the label '=cmd' begins like a formula, which a spreadsheet would run; --escape_formulas true writes an "
+        "apostrophe before it, and before such texts"
+    ]
+    rows = predict(source, f"out{suffix}", escape_formulas=True, **settings)
+    assert predict.said == []
+    assert [row["text"] for row in rows] == [*(f"'{text}" for text in RISKY[:6]), "a=b", "'=x"]
+    assert [row["n"] for row in rows] == ["-1.5", "+2", "'-x", "'@a", "1", "'=1", "", "-0"]
+    assert [row["label"] for row in rows] == [f"'{row['label']}" for row in plain]
+    assert [row["score"] for row in rows] == [row["score"] for row in plain]
+    assert list(rows[0])[-2:] == ["score_=cmd", "score_+1"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_files_that_no_spreadsheet_opens_keep_their_cells(predict, save_tiny_classifier, tmp_path, suffix):
+    model = save_tiny_classifier(tmp_path / "m", labels=("=cmd", "+1"))
+    source = write_table(tmp_path / "in.csv", {"text": RISKY})
+    rows = predict(source, f"out{suffix}", model=model, escape_formulas=True)
+    assert [row["text"] for row in rows] == RISKY
+    assert predict.said == []
+
+
 # Bad input: nothing is predicted, nothing is written
 
 

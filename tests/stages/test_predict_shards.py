@@ -15,6 +15,7 @@ from part_tables import read_parts, read_table, write_table
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages import predict_shards
 from ulmfit_pipe.stages.artifacts import ArtifactError
+from ulmfit_pipe.stages.folder_lock import lock
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import PredictedColumns
 from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
@@ -125,6 +126,15 @@ def test_joined_parts_are_the_file_that_one_process_writes(predict, tmp_path, su
         assert pq.read_table(joined).equals(pq.read_table(single), check_metadata=True)
     else:
         assert joined.read_bytes() == single.read_bytes()
+
+
+def test_parts_of_escaped_cells_are_joined_with_their_header(predict, tmp_path):
+    source = write_table(tmp_path / "in.csv", {"=id": IDS, "text": ["=x", *TEXTS[1:]]})
+    predict(source, output_file="joined.csv", escape_formulas=True)
+    predict(source, output_dir=None, output_file="single.csv", escape_formulas=True)
+    assert (tmp_path / "joined.csv").read_bytes() == (tmp_path / "single.csv").read_bytes()
+    assert list(read_table(tmp_path / "joined.csv")[0]) == ["'=id", "text", "label", "score"]
+    assert read_table(tmp_path / "joined.csv")[0]["text"] == "'=x"
 
 
 def test_the_size_of_parts_does_not_change_the_rows(predict, table_csv, tmp_path):
@@ -481,3 +491,218 @@ def test_all_scores_of_a_multi_label_model_are_in_the_parts(table_csv, tmp_path,
     rows = read_parts(tmp_path / "parts")
     assert [row["label"] for row in rows] == [row["label"] for row in wanted]
     assert list(rows[0])[-4:] == ["score_funny", "score_long", "score_sad", "score_warm"]
+
+
+# Processes without a place to meet: each has a number and a count
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    """Return a function by which this process is one of several from then on."""
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+
+    def become(rank: int, count: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+
+    return become
+
+
+def noting_parts(monkeypatch) -> list[str]:
+    """Note the parts that are made from now on, in their order."""
+    made, original = [], predict_shards.ShardedJob._write
+    monkeypatch.setattr(
+        predict_shards.ShardedJob, "_write", lambda job, part, rows: (made.append(part.file), original(job, part, rows))
+    )
+    return made
+
+
+def test_each_process_makes_its_own_parts_then_the_later_half_of_what_is_free_and_waits_for_the_rest(
+    predict, tmp_path, monkeypatch, as_process
+):
+    """The other one is gone: its first part is waited for, as it may be at it, and made in the end."""
+    source = write_table(tmp_path / "in.csv", {"text": TEXTS * 2})
+    as_process(1, 2)
+    made, waited = noting_parts(monkeypatch), []
+    monkeypatch.setattr(predict_shards.time, "sleep", waited.append)
+    monkeypatch.setattr(predict_shards, "LEAST_PATIENCE", 0.2)
+    summary = predict(source, part_rows=1)
+    numbers = [int(name[5:14]) for name in made]
+    assert numbers[:5] == [2, 4, 6, 8, 10]  # every second part of ten
+    assert numbers[5:] == [7, 9, 5, 3, 1]  # of 3, 5, 7, 9 the later half, of 3, 5 the later half, ...
+    assert set(waited) == {predict_shards.POLL_SECONDS}
+    assert (summary.rows, sum(summary.labels.values())) == (10, 10)
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 2), (2, 1), (1, 3)])
+def test_the_number_of_processes_may_change_and_the_result_is_that_of_one(
+    predict, tmp_path, monkeypatch, as_process, before, now
+):
+    source = write_table(tmp_path / "in.csv", COLUMNS)
+    predict(source, output_dir="alone", part_rows=1)
+    as_process(before - 1, before)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        failing_at(patch, 2, KeyboardInterrupt())
+        predict(source, part_rows=1)
+    monkeypatch.setattr(predict_shards, "LEAST_PATIENCE", 0.0)
+    as_process(0, now)
+    predict(source, part_rows=1)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "alone")
+
+
+def test_a_part_that_another_process_made_meanwhile_is_not_made_again(predict, table_csv, tmp_path, monkeypatch):
+    predict(table_csv, output_dir="other")
+    made, original = noting_parts(monkeypatch), PredictedColumns.predict
+
+    def other_is_faster(*given):
+        for name in ("part-000000005-000000005.csv", ".records/part-000000005-000000005.csv.json"):
+            (tmp_path / "parts" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "parts" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+        return original(*given)
+
+    monkeypatch.setattr(PredictedColumns, "predict", other_is_faster)
+    predict(table_csv)
+    assert made == ["part-000000001-000000002.csv", "part-000000003-000000004.csv"]
+    assert contents(tmp_path / "parts") == contents(tmp_path / "other")
+
+
+def test_a_part_that_is_taken_away_while_others_are_made_is_made_again(predict, table_csv, tmp_path, monkeypatch):
+    first, original, calls = tmp_path / "parts" / "part-000000001-000000002.csv", PredictedColumns.predict, []
+
+    def taking_away(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            first.unlink()
+        return original(*given)
+
+    monkeypatch.setattr(PredictedColumns, "predict", taking_away)
+    made = noting_parts(monkeypatch)
+    assert predict(table_csv).rows == 5
+    assert made[3:] == made[:1] == [first.name]
+    assert [row["id"] for row in read_parts(tmp_path / "parts")] == IDS
+
+
+def test_a_folder_that_another_prediction_has_taken_meanwhile_is_left_to_it(predict, table_csv, tmp_path, monkeypatch):
+    original = PredictedColumns.predict
+
+    def taken(*given):
+        manifest = manifest_of(tmp_path / "parts")
+        manifest["identity"]["model"] = "folder with digest 0123456789abcdef"
+        (tmp_path / "parts" / "manifest.json").write_text(json.dumps(manifest))
+        return original(*given)
+
+    monkeypatch.setattr(PredictedColumns, "predict", taken)
+    with pytest.raises(ArtifactError, match=r"differs in model \('folder with digest 0123456789abcdef' there, "):
+        predict(table_csv)
+    assert len(list((tmp_path / "parts").glob("part-*"))) == 1
+
+
+def test_one_file_is_written_by_one_process_however_it_was_started(predict, table_csv, as_process):
+    as_process(1, 3)
+    with pytest.raises(ValueError, match="one file is written by one process, got 3; give output_dir"):
+        predict(table_csv, output_dir=None, output_file="out.csv")
+
+
+# What is in the folder is not believed
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 5000, "labels": {"good": 2000}, "skipped": "many", "cut": None},
+        {"parts": []},
+        {"parts": [{"file": "../victim.txt", "rows": 2, "sha256": "0"}] * 3},
+        {"parts": None, "columns": [["text"]], "inputs": None},
+    ],
+)
+def test_a_manifest_that_was_altered_changes_nothing(predict, table_csv, half, tmp_path, change, finished):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    if finished:
+        predict(table_csv)
+    wanted = predict(table_csv, output_dir="whole").labels
+    (half / "manifest.json").write_text(json.dumps({**manifest_of(half), **change}))
+    summary = predict(table_csv)
+    assert (summary.rows, summary.skipped, summary.labels) == (5, 0, wanted)
+    assert contents(half) == contents(tmp_path / "whole")
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("change", [{"labels": {"good": 9}}, {"rows": 9, "sha256": None}, {"seal": "0" * 64}])
+def test_a_record_that_was_altered_has_its_part_made_again(predict, table_csv, half, tmp_path, change):
+    record = half / ".records" / "part-000000001-000000002.csv.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    assert predict(table_csv).done_before == 2
+    predict(table_csv, output_dir="whole")
+    assert contents(half) == contents(tmp_path / "whole")
+
+
+def test_a_part_of_another_prediction_is_made_again(predict, table_csv, half, save_tiny_classifier, tmp_path):
+    other = save_tiny_classifier(tmp_path / "other_model", seed=1)
+    predict(table_csv, model=other, output_dir="other")
+    for name in ("part-000000001-000000002.csv", ".records/part-000000001-000000002.csv.json"):
+        (half / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    assert predict(table_csv).done_before == 2
+    predict(table_csv, output_dir="whole")
+    assert contents(half) == contents(tmp_path / "whole")
+
+
+def test_nothing_is_read_or_written_through_links(predict, table_csv, half, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    part, last = half / "part-000000001-000000002.csv", half / "part-000000005-000000005.csv"
+    part.rename(outside / "part.csv")
+    part.symlink_to(outside / "part.csv")
+    last.symlink_to(outside / "new.csv")
+    before = contents(outside)
+    assert predict(table_csv).done_before == 2
+    assert contents(outside) == before and not part.is_symlink() and not last.is_symlink()
+    (half / ".records").rename(outside / "records")
+    (half / ".records").symlink_to(outside / "records")
+    with pytest.raises(ArtifactError, match=r"\.records is a link, and nothing is written through one; remove it"):
+        predict(table_csv)
+    (half / ".records").unlink()
+    (half / "manifest.json").rename(outside / "manifest.json")
+    (half / "manifest.json").symlink_to(outside / "manifest.json")
+    with pytest.raises(ArtifactError, match=r"manifest.json is a link, and nothing is written through one; remove it"):
+        predict(table_csv)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_a_part_is_replaced(predict, table_csv, half):
+    part = half / "part-000000001-000000002.csv"
+    part.unlink()
+    os.mkfifo(part)
+    assert predict(table_csv).done_before == 2
+    assert [row["id"] for row in read_parts(half)] == IDS
+
+
+@pytest.mark.parametrize("change", [{"format": 1}, {"versions": None}])
+def test_a_folder_of_another_version_is_refused_with_advice(predict, table_csv, half, change):
+    record = {**manifest_of(half), **change}
+    (half / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match="holds the parts of another version of ulmfit_pipe, which cannot be conti"):
+        predict(table_csv)
+
+
+def test_a_damaged_manifest_is_named(predict, table_csv, half):
+    (half / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="no prediction's, or its manifest.json is damaged; choose another output"):
+        predict(table_csv)
+
+
+def test_a_file_that_another_process_is_writing_is_left_alone(predict, table_csv, half):
+    live, left = half / ".part-000000005-000000005.csv.0123abcd.tmp", half / ".part-000000005-000000005.csv.x.tmp"
+    left.write_text("of a process that was killed")
+    with lock(live):
+        assert predict(table_csv).rows == 5
+        assert live.exists() and not left.exists()
+
+
+def test_an_input_that_is_gone_while_it_is_read_is_told_as_that(predict, table_csv, tmp_path, monkeypatch):
+    original = PredictedColumns.predict
+    monkeypatch.setattr(PredictedColumns, "predict", lambda *given: (table_csv.unlink(), original(*given))[1])
+    with pytest.raises(TableError, match="in.csv cannot be read: No such file or directory; was it moved or deleted"):
+        predict(table_csv)
+    assert not list((tmp_path / "parts").glob("part-*"))

@@ -122,3 +122,17 @@ def test_a_deadline_is_so_many_seconds_from_now():
     assert before + 60 <= deadline_after(60) <= time.monotonic() + 60
     with pytest.raises(ValueError, match="max_seconds must be positive, got -1; leave it out for no limit"):
         deadline_after(-1)
+
+
+def test_what_the_processes_are_about_to_do_is_compared_but_for_the_progress_bar(monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        run_context, "find_alike", lambda _accelerator, find, describe: compared.append(describe(find()))
+    )
+    context = RunContext(_accelerator=CPU)
+    context.check_alike(Numbers())
+    assert compared == []  # one process is alone
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    context.check_alike(Numbers(epochs=4))
+    context.check_alike({"data": "digest", "progress": True})
+    assert compared == [{"epochs": 4, "num_workers": None}, {"data": "digest"}]

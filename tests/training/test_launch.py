@@ -183,7 +183,7 @@ def test_the_accelerator_has_what_is_asked_of_it(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     new_accelerator(mixed_precision="bf16")
     (limit,) = seen.pop("kwargs_handlers")
-    assert limit.timeout == timedelta(seconds=120)
+    assert limit.timeout == timedelta(seconds=60)
     assert seen == {"mixed_precision": "bf16", "cpu": True}
 
 

@@ -86,7 +86,8 @@ class Store(dict):
 def store(monkeypatch):
     found = Store()
     monkeypatch.setattr(processes, "_store", lambda: found)
-    monkeypatch.setattr(processes, "SECONDS_TO_ANSWER", 0.01)
+    monkeypatch.setattr(processes, "SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     return found
@@ -112,8 +113,13 @@ def test_the_processes_that_do_not_say_that_they_wait_are_named(store):
 
 
 def test_without_its_store_the_process_that_keeps_it_is_named(store, monkeypatch):
-    monkeypatch.setattr(store, "set", lambda *_given: 1 / 0, raising=False)
+    def fails(*_given):
+        raise torch.distributed.DistNetworkError("Broken pipe")
+
+    monkeypatch.setattr(store, "set", fails, raising=False)
     assert why_others_ended(GONE) == "process 0 is gone"
+    monkeypatch.setattr(store, "set", lambda *_given: time.sleep(1), raising=False)  # it is stopped itself
+    assert why_others_ended(SILENT) == "process 0 does not answer: it is stopped, or hangs"
 
 
 def test_other_errors_are_no_word_of_another_process(store, monkeypatch):

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ulmfit_pipe.data.table_readers import TableError, TextLines, open_plain
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that spreadsheets run (OWASP, CSV injection)
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 BUFFER = 1 << 20  # bytes read ahead of a column of Parquet; without it Arrow holds a whole row group
 CHUNK_CHARACTERS = 16_000_000  # a chunk ends early at so much text: memory does not grow with long documents
@@ -88,19 +89,21 @@ def open_stream(path: Path, *, columns: Sequence[str] | None = None) -> RowStrea
     return _ParquetStream(path) if suffix == ".parquet" else _CsvStream(path)
 
 
-def open_writer(path: Path, schema: pa.Schema, *, suffix: str) -> RowWriter:
+def open_writer(path: Path, schema: pa.Schema, *, suffix: str, escaped: Collection[str] | None = None) -> RowWriter:
     """Start a file of one of the known kinds.
 
     Args:
         path: The file to write, whatever its name.
         schema: Names of the columns in order, and the types that Parquet gives them.
         suffix: The kind.
+        escaped: In CSV and TSV, put an apostrophe before a cell that a spreadsheet would run as a formula; one that is
+            a number is left as it is, but in the columns of these names. None leaves all cells as they are.
     """
     if suffix == ".parquet":
         return _ParquetWriter(path, schema)
     if suffix == ".jsonl":
         return _JsonWriter(path)
-    return _CsvWriter(path, schema.names, delimiter="\t" if suffix == ".tsv" else ",")
+    return _CsvWriter(path, schema.names, delimiter="\t" if suffix == ".tsv" else ",", escaped=escaped)
 
 
 def column_values(column: Column) -> list[Any]:
@@ -245,25 +248,45 @@ def pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> It
 class _CsvWriter:
     """Quotes what needs it, a lone carriage return too, which Python's own csv writer leaves bare."""
 
-    def __init__(self, path: Path, names: Sequence[str], *, delimiter: str) -> None:
-        self.delimiter = delimiter
+    def __init__(
+        self, path: Path, names: Sequence[str], *, delimiter: str, escaped: Collection[str] | None = None
+    ) -> None:
+        self.delimiter, self.escaped = delimiter, escaped
         self.special = re.compile(f'[{delimiter}"\r\n]')
         self.file = path.open("w", encoding="utf-8", newline="")
-        self._write_row(names)
+        self._write_row(names if escaped is None else [escape_formula(name) for name in names])
 
     def write(self, chunk: Mapping[str, Column]) -> None:
-        cells = [_to_cells(name, column) for name, column in chunk.items()]
+        cells = [self._escaped(name, _to_cells(name, column)) for name, column in chunk.items()]
         for row in zip(*cells, strict=True):
             self._write_row(row)
 
     def _write_row(self, cells: Sequence[str]) -> None:
         self.file.write((self.delimiter.join(map(self._quoted, cells)) or '""') + "\n")  # a blank line is no row
 
+    def _escaped(self, name: str, cells: list[str]) -> list[str]:
+        if self.escaped is None:
+            return cells
+        return [cell if name not in self.escaped and _is_number(cell) else escape_formula(cell) for cell in cells]
+
     def _quoted(self, cell: str) -> str:
         return '"' + cell.replace('"', '""') + '"' if self.special.search(cell) else cell
 
     def close(self) -> None:
         self.file.close()
+
+
+def escape_formula(cell: str) -> str:
+    """Return a cell that no spreadsheet runs as a formula: one that begins like one gets an apostrophe before it."""
+    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 class _JsonWriter:

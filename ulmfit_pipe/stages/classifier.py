@@ -201,6 +201,7 @@ def train_classifier(
     """
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
+    context.check_alike({**identity, "output_dir": str(output_dir)})
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)
     if done is not None:
         return done

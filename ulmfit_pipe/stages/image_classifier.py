@@ -173,6 +173,7 @@ def train_image_classifier(
     scans = [_scanned(part, settings, context) for part in (train, validation)]
     given: dict[str, Any] = {"model": model, "custom_head": custom_head, "layer_groups": layer_groups}
     identity = {**context.identity(settings, model=None, data=_digest(scans)), **_identity_of(**given)}
+    context.check_alike({**identity, "output_dir": str(output_dir)})
     done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell, resume=context.resume)
     if done is not None:
         return done

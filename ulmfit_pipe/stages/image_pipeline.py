@@ -16,7 +16,7 @@ from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
 from ulmfit_pipe.data.tables import split_train_validation
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.stages.artifacts import library_versions, read_stage
-from ulmfit_pipe.stages.finished import StageResult
+from ulmfit_pipe.stages.finished import StageResult, digest_of
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_setting, train_image_classifier
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
@@ -149,9 +149,11 @@ def run_image_pipeline(
     """
     _check(settings, train, test)
     output, deadline = Path(settings.output_dir), deadline_after(settings.max_seconds)
-    refuse_foreign_output(output, ensemble=False)
     context = context or _context_of(settings)
+    context.check_alike(settings)
+    refuse_foreign_output(output, ensemble=False)
     tables = load_image_tables(settings, context, train=train, test=test)
+    context.check_alike({"data": {name: scan and digest_of(scan.digests) for name, scan in vars(tables).items()}})
     results: dict[str, StageResult] = {}
     model = settings.model
     if model is None and settings.pretraining.task != "none":

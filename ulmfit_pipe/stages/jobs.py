@@ -32,6 +32,7 @@ from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     TRAIN,
     VALIDATION,
+    check_tables_alike,
     load_run_tables,
     refuse_unjudged_best,
     split_texts,
@@ -206,7 +207,7 @@ class LearningRateJob(TableReading):
 
 
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
-    return RunContext(
+    context = RunContext(
         preset=job.preset,
         seed=job.seed,
         mixed_precision=job.mixed_precision,
@@ -219,7 +220,9 @@ def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
         checkpoint_seconds=job.checkpoint_seconds,
         report_to=job.report_to,
         log_every=job.log_every,
-    ).for_model(model_type_of(job.model))
+    )
+    context.check_alike(job)
+    return context.for_model(model_type_of(job.model))
 
 
 def _text_tables(
@@ -288,6 +291,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         reading=job.options(),
         say=context.tell,
     )
+    check_tables_alike(tables, context)
     result = train_classifier(
         tables.train,
         tables.validation,
@@ -359,7 +363,9 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
         mixed_precision=job.mixed_precision,
         tf32=job.tf32,
         gradient_checkpointing=job.gradient_checkpointing,
-    ).for_model(model_type_of(job.model))
+    )
+    context.check_alike(job)
+    context = context.for_model(model_type_of(job.model))
     context.start()
     learner = _learner_to_sweep(job, context)
     learner.freeze_to(job.freeze_to)

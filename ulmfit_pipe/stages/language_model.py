@@ -147,6 +147,7 @@ def train_language_model(
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     context = context.for_model(model_type_of(model))
     identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
+    context.check_alike({**identity, "output_dir": str(output_dir)})
     done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell, resume=context.resume)
     if done is not None:
         return done

@@ -32,6 +32,7 @@ from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
     RunTables,
+    check_tables_alike,
     label_names_of,
     load_run_tables,
     refuse_unjudged_best,
@@ -142,7 +143,6 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     settings = with_backward_twin(settings)
     _check(settings)
     output = Path(settings.output_dir)
-    refuse_foreign_output(output, ensemble=settings.ensemble)
     deadline = deadline_after(settings.max_seconds)
     context = context or RunContext(
         preset=settings.preset,
@@ -157,6 +157,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         report_to=settings.report_to,
         log_every=settings.log_every,
     )
+    context.check_alike(settings)
+    refuse_foreign_output(output, ensemble=settings.ensemble)
     context = context.for_model(model_type_of(settings.model))
     tables = load_run_tables(
         settings.train_file,
@@ -174,6 +176,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         reading=settings.options(),
         say=context.tell,
     )
+    check_tables_alike(tables, context)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
         refuse_other_run(

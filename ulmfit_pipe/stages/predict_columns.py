@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ulmfit_pipe.data.row_streams import Chunk, RowWriter, column_values
+from ulmfit_pipe.data.row_streams import FORMULA_STARTS, Chunk, RowWriter, column_values
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.data.text_rules import join_fields
 from ulmfit_pipe.stages.predict import Predictor
@@ -71,6 +71,21 @@ class PredictedColumns:
             f"the input's column {old!r} is kept as {new!r}; {old!r} is the prediction"
             for old, new in self.renamed.items()
         ]
+
+    def describe_formulas(self) -> list[str]:
+        """Return a line if a label begins like a formula, and is written so that a spreadsheet would run it."""
+        like_one = [name for name in self.predictor.label_names if name.startswith(FORMULA_STARTS)]
+        if not like_one or self.suffix not in (".csv", ".tsv"):
+            return []
+        return [
+            f"note: the label {like_one[0]!r} begins like a formula, which a spreadsheet would run; --escape_formulas "
+            "true writes an apostrophe before it, and before such texts"
+        ]
+
+    @property
+    def escaped(self) -> list[str]:
+        """Names of the output's columns in which everything that begins like a formula is text: labels and texts."""
+        return [LABEL, self.renamed.get(LABEL, LABEL), *(self.renamed.get(name, name) for name in self.text_column)]
 
     def schema(self, given: pa.Schema | None) -> pa.Schema:
         """Return the output's columns in order; their types count for Parquet only, which takes the table's own."""

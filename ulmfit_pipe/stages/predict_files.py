@@ -55,6 +55,8 @@ class PredictFileSettings(TableReading):
         part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.
         text_column: Column of text; several are joined with field marks, as in training.
         all_scores: Add a column score_LABEL for every label.
+        escape_formulas: In CSV and TSV, write an apostrophe before cells that begin with = + - @, a tab or a carriage
+            return, which a spreadsheet would run as a formula (all labels and texts; of other columns all but numbers).
         empty_text: error names the first row without text before anything is predicted; skip leaves its label empty.
         chunk_rows: Rows held in memory at a time.
         mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
@@ -71,6 +73,7 @@ class PredictFileSettings(TableReading):
     part_rows: int | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
     all_scores: bool = False
+    escape_formulas: bool = False
     empty_text: Literal["error", "skip"] = "error"
     chunk_rows: int = 2048
     mixed_precision: Precision = "no"
@@ -227,14 +230,15 @@ def _predict_one(
         all_scores=settings.all_scores,
         suffix=suffix,
     )
-    for line in columns.describe_renamed():
+    for line in [*columns.describe_renamed(), *([] if settings.escape_formulas else columns.describe_formulas())]:
         context.tell(line)
+    escaped = columns.escaped if settings.escape_formulas else None
     counts: Counts = Counter()
     done = 0
     bar = tqdm(total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True)
     with bar, whole_file(target) as temporary:
         schema = columns.schema(stream.schema() if suffix == ".parquet" else None)
-        with contextlib.closing(open_writer(temporary, schema, suffix=suffix)) as writer:
+        with contextlib.closing(open_writer(temporary, schema, suffix=suffix, escaped=escaped)) as writer:
             for chunk in read_chunks(table.path, stream, settings.chunk_rows):
                 rows = len(next(iter(chunk.values())))
                 columns.write(writer, columns.predict(chunk, counts))

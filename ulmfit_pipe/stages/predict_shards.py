@@ -24,7 +24,15 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ulmfit_pipe.data.plain_copies import PlainTable
-from ulmfit_pipe.data.row_streams import Chunk, check_suffix, open_stream, open_writer, read_chunks, unify_types
+from ulmfit_pipe.data.row_streams import (
+    Chunk,
+    RowWriter,
+    check_suffix,
+    open_stream,
+    open_writer,
+    read_chunks,
+    unify_types,
+)
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, model_identity
 from ulmfit_pipe.stages.document_reading import describe_cut
@@ -44,7 +52,14 @@ KIND = {"kind": "prediction in parts", "format": 2}
 PART_ROWS = 1024  # rows of a part: minutes of work at most, and enough for batches of like lengths
 MOST_PARTS = 1000  # of an input of many rows; its parts are larger
 DIGITS = 9  # of a row's number in a part's name; more where there are more rows
-COUNTED = ("part_rows", "text_column", "all_scores", "empty_text", "chunk_rows")  # what the parts' content depends on
+COUNTED = (
+    "part_rows",
+    "text_column",
+    "all_scores",
+    "escape_formulas",
+    "empty_text",
+    "chunk_rows",
+)  # what the parts' content depends on
 POLL_SECONDS = 0.2  # between two looks at what the other processes have finished
 LEAST_PATIENCE = 5.0  # seconds that the last parts of others are waited for; or twice what one took here
 
@@ -165,7 +180,8 @@ class ShardedJob:
         return self._finish()
 
     def _describe_start(self) -> None:
-        for line in self.columns.describe_renamed():
+        formulas = [] if self.settings.escape_formulas else self.columns.describe_formulas()
+        for line in [*self.columns.describe_renamed(), *formulas]:
             self.context.tell(line)
         damaged = [part.file for part in self.pending if (self.folder / part.file).exists()]
         for file in damaged:
@@ -211,7 +227,7 @@ class ShardedJob:
         counts: Counts = Counter()
         began, cut, done = time.monotonic(), self.predictor.cut_texts, 0
         with whole_file(self.folder / part.file) as temporary:
-            with closing(open_writer(temporary, self.columns.schema(self._schema), suffix=self.suffix)) as writer:
+            with closing(self._writer(temporary)) as writer:
                 for chunk in chunks:
                     done += len(next(iter(chunk.values())))
                     self.columns.write(writer, self.columns.predict(chunk, counts))
@@ -227,6 +243,10 @@ class ShardedJob:
             with whole_file(self._record_of(part)) as record:
                 record.write_text(json.dumps({**facts, "seal": self._seal(part, facts)}, indent=2))
         self._slowest = max(self._slowest, time.monotonic() - began)
+
+    def _writer(self, path: Path) -> RowWriter:
+        escaped = self.columns.escaped if self.settings.escape_formulas else None
+        return open_writer(path, self.columns.schema(self._schema), suffix=self.suffix, escaped=escaped)
 
     def _make_of_others(self, missing: Sequence[Part]) -> None:
         """Make the later half of the parts that no other process can be at: they would come to these last.
@@ -353,12 +373,12 @@ class ShardedJob:
         """Join the finished parts to one file, on the first process; they stay."""
         if self.share[0] != 0:
             return
-        paths, schema = [self.folder / part.file for part in self.parts], self.columns.schema(self._schema)
+        paths = [self.folder / part.file for part in self.parts]
         with whole_file(target) as temporary:
             if self.suffix == ".parquet":
                 _join_parquet(paths, temporary)
             else:
-                open_writer(temporary, schema, suffix=self.suffix).close()  # the header, with which each part begins
+                self._writer(temporary).close()  # the header, with which each part begins
                 _join_text(paths, temporary, header=temporary.stat().st_size)
 
 

@@ -14,7 +14,8 @@ from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
 from ulmfit_pipe.stages.setting_checks import check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.training.accelerate_trackers import check_report_to
-from ulmfit_pipe.training.launch import new_accelerator
+from ulmfit_pipe.training.agreement import find_alike
+from ulmfit_pipe.training.launch import new_accelerator, started_processes
 from ulmfit_pipe.training.precision import tf32_note
 from ulmfit_pipe.training.records import TrainingOptions
 
@@ -125,6 +126,21 @@ class RunContext:
             **({} if self.tf32 is None else {"tf32": self.tf32}),
             **({"compile": True} if self.compile else {}),
         }
+
+    def check_alike(self, found: Any) -> None:
+        """Raise on every process unless all of them are about to do the same.
+
+        Args:
+            found: A run's settings, or a record of anything that its result depends on.
+
+        Raises:
+            ProcessError: They are not; what differs is named, with both values. Or another process is gone.
+        """
+        if started_processes() == 1:
+            return
+        record = dict(found) if isinstance(found, dict) else dataclasses.asdict(found)
+        record.pop("progress", None)
+        find_alike(self.accelerator, lambda: record, lambda same: same)
 
     def refuse_several_processes(self, what: str, *, shares_cells: bool = True) -> None:
         """Raise where a launcher started several processes for something that runs in one.

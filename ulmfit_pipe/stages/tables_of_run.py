@@ -10,6 +10,9 @@ from datasets import Dataset, concatenate_datasets
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import check_labels_for_training, load_table, split_train_validation
+from ulmfit_pipe.stages.finished import digest_of
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.launch import started_processes
 
 # The split that a setting takes of a dataset with several.
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test",)
@@ -71,6 +74,20 @@ class RunTables:
         """Return the texts that the language model may train on: training rows and unlabelled ones."""
         train = self.train.select_columns(["text"])
         return train if self.unlabelled is None else concatenate_datasets([train, self.unlabelled])
+
+
+def check_tables_alike(tables: RunTables, context: RunContext) -> None:
+    """Raise on every process unless all of them have read the same rows.
+
+    Raises:
+        ProcessError: They have not; the table is named.
+    """
+    if started_processes() == 1:
+        return
+    found = {name: table for name, table in vars(tables).items() if table is not None}
+    rows = {name: len(table) for name, table in found.items()}
+    digests = {name: digest_of(*(table[column] for column in table.column_names)) for name, table in found.items()}
+    context.check_alike({"rows": rows, "data": digests})
 
 
 def label_names_of(table: Dataset) -> tuple[list[str], bool]:

@@ -25,7 +25,7 @@ from ulmfit_pipe.training.processes import settle_at_exit
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # torchrun's, and MPI's
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-SECONDS_TO_COME = 120.0  # that the first process waits for the last: they are started together, and import the same
+SECONDS_TO_COME = 60.0  # that the first process waits for the last: they are started together, and import the same
 SECONDS_TO_ANSWER = 600.0  # that a process waits for another one's step; NCCL's own limit, gloo's is 1,800
 OWN_LIMIT = "ULMFIT_PIPE_TIMEOUT"  # environment variable: other seconds, for both
 OF_ACCELERATE_LAUNCH = "ACCELERATE_MIXED_PRECISION"  # environment variable that each of its launchers sets

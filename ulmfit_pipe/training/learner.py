@@ -7,7 +7,7 @@ fastai loses: which groups were frozen and where the schedule stood.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from ulmfit_pipe.training import layer_groups as grouping
 from ulmfit_pipe.training import lr_finder, saved_learner
+from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.global_norms import accumulation_note
 from ulmfit_pipe.training.history import History
@@ -272,6 +273,9 @@ class Learner:
                 "lrs": list(phase.lrs),
             }
 
+        shapes = {name: list(value.shape) for name, value in self.model.named_parameters()}
+        numbers = {"phases": [asdict(phase) for phase in plan.phases], "parameters": shapes}
+        find_alike(self.accelerator, lambda: numbers, lambda found: found)
         part_random_streams(self.accelerator)
         if note := accumulation_note(self.model, self.task.objective, self.options.accumulation_steps):
             self.say(note)

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import re
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +21,7 @@ from ulmfit_pipe.training.records import TrainingOptions
 OTHER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")  # gloo's words and NCCL's
 OTHER_SILENT = re.compile(r"Timed out waiting \d+ms|collective operation timeout")  # the same
 SECONDS_TO_ANSWER = 5.0  # within which processes that wait for the same one say so
+POLL_SECONDS = 0.5
 STOPPED, WAITING = "ulmfit_pipe/stopped/", "ulmfit_pipe/waiting/"  # keys of the processes' store
 EXIT_PAUSE = 0.25  # seconds; far more than a thread that is ready to run waits for a core
 
@@ -108,21 +110,30 @@ def why_others_ended(error: Exception) -> str:
     words = str(error)
     if not isinstance(error, RuntimeError) or not (OTHER_GONE.search(words) or OTHER_SILENT.search(words)):
         return ""
+    if _store() is None:
+        return ""
     gone = "is gone" if OTHER_GONE.search(words) else "does not answer: it is stopped, or hangs"
-    silent = [0]  # it keeps the store, where no launcher does: without it the store fails
-    with contextlib.suppress(Exception):
-        if (store := _store()) is None:
-            return ""
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    found = [f"process 0 {gone}"]  # it keeps the store, where no launcher does; without it no answer comes
+    asking = threading.Thread(target=lambda: found.append(_ask_store(gone)), daemon=True)
+    asking.start()
+    asking.join(2 * SECONDS_TO_ANSWER)
+    return found[-1]
+
+
+def _ask_store(gone: str) -> str:
+    """Return what the store knows of the processes that are `gone`, which is how to call them."""
+    with contextlib.suppress(RuntimeError):  # the store is gone
+        store, rank, world_size = _store(), torch.distributed.get_rank(), torch.distributed.get_world_size()
         store.set(f"{WAITING}{rank}", "")
         until = time.monotonic() + SECONDS_TO_ANSWER
         while time.monotonic() < until:
             for other in range(world_size):
                 if store.check([f"{STOPPED}{other}"]):
                     return f"process {other} stopped: {store.get(f'{STOPPED}{other}').decode()}"
-            time.sleep(0.5)
-        silent = [other for other in range(world_size) if not store.check([f"{WAITING}{other}"])]
-    return f"process {', '.join(map(str, silent))} {gone}" if silent else ""
+            time.sleep(POLL_SECONDS)
+        silent = [str(other) for other in range(world_size) if not store.check([f"{WAITING}{other}"])]
+        return f"process {', '.join(silent)} {gone}" if silent else ""
+    return f"process 0 {gone}"
 
 
 def _store() -> Any:
