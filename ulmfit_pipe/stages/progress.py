@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ulmfit_pipe.stages.artifacts import library_versions
-from ulmfit_pipe.stages.folder_lock import holder, lock
+from ulmfit_pipe.stages.folder_lock import holder, lock, refuse_link
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
@@ -72,9 +72,14 @@ def _keep_others_out(learner: Learner, folder: Path, accelerator: Accelerator) -
     if accelerator.is_main_process:
         if folder in _HELD:
             _HELD.pop(folder).close()  # of a training of this very process, which failed
-        file = lock(folder / LOCK)
+        try:
+            for inside in folder.glob("*"):
+                refuse_link(inside)
+            file = lock(folder / LOCK)
+        except CheckpointError as error:  # raised below, on all processes
+            file, refusal = None, str(error)
         if file is None:
-            refusal = _trains_here(folder, holder(folder / LOCK))
+            refusal = refusal or _trains_here(folder, holder(folder / LOCK))
         else:
             _HELD[folder] = file
             weakref.finalize(learner, file.close)  # at the latest: a training that fails does not come to its end
