@@ -127,8 +127,10 @@ def _differences(checkpoints: Sequence[Path], identity: dict[str, Any]) -> list[
     """Return where the newest checkpoint whose state can be read differs from what is asked for."""
     for path in reversed(checkpoints):
         try:
-            there = read_state(path)["identity"]
+            there = read_state(path).get("identity")
         except CheckpointError:
+            continue
+        if not isinstance(there, dict):  # altered by hand, which --resume says
             continue
         known = {name: value for name, value in there.items() if name in identity or name != "vocabulary"}
         return differences({"identity": known}, {"identity": identity})
