@@ -214,8 +214,8 @@ def test_a_hub_id_without_network_says_so_and_how_to_give_a_folder(fit):
 
 def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(fit, monkeypatch):
     nowhere = functools.partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9")  # nothing answers there
-    monkeypatch.setattr("ulmfit_pipe.stages.artifacts.HfApi", nowhere)
-    monkeypatch.setattr("ulmfit_pipe.stages.artifacts.is_offline_mode", lambda: False)
+    monkeypatch.setattr("ulmfit_pipe.stages.pretrained_files.HfApi", nowhere)
+    monkeypatch.setattr("ulmfit_pipe.stages.pretrained_files.is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     words = ["'somebody/general-lm' is no folder here and could not be fetched from the hub", "(no network, or no such"]
     refused(fit, ArtifactError, words, model="somebody/general-lm")

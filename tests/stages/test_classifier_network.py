@@ -51,7 +51,7 @@ def test_a_model_that_cannot_classify_has_none(tmp_path):
 # ---- saved classifiers of other labels, and of none
 
 QUICK = {"plan": "full", "final_epochs": 1, "batch_size": 8}
-NEW_HEAD = "with classifier.new_head true (ClassifierSettings(new_head=True) in Python)"
+NEW_HEAD = "with --classifier.new_head true (in Python classifier=ClassifierSettings(new_head=True))"
 
 
 def built(model, rows, **settings):

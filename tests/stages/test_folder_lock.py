@@ -12,6 +12,7 @@ import pytest
 
 from ulmfit_pipe.stages import folder_lock
 from ulmfit_pipe.stages.folder_lock import held, holder, lock
+from ulmfit_pipe.training.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 LOCKS_AND_FORKS = """
@@ -101,3 +102,49 @@ def test_where_there_are_no_locks_all_goes_on_without(tmp_path, monkeypatch, kin
     for _ in range(2):
         assert lock(tmp_path / "lock") is not None
         assert holder(tmp_path / "lock") is None
+
+
+def make_link(path, victim):
+    path.symlink_to(victim)
+
+
+def make_hard_link(path, victim):
+    path.hardlink_to(victim)
+
+
+def make_pipe(path, _victim):
+    os.mkfifo(path)
+
+
+def make_folder(path, _victim):
+    path.mkdir()
+
+
+def make_dangling_link(path, victim):
+    path.symlink_to(victim.with_name("nothing"))
+
+
+@pytest.mark.parametrize("make", [make_link, make_hard_link, make_pipe, make_folder, make_dangling_link])
+def test_what_is_no_lock_file_is_left_alone_and_named(tmp_path, make):
+    victim, path = tmp_path / "victim.txt", tmp_path / "run" / ".records" / "lock"
+    victim.write_text("precious")
+    path.parent.mkdir(parents=True)
+    make(path, victim)
+    words = r"run/.records/lock is (not a lock file but a|a link to) .* remove it, or choose another output folder"
+    for use in (lock, holder, lambda path: held(path, wait=True).__enter__()):
+        with pytest.raises(CheckpointError, match=words):
+            use(path)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("name", [".records", ".classifier.progress"])
+def test_a_hidden_folder_of_ours_that_is_a_link_is_refused_and_a_users_own_followed(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to .*/elsewhere; a run writes there itself"):
+        lock(tmp_path / name / "lock")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "scratch").symlink_to(tmp_path / "elsewhere")
+    with lock(tmp_path / "scratch" / ".cell.lock") as file:
+        assert not file.closed

@@ -329,3 +329,15 @@ def test_a_recipe_told_to_stop_saves_and_goes_on(tmp_path, tiny_language_model_f
     process.communicate()
     assert f": {steps} steps done, " in shown
     assert json.loads((kept / f"step-{steps:08d}" / "state.json").read_text())["state"]["world_size"] == 1
+
+
+def test_a_link_among_the_progress_of_a_stage_is_not_written_through(tmp_path):
+    victim, folder = tmp_path / "victim.txt", progress_folder(tmp_path / "c")
+    victim.write_text("precious")
+    folder.mkdir()
+    (folder / "log.jsonl").symlink_to(victim)
+    rows, model = table(reviews(20)), save_bert(tmp_path / "b")
+    words = r".c.progress/log.jsonl is a link to .*victim.txt; a run writes there itself and follows no link: remove it"
+    with pytest.raises(CheckpointError, match=words):
+        train_classifier(rows, rows, model=str(model), output_dir=tmp_path / "c", settings=CLASSIFIER)
+    assert victim.read_text() == "precious"

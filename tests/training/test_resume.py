@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -410,6 +411,91 @@ def test_a_checkpoint_of_another_format_is_left_out(tmp_path, accelerator, monke
     with pytest.raises(CheckpointError, match="all 1 checkpoints"):
         train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said)
     assert said[0].endswith("has format 2, this version reads 1")
+
+
+@pytest.fixture
+def killed_run(tmp_path_factory, accelerator):
+    """Return the folder of a run of three phases that was killed inside the first epoch of the second."""
+    folder = tmp_path_factory.getbasetemp() / "killed-run"
+    if not folder.exists():  # made once for all tests that copy it
+        with pytest.raises(Killed):
+            train(classifier, accelerator, kept(folder, keep=1), kill=22)
+    state = resume.store.read_state(next(folder.iterdir()))
+    assert (state["position"]["phase"], state["position"]["epoch"], state["best"] is not None) == (1, 0, True)
+    return folder
+
+
+def forged(folder, where, value):
+    """Change an entry of a checkpoint, or take it away, and seal it again."""
+    (path,) = folder.iterdir()
+    state = resume.store.read_state(path)
+    *above, name = where.split(".")
+    part = state
+    for key in above:
+        part = part[int(key) if isinstance(part, list) else key]
+    if value is ...:
+        del part[name]
+    else:
+        part[name] = value
+    (path / "state.json").write_text(resume.store._sealed(state))
+
+
+FORGED = [
+    ("position.phase", 99, "it is in phase 100, the plan has 3"),
+    ("position.phase", 3, "it is in phase 4, the plan has 3"),
+    ("position.phase", -1, "its phase is -1"),
+    ("position.phase", 2, "it has the records of 0 epochs of phase 2, which cannot be at its position"),
+    ("position.epoch", 10**9, "it is in epoch 1000000000 .counted from 0. of a phase of 2 epochs"),
+    ("position.epoch", 1, "it has the records of 0 epochs of phase 2"),
+    ("position.epoch", "x", "it is in epoch 'x'"),
+    ("position.step", 10**6, "it has taken 1000000 steps and .* batches of epoch 0, more than there are"),
+    ("position.step", None, "its step is None"),
+    ("position.steps_of_phase", 10**6, "steps_of_phase is 1000000, .* steps are recorded"),
+    ("position.steps", [1], "more than there are|optimizer steps, they had"),
+    ("sums.batch", 10**9, "1000000000 batches of epoch 0, more than there are"),
+    ("sums.batch", ..., "an entry is missing or of another type .KeyError: 'batch'"),
+    ("sums.items", "x", "cannot be continued from .TypeError"),
+    ("history", [], "it has the records of 0 epochs of phase 1"),
+    ("history.0.phase", "other", "it has the records of|it has a record of a phase 'other'"),
+    ("history.0.step", ..., "cannot be continued from .TypeError"),
+    ("best", 77, "its best epoch is number 77 of"),
+    ("world_size", 10**9, "it lists no file rank-999999999.safetensors"),
+    ("ties", [], r"its ties is \[\]"),
+    ("optimizer", [], "cannot be continued from .ValueError"),
+    ("files", {}, "it lists no file model.safetensors"),
+    ("files", [1], "state.json cannot be read .TypeError: files is not an object"),
+    ("files", {"../x": "0"}, "state.json names a file outside of its folder, '../x': it was altered"),
+    *((name, ..., f"KeyError: '{name}'") for name in ("position", "history", "sums", "world_size", "seconds", "best")),
+    ("plan", ..., "differs in plan"),
+    ("identity", ..., "differs in identity"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "words"), FORGED, ids=[where for where, _, _ in FORGED])
+def test_a_checkpoint_that_was_altered_and_sealed_again_is_one_line(
+    killed_run, tmp_path, accelerator, where, value, words
+):
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    forged(folder, where, value)
+    said = []
+    with pytest.raises(CheckpointError, match="delete that") as found:
+        train(classifier, accelerator, kept(folder, resume=True), said=said)
+    line = " ".join([*said, str(found.value)])
+    assert re.search(words, line), line
+    assert "\n" not in str(found.value)
+
+
+def test_a_checkpoint_that_claims_to_be_at_the_end_without_having_trained_is_refused(killed_run, tmp_path, accelerator):
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    forged(folder, "position", {"phase": 3, "epoch": None, "step": 0, "steps_of_phase": 0, "steps": []})
+    with pytest.raises(CheckpointError, match="it has the records of 0 epochs of phase 2, which cannot be at its posi"):
+        train(classifier, accelerator, kept(folder, resume=True))
+
+
+def test_a_checkpoint_that_was_not_altered_goes_on(killed_run, tmp_path, accelerator):
+    folder = shutil.copytree(killed_run, tmp_path / "run")
+    done = train(classifier, accelerator, kept(folder, resume=True))
+    assert_same(done, never_stopped(classifier, accelerator))
 
 
 def test_what_a_kill_in_the_middle_of_saving_left_is_taken_away(tmp_path, accelerator, monkeypatch):

@@ -252,12 +252,18 @@ def load_text_tokenizer(
         return load_tokenizer(name, config=config)
     register()
     _require_tokenizer(Path(resolve_model(name)))
-    tokenizer: Any = load_pretrained(AutoTokenizer, name)
+    try:
+        tokenizer: Any = load_pretrained(AutoTokenizer, name)
+    except ArtifactError as error:
+        if error.__cause__ is not None:
+            _require_vocabulary(Path(resolve_model(name)))
+        raise
     if not tokenizer.is_fast:
         raise ArtifactError(
             f"the tokenizer of {name} is a {type(tokenizer).__name__}, which is no fast one (tokenizer.json); save it "
             "as a fast one with transformers, or take another model"
         )
+    _require_vocabulary(Path(resolve_model(name)))
     silence_fork_warning()
     tokenizer.backend_tokenizer.no_truncation()  # some are saved with both, all-MiniLM-L6-v2 for example
     tokenizer.backend_tokenizer.no_padding()
@@ -296,10 +302,14 @@ def _require_tokenizer(folder: Path) -> None:
             f"{folder} holds no tokenizer ({BACKEND_FILE}); save a learner together with its own: "
             "learner.save(folder, add_files=tokenizer.save_pretrained), or copy it from the folder the model came from"
         )
+
+
+def _require_vocabulary(folder: Path) -> None:
+    """Raise if a folder has a part of a tokenizer's files only; of vocab.json alone every letter becomes a token."""
     if not folder.is_dir() or any((folder / name).is_file() for name in WHOLE_TOKENIZERS):
         return
     missing = "merges.txt" if (folder / "vocab.json").is_file() else f"its vocabulary ({', '.join(WHOLE_TOKENIZERS)})"
-    if missing != "merges.txt" or not (folder / missing).is_file():  # without merges every letter is a token
+    if missing != "merges.txt" or not (folder / missing).is_file():
         raise ArtifactError(
             f"the tokenizer of {folder} is not complete: {missing} is missing; copy all tokenizer files of the folder "
             "the model came from"

@@ -7,7 +7,7 @@ from ulmfit_pipe.stages.model_folder import shown
 from ulmfit_pipe.stages.model_names import ArtifactError
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-NEW_HEAD = "classifier.new_head true (ClassifierSettings(new_head=True) in Python)"  # how to leave a head behind
+NEW_HEAD = "--classifier.new_head true (in Python classifier=ClassifierSettings(new_head=True))"  # leaves a head behind
 
 
 def is_text_classifier(config: Any) -> bool:

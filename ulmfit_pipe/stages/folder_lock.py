@@ -5,19 +5,24 @@ ever left behind. Where the system or the disk knows no locks (Windows, some sha
 """
 
 import contextlib
+import errno
 import functools
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from weakref import WeakSet
+
+from ulmfit_pipe.training.checkpoint import CheckpointError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+OUR_FOLDERS = (".records", ".progress")  # ends of the names of hidden folders that hold locks
 _HELD: WeakSet[FileIO] = WeakSet()  # by this process
 
 
@@ -30,11 +35,15 @@ def lock(path: Path, *, wait: bool = False) -> FileIO | None:
 
     Returns:
         The open file, or None where it is locked already.
+
+    Raises:
+        CheckpointError: Something else is there than a file of its own: a link, a pipe, a folder.
     """
     _close_in_forks()
     while True:
+        refuse_link(path.parent, only_ours=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "a")
+        file = _opened(path, "a")
         if not _locked(file, wait=wait):
             file.close()
             return None
@@ -46,6 +55,54 @@ def lock(path: Path, *, wait: bool = False) -> FileIO | None:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     return file
+
+
+def refuse_link(path: Path, *, only_ours: bool = False) -> None:
+    """Raise if a hidden folder or file of ours is a link: what is written through it would land elsewhere.
+
+    Args:
+        path: The folder or file.
+        only_ours: Leave folders alone that a user may have named and linked.
+
+    Raises:
+        CheckpointError: It is.
+    """
+    if path.is_symlink() and (not only_ours or path.name.endswith(OUR_FOLDERS)):
+        raise CheckpointError(
+            f"{path} is a link to {os.readlink(path)}; a run writes there itself and follows no link: remove it, or "
+            "choose another output folder"
+        )
+
+
+def _opened(path: Path, mode: str) -> FileIO:
+    """Open a lock file without following a link or waiting for a pipe's other end.
+
+    Raises:
+        CheckpointError: It is no regular file with one name, so that another's content would be overwritten.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+    refuse_link(path)
+    try:
+        file = FileIO(path, mode, opener=opener)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise CheckpointError(_no_lock_file(path)) from error
+        raise
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        file.close()
+        raise CheckpointError(_no_lock_file(path))
+    return file
+
+
+def _no_lock_file(path: Path) -> str:
+    return (
+        f"{path} is not a lock file but a link, a pipe, a device or a folder, so it is left alone; remove it, or "
+        "choose another output folder"
+    )
 
 
 def _locked(file: FileIO, *, wait: bool) -> bool:
@@ -80,15 +137,19 @@ def _close_all() -> None:
 
 
 def holder(path: Path) -> str | None:
-    """Return which other process holds a lock, such as ``process 123 on host``, or None."""
+    """Return which other process holds a lock, such as ``process 123 on host``, or None.
+
+    Raises:
+        CheckpointError: As `lock`.
+    """
     own = any(not file.closed and file.name == path for file in _HELD)
-    if own or fcntl is None or not path.exists():
+    if own or fcntl is None or not os.path.lexists(path):
         return None
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), _opened(path, "r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at once
         except BlockingIOError:
-            return file.read().decode() or "one that left no name"
+            return file.read().decode(errors="replace") or "one that left no name"
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ulmfit_pipe.stages.artifacts import library_versions
-from ulmfit_pipe.stages.folder_lock import holder, lock
+from ulmfit_pipe.stages.folder_lock import holder, lock, refuse_link
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.checkpoint import CheckpointError, not_saved, progress_folder
 from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
@@ -68,11 +68,15 @@ def _keep_others_out(learner: Learner, folder: Path, accelerator: Accelerator) -
         if folder in _HELD:
             _HELD.pop(folder).close()  # of a training of this very process, which failed
         try:
+            for inside in folder.glob("*"):
+                refuse_link(inside)
             if file := lock(folder / LOCK):
                 _HELD[folder] = file
                 weakref.finalize(learner, file.close)  # at the latest: a training that fails does not come to its end
             else:
                 refusal = _trains_here(folder, holder(folder / LOCK))
+        except CheckpointError as error:  # raised below, on all processes
+            refusal = str(error)
         except OSError as error:  # known before the training, not at its end
             refusal = not_saved(folder, error)
     refusal = gather_bytes(refusal.encode(), accelerator)[0].decode()
@@ -119,8 +123,10 @@ def _differences(checkpoints: Sequence[Path], identity: dict[str, Any]) -> list[
     """Return where the newest checkpoint whose state can be read differs from what is asked for."""
     for path in reversed(checkpoints):
         try:
-            there = read_state(path)["identity"]
+            there = read_state(path).get("identity")
         except CheckpointError:
+            continue
+        if not isinstance(there, dict):  # altered by hand, which --resume says
             continue
         known = {name: value for name, value in there.items() if name in identity or name != "vocabulary"}
         return differences({"identity": known}, {"identity": identity})

@@ -129,6 +129,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     state = read_state(path)
     for name, digest in state["files"].items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{path / STATE_FILE} names a file outside of its folder, {name!r}: it was altered")
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name} is missing")
         if _digest(path / name) != digest:
@@ -146,13 +148,16 @@ def read_state(path: Path) -> dict[str, Any]:
         record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         plain = record["state"]
         whole = _digest_of_record(plain) == record["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known, state = plain["format"], _with_all_numbers(plain)
+        if not isinstance(state["files"], dict):
+            raise TypeError("files is not an object")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path / STATE_FILE} cannot be read ({type(error).__name__}: {error})") from error
     if not whole:
         raise CheckpointError(f"{path / STATE_FILE} was altered: its SHA-256 differs")
-    if plain["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {plain['format']}, this version reads {FORMAT}")
-    return _with_all_numbers(plain)
+    if known != FORMAT:
+        raise CheckpointError(f"{path} has format {known}, this version reads {FORMAT}")
+    return state
 
 
 def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:

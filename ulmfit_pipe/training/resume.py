@@ -5,17 +5,18 @@ function of seed and epoch and the random generators are kept, so that on a CPU 
 that was never killed. Nothing is pickled: see `checkpoint_store` for the files.
 """
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
@@ -26,12 +27,19 @@ from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.processes import gather_bytes, reduce_sum
 from ulmfit_pipe.training.record_differences import as_json
 from ulmfit_pipe.training.records import EpochRecord, EpochState
-from ulmfit_pipe.training.resume_checks import other_surroundings, refuse_other_processes, refuse_other_training
+from ulmfit_pipe.training.resume_checks import (
+    other_surroundings,
+    refuse_impossible,
+    refuse_other_processes,
+    refuse_other_training,
+)
 
 if TYPE_CHECKING:
     from ulmfit_pipe.training.loop import Run
 
 MODEL, OPTIMIZER, BEST, STEPS = (f"{name}.safetensors" for name in ("model", "optimizer", "best", "steps"))
+# What putting a checkpoint back may raise where its entries are not those that were written.
+ALTERED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OSError, SafetensorError)
 MOST_OF_THE_TIME = 0.05  # what saving by the clock may take of it, however large the model and slow the disk
 
 
@@ -133,7 +141,8 @@ class ProgressKeeper:
             raise CheckpointError(found["error"])
         if "name" in found:
             path = self.checkpoints.folder / found["name"]
-            self._restore(path, store.read_checkpoint(path))
+            with _altered(path):
+                self._restore(path, store.read_checkpoint(path))
 
     def _look(self) -> dict[str, Any]:
         folder = self.checkpoints.folder
@@ -149,6 +158,7 @@ class ProgressKeeper:
         path, state = newest
         asked = {"identity": as_json(self.checkpoints.identity), "plan": self.plan}
         refuse_other_training(state, asked, folder)
+        refuse_impossible(state, self.plan, path)
         if line := refuse_other_processes(state, self.accelerator.num_processes, folder):
             self.say(line)
         if line := other_surroundings(state, self._surroundings()):
@@ -167,6 +177,8 @@ class ProgressKeeper:
         self._random_used = state["random_used"]
         run_state.restore_model(self.model, store.load_part(path, MODEL))
         steps = run_state.steps_from(store.load_part(path, STEPS))
+        if position["steps_of_phase"] > len(steps):
+            raise ValueError(f"steps_of_phase is {position['steps_of_phase']}, {len(steps)} steps are recorded")
         standing.history.epochs = [
             EpochRecord(**{**record, "lrs": tuple(record["lrs"])}) for record in state["history"]
         ]
@@ -211,14 +223,15 @@ class ProgressKeeper:
                 f"the epochs of this phase have {self._steps} optimizer steps, they had {position['steps']} when "
                 f"{path} was saved: data or batch sizes differ; delete that folder to begin anew"
             )
-        run_state.restore_optimizer(run.optimizer, self.model, store.load_part(path, OPTIMIZER))
-        for group, numbers in zip(run.optimizer.param_groups, state["optimizer"], strict=True):
-            group.update({**numbers, "betas": tuple(numbers["betas"])})
-        records = run_state.steps_from(store.load_part(path, STEPS))
-        run.step = position["step"]
-        run.steps.extend(records[len(records) - position["steps_of_phase"] :])
-        share = state["sums"]["items"] / self.accelerator.num_processes  # of what all processes had trained on
-        epoch = EpochState(**{**state["sums"], "items": share}, carry=self._carry(path))
+        with _altered(path):
+            run_state.restore_optimizer(run.optimizer, self.model, store.load_part(path, OPTIMIZER))
+            for group, numbers in zip(run.optimizer.param_groups, state["optimizer"], strict=True):
+                group.update({"lr": numbers["lr"], "betas": tuple(numbers["betas"])})
+            records = run_state.steps_from(store.load_part(path, STEPS))
+            run.step = position["step"]
+            run.steps.extend(records[len(records) - position["steps_of_phase"] :])
+            share = state["sums"]["items"] / self.accelerator.num_processes  # of what all processes had trained on
+            epoch = EpochState(**{**state["sums"], "items": share}, carry=self._carry(path))
         if epoch.batch == 0:
             self.restore_random()
         self._found = None  # the phases after this one begin at their start
@@ -360,6 +373,21 @@ class ProgressKeeper:
             "identity": as_json(self.checkpoints.identity),
             "plan": self.plan,
         }
+
+
+@contextlib.contextmanager
+def _altered(path: Path) -> Iterator[None]:
+    """Turn what putting a checkpoint back raises where it was altered and sealed again into one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ALTERED as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise CheckpointError(
+            f"{path} cannot be continued from ({type(error).__name__}: {reason}); it was altered: delete that "
+            "checkpoint to take the one before, or its folder to begin anew"
+        ) from error
 
 
 def _place(position: Mapping[str, Any]) -> str:

@@ -36,6 +36,89 @@ def can_keep(accelerator: Accelerator, *, resume: bool, say: Callable[[str], Non
     return False
 
 
+def refuse_impossible(state: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> None:
+    """Raise unless a checkpoint's state is one that a training of a plan can have been in.
+
+    Args:
+        state: Of the checkpoint, which may have been changed by hand and sealed again.
+        plan: Phases and options, as JSON gives them back.
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: An entry is missing or of another type, or the position lies outside of the plan.
+    """
+    try:
+        wrong = _first_wrong(state, plan)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        wrong = f"an entry is missing or of another type ({type(error).__name__}: {error})"
+    if wrong:
+        raise CheckpointError(
+            f"{path} cannot be continued from: {wrong}; it was altered: delete that checkpoint to take the one before, "
+            "or its folder to begin anew"
+        )
+
+
+def _first_wrong(state: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """Return in words what a state has that no training of the plan could have; empty where it is possible."""
+    position, sums, phases = state["position"], state["sums"], plan["phases"]
+    number, epoch, step = position["phase"], position["epoch"], position["step"]
+    for name, value in {"phase": number, "step": step, "steps_of_phase": position["steps_of_phase"]}.items():
+        if not _is_count(value):
+            return f"its {name} is {value!r}"
+    last = len(phases) - (epoch is not None)
+    if number > last:
+        return f"it is in phase {number + 1}, the plan has {len(phases)}"
+    if epoch is not None:
+        first, behind = phases[number]["start_epoch"], phases[number]["epochs"]
+        if not _is_count(epoch) or not first <= epoch < behind:
+            return f"it is in epoch {epoch!r} (counted from 0) of a phase of {behind} epochs"
+    if wrong := _wrong_history(state["history"], phases, number, epoch):
+        return wrong
+    if epoch is not None:
+        per_step, steps = plan["options"]["accumulation_steps"], [int(count) for count in position["steps"]]
+        most = sum(steps[:epoch]) + -(-sums["batch"] // per_step)
+        if not _is_count(sums["batch"]) or sums["batch"] > steps[epoch] * per_step or step > most:
+            return f"it has taken {step} steps and {sums['batch']!r} batches of epoch {epoch}, more than there are"
+    return _wrong_entries(state, inside=epoch is not None)
+
+
+def _wrong_history(history: list[Any], phases: list[Any], number: int, epoch: int | None) -> str:
+    """Return in words where the records of epochs are not those of the phases before a position."""
+    for index, phase in enumerate(phases):
+        found = [record["epoch"] for record in history if record["phase"] == phase["name"]]
+        most = phase["epochs"] - phase["start_epoch"] if index < number else 0
+        least = min(most, 1)
+        if index == number and epoch is not None:
+            least = most = epoch - phase["start_epoch"]
+        expected = list(range(phase["start_epoch"], phase["start_epoch"] + len(found)))
+        if found != expected or not least <= len(found) <= most:
+            return f"it has the records of {len(found)} epochs of phase {index + 1}, which cannot be at its position"
+    known = [phase["name"] for phase in phases]
+    strange = [record["phase"] for record in history if record["phase"] not in known]
+    return f"it has a record of a phase {strange[0]!r}, which the plan has not" if strange else ""
+
+
+def _wrong_entries(state: Mapping[str, Any], *, inside: bool) -> str:
+    """Return in words which of the other entries are not of their kinds."""
+    kinds: dict[str, Any] = {"ties": dict, "values": list, "optimizer": list, "surroundings": dict, "identity": dict}
+    kinds |= {"carries": bool, "random_used": bool, "scaler": dict | None, "seconds": int | float, "world_size": int}
+    for name, kind in kinds.items():
+        if not isinstance(state[name], kind):
+            return f"its {name} is {state[name]!r:.60}"
+    best, history = state["best"], state["history"]
+    if best is not None and not (_is_count(best) and best < len(history)):
+        return f"its best epoch is number {best!r} of {len(history)}"
+    needed = ["model", "steps", *["optimizer"] * inside, *["best"] * (best is not None), "rank-0"]
+    if state["world_size"] > 1:
+        needed.append(f"rank-{state['world_size'] - 1}")
+    missing = [name for name in needed if f"{name}.safetensors" not in state["files"]]
+    return f"it lists no file {missing[0]}.safetensors" if missing else ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
     """Raise unless a checkpoint is of the training that is asked for.
 
@@ -47,7 +130,7 @@ def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], fo
     Raises:
         CheckpointError: They differ; every difference is named.
     """
-    changed = differences({name: state[name] for name in asked}, dict(asked))
+    changed = differences({name: state.get(name) for name in asked}, dict(asked))
     if changed:
         raise CheckpointError(
             f"the checkpoints in {folder} are of another training; it differs in {', '.join(changed)}. Give the same "
