@@ -25,6 +25,7 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.setting_checks import check_seed, check_types
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import load_run_tables, refuse_unjudged_best, split_texts, without_texts_of
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
@@ -78,6 +79,11 @@ class LanguageModelJob:
     report_to: list[str] = field(default_factory=list)
     log_every: int = 10
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type, or on no field's list."""
+        check_types(self)
+        check_seed(self)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,11 @@ class ClassifierJob:
     log_every: int = 10
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
+    def __post_init__(self) -> None:
+        """Refuse values of another type, or on no field's list."""
+        check_types(self)
+        check_seed(self)
+
 
 @dataclass(frozen=True)
 class LearningRateJob:
@@ -183,6 +194,11 @@ class LearningRateJob:
     gradient_checkpointing: bool = False
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type, or on no field's list."""
+        check_types(self)
+        check_seed(self)
 
 
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:

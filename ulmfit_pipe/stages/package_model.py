@@ -30,6 +30,7 @@ from ulmfit_pipe.stages.language_model_scores import score_language_model
 from ulmfit_pipe.stages.lineage import lineage_of, precision_name
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.setting_checks import check_seed
 from ulmfit_pipe.training.checkpoint import write_atomic
 
 MOST_BYTES = 32_000_000  # of a built-in model's weights: it travels in the wheel
@@ -79,6 +80,10 @@ class PackageSettings:
     data_note: str = WIKIPEDIA
     license: str = "cc-by-sa-4.0"
     license_note: str = WIKIPEDIA_LICENCE
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that no generator takes."""
+        check_seed(self)
 
 
 def package_language_model(settings: PackageSettings, *, context: RunContext | None = None) -> dict[str, Any]:
