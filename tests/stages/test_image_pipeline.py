@@ -112,9 +112,7 @@ def test_the_pipeline_is_one_object(place, tmp_path):
     ],
 )
 def test_an_unknown_setting_is_told_the_nearest_one(name, meant, tmp_path):
-    with pytest.raises(
-        ValueError, match=f"fit has no setting '{name}'; did you mean {meant}. There are checkpoint_sec"
-    ):
+    with pytest.raises(ValueError, match=f"fit has no setting '{name}'; did you mean {meant}. There are output_dir"):
         ImagePipeline().fit("train", output_dir=tmp_path / "x", **{name: 3})
 
 

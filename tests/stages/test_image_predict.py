@@ -74,7 +74,7 @@ def test_grey_transparent_and_one_pixel_images_are_predicted(folder):
 
 def test_what_is_no_image_is_refused_by_its_place(folder, tmp_path):
     predictor = ImagePredictor.load(folder)
-    with pytest.raises(TypeError, match=r"predict takes a list of images, got one str; write predict\(\[image\]\)"):
+    with pytest.raises(TypeError, match=r"predict takes a list of images, got one string; write predict\(\[image\]\)"):
         predictor.predict("a.png")
     with pytest.raises(TypeError, match=r"image 1 \(counted from 0\) is int; give a path or an opened image"):
         predictor.predict([Image.new("L", (2, 2)), 3])

@@ -62,6 +62,10 @@ class PipelineSettings:
     """Columns that hold text."""
     label_names: list[str] | None = None
     """Names in their order."""
+    label_column: str | list[str] = "label"
+    """Column or columns of labels."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision."""
     preset: Literal["paper", "scripts-2018", "fastai"] = "fastai"
     """Recipe."""
     seed: int = 0
@@ -114,7 +118,11 @@ def test_dotted_names_reach_groups_of_any_depth():
         (["--test_file=--odd"], "test_file", "--odd"),
         (["--max_seconds", "1e2"], "max_seconds", 100.0),
         (["--seed", "-1"], "seed", -1),
-        (["--seed", "1", "--seed", "2"], "seed", 2),
+        (["--backward", "yes"], "backward", True),
+        (["--label_column", "toxic"], "label_column", "toxic"),
+        (["--label_column", "toxic", "--label_column", "obscene"], "label_column", ["toxic", "obscene"]),
+        (["--label_column", "[toxic, obscene]"], "label_column", ["toxic", "obscene"]),
+        (["--label_names", "[no, 010, 2024-05-01]"], "label_names", ["no", "010", "2024-05-01"]),
         (["--backward", "true"], "backward", True),
         (["--preset", "scripts-2018"], "preset", "scripts-2018"),
         (["--cache", "other"], "cache", Path("other")),
@@ -149,7 +157,18 @@ def test_in_a_file_one_text_will_do_for_a_list(tmp_path):
 def test_saved_settings_load_as_an_equal_object(tmp_path, test_file):
     head = HeadSettings(1e-05)
     settings = PipelineSettings(
-        "t.csv", test_file, ("a", "b"), ["x", "1"], "paper", 4, 2.5, True, Path("c"), ClassifierSettings(head=head)
+        "t.csv",
+        test_file,
+        ("a", "b"),
+        ["x", "1"],
+        ["c", "010"],
+        "no",
+        "paper",
+        4,
+        2.5,
+        True,
+        Path("c"),
+        ClassifierSettings(head=head),
     )
     save_settings(settings, tmp_path / "settings.yaml")
     assert load_settings(PipelineSettings, tmp_path / "settings.yaml") == settings
@@ -177,8 +196,18 @@ def test_yaml_keeps_the_order_of_the_fields():
         (["--classif.epochs", "1"], r"unknown setting --classif.epochs; did you mean --classifier.epochs\?"),
         (["--clasifier_epochs", "1"], r"did you mean --classifier.epochs\?"),
         (["--pres", "paper"], r"unknown setting --pres; did you mean --preset\?"),
-        (["--conf", "a.yaml"], r"unknown setting --conf; did you mean --"),
-        (["--zzz", "1"], r"unknown setting --zzz; did you mean --\w+\? \(--help lists all\)"),
+        (["--conf", "a.yaml"], r"unknown setting --conf; did you mean --config\?"),
+        (["--zzz", "1"], r"unknown setting --zzz; --help lists all that there are$"),
+        (["--skip_blank", "true"], "unknown setting --skip_blank; --help lists all that there are$"),
+        (["--per_device_train_epochs", "3"], r"did you mean --classifier.epochs\?"),
+        (["--\x1b[31m" + "x" * 5000, "1"], r"unknown setting --\\x1b\[31mxx.*xx; --help lists all"),
+        (["--seed", "1", "--seed", "2"], "--seed is given twice: '1' and '2'; write it once"),
+        (["--preset", "paper", "--preset=paper"], "--preset is given twice: 'paper' and 'paper'; write it once"),
+        (["--text_column", "a", "--text_column", "null"], "--text_column is given twice: 'a' and 'null'; write it on"),
+        (["--seed", "010"], "--seed must be a whole number, got '010'"),
+        (["--seed", "1:30"], "--seed must be a whole number, got '1:30'"),
+        (["--seed", "9" * 5000], r"--seed must be a whole number, got '9+\.\.\.9+'$"),
+        (["--max_seconds", "1:30"], "--max_seconds must be a number or null, got '1:30'"),
         (["--classifier", "1"], "--classifier is a group of settings; .* for example --classifier.learning_rate"),
         (["body"], "'body' follows no setting's name; write --name VALUE, again for each item of a list"),
         (["--backward"], "--backward needs a value; write --backward VALUE"),
@@ -190,7 +219,8 @@ def test_yaml_keeps_the_order_of_the_fields():
         (["--backward", "maybe"], "--backward must be true or false, got 'maybe'"),
         (["--preset", "papper"], "one of paper, scripts-2018, fastai, got 'papper'; did you mean paper?"),
         (["--classifier.betas", "1"], r"--classifier.betas must be a list of 2: a number, a number, got \['1'\]"),
-        (["--label_names", "[a, 3]"], r"--label_names must be a list, each item text or null, got '\[a, 3\]'"),
+        (["--label_names", "[a, 3]"], r"--label_names must be a list, each item text or null, got \['a', 3\]"),
+        (["--label_names", "[a: [b"], r"each item text or null, got '\[a: \[b'"),
         (["--classifier.head.dropout", "0.7"], "classifier.head: dropout must be at most 0.5, got 0.7"),
     ],
 )
@@ -212,6 +242,21 @@ def test_a_mistake_on_the_command_line_names_the_setting_and_what_is_allowed(wor
         ("text_column: [a, 1]", r"text_column must be a list, each item text, got \['a', 1\]"),
         ("- seed", r"expected lines of the form 'name: value', got \['seed'\]"),
         ("seed: [1", r"a\.yaml: not valid YAML \(line 1, column 9\): expected ',' or '\]'"),
+        ("seed: 010", r"a\.yaml: seed must be a whole number, got '010'"),
+        ("seed: 0x1F", "seed must be a whole number, got '0x1F'"),
+        ("seed: " + "9" * 5000, r"seed must be a whole number, got '9+\.\.\.9+'$"),
+        ("seed: no", "seed must be a whole number, got 'no'"),
+        ("max_seconds: 1:30", "max_seconds must be a number or null, got '1:30'"),
+        ("backward: nope", "backward must be true or false, got 'nope'"),
+        ("test_file: 1.10", r"test_file must be text or null, got 1\.1; put it in quotes"),
+        ("test_file: true", "test_file must be text or null, got True; put it in quotes"),
+        ("preset: no", "preset must be one of paper, scripts-2018, fastai, got 'no'"),
+        ("mixed_precision: true", "mixed_precision must be one of no, bf16, got True"),
+        ("seed: " + "[" * 3000, "a.yaml: lists or groups are nested too deeply"),
+        ("seed: &s [*s]", "it stands for more than 200,000 values; write out what its aliases"),
+        ("? [a, b]\n: 1", "not valid YAML .*found unhashable key"),
+        ("x" * (2**20 + 1), "a.yaml: more than 1,048,576 bytes, so it is no file of settings"),
+        ("\x85x: 1\n" * 2, "a.yaml: .*x is given twice, the first time on line 2"),
         ("seed: \x00", "not valid YAML: special characters are not allowed"),
         ("test_file: !!python/object/apply:os.getcwd []", "not valid YAML .*could not determine a constructor"),
     ],
@@ -219,6 +264,62 @@ def test_a_mistake_on_the_command_line_names_the_setting_and_what_is_allowed(wor
 def test_a_mistake_in_a_file_names_the_file_and_the_setting(tmp_path, text, message):
     with pytest.raises(SettingsError, match=message):
         parse("--config", write(tmp_path / "a.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("mixed_precision: no", "mixed_precision", "no"),
+        ("mixed_precision: false", "mixed_precision", "no"),
+        ("mixed_precision: 'no'", "mixed_precision", "no"),
+        ("backward: yes", "backward", True),
+        ("backward: Off", "backward", False),
+        ("test_file: yes", "test_file", "yes"),
+        ("test_file: 010", "test_file", "010"),
+        ("test_file: 2024-05-01", "test_file", "2024-05-01"),
+        ("test_file: ~", "test_file", None),
+        ("test_file: null", "test_file", None),
+        ("test_file: 'null'", "test_file", "null"),
+        ("label_names: [no, yes, on]", "label_names", ["no", "yes", "on"]),
+        ("max_seconds: 1e3", "max_seconds", 1000.0),
+        ("max_seconds: 2.5E-1", "max_seconds", 0.25),
+        ("seed: 1_000", "seed", 1000),
+        ("label_column: toxic", "label_column", "toxic"),
+        ("label_column: [toxic, obscene]", "label_column", ["toxic", "obscene"]),
+        ("text_column: &names [a, b]\nlabel_names: *names", "label_names", ["a", "b"]),
+        ("a: &a {seed: 3}\n<<: *a", None, None),
+    ],
+)
+def test_plain_words_and_numbers_in_a_file_are_what_they_look_like(tmp_path, text, name, expected):
+    path = write(tmp_path / "a.yaml", text)
+    if name is None:
+        with pytest.raises(SettingsError, match="unknown setting a;"):
+            parse("--config", path)
+        return
+    value = getattr(parse("--config", path), name)
+    assert value == expected and type(value) is type(expected)
+
+
+def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_written_out(tmp_path):
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 9)]
+    text = "\n".join(["l0: &l0 [x]", *levels])
+    with pytest.raises(SettingsError, match="stands for more than 200,000 values"):
+        parse("--config", write(tmp_path / "a.yaml", text))
+
+
+def test_unknown_names_are_compared_once_however_many_there_are(tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        "ulmfit_pipe.stages.settings._ratio", lambda typed, real: compared.append(typed) or len(typed) / 1000
+    )
+    numbers = []
+    for count in (10, 1000):
+        compared.clear()
+        with pytest.raises(SettingsError, match=r"unknown setting n0; --help lists all") as refused:
+            parse("--config", write(tmp_path / "a.yaml", "".join(f"n{n}: 1\n" for n in range(count))))
+        numbers.append(len(compared))
+        assert len(str(refused.value)) < 200
+    assert numbers[0] == numbers[1] > 0
 
 
 def test_a_file_that_is_missing_or_not_text_is_a_clear_error(tmp_path):

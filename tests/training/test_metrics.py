@@ -73,8 +73,10 @@ def test_macro_f1_treats_absent_classes_as_scikit_learn_does(labels, predictions
 
 
 def test_a_worked_example_of_classification_scores():
-    confusion = torch.tensor([[3, 1], [2, 4]])  # F1 of the classes: 6/9 and 8/11
-    assert classification_scores(confusion) == pytest.approx({"accuracy": 0.7, "macro_f1": (6 / 9 + 8 / 11) / 2})
+    right, actual, predicted = torch.tensor([[3, 4], [4, 6], [5, 5]])  # F1 of the classes: 6/9 and 8/11
+    assert classification_scores(right, actual, predicted) == pytest.approx(
+        {"accuracy": 0.7, "macro_f1": (6 / 9 + 8 / 11) / 2}
+    )
 
 
 def test_the_confusion_matrix_has_true_classes_in_rows():
@@ -82,6 +84,45 @@ def test_the_confusion_matrix_has_true_classes_in_rows():
     logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 9, 0]])
     metric.update(logits, torch.tensor([0, 2, 2]), torch.tensor(0.5), 3)
     assert metric.confusion().tolist() == [[1, 0, 0], [0, 0, 0], [0, 2, 0]]
+
+
+def test_the_confusion_matrix_adds_up_over_processes():
+    metrics = [ClassificationMetric(2), ClassificationMetric(2)]
+    for metric, label in zip(metrics, (0, 1), strict=True):
+        metric.update(torch.tensor([[9.0, 0]]), torch.tensor([label]), torch.tensor(0.5), 1)
+    assert metrics[0].confusion(lambda values: values + metrics[1]._cells.values).tolist() == [[1, 0], [1, 0]]
+
+
+def test_memory_is_linear_in_the_classes_where_there_are_thousands():
+    sizes = {}
+    for num_labels in (1_000, 2_000, 20_000):
+        metric = ClassificationMetric(num_labels)
+        labels = torch.arange(0, num_labels, num_labels // 8)
+        logits = torch.nn.functional.one_hot(labels.flip(0), num_labels).float()
+        metric.update(logits, labels, torch.tensor(4.0), 8.0)
+        reduced = []
+        scores = metric.compute(lambda values, reduced=reduced: reduced.append(values.numel()) or values)
+        assert scores == {"accuracy": 0.0, "macro_f1": 0.0, "loss": 0.5, "n": 8}
+        sizes[num_labels] = (metric._sums.values.numel() + metric._cells.values.numel(), *reduced)
+    assert sizes == {1_000: (1_003_002, 3_002), 2_000: (6_002, 6_002), 20_000: (60_002, 60_002)}
+    with pytest.raises(
+        ValueError, match="a confusion matrix is kept for up to 1,000 classes, here are 20,000; compare"
+    ):
+        metric.confusion()
+
+
+def test_scores_of_two_thousand_classes_equal_scikit_learns_and_unpack_no_number(monkeypatch):
+    logits, labels, losses = single_label_rows(rows=300, num_labels=2_000)
+    logits[range(0, 300, 2), labels[::2]] = 9.0
+    metric = add_batches(ClassificationMetric(2_000), logits, labels, losses, 64)
+    monkeypatch.setattr(
+        torch.Tensor, "__iter__", lambda self: iter(self.unbind(0)) if len(self) == 3 else pytest.fail("all")
+    )
+    scores = metric.compute()
+    monkeypatch.undo()
+    predictions = logits.argmax(1)
+    assert scores["accuracy"] == pytest.approx(accuracy_score(labels, predictions), abs=1e-15)
+    assert scores["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"), abs=1e-15)
 
 
 def test_the_loss_is_divided_by_the_weight_given_and_n_counts_rows():

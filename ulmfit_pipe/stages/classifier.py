@@ -35,7 +35,7 @@ from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
@@ -123,7 +123,7 @@ class ClassifierSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training could use, before any is begun."""
-        check_choices(self)
+        check_types(self)
         ones = ("epochs_per_phase", "final_epochs", "max_tokens", "accumulation_steps", "num_workers", "max_length")
         least = dict.fromkeys((*ones, "window_length", "block_groups"), 1)
         check_whole(self, {**least, "gradient_window": 0, "window_overlap": 0})

@@ -30,6 +30,7 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_langu
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.setting_checks import check_seed
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.text_tables import Report, format_table
@@ -67,6 +68,10 @@ class DemoSettings:
     labels_per_class: int = 50
     seed: int = 0
     progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that no generator takes."""
+        check_seed(self)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
 from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -112,7 +112,7 @@ class ImageClassifierSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training could use, before any is begun."""
-        check_choices(self)
+        check_types(self)
         check_whole(self, {"epochs_per_phase": 1, "final_epochs": 1, "accumulation_steps": 1, "num_workers": 0})
         check_whole(self, {"image_size": 1, "batch_size": 2})
         check_above_zero(self, "lr", "rest_lr", "lr_decay")
@@ -361,16 +361,17 @@ def _batches(
     return train_batches, ImageBatches(validation, pixels, batch_size=size, shuffle=False, **common)
 
 
-def meant_setting(name: str, names: Sequence[str]) -> str:
-    """Return what was likely meant by a name that is no setting of a run on images, as it is written in Python.
+def meant_setting(name: str, names: Sequence[str]) -> str | None:
+    """Return what was likely meant by a name that is no setting of a run on images, in Python's spelling, or None.
 
     Args:
         name: The unknown name.
         names: The run's own settings; those of this stage are offered too, also where fastai's name was given.
     """
     own = [field.name for field in dataclasses.fields(ImageClassifierSettings)]
-    meant = FASTAI_NAMES.get(name) or difflib.get_close_matches(name, [*names, *own], n=1, cutoff=0.0)[0]
-    return meant if meant in names else f"classifier=ImageClassifierSettings({meant}=...)"
+    near = difflib.get_close_matches(name, [*names, *own], n=1)
+    meant = FASTAI_NAMES.get(name) or (near[0] if near else None)
+    return meant if meant is None or meant in names else f"classifier=ImageClassifierSettings({meant}=...)"
 
 
 def _balanced_weights(table: Dataset, num_labels: int) -> Tensor:

@@ -20,13 +20,19 @@ from ulmfit_pipe.stages.finished import StageResult, digest_of
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_setting, train_image_classifier
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
+from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
-from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import check_above_zero, check_seed, check_types, check_whole
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.text_tables import format_table
 
+GIVEN_TO_FIT = {  # settings that `ImagePipeline.fit` takes under another name
+    "train_images": "fit(train, ...), the first argument",
+    "test_images": "test=",
+    "model": "ImagePipeline(model)",
+}
 PRETRAINING_SHARE = 0.4  # of max_seconds goes to the related task
 PRETRAINING_HELD_OUT = 0.1  # of its images, to choose its best epoch by
 
@@ -50,7 +56,7 @@ class PretrainingSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training could use."""
-        check_choices(self)
+        check_types(self)
         check_whole(self, {"images": 260, "epochs": 1})
         check_above_zero(self, "lr")
 
@@ -114,7 +120,8 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that are on no field's list, or out of range."""
-        check_choices(self)
+        check_types(self)
+        check_seed(self)
         check_whole(self, {"max_train_images": 1})
 
 
@@ -304,7 +311,7 @@ class ImagePipeline:
     """
 
     def __init__(self, model: str | Path | None = None) -> None:
-        self.model = None if model is None else str(model)
+        self.model = None if model is None else check_folder(model, "ImagePipeline")
         self.metrics: dict[str, Any] | None = None
         self._predictor: ImagePredictor | None = None
 
@@ -320,7 +327,7 @@ class ImagePipeline:
             ArtifactError: The folder is no image classifier, or it has a head of its own and none is given.
         """
         pipeline = cls()
-        pipeline._predictor = ImagePredictor.load(folder, custom_head=custom_head)
+        pipeline._predictor = ImagePredictor.load(check_folder(folder, "ImagePipeline.load"), custom_head=custom_head)
         return pipeline
 
     def fit(
@@ -349,17 +356,17 @@ class ImagePipeline:
             What ``metrics.json`` holds.
 
         Raises:
+            TypeError: Something other than a path or a dataset stands for images.
             ValueError: A setting, image or model cannot be used.
         """
-        names = sorted(each.name for each in dataclasses.fields(ImageSettings))
-        for name in settings:
-            if name not in names:
-                meant = meant_setting(name, names)
-                raise ValueError(f"fit has no setting {name!r}; did you mean {meant}? There are {', '.join(names)}")
+        names = [each.name for each in dataclasses.fields(ImageSettings) if each.name not in GIVEN_TO_FIT]
+        check_names(settings, ImageSettings, elsewhere=GIVEN_TO_FIT, meant=lambda name: meant_setting(name, names))
+        held_out = settings.pop("validation_images", None)
         given = ImageSettings(
-            output_dir=str(output_dir),
-            train_images=_path_or_none(train),
-            test_images=_path_or_none(test),
+            output_dir=check_folder(output_dir, "output_dir"),
+            train_images=_path_or_none(train, "train"),
+            test_images=_path_or_none(test, "test"),
+            validation_images=None if held_out is None else _checked_path(held_out, "validation_images"),
             model=self.model,
             **settings,
         )
@@ -389,5 +396,9 @@ class ImagePipeline:
         return self.predictor.predict(images)
 
 
-def _path_or_none(source: str | Path | Dataset | None) -> str | None:
-    return str(source) if isinstance(source, str | Path) else None
+def _path_or_none(source: str | Path | Dataset | None, name: str) -> str | None:
+    return None if source is None or isinstance(source, Dataset) else _checked_path(source, name)
+
+
+def _checked_path(source: Any, name: str) -> str:
+    return check_files(source, name, several=False, table=False)[0]

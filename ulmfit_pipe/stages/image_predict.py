@@ -1,6 +1,7 @@
 """Prediction: images in, labels and scores out, in the order given."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
 from ulmfit_pipe.stages.classifier_labels import labels_of
+from ulmfit_pipe.stages.python_input import check_sequence
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.loop import evaluate
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -109,18 +111,14 @@ class ImagePredictor:
             ``{"label", "score", "scores"}`` an image.
 
         Raises:
-            TypeError: A single path or image instead of a list, or something in it that is neither.
+            TypeError: A table, a single path or image instead of a list, or something in it that is neither.
             ImageError: An image does not open.
             ValueError: The model gives no number for an image.
         """
-        if isinstance(images, str | Path | Image.Image):
-            raise TypeError(f"predict takes a list of images, got one {type(images).__name__}; write predict([image])")
-        found = []
-        for start in range(0, len(images), BATCH_IMAGES):
-            part = [
-                self._opened(image, start + place) for place, image in enumerate(images[start : start + BATCH_IMAGES])
-            ]
-            found += self._predict_opened(part, first=start)
+        given = enumerate(check_sequence(images, of="image"))
+        found: list[dict[str, Any]] = []
+        while part := [self._opened(image, place) for place, image in islice(given, BATCH_IMAGES)]:
+            found += self._predict_opened(part, first=len(found))
         return found
 
     def _opened(self, image: Any, place: int) -> Image.Image:

@@ -28,6 +28,7 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.setting_checks import check_seed, check_types
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     TRAIN,
@@ -94,6 +95,11 @@ class LanguageModelJob(TableReading):
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse values of another type, or on no field's list."""
+        check_types(self)
+        check_seed(self)
+
 
 @dataclass(frozen=True)
 class ClassifierJob(TableReading):
@@ -155,6 +161,11 @@ class ClassifierJob(TableReading):
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse values of another type, or on no field's list."""
+        check_types(self)
+        check_seed(self)
+
 
 @dataclass(frozen=True)
 class LearningRateJob(TableReading):
@@ -204,6 +215,11 @@ class LearningRateJob(TableReading):
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type, or on no field's list."""
+        check_types(self)
+        check_seed(self)
 
 
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:

@@ -27,7 +27,7 @@ from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.training.history import History
@@ -96,7 +96,7 @@ class LanguageModelSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training could use, before any is begun."""
-        check_choices(self)
+        check_types(self)
         ones = ("epochs", "frozen_epochs", "batch_size", "bptt", "vocab_size", "min_count", "embedding_size")
         more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers", "block_size")
         check_whole(self, dict.fromkeys((*ones, *more), 1))

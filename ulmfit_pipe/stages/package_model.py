@@ -31,6 +31,7 @@ from ulmfit_pipe.stages.language_model_scores import score_language_model
 from ulmfit_pipe.stages.lineage import lineage_of, precision_name
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.setting_checks import check_seed
 from ulmfit_pipe.stages.tables_of_run import VALIDATION
 from ulmfit_pipe.training.checkpoint import write_atomic
 
@@ -81,6 +82,10 @@ class PackageSettings(TableReading):
     data_note: str = WIKIPEDIA
     license: str = "cc-by-sa-4.0"
     license_note: str = WIKIPEDIA_LICENCE
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that no generator takes."""
+        check_seed(self)
 
 
 def package_language_model(settings: PackageSettings, *, context: RunContext | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ data is skipped, and says so.
 """
 
 import dataclasses
-import difflib
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,10 +24,11 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_langu
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
+from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
-from ulmfit_pipe.stages.setting_checks import check_choices
-from ulmfit_pipe.stages.settings import settings_to_yaml
+from ulmfit_pipe.stages.setting_checks import check_seed, check_types
+from ulmfit_pipe.stages.settings import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
     RunTables,
@@ -42,6 +42,12 @@ from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_j
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
+GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, or not at all
+    "train_file": "fit(train, ...), the first argument",
+    "test_file": "test=",
+    "unlabelled_file": "unlabelled=",
+    "model": "TextPipeline(model)",
+}
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,9 @@ class PipelineSettings(TableReading):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that are on no field's list."""
-        check_choices(self)
+        """Refuse values of another type, or on no field's list."""
+        check_types(self)
+        check_seed(self)
 
 
 @trusting_run
@@ -322,9 +329,9 @@ class TextPipeline:
     """
 
     def __init__(self, model: str | Path | None = DEFAULT_MODEL, *, trust_remote_code: bool = False) -> None:
+        self.model = None if model is None else check_folder(model, "TextPipeline")
         if model is not None:
             resolve_model(model)
-        self.model = None if model is None else str(model)
         self.trust_remote_code = trust_remote_code
         self.metrics: dict[str, Any] | None = None
         self._predictor: Predictor | None = None
@@ -333,6 +340,7 @@ class TextPipeline:
     def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextPipeline":
         """Load a classifier folder that a run has written; ``trust_remote_code`` as `Predictor.load`."""
         pipeline = cls(model=None, trust_remote_code=trust_remote_code)
+        folder = check_folder(folder, "TextPipeline.load")
         pipeline._predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
         return pipeline
 
@@ -354,22 +362,26 @@ class TextPipeline:
             test: Labelled file that is scored once.
             unlabelled: Further text for the language model.
             preset: Recipe.
-            **settings: Any other field of `PipelineSettings`.
+            **settings: Any other field of `PipelineSettings`; a group as its class or as a dict.
 
         Returns:
             What ``metrics.json`` holds.
 
         Raises:
+            TypeError: A table in memory, or anything else that names no file.
             ValueError: A setting, table or model cannot be used.
         """
+        check_names(settings, PipelineSettings, elsewhere=GIVEN_TO_FIT, meant=_meant_setting)
+        held_out = settings.pop("validation_file", None)
         given = PipelineSettings(
-            train_file=_listed(train),
-            output_dir=str(output_dir),
+            train_file=check_files(train, "train"),
+            output_dir=check_folder(output_dir, "output_dir"),
             model=self.model,
-            test_file=None if test is None else str(test),
-            unlabelled_file=None if unlabelled is None else _listed(unlabelled),
+            test_file=None if test is None else check_files(test, "test", several=False)[0],
+            validation_file=None if held_out is None else check_files(held_out, "validation_file", several=False)[0],
+            unlabelled_file=None if unlabelled is None else check_files(unlabelled, "unlabelled"),
             preset=preset,
-            **{"trust_remote_code": self.trust_remote_code, **_known(settings)},
+            **{"trust_remote_code": self.trust_remote_code, **settings},
         )
         self.metrics = run_pipeline(given)
         self._predictor = Predictor.load(self.metrics["classifier"], trust_remote_code=given.trust_remote_code)
@@ -394,17 +406,10 @@ class TextPipeline:
         return self.predictor.predict(texts)
 
 
-def _listed(value: str | Path | Sequence[str | Path]) -> list[str]:
-    return [str(value)] if isinstance(value, str | Path) else [str(item) for item in value]
-
-
-def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Check the names of keyword settings and put a single text column into a list."""
-    names = [each.name for each in dataclasses.fields(PipelineSettings)]
-    for name in settings:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-            raise ValueError(f"fit has no setting {name!r}; did you mean {close[0]!r}? There are {', '.join(names)}")
-    if "text_column" in settings:
-        settings = {**settings, "text_column": _listed(settings["text_column"])}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+def _meant_setting(name: str) -> str | None:
+    """Return the setting whose name is near, as it is written in Python, or None."""
+    near = nearest_names(name, [field.name for field in list_settings(PipelineSettings)])
+    if not near:
+        return None
+    group, _, field_name = near[0].rpartition(".")
+    return f'{group}={{"{field_name}": ...}}' if group else repr(near[0])

@@ -31,6 +31,7 @@ from ulmfit_pipe.stages.document_reading import (
     thresholds_of,
 )
 from ulmfit_pipe.stages.model_folder import remote_code
+from ulmfit_pipe.stages.python_input import check_texts
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 from ulmfit_pipe.training.processes import reduce_sum, to_device
@@ -112,17 +113,17 @@ class Predictor:
         """Return label, score and all scores of each text, in order.
 
         Args:
-            texts: Texts of any length; none may be empty.
+            texts: Texts of any length; none may be empty. A column of a table will do, the table itself not.
 
         Returns:
             ``{"label", "score", "scores"}`` a text; for multi-label ``label`` is a list of names and ``score`` the
             lowest probability among them (or the highest of all where no label is given).
 
         Raises:
-            TypeError: A bare string, or something in the list that is no string.
+            TypeError: A table, a mapping, a bare string, or something in the list that is no string.
             ValueError: A text is empty, or the model gives no number for it.
         """
-        checked = _checked_texts(texts)
+        checked = check_texts(texts)
         if not checked:
             return []
         ids = encode_documents(self.tokenizer, checked)
@@ -295,17 +296,3 @@ def _check_label_names(table: Dataset, known: list[str]) -> None:
             f"the table's labels are {list(names)}, the classifier's are {known}: their numbers would mean different "
             "labels; load the table with label_names of the classifier"
         )
-
-
-def _checked_texts(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError("predict takes a list of texts, got one string; write predict([text])")
-    checked = list(texts)
-    for position, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"text {position} (counted from 0) is {type(text).__name__}, not a string: {str(text)[:60]!r}"
-            )
-        if not text.strip():
-            raise ValueError(f"text {position} (counted from 0) is empty; leave it out, an empty text has no label")
-    return checked

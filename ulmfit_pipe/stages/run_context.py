@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
-from ulmfit_pipe.stages.setting_checks import check_whole, check_zero_or_more, settings_that_count
+from ulmfit_pipe.stages.setting_checks import check_seed, check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.training.accelerate_trackers import check_report_to
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.launch import new_accelerator, started_processes
@@ -61,6 +61,7 @@ class RunContext:
         """Refuse trackers that are not there, and numbers that make no sense, before anything is read."""
         self.report_to = check_report_to(self.report_to)
         check_whole(self, {"log_every": 1})
+        check_seed(self)
         check_zero_or_more(self, "checkpoint_seconds")
 
     def for_model(self, model_type: str) -> "RunContext":

@@ -7,6 +7,9 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from ulmfit_pipe.stages.setting_values import python_value, shorten
+
+LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 ADDED = "added"  # mark of a field that came when there were finished stages without it
 
 
@@ -27,6 +30,38 @@ def settings_that_count(settings: Any) -> dict[str, Any]:
         and not (field.metadata.get(ADDED) and getattr(settings, field.name) == field.default)
     }
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in names}
+
+
+def check_types(settings: Any) -> None:
+    """Raise unless every field holds a value of its annotated type, and one of its list where that is closed.
+
+    Python's other ways to write a value are taken: see `python_value`, whose results replace the fields.
+
+    Raises:
+        ValueError: A value is of another type, or not on its field's list.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        given = getattr(settings, field.name)
+        settled = python_value(given, hints[field.name], name=field.name)
+        if settled is not given:
+            object.__setattr__(settings, field.name, settled)  # the class is frozen, but not yet finished
+    check_choices(settings)
+
+
+def check_seed(settings: Any) -> None:
+    """Raise unless the field `seed` is a number that every random generator takes.
+
+    Raises:
+        ValueError: It is no whole number, negative, or too large for NumPy's generators.
+    """
+    seed = settings.seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed must be 0..2**32-1, got {shorten(seed)}; {_default_seed(settings)} is the default")
+
+
+def _default_seed(settings: Any) -> Any:
+    return next((field.default for field in dataclasses.fields(settings) if field.name == "seed"), 0)
 
 
 def check_choices(settings: Any) -> None:

@@ -11,6 +11,7 @@ a setting win over it.
 import argparse
 import dataclasses
 import difflib
+import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +25,12 @@ import yaml
 from ulmfit_pipe.stages.setting_values import (
     COMMAND_LINE,
     SettingsError,
+    cut_middle,
     describe_type,
-    is_list,
     read_value,
     shorten,
+    takes_list,
+    takes_text,
     to_plain,
     to_text,
 )
@@ -37,6 +40,9 @@ SettingsT = TypeVar("SettingsT")
 SUGGESTION_CUTOFF = 0.6  # difflib's own default for "close"
 SUGGESTION_MARGIN = 0.15  # a name this much less alike than the best is noise beside it
 MAX_SUGGESTIONS = 3
+LONGEST_NAME = 80  # characters; no setting has such a name, and comparing takes the square of it
+LARGEST_FILE = 2**20  # bytes of a settings file
+MOST_VALUES = 200_000  # in a settings file, each alias (*name) counted with all that it stands for
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ def parse_settings(
     """Read settings from the command line and the files it names.
 
     A list: repeat the name (`--text_column title --text_column body`) or write `--text_column '[title, body]'`.
-    `null` stands for None where None is allowed; true and false need writing out (`--backward true`).
+    Any other setting is given once. `null` stands for None where None is allowed; true and false need writing out
+    (`--backward true`).
 
     Args:
         settings_class: A frozen dataclass; nested dataclasses are groups.
@@ -188,11 +195,11 @@ def _split_words(settings_class: type, words: list[str]) -> tuple[list[str], dic
     for word in rest:
         if not word.startswith("--"):
             raise SettingsError(
-                f"{word!r} follows no setting's name; write --name VALUE, again for each item of a list"
+                f"{shorten(word)} follows no setting's name; write --name VALUE, again for each item of a list"
             )
         name, equals, text = word[2:].partition("=")
         if name != "config" and name not in fields:
-            _refuse_name(name, fields, spelled=f"--{name}", dashes="--")
+            _refuse_name(name, {"config": None, **fields}, spelled=f"--{name}", dashes="--")
         if not equals:
             text = next(rest, "--")
             if text.startswith("--"):
@@ -206,29 +213,37 @@ def _split_words(settings_class: type, words: list[str]) -> tuple[list[str], dic
     return files, given
 
 
-def _refuse_name(name: str, fields: Mapping[str, SettingField], *, spelled: str, dashes: str = "") -> NoReturn:
+def _refuse_name(name: str, fields: Mapping[str, Any], *, spelled: str, dashes: str = "") -> NoReturn:
     if name in _group_names(fields):
         example = next(field for field in fields if field.startswith(name + "."))
         raise SettingsError(f"{spelled} is a group of settings; set one of its fields, for example {dashes}{example}")
-    nearest = [dashes + candidate for candidate in _nearest_names(name, fields)]
-    raise SettingsError(f"unknown setting {spelled}; did you mean {' or '.join(nearest)}? (--help lists all)")
+    nearest = [dashes + candidate for candidate in nearest_names(name, list(fields))]
+    shown = repr(cut_middle(spelled, LONGEST_NAME))[1:-1]  # control characters escaped
+    advice = (
+        f"did you mean {' or '.join(nearest)}? (--help lists all)" if nearest else "--help lists all that there are"
+    )
+    raise SettingsError(f"unknown setting {shown}; {advice}")
 
 
-def _nearest_names(name: str, known: Mapping[str, SettingField]) -> list[str]:
-    """The closest real names, best first; the field counts more than its group."""
+def nearest_names(name: str, known: Sequence[str]) -> list[str]:
+    """The closest real names, best first, and none where none is close; the field counts more than its group."""
+    if len(name) > LONGEST_NAME:
+        return []
     typed_group, _, typed_field = name.rpartition(".")
 
     def likeness(candidate: str) -> float:
         group, _, field = candidate.rpartition(".")
         if candidate.startswith(name) or field.startswith(name):
             return 1.0
+        if name.endswith(f"_{field}"):  # the Trainer's per_device_train_batch_size
+            return 0.9
         if typed_group:
             return 0.8 * _ratio(typed_field, field) + 0.2 * _ratio(typed_group, group)
         return max(_ratio(name, field), _ratio(name, candidate))
 
     ranked = sorted(known, key=likeness, reverse=True)
     enough = max(SUGGESTION_CUTOFF, likeness(ranked[0]) - SUGGESTION_MARGIN)
-    return [candidate for candidate in ranked if likeness(candidate) >= enough][:MAX_SUGGESTIONS] or ranked[:1]
+    return [candidate for candidate in ranked if likeness(candidate) >= enough][:MAX_SUGGESTIONS]
 
 
 def _ratio(typed: str, real: str) -> float:
@@ -236,10 +251,22 @@ def _ratio(typed: str, real: str) -> float:
 
 
 def _join_texts(field: SettingField, texts: list[str]) -> Any:
-    """Texts given on the command line -> one value; for a list all of them, otherwise the last one."""
-    if not is_list(field.type) or texts[-1] == "null":
-        return texts[-1]
-    return texts[0] if len(texts) == 1 and texts[0].startswith("[") else texts
+    """Texts given on the command line -> one value: for a list all of them."""
+    if len(texts) > 1 and (not takes_list(field.type) or "null" in texts):
+        shown = " and ".join(shorten(text, 40) for text in texts[:2])
+        raise SettingsError(f"--{field.name} is given twice: {shown}; write it once")
+    if takes_list(field.type) and texts[0].startswith("["):
+        return _listed(texts[0]) if len(texts) == 1 else texts
+    single = not takes_list(field.type) or texts[0] == "null" or (len(texts) == 1 and takes_text(field.type))
+    return texts[0] if single else texts
+
+
+def _listed(text: str) -> Any:
+    """A list written as one text, `[title, body]`; what is none comes back as it is, and is refused as such."""
+    try:
+        return _load_yaml(text)
+    except (yaml.YAMLError, SettingsError):
+        return text
 
 
 def _read_field(field: SettingField, value: Any, origin: str) -> Any:
@@ -249,25 +276,70 @@ def _read_field(field: SettingField, value: Any, origin: str) -> Any:
 # Files
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a name given twice; YAML itself would silently take the second."""
+class _SettingsLoader(yaml.SafeLoader):
+    """A safe loader that reads plain words as YAML 1.2 does, and refuses a name given twice.
+
+    In PyYAML's YAML 1.1, `no` is false, 010 is eight, 1:30 is ninety and 2024-05-01 a date; here they are texts, which
+    a setting of another type refuses. Of a name given twice YAML itself would silently take the second.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Build the mapping after looking for a repeated key."""
-        names = [key.value for key, _ in node.value]
-        for (key, _), name in zip(node.value, names, strict=True):
-            if names.count(name) > 1:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<" and first.setdefault(key.value, line) != line:
                 raise SettingsError(
-                    f"{name} is given twice, the first time on line {key.start_mark.line + 1}; keep one"
+                    f"{cut_middle(key.value, LONGEST_NAME)} is given twice, the first time on line "
+                    f"{first[key.value]}; keep one"
                 )
         return super().construct_mapping(node, deep=deep)
+
+
+_SettingsLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]{0,300})", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?", "-+0123456789."),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("merge", "<<", "<"),
+):
+    _SettingsLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _load_yaml(text: str) -> Any:
+    loader = _SettingsLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count_values(node, {}) > MOST_VALUES:
+            raise SettingsError(f"it stands for more than {MOST_VALUES:,} values; write out what its aliases (*) mean")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise SettingsError(
+            "lists or groups are nested too deeply; settings have groups of one or two levels"
+        ) from None
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Count the values below a node, those behind an alias each time that it is used."""
+    if id(node) not in counted:
+        counted[id(node)] = MOST_VALUES + 1  # what a node that holds itself would never stop counting
+        below = [] if isinstance(node, yaml.ScalarNode) else node.value
+        pairs = (part for item in below for part in (item if isinstance(item, tuple) else (item,)))
+        counted[id(node)] = 1 + sum(_count_values(part, counted) for part in pairs)
+    return counted[id(node)]
 
 
 def _read_file(settings_class: type, path: str) -> dict[str, Any]:
     """YAML file -> setting -> checked value, for the settings it names."""
     fields = {field.name: field for field in list_settings(settings_class)}
     try:
-        content = yaml.load(_read_text(path), Loader=_UniqueKeyLoader)
+        content = _load_yaml(_read_text(path))
         if content is None:  # only comments
             return {}
         if not isinstance(content, dict):
@@ -277,7 +349,7 @@ def _read_file(settings_class: type, path: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be read")
-        raise SettingsError(f"{path}: not valid YAML{place}: {problem}") from error
+        raise SettingsError(f"{path}: not valid YAML{place}: {cut_middle(str(problem), 200)}") from error
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
     return {name: _read_field(fields[name], value, path) for name, value in flat.items()}
@@ -285,7 +357,11 @@ def _read_file(settings_class: type, path: str) -> dict[str, Any]:
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise SettingsError(f"more than {LARGEST_FILE:,} bytes, so it is no file of settings")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
     except OSError as error:
@@ -346,7 +422,7 @@ def _help_parser(settings_class: type, description: str, prog: str | None) -> ar
         if group not in sections:
             sections[group] = parser.add_argument_group(field.section)
         default = "required" if field.required else f"default: {to_text(field.default)}"
-        again = "; repeat the name for each" if is_list(field.type) else ""
+        again = "; repeat the name for each" if takes_list(field.type) else ""
         text = f"{field.doc} ({describe_type(field.type)}{again}; {default})".strip().replace("%", "%%")
         sections[group].add_argument(f"--{field.name}", metavar="VALUE", help=text)
     return parser

@@ -2,7 +2,7 @@
 
 `ClassificationMetric`, `MultiLabelMetric` and `LanguageModelMetric` take batches by `update` (nothing is read back
 from the device there) and give a dictionary by `compute`. One process and many give the same numbers, however
-unequal their shares are. Single-label scores come from a confusion matrix, which adds up; only average precision
+unequal their shares are. Single-label scores come from counts of each class, which add up; only average precision
 needs the rows themselves, and `gather_rows` brings those together padded to equal length.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 Reduce = Callable[[Tensor], Tensor]
 Gather = Callable[[Tensor], Tensor]
 
+MOST_CONFUSED = 1_000  # classes; the matrix of so many takes 8 MB
 IGNORED = -100  # torch's mark of a target that counts for nothing
 
 
@@ -47,7 +48,8 @@ class SumVector:
 class ClassificationMetric:
     """Accuracy, macro F1 and loss of a classifier with one label a row.
 
-    Keeps a confusion matrix of `num_labels ** 2` sums.
+    Keeps three counts a class, and a confusion matrix up to `MOST_CONFUSED` classes, beyond which it would take more
+    memory and time than the evaluation itself.
 
     Args:
         num_labels: Number of classes.
@@ -58,7 +60,8 @@ class ClassificationMetric:
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = _checked_num_labels(num_labels)
-        self._sums = SumVector(2 + num_labels**2)
+        self._sums = SumVector(2 + 3 * num_labels)  # loss, count; rows of each class right, there and predicted
+        self._cells = SumVector(num_labels**2 if num_labels <= MOST_CONFUSED else 0)
 
     def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor, count: float) -> None:
         """Add one batch.
@@ -76,12 +79,27 @@ class ClassificationMetric:
         sums = self._sums.at_home_of(logits)
         sums[0] += loss_sum.detach().to(sums.device)
         sums[1] += count
-        cells = labels.to(sums.device) * self.num_labels + logits.detach().argmax(dim=-1).to(sums.device)
-        sums[2:].index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
+        labels, predicted = labels.to(sums.device), logits.detach().argmax(dim=-1).to(sums.device)  # (batch,)
+        ones = torch.ones_like(labels, dtype=torch.float64)
+        counts = sums[2:].view(3, self.num_labels)
+        counts[0].index_add_(0, labels, (predicted == labels).double())
+        counts[1].index_add_(0, labels, ones)
+        counts[2].index_add_(0, predicted, ones)
+        if self.num_labels <= MOST_CONFUSED:
+            self._cells.at_home_of(logits).index_add_(0, labels * self.num_labels + predicted, ones)
 
     def confusion(self, reduce: Reduce | None = None) -> Tensor:
-        """Return the confusion matrix over all processes, int64 (num_labels true, num_labels predicted)."""
-        return self._sums.total(reduce)[2:].round().long().reshape(self.num_labels, self.num_labels)
+        """Return the confusion matrix over all processes, int64 (num_labels true, num_labels predicted).
+
+        Raises:
+            ValueError: There are more than `MOST_CONFUSED` classes.
+        """
+        if self.num_labels > MOST_CONFUSED:
+            raise ValueError(
+                f"a confusion matrix is kept for up to {MOST_CONFUSED:,} classes, here are {self.num_labels:,}; "
+                "compare the predictions with the labels instead"
+            )
+        return self._cells.total(reduce).round().long().reshape(self.num_labels, self.num_labels)
 
     def compute(self, reduce: Reduce | None = None) -> dict[str, float]:
         """Return `accuracy`, `macro_f1`, `loss` and `n` (rows) over all processes.
@@ -92,9 +110,10 @@ class ClassificationMetric:
         Raises:
             ValueError: No row was added on any process.
         """
-        loss_sum, count, *_ = sums = self._sums.total(reduce)
-        confusion = sums[2:].reshape(self.num_labels, self.num_labels)
-        return {**classification_scores(confusion), "loss": float(loss_sum / count), "n": _whole(confusion.sum())}
+        sums = self._sums.total(reduce)
+        right, actual, predicted = sums[2:].view(3, self.num_labels)
+        scores = classification_scores(right, actual, predicted)
+        return {**scores, "loss": float(sums[0] / sums[1]), "n": _whole(actual.sum())}
 
 
 class MultiLabelMetric:
@@ -221,25 +240,25 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def classification_scores(confusion: Tensor) -> dict[str, float]:
-    """Return accuracy and macro F1 of a confusion matrix.
+def classification_scores(right: Tensor, actual: Tensor, predicted: Tensor) -> dict[str, float]:
+    """Return accuracy and macro F1 of the counts of each class: diagonal, rows and columns of a confusion matrix.
 
     Macro F1 is the plain mean over the classes that occur among the labels or the predictions, 0 for a class never
     predicted right: scikit-learn's `f1_score(labels, predictions, average="macro", zero_division=0)`.
 
     Args:
-        confusion: (num_labels true, num_labels predicted) counts.
+        right: Rows of each class that were predicted to be of it: (num_labels,).
+        actual: Rows of each class: (num_labels,).
+        predicted: Rows that were predicted to be of each class: (num_labels,).
 
     Raises:
-        ValueError: The matrix counts no row.
+        ValueError: No row was counted.
     """
-    if not confusion.sum() > 0:
+    if not actual.sum() > 0:
         raise ValueError(_nothing_added("row"))
-    confusion = confusion.double()
-    right, actual, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)  # (num_labels,)
     occurs = actual + predicted > 0
-    f1 = 2 * right[occurs] / (actual + predicted)[occurs]
-    return {"accuracy": float(right.sum() / confusion.sum()), "macro_f1": float(f1.mean())}
+    f1 = 2 * right[occurs].double() / (actual + predicted)[occurs]
+    return {"accuracy": float(right.sum() / actual.sum()), "macro_f1": float(f1.mean())}
 
 
 def multi_label_scores(

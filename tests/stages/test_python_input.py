@@ -1,0 +1,325 @@
+"""What predict and fit are handed in Python: sequences and files pass, what only looks like one is refused."""
+
+import collections
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from tiny_runs import reviews, write_csv
+
+from ulmfit_pipe import ImagePipeline, TextPipeline
+from ulmfit_pipe.stages import pipeline as pipeline_module
+from ulmfit_pipe.stages.image_predict import ImagePredictor
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.python_input import check_sequence, check_texts
+
+FRAME = pd.DataFrame({"text": ["a cold soup", "a warm soup"], "id": [1, 2]})
+COLUMNS = {"text": ["a cold soup", "a warm soup"], "id": ["1", "2"]}
+Row = collections.namedtuple("Row", ["text", "label"])
+
+
+# predict
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a cold soup", "a warm soup"],
+        ("a cold soup", "a warm soup"),
+        FRAME["text"],
+        FRAME["text"].astype("category"),
+        FRAME.set_index("id")["text"],
+        FRAME["text"].to_numpy(),
+        np.array(COLUMNS["text"]),
+        Dataset.from_dict(COLUMNS)["text"],
+        pa.table(COLUMNS)["text"],
+        {1: "a cold soup", 2: "a warm soup"}.values(),
+        {"a cold soup": 1, "a warm soup": 2}.keys(),
+        collections.deque(COLUMNS["text"]),
+        (text for text in COLUMNS["text"]),
+    ],
+    ids=lambda texts: type(texts).__name__,
+)
+def test_what_is_plainly_a_sequence_of_texts_is_taken_in_its_order(texts):
+    assert check_texts(texts) == ["a cold soup", "a warm soup"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (FRAME, "got a DataFrame with the columns 'text', 'id'; write predict(df['text'])"),
+        (FRAME[["text"]], "got a DataFrame with the column 'text'; write predict(df['text'])"),
+        (pd.DataFrame({"review": ["a"]}), "write predict(df['review'])"),
+        (pd.DataFrame([["a", "b"]]), "with the columns 0, 1; write predict(df[0])"),
+        (pd.DataFrame(columns=[f"c{i}" for i in range(99)]), "'c6', 'c7', ...; write predict(df['c0'])"),
+        (pd.DataFrame({"\x1b[31m" + "x" * 900: ["a"]}), r"write predict(df['\x1b[31mxx"),
+        (FRAME.iloc[0], "got one row of a table; write predict([row['text']])"),
+        (next(FRAME.itertuples(index=False)), "got a Pandas with the columns 'text', 'id'; write predict([row.text])"),
+        (Row("a", "b"), "got a Row with the columns 'text', 'label'; write predict([row.text])"),
+        (np.array([("a", "b")], dtype=[("text", "U1"), ("label", "U1")]), "write predict(data['text'])"),
+        (Dataset.from_dict(COLUMNS), "got a Dataset with the columns 'text', 'id'; write predict(data['text'])"),
+        (Dataset.from_dict(COLUMNS).to_iterable_dataset(), "got an IterableDataset with the columns 'text', 'id'"),
+        (DatasetDict(test=Dataset.from_dict(COLUMNS)), """write predict(data['test']["text"])"""),
+        (pa.table(COLUMNS), "got a Table with the columns 'text', 'id'; write predict(data['text'])"),
+        (COLUMNS, "got a dict with the columns 'text', 'id'; write predict(data['text'])"),
+        ({"text": "abc", "id": "1"}, "got a dict with the columns 'text', 'id'; write predict([data['text']])"),
+        (collections.UserDict(a="abc"), "got a UserDict with the column 'a'; write predict([data['a']])"),
+        ({}, "got a dict; write predict(data['text'])"),
+        ("abc", "got one string; write predict([text])"),
+        (b"abc", "got one bytes; write predict([text.decode()])"),
+        (Path("a.csv"), "got one PosixPath; write predict([text])"),
+        (None, "got None; write predict([text])"),
+        (7, "got 7; write predict([text])"),
+        ({"a", "b"}, "got a set, which has no order; write predict(list(texts))"),
+        (frozenset("ab"), "got a frozenset, which has no order"),
+        (np.array([["a", "b"], ["c", "d"]]), "got a ndarray of 2 axes; write predict([text]) for one"),
+        (np.array("a"), "got a ndarray of 0 axes; write predict([text]) for one"),
+        (torch.zeros(2, 3), "got a Tensor of 2 axes"),
+        (io.StringIO("a\nb"), "got an open file; write predict(file.read().splitlines()) if each line is a text"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_what_only_looks_like_a_list_of_texts_is_refused_with_the_line_to_write(texts, words):
+    with pytest.raises(TypeError, match="^predict takes a list of texts, ") as refused:
+        check_texts(texts)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (None, "text 1 (counted from 0) is NoneType, not a string: None; leave out the rows without text"),
+        (float("nan"), "is float, not a string: nan; leave out the rows without text, for example with df['text']"),
+        (pd.NA, "is NAType, not a string: <NAType>; leave out the rows"),
+        (3, "is int, not a string: 3; write str(item) if it is a text"),
+        (b"abc", "is bytes, not a string: b'abc'; decode it first"),
+        ({"text": "x" * 5000}, 'write predict([row["text"] for row in rows])'),
+        (["a"], "is list, not a string: ['a']; give one list that holds a string for each text"),
+        pytest.param(10**5000, "is int, not a string: a whole number of 16,610 bits; write", id="long"),
+    ],
+)
+def test_an_item_that_is_no_text_is_named_with_its_way_out(item, words):
+    with pytest.raises(TypeError, match=r"^text 1 \(counted from 0\) is ") as refused:
+        check_texts(["fine", item])
+    assert words in str(refused.value)
+    assert len(str(refused.value)) < 250
+
+
+def test_every_way_to_predict_texts_refuses_a_table(tiny_classifier_folder):
+    for predict in (TextPipeline.load(tiny_classifier_folder).predict, Predictor.load(tiny_classifier_folder).predict):
+        with pytest.raises(TypeError, match=re.escape("write predict(df['text'])")):
+            predict(FRAME)
+        assert [row["score"] for row in predict(FRAME["text"])] == [row["score"] for row in predict(COLUMNS["text"])]
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (pd.DataFrame({"image": ["a.png"], "label": ["x"]}), "with the columns 'image', 'label'; write predict(df['im"),
+        ({"image": "a.png"}, "got a dict with the column 'image'; write predict([data['image']])"),
+        ("a.png", "got one string; write predict([image])"),
+        (Image.new("L", (2, 2)), "got <Image>; write predict([image])"),
+        (np.zeros((4, 4, 3)), "got a ndarray of 3 axes; write predict([image]) for one"),
+        ({"a.png"}, "got a set, which has no order; write predict(list(images))"),
+        (None, "got None; write predict([image])"),
+    ],
+)
+def test_what_is_no_list_of_images_is_refused_with_the_line_to_write(images, words):
+    for predict in (ImagePredictor.predict, ImagePipeline.predict):
+        pipeline = ImagePipeline()
+        pipeline._predictor = ImagePredictor.__new__(ImagePredictor)
+        with pytest.raises(TypeError, match="^predict takes a list of images, ") as refused:
+            predict(pipeline if predict is ImagePipeline.predict else pipeline.predictor, images)
+        assert words in str(refused.value)
+
+
+def test_a_column_of_images_is_taken_as_it_is():
+    assert list(check_sequence(pd.Series(["a.png", "b.png"]), of="image")) == ["a.png", "b.png"]
+
+
+# fit
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch, tmp_path):
+    """Make every way to read a table or to train fail, and stand in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: pytest.fail("it ran"))
+    monkeypatch.setattr("ulmfit_pipe.stages.image_pipeline.run_image_pipeline", lambda *a, **k: pytest.fail("it ran"))
+
+
+LONG = "What a lovely film this is, said nobody at all"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            (FRAME,),
+            "train takes a file (CSV, TSV, JSONL or Parquet), or a list of files, got a DataFrame; write df.to_c",
+        ),
+        ((FRAME["text"],), 'got a Series; write df.to_csv("train.csv", index=False) and give "train.csv"'),
+        ((Dataset.from_dict(COLUMNS),), 'got a Dataset; write data.save_to_disk("train") and give "train"'),
+        (
+            (DatasetDict(train=Dataset.from_dict(COLUMNS)),),
+            'write data["train"].save_to_disk("train") and give "train"',
+        ),
+        ((COLUMNS,), 'got a dict; write pandas.DataFrame({"text": texts, "label": labels}).to_csv("train.csv"'),
+        ((([LONG], ["good"]),), "got a list that holds a list; write pandas.DataFrame({"),
+        (([FRAME],), "got a list that holds a DataFrame; write df.to_csv("),
+        (
+            ([LONG, "short"],),
+            "there is no file or folder 'What a lovely film this is, said nobody at all'. If it is a t",
+        ),
+        ((LONG,), 'write pandas.DataFrame({"text": texts, "label": labels}).to_csv("train.csv", index=False)'),
+        ((Row("a.csv", "b.csv"),), "got a Row"),
+        (([],), "got an empty list"),
+        (("",), "got ''"),
+        (([" "],), "got ' '"),
+        (({"a.csv"},), "got a set"),
+        (((name for name in ["a.csv"]),), "got a generator"),
+        ((b"a.csv",), "got a bytes"),
+        ((3,), "got a int"),
+        ((np.array(["a.csv"]),), "got a ndarray"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else type(value[0]).__name__,
+)
+def test_what_names_no_file_is_refused_before_any_work(given, words, nothing_is_read):
+    for argument in ("train", "unlabelled"):
+        files = {"train": "train.csv", argument: given[0]}
+        with pytest.raises((TypeError, ValueError), match=f"^{argument} takes a file") as refused:
+            TextPipeline(None).fit(**files, output_dir="run")
+        expected = words.replace("train takes", f"{argument} takes")
+        if argument == "unlabelled":
+            expected = expected.replace(', "label": labels', "").replace("train.csv", "unlabelled.csv")
+            expected = expected.replace('("train")', '("unlabelled")').replace('give "train"', 'give "unlabelled"')
+        assert expected in str(refused.value)
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["test", "validation_file"])
+@pytest.mark.parametrize("given", [FRAME, Dataset.from_dict(COLUMNS), ["a.csv"], ("a.csv", "b.csv"), LONG, 3])
+def test_one_file_is_one_path(name, given, nothing_is_read):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} takes a file \(CSV, TSV, JSONL or Parquet\)[,;] "):
+        TextPipeline(None).fit("train.csv", output_dir="run", **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"test_file": "t.csv"}, "fit has no setting 'test_file'; write test="),
+        ({"train_file": "t.csv"}, "fit has no setting 'train_file'; write fit(train, ...), the first argument"),
+        ({"unlabelled_file": "t.csv"}, "fit has no setting 'unlabelled_file'; write unlabelled="),
+        ({"model": "m"}, "fit has no setting 'model'; write TextPipeline(model)"),
+        (
+            {"final_epochs": 3},
+            """did you mean classifier={"final_epochs": ...}? There are output_dir, validation_file""",
+        ),
+        ({"zzz": 3}, "fit has no setting 'zzz'. There are output_dir"),
+        ({"seed": "1"}, "seed must be a whole number, got '1'"),
+        ({"seed": -1}, "seed must be 0..2**32-1, got -1; 0 is the default"),
+        ({"ensemble": 1}, "ensemble must be true or false, got 1"),
+        ({"max_seconds": True}, "max_seconds must be a number or null, got True"),
+        ({"text_column": 3}, "text_column must be a list, each item text, got 3"),
+        ({"label_column": 3}, "label_column must be text"),
+        ({"classifier": {"final_epoch": 1}}, "classifier has no setting 'final_epoch'; did you mean 'final_epochs'?"),
+        ({"classifier": {"lr": "fast"}}, "classifier: lr must be a number or null, got 'fast'"),
+        ({"language_model": {"epochs": 0}}, "language_model: epochs must be a whole number of 1 or more, got 0"),
+        ({"max_rows": 5}, "max_rows must be RowLimits(...) or a dict of its settings, got 5"),
+        ({"preset": "fast"}, "preset must be one of auto, paper,"),
+        ({"output_dir": None}, "output_dir takes the name of a folder or model, got None"),
+        ({"output_dir": FRAME}, "output_dir takes the name of a folder or model, got a DataFrame"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_settings_in_python_are_checked_as_those_of_the_command_line(settings, words, nothing_is_read):
+    with pytest.raises((ValueError, TypeError)) as refused:
+        TextPipeline(None).fit("train.csv", **{"output_dir": "run", **settings})
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_table_to_train_on_is_needed(nothing_is_read):
+    with pytest.raises(
+        TypeError, match=r"^train takes a file .*, or a list of files, got None; write pandas.DataFrame"
+    ):
+        TextPipeline(None).fit(None, output_dir="run")
+
+
+def test_groups_may_be_dicts_and_numbers_numpys(monkeypatch):
+    given = []
+    monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: given.append(settings) or {"classifier": "x"})
+    monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder: None)
+    files = {"test": Path("t.csv"), "unlabelled": ("u.csv", Path("v.csv")), "text_column": "body"}
+    numbers = {"seed": np.int64(3), "classifier": {"lr": np.float32(0.5)}, "max_rows": {"train": 9}}
+    TextPipeline(None).fit(Path("a.csv"), output_dir=Path("o"), **files, **numbers)
+    (settings,) = given
+    assert (settings.train_file, settings.test_file, settings.output_dir) == (["a.csv"], "t.csv", "o")
+    assert (settings.unlabelled_file, settings.text_column) == (["u.csv", "v.csv"], ["body"])
+    assert (settings.seed, settings.classifier.lr, settings.max_rows.train) == (3, 0.5, 9)
+    assert type(settings.seed) is int and type(settings.classifier.lr) is float
+
+
+def test_files_that_may_be_there_pass(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: given.append(settings) or {"classifier": "x"})
+    monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder: None)
+    (tmp_path / "my own rows").mkdir()
+    for path in (tmp_path / "my own rows", "my rows.csv", "owner/name", "owner/name:train", "rows", "data/*.csv"):
+        TextPipeline(None).fit(path, output_dir="o")
+        assert given.pop().train_file == [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"train": FRAME},
+            "train takes a folder of images (a folder a class) or a table, got a DataFrame; write df.to",
+        ),
+        ({"train": ["a", "b"]}, "train takes a folder of images (a folder a class) or a table, got a list"),
+        ({"train": "t", "test": COLUMNS}, "test takes a folder of images (a folder a class) or a table, got a dict"),
+        ({"train": "t", "validation_images": FRAME}, "validation_images takes a folder of images"),
+        ({"train": "t", "test_images": "x"}, "fit has no setting 'test_images'; write test="),
+        ({"train": "t", "train_images": "x"}, "fit has no setting 'train_images'; write fit(train, ...), the first"),
+        ({"train": "t", "seed": "1"}, "seed must be a whole number, got '1'"),
+        ({"train": "t", "seed": 2**32}, "seed must be 0..2**32-1, got 4294967296"),
+        (
+            {"train": "t", "classifier": {"final_epoch": 1}},
+            "classifier has no setting 'final_epoch'; did you mean 'fin",
+        ),
+        ({"train": "t", "zzz": 1}, "fit has no setting 'zzz'. There are"),
+        ({"train": "t", "output_dir": None}, "output_dir takes the name of a folder or model, got None"),
+    ],
+)
+def test_images_and_their_settings_are_checked_before_any_work(given, words, nothing_is_read):
+    with pytest.raises((ValueError, TypeError)) as refused:
+        ImagePipeline().fit(**{"output_dir": "run", **given})
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("pipeline", [TextPipeline, ImagePipeline])
+def test_a_model_is_given_by_name(pipeline):
+    for make in (pipeline, pipeline.load):
+        with pytest.raises(
+            TypeError, match="takes the name of a folder or model, got a Linear; a model at hand is saved"
+        ):
+            make(torch.nn.Linear(1, 1))
+
+
+def test_a_table_in_memory_never_reaches_the_hub_or_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "base.csv", reviews(24))
+    (tmp_path / "secret.md").write_text("password hunter2\n" * 30)
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(TypeError, match=r'^unlabelled takes .*, got a DataFrame; write df.to_csv\("unlabelled.csv"'):
+        TextPipeline(None).fit("base.csv", output_dir="out", unlabelled=FRAME)
+    assert not (tmp_path / "out").exists()
