@@ -20,8 +20,9 @@ try:
 except ImportError as error:
     raise ImportError("images need Pillow, which is not installed: pip install 'ulmfit_pipe[vision]'") from error
 
+from ulmfit_pipe.data.labels import sort_label_names
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
-from ulmfit_pipe.data.tables import load_table, sort_label_names
+from ulmfit_pipe.data.tables import load_table
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs: 256 MB of colour
 SHOWN_NAMES = 20  # class names listed in a message

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from ulmfit_pipe.data.tables import TableError, check_labels_for_training, load_table
+from ulmfit_pipe.data.splits import check_labels_for_training
+from ulmfit_pipe.data.tables import TableError, load_table
 from ulmfit_pipe.stages.tables_of_run import label_names_of, some_rows, split_texts, without_texts_of
 
 ALL_ROWS = 0  # the size that stands for every labelled row
