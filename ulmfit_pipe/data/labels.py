@@ -384,14 +384,18 @@ def read_label_names(source: str | Path | Mapping[Any, Any]) -> dict[str, str]:
     """Return the name of each value of a label column.
 
     Args:
-        source: A mapping; or a file: JSON ``{"0": "neg", "1": "pos"}`` or ``["neg", "pos"]``, or CSV or TSV with a
-            value and its name in each row.
+        source: A mapping, or one as JSON text; or a file: JSON ``{"0": "neg", "1": "pos"}`` or ``["neg", "pos"]``, or
+            CSV or TSV with a value and its name in each row.
 
     Raises:
         TableError: The file cannot be read, or holds something else; or a value or name is empty or named twice.
     """
-    where = "label_names" if isinstance(source, Mapping) else str(source)
-    pairs = list(source.items()) if isinstance(source, Mapping) else _read_pairs(Path(source))
+    if isinstance(source, Mapping):
+        where, pairs = "label_names", list(source.items())
+    elif str(source).lstrip().startswith(("{", "[")):
+        where, pairs = "label_names", _json_pairs(str(source), "label_names")
+    else:
+        where, pairs = str(source), _read_pairs(Path(source))
     names: dict[str, str] = {}
     for value, name in pairs:
         key = clean_label(str(value))
@@ -410,19 +414,24 @@ def _read_pairs(path: Path) -> list[tuple[Any, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise TableError(f"label_names {path} cannot be read ({error}); give a JSON or CSV file in UTF-8") from error
     if path.suffix.lower() == ".json":
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise TableError(f"label_names {path} is not JSON: {error}") from error
-        if isinstance(content, list):
-            return list(enumerate(content))
-        if not isinstance(content, dict):
-            raise TableError(f'label_names {path} must hold an object such as {{"0": "neg", "1": "pos"}}')
-        return list(content.items())
-    rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",") if row]
+        return _json_pairs(text, f"label_names {path}")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise TableError(
                 f"label_names {path}, line {number} has {len(row)} fields; write a value and its name in each row"
             )
     return [(value, name) for value, name in rows]
+
+
+def _json_pairs(text: str, where: str) -> list[tuple[Any, Any]]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"{where} is not JSON: {error}") from error
+    if isinstance(content, list):
+        return list(enumerate(content))
+    if not isinstance(content, dict):
+        raise TableError(f'{where} must hold an object such as {{"0": "neg", "1": "pos"}}')
+    return list(content.items())

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ulmfit_pipe.data.labels import clean_label
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
 from ulmfit_pipe.stages.awd_lstm_classifier import build_awd_lstm_classifier
 from ulmfit_pipe.stages.presets import AWD_LSTM
@@ -65,7 +66,7 @@ def count_layer_groups(model: str, settings: "ClassifierSettings") -> int:
 def _check_labels(model: str, config: Any, names: list[str], *, multi_label: bool) -> None:
     """Raise unless a saved classifier has the table's labels, and as many of them for a text."""
     saved = [config.id2label[index] for index in range(len(config.id2label))]
-    if saved != names:
+    if list(map(clean_label, map(str, saved))) != list(map(clean_label, names)):
         raise ArtifactError(
             f"{model} is a classifier of {saved}, the training table has the labels {names}; to go on from a "
             "classifier the labels must be the same: give the language model's folder for other labels"

@@ -6,15 +6,17 @@ data is skipped, and says so.
 
 import dataclasses
 import difflib
+import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 
+from ulmfit_pipe.data.splits import check_seed
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.artifacts import library_versions, model_type_of, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
@@ -30,6 +32,7 @@ from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
     RunTables,
+    columns_of,
     label_names_of,
     load_run_tables,
     refuse_unjudged_best,
@@ -54,9 +57,15 @@ class PipelineSettings:
         validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
         unlabelled_file: Further texts for the language model.
         text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels.
+        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
+        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
+            itself, or a CSV file with a value and its name in each row; null takes the values as names.
+        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
+        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
+            otherwise trained on and never measured.
+        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
             rows, with classifier.keep last.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
@@ -89,9 +98,13 @@ class PipelineSettings:
     validation_file: str | None = None
     unlabelled_file: list[str] | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
+    label_column: list[str] = field(default_factory=lambda: ["label"])
     label_separator: str | None = None
     multi_label: bool = False
+    label_names: str | None = None
+    label_threshold: float | None = None
+    min_rows_per_class: int = 1
+    empty_text: Literal["error", "skip"] = "error"
     validation_fraction: float = 0.1
     preset: PresetName = "auto"
     seed: int = 0
@@ -114,8 +127,9 @@ class PipelineSettings:
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
 
     def __post_init__(self) -> None:
-        """Refuse values that are on no field's list."""
+        """Refuse values that are on no field's list, and seeds that no generator takes."""
         check_choices(self)
+        check_seed(self.seed)
 
 
 def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
@@ -156,14 +170,12 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         validation_file=settings.validation_file,
         test_file=settings.test_file,
         unlabelled_file=settings.unlabelled_file,
-        text_column=settings.text_column,
-        label_column=settings.label_column,
-        label_separator=settings.label_separator,
-        multi_label=settings.multi_label,
         validation_fraction=settings.validation_fraction,
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
+        min_rows_per_class=settings.min_rows_per_class,
+        **columns_of(settings),
         say=context.tell,
     )
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
@@ -341,7 +353,7 @@ class TextPipeline:
             test: Labelled file that is scored once.
             unlabelled: Further text for the language model.
             preset: Recipe.
-            **settings: Any other field of `PipelineSettings`.
+            **settings: Any other field of `PipelineSettings`; ``label_names`` may be a mapping.
 
         Returns:
             What ``metrics.json`` holds.
@@ -386,12 +398,16 @@ def _listed(value: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Check the names of keyword settings and put a single text column into a list."""
+    """Check the names of keyword settings; put single columns into lists, and a mapping of label names into JSON."""
     names = [each.name for each in dataclasses.fields(PipelineSettings)]
     for name in settings:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             raise ValueError(f"fit has no setting {name!r}; did you mean {close[0]!r}? There are {', '.join(names)}")
-    if "text_column" in settings:
-        settings = {**settings, "text_column": _listed(settings["text_column"])}
+    for name in ("text_column", "label_column"):
+        if name in settings:
+            settings = {**settings, name: _listed(settings[name])}
+    if isinstance(settings.get("label_names"), Mapping):
+        mapping = {str(value): name for value, name in settings["label_names"].items()}
+        settings = {**settings, "label_names": json.dumps(mapping, ensure_ascii=False)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}

@@ -18,10 +18,18 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from ulmfit_pipe.data.backbone_batches import BackboneBatches
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.labels import can_be, clean_label, typed_label
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
-from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, notes_of, saved_reading, thresholds_of
+from ulmfit_pipe.stages.document_reading import (
+    count_cut,
+    describe_cut,
+    label_type_in,
+    notes_of,
+    saved_reading,
+    thresholds_of,
+)
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 from ulmfit_pipe.training.processes import reduce_sum, to_device
@@ -44,6 +52,9 @@ class Predictor:
 
     Attributes:
         reading: How long documents are read.
+        label_names: The labels as text, in the order of their scores.
+        labels: The labels in the type that training had them in: integers, bools or text.
+        label_type: "int", "bool", or None for text.
     """
 
     def __init__(
@@ -56,6 +67,10 @@ class Predictor:
         self._cut = (0, 0)  # texts that were cut, and texts that were read
         self._accelerator = accelerator
         self.label_names, self.multi_label = _labels_of(self.models[0].config)
+        self.label_type = label_type_in(self.models[0].config)
+        if not can_be(self.label_names, self.label_type):
+            self.label_type = None  # somebody renamed the labels of the folder
+        self.labels = [typed_label(name, self.label_type) for name in self.label_names]
 
     @classmethod
     def load(cls, folder: Path | str, *, accelerator: Accelerator | None = None) -> "Predictor":
@@ -98,8 +113,9 @@ class Predictor:
             texts: Texts of any length; none may be empty.
 
         Returns:
-            ``{"label", "score", "scores"}`` a text; for multi-label ``label`` is a list of names and ``score`` the
-            lowest probability among them (or the highest of all where no label is given).
+            ``{"label", "score", "scores"}`` a text; for multi-label ``label`` is a list of labels and ``score`` the
+            lowest probability among them (or the highest of all where no label is given). Labels, also as keys of
+            ``scores``, have the type that training had: 1 for the integer 1, True for true.
 
         Raises:
             TypeError: A bare string, or something in the list that is no string.
@@ -112,16 +128,16 @@ class Predictor:
         return [self._row(row) for row in self.probabilities(ids)]
 
     def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
-        scores = {name: float(value) for name, value in zip(self.label_names, probabilities, strict=True)}
+        scores = {label: float(value) for label, value in zip(self.labels, probabilities, strict=True)}
         if not self.multi_label:
             best = int(probabilities.argmax())
-            return {"label": self.label_names[best], "score": float(probabilities[best]), "scores": scores}
+            return {"label": self.labels[best], "score": float(probabilities[best]), "scores": scores}
         given = [
-            name
-            for name, value, threshold in zip(self.label_names, probabilities, self.thresholds, strict=True)
+            label
+            for label, value, threshold in zip(self.labels, probabilities, self.thresholds, strict=True)
             if value >= threshold
         ]
-        score = min((scores[name] for name in given), default=float(probabilities.max()))
+        score = min((scores[label] for label in given), default=float(probabilities.max()))
         return {"label": given, "score": score, "scores": scores}
 
     def probabilities(self, encoded: Dataset | Sequence[Sequence[int]]) -> np.ndarray:
@@ -255,7 +271,13 @@ def _vocabulary_of(config: Any) -> tuple[str | None, str | None]:
 
 def _labels_of(config: Any) -> tuple[list[str], bool]:
     """Return the label names of a configuration in the order of their ids, and whether a text may have several."""
-    names = [config.id2label[index] for index in range(len(config.id2label))]
+    names = [config.id2label.get(index) for index in range(len(config.id2label))]
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise ArtifactError(
+                f"id2label of the classifier's config.json gives label {index} the name {name!r}; every label from 0 "
+                "on needs a name: correct the file, or take another save"
+            )
     return names, config.problem_type == "multi_label_classification"
 
 
@@ -277,7 +299,7 @@ def _check_label_names(table: Dataset, known: list[str]) -> None:
     if feature is None:
         raise ValueError(f"the table has no column 'label' to score against; it has {table.column_names}")
     names = getattr(getattr(feature, "feature", feature), "names", None)
-    if names is not None and list(names) != known:
+    if names is not None and list(map(clean_label, names)) != list(map(clean_label, known)):
         raise ValueError(
             f"the table's labels are {list(names)}, the classifier's are {known}: their numbers would mean different "
             "labels; load the table with label_names of the classifier"

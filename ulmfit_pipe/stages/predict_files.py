@@ -9,7 +9,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_columns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.setting_checks import check_choices
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class PredictFileSettings:
         part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.
         text_column: Column of text; several are joined with field marks, as in training.
         all_scores: Add a column score_LABEL for every label.
-        empty_text: error names the first row without text before anything is predicted; skip leaves its label empty.
+        empty_text: skip leaves the label of a row without text empty, and says how many there are; error names the
+            first one before anything is predicted.
         chunk_rows: Rows held in memory at a time.
         mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         progress: Show a progress bar; null decides by the terminal.
@@ -58,7 +60,7 @@ class PredictFileSettings:
     part_rows: int | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
     all_scores: bool = False
-    empty_text: Literal["error", "skip"] = "error"
+    empty_text: Literal["error", "skip"] = "skip"
     chunk_rows: int = 2048
     mixed_precision: Precision = "no"
     progress: bool | None = None
@@ -123,11 +125,12 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         place = _single_target(sources, target, processes=context.accelerator.num_processes)
     else:
         place = target or Path(settings.output_dir)
+    check_choices(settings)
     opened = [_opened(source, settings.text_column) for source in sources]
     predictor = Predictor.load(settings.model, accelerator=context.accelerator)
     shown = sys.stderr.isatty() if context.progress is None else context.progress
     if settings.output_dir is None:
-        rows, before = _count_rows(opened[0], settings), 0
+        rows, before = _count_rows(opened[0], settings, say=context.tell), 0
         began = time.perf_counter()
         counts = _predict_one(settings, sources[0], place, predictor, context=context, total=rows, shown=shown)
         predicting = time.perf_counter() - began
@@ -138,6 +141,8 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         if target is not None:
             job.join(target)
     skipped = counts.pop(None, 0)
+    if skipped:
+        context.tell(f"note: {skipped:,} of {rows:,} rows have no text; their label and score are empty")
     labels = {name: counts[name] for name in predictor.label_names}
     return PredictSummary(rows, skipped, time.perf_counter() - started, predicting, labels, place, before)
 
@@ -246,11 +251,17 @@ def _opened(source: Path, columns: Sequence[str]) -> RowSource:
     return rows
 
 
-def _count_rows(rows: RowSource, settings: PredictFileSettings) -> int:
+def _count_rows(rows: RowSource, settings: PredictFileSettings, *, say: Callable[[str], None]) -> int:
     """Read the whole file once, refuse the first row that cannot be predicted, and count the rows."""
-    number, columns = 0, settings.text_column
+    number, numbers, columns = 0, 0, settings.text_column
     for number, values in enumerate(rows.read(columns), start=1):
+        numbers += any(not isinstance(value, str) and value is not None for value in values)
         check_row(values, number, name=rows.name, columns=columns, skip_empty=settings.empty_text == "skip")
     if not number:
         raise TableError(f"{rows.name}: the table is empty, it has no rows to predict")
+    if numbers:
+        say(
+            f"note: {numbers:,} of {number:,} texts of {rows.name} are numbers and are taken as their text; is it the "
+            "right column? text_column names the column of text"
+        )
     return number

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ulmfit_pipe.data.splits import check_seed
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
 from ulmfit_pipe.stages.setting_checks import check_whole, check_zero_or_more, settings_that_count
@@ -59,6 +60,7 @@ class RunContext:
     def __post_init__(self) -> None:
         """Refuse trackers that are not there, and numbers that make no sense, before anything is read."""
         self.report_to = check_report_to(self.report_to)
+        check_seed(self.seed)
         check_whole(self, {"log_every": 1})
         check_zero_or_more(self, "checkpoint_seconds")
 

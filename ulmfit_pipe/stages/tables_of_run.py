@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
 from ulmfit_pipe.data.labels import label_type_of, list_labels, read_label_names
 from ulmfit_pipe.data.splits import check_labels_for_training, check_seed, labels_of_rows, split_train_validation
 from ulmfit_pipe.data.tables import FileFacts, TableError, load_table
+from ulmfit_pipe.stages.setting_checks import check_choices
 from ulmfit_pipe.stages.table_account import tell_of_tables
 
 SHOWN_LABELS = 12  # label names listed in a line
@@ -107,6 +108,12 @@ class TableColumns:
     label_threshold: float | None = None
     empty_text: EmptyText = "error"
 
+    def __post_init__(self) -> None:
+        """Refuse values that are on no field's list, and no column of labels."""
+        check_choices(self)
+        if not self.label_column:
+            raise ValueError("label_column is empty; name at least one column")
+
     @property
     def texts(self) -> tuple[str, ...]:
         """The columns of text."""
@@ -128,6 +135,15 @@ class TableColumns:
             "label_threshold": self.label_threshold,
             "skip_blank": self.empty_text == "skip",
         }
+
+
+def columns_of(settings: Any) -> dict[str, Any]:
+    """Return the fields of `TableColumns` that a run's settings have."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(TableColumns)
+        if hasattr(settings, field.name)
+    }
 
 
 def load_run_tables(
