@@ -9,11 +9,11 @@ score           its probability; for multi-label the lowest among the labels giv
 score_LABEL     the probability of every label, with --all_scores true
 
 An input column that is itself called label or score is kept as label_given or score_given: `label` is always the
-prediction. So a test table can be predicted as it is, and label_given set beside label.
+prediction, in the type of label_given. So a test table can be predicted as it is, and label == label_given counted.
 
 The input is checked whole before the first prediction: a row that cannot be used is named and nothing is written
-(--empty_text skip lets rows without text pass, with an empty label). Both files may be larger than memory. The output
-takes its name only when it is whole: a run that was stopped leaves an earlier file as it was.
+(--empty_text error does so with a row without text, whose label is left empty otherwise). Both files may be larger than
+memory. The output takes its name only when it is whole: a run that was stopped leaves an earlier file as it was.
 
 Large inputs, one file or many, are predicted by several processes into a folder of parts:
 

@@ -56,7 +56,8 @@ _HOMES = {
     "ulmfit_pipe.stages.image_settings": ("AugmentationSettings", "ImageHeadSettings", "SmallResNetSettings"),
     "ulmfit_pipe.data.image_files": ("ImageError", "load_images"),
     "ulmfit_pipe.models.image_classifier": ("UlmfitForImageClassification", "UlmfitImageConfig"),
-    "ulmfit_pipe.data.tables": ("TableError", "load_table", "split_train_validation"),
+    "ulmfit_pipe.data.splits": ("split_train_validation",),
+    "ulmfit_pipe.data.tables": ("TableError", "load_table"),
     "ulmfit_pipe.models.builtin_models": ("builtin_models",),
     "ulmfit_pipe.models.configuration_awd_lstm": ("AwdLstmConfig",),
     "ulmfit_pipe.models.modeling_awd_lstm": (

@@ -4,16 +4,10 @@ import json
 import logging
 import tracemalloc
 
-import datasets
 import pytest
 
-from ulmfit_pipe.data.tables import (
-    TableError,
-    check_labels_for_training,
-    load_table,
-    sort_label_names,
-    split_train_validation,
-)
+from ulmfit_pipe.data.labels import sort_label_names
+from ulmfit_pipe.data.tables import TableError, load_table
 
 
 @pytest.fixture
@@ -89,6 +83,15 @@ def test_unlabelled_text_needs_no_label_and_blank_rows_are_passed_over(csv_file,
     assert "table.csv: skipped 1 rows without text" in caplog.text
 
 
+def test_numbers_in_a_typed_column_of_text_count_as_their_text(json_file):
+    facts = []
+    rows = [{"text": 3, "label": "x"}, {"text": "b", "label": "y"}, {"text": 2.5, "label": "y"}]
+    assert load_table(json_file(*rows), facts=facts)["text"][:] == ["3", "b", "2.5"]
+    assert [(file.rows, file.blank, file.numbers) for file in facts] == [(3, 0, 2)]
+    with pytest.raises(TableError, match="row 1 .*the text is empty or only spaces"):
+        load_table(json_file({"text": float("nan"), "label": "x"}))
+
+
 def test_blank_rows_are_passed_over_with_their_labels_if_asked_for(csv_file):
     table = load_table(csv_file("text,label\na,x\n,y\nb,z\n"), skip_blank=True)
     assert table.features["label"].names == ["x", "z"]
@@ -152,7 +155,7 @@ def test_a_row_or_column_that_cannot_be_used_is_named(csv_file, text, words):
     [
         ({"text": None, "label": "x"}, r"table.jsonl, row 2 .*, column 'text': the text is None; fill it in"),
         ({"label": "x"}, "row 2 .*the text is None"),
-        ({"text": 3, "label": "x"}, "row 2 .*the text must be a string, got int 3"),
+        ({"text": [3], "label": "x"}, "row 2 .*the text must be a string, got list"),
         ({"text": "a\ud800", "label": "x"}, "row 2 .*character 1 of the text is half of a surrogate pair"),
         ({"text": "b", "label": None}, "row 2 .*, column 'label': there is no label"),
         ({"text": "b"}, "row 2 .*, column 'label': there is no label"),
@@ -202,74 +205,3 @@ def test_settings_that_contradict_are_refused(csv_file, settings, words):
 def test_no_source_is_refused():
     with pytest.raises(ValueError, match="source is an empty list"):
         load_table([])
-
-
-def labelled(counts):
-    names = list(counts)
-    numbers = [number for number, name in enumerate(names) for _ in range(counts[name])]
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    return datasets.Dataset.from_dict(
-        {"text": [f"text {n}" for n in range(len(numbers))], "label": numbers}, features=features
-    )
-
-
-def test_every_class_gets_its_share_of_the_validation_set():
-    parts = split_train_validation(labelled({"a": 60, "b": 30, "c": 10}), fraction=0.2)
-    assert [parts["validation"]["label"][:].count(number) for number in range(3)] == [12, 6, 2]
-    assert [parts["train"]["label"][:].count(number) for number in range(3)] == [48, 24, 8]
-    assert not set(parts["train"]["text"][:]) & set(parts["validation"]["text"][:])
-
-
-def test_the_split_is_a_function_of_its_seed():
-    table = labelled({"a": 30, "b": 20})
-    one, same, other = (split_train_validation(table, seed=seed)["validation"]["text"][:] for seed in (3, 3, 4))
-    assert one == same
-    assert one != other
-
-
-def test_a_small_table_still_gives_every_class_a_validation_row():
-    parts = split_train_validation(labelled({"a": 4, "b": 3, "c": 2}), fraction=0.1)
-    assert sorted(parts["validation"]["label"][:]) == [0, 1, 2]
-
-
-def test_multi_label_and_unlabelled_tables_are_split_plainly(json_file):
-    rows = [{"text": f"t{n}", "label": ["x"] if n % 2 else []} for n in range(20)]
-    table = load_table(json_file(*rows), multi_label=True)
-    assert {k: len(v) for k, v in split_train_validation(table, fraction=0.25).items()} == {
-        "train": 15,
-        "validation": 5,
-    }
-    assert len(split_train_validation(table.select_columns(["text"]))["validation"]) == 2
-
-
-def test_a_class_with_one_row_is_named():
-    with pytest.raises(TableError, match="the class 'b' has one row only"):
-        split_train_validation(labelled({"a": 10, "b": 1}))
-
-
-def test_tables_too_small_to_split_are_refused():
-    with pytest.raises(TableError, match="a table of 1 row cannot be split"):
-        split_train_validation(labelled({"a": 1}))
-    with pytest.raises(TableError, match="4 rows of 2 classes are too few to hold out 3"):
-        split_train_validation(labelled({"a": 2, "b": 2}), fraction=0.75)
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.5])
-def test_a_fraction_out_of_range_is_refused(fraction):
-    with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\), got"):
-        split_train_validation(labelled({"a": 9}), fraction=fraction)
-
-
-def test_one_class_only_is_refused_for_training(json_file):
-    with pytest.raises(TableError, match="all 5 rows have the label 'pos'; a classifier needs at least two classes"):
-        check_labels_for_training(labelled({"pos": 5, "neg": 0}))
-    check_labels_for_training(labelled({"pos": 5, "neg": 1}))
-
-
-def test_labels_are_needed_for_training(json_file):
-    with pytest.raises(TableError, match="the table has no labels; load it with label_column="):
-        check_labels_for_training(datasets.Dataset.from_dict({"text": ["a"]}))
-    empty = load_table(json_file({"text": "a", "label": []}, {"text": "b", "label": []}), multi_label=True)
-    with pytest.raises(TableError, match="none of the 2 rows has a label"):
-        check_labels_for_training(empty)
-    check_labels_for_training(load_table(json_file({"text": "a", "label": ["x"]}), multi_label=True))

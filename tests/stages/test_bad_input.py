@@ -104,12 +104,6 @@ def test_one_class_only_is_refused(fit, tmp_path):
     refused(fit, TableError, ["all 6 rows have the label 'good'; a classifier needs at least two classes"], path)
 
 
-def test_a_class_with_one_row_is_named(fit, tmp_path):
-    path = write_csv(tmp_path / "lonely.csv", [*reviews(8), ("plain and usual", "fair")])
-    words = ["the class 'fair' has one row only", "add rows, remove the class, or give a validation file"]
-    refused(fit, TableError, words, path)
-
-
 def test_a_class_with_one_row_may_train_when_a_validation_file_is_given(fit, tmp_path):
     path = write_csv(tmp_path / "lonely.csv", [*reviews(8), ("plain and usual", "fair")])
     validation = write_csv(tmp_path / "validation.csv", reviews(4, seed=5))

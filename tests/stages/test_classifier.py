@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import torch
+from datasets import ClassLabel
 from safetensors.torch import load_file
 from tiny_runs import CLASSIFIER, folder_bytes, heard, multi_label_table, reviews, table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.document_reading import label_type_in
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
 from ulmfit_pipe.training.checkpoint import CheckpointError
@@ -205,6 +207,26 @@ def test_balanced_weights_are_inverse_to_the_frequency(tiny_language_model_folde
     uneven = table([*reviews(6, labels=("bad",)), *reviews(2, labels=("good",))])
     objective = build(tiny_language_model_folder, train=uneven, class_weights="balanced").learner.task.objective
     assert objective.class_weights.tolist() == pytest.approx([8 / (2 * 6), 8 / (2 * 2)])
+
+
+def test_balanced_weights_of_several_labels_weigh_the_texts_that_have_them(tiny_language_model_folder):
+    train = multi_label_table(24)
+    objective = build(
+        tiny_language_model_folder, train=train, validation=multi_label_table(6), class_weights="balanced"
+    ).learner.task.objective
+    counts = [sum(label in row for row in train["label"]) for label in range(3)]
+    assert objective.multi_label and len(set(counts)) > 1
+    assert objective.class_weights.tolist() == pytest.approx([(24 - count) / count for count in counts])
+
+
+def test_the_type_of_the_labels_is_saved_with_the_classifier(tiny_language_model_folder, tmp_path):
+    train = table(reviews(16))
+    numbers = train.cast_column("label", ClassLabel(names=["0", "1"], id="int"))
+    folder = tmp_path / "numbers"
+    fit(tiny_language_model_folder, folder, numbers, numbers)
+    assert {type(row["label"]) for row in Predictor.load(folder).predict(["a dull film", "a great film"])} == {int}
+    text = train.cast_column("label", ClassLabel(names=["0", "1"]))
+    assert label_type_in(build(folder, train=text, validation=text).network.config) is None
 
 
 def test_label_smoothing_and_penalties_reach_the_objective(tiny_language_model_folder):

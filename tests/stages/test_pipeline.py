@@ -7,14 +7,17 @@ import re
 
 import pytest
 import yaml
+from sklearn.metrics import accuracy_score
 from tiny_runs import CLASSIFIER, LM, folder_bytes, reviews, write_csv
 
 from ulmfit_pipe import TextPipeline, metrics_table
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.stages.image_pipeline import ImageSettings
+from ulmfit_pipe.stages.jobs import ClassifierJob, LanguageModelJob, LearningRateJob
 from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.settings import load_settings
+from ulmfit_pipe.stages.settings import load_settings, parse_settings
 
 SMALL = {"language_model": LM, "classifier": CLASSIFIER}
 
@@ -63,6 +66,58 @@ def test_metrics_json_holds_what_every_run_reports(whole):
 def test_the_language_model_reads_training_and_unlabelled_text(whole):
     settings, _, said = whole
     assert said[0] == "rows: 27 training, 3 validation, 8 test, 12 unlabelled; labels: bad, good"
+
+
+def test_integers_come_back_as_integers(tmp_path):
+    path = tmp_path / "train.jsonl"
+    rows = [{"text": text, "label": ["bad", "good"].index(label)} for text, label in reviews(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pipeline = TextPipeline(None)
+    pipeline.fit(path, output_dir=tmp_path / "run", **SMALL)
+    found = TextPipeline.load(tmp_path / "run/classifier").predict([row["text"] for row in rows])
+    assert {type(row["label"]) for row in [*found, *pipeline.predict(["fine"])]} == {int}
+    assert accuracy_score([row["label"] for row in rows], [row["label"] for row in found]) > 0.4
+
+
+def test_several_label_columns_train_a_classifier_of_several_labels(tmp_path):
+    rows = [(text, str(int(label == "bad")), str(row % 2)) for row, (text, label) in enumerate(reviews(30))]
+    path = write_csv(tmp_path / "train.csv", rows, columns=("text", "toxic", "long"))
+    pipeline = TextPipeline(None)
+    names = {"toxic": "is toxic"}
+    metrics = pipeline.fit(
+        path, output_dir=tmp_path / "run", label_column=["toxic", "long"], label_names=names, **SMALL
+    )
+    assert "micro_f1" in metrics["validation"]
+    assert pipeline.predictor.label_names == ["is toxic", "long"]
+    again = load_settings(PipelineSettings, str(tmp_path / "run/settings.yaml"))
+    assert (again.label_column, json.loads(again.label_names)) == (["toxic", "long"], names)
+
+
+def test_label_settings_are_read_from_the_command_line_and_older_files(tmp_path):
+    needed = ["--train_file", "a.csv", "--output_dir", "b"]
+    many = ["--label_column", "toxic", "--label_column", "obscene", "--label_threshold", "2"]
+    words = [*needed, *many, "--empty_text", "skip", "--min_rows_per_class", "3"]
+    settings = parse_settings(PipelineSettings, words, description="")
+    assert (settings.label_column, settings.label_threshold) == (["toxic", "obscene"], 2.0)
+    assert (settings.empty_text, settings.min_rows_per_class) == ("skip", 3)
+    (tmp_path / "old.yaml").write_text("train_file: a.csv\noutput_dir: b\nlabel_column: stars\n")
+    assert load_settings(PipelineSettings, str(tmp_path / "old.yaml")).label_column == ["stars"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_a_seed_that_no_generator_takes_is_refused_in_every_run(seed):
+    words = r"seed must be 0\.\.2\*\*32-1, got"
+    run = {"train_file": ["a.csv"], "output_dir": "b", "seed": seed}
+    for make in (
+        lambda: PipelineSettings(**run),
+        lambda: LanguageModelJob(**run),
+        lambda: ClassifierJob(**run, model="m"),
+        lambda: LearningRateJob(**run),
+        lambda: ImageSettings(output_dir="b", train_images="c", seed=seed),
+        lambda: RunContext(seed=seed),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
 
 
 def test_a_fraction_of_0_trains_on_all_rows_and_says_so(tables, tmp_path):

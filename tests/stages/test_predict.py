@@ -9,6 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
+from tiny_runs import reviews, table
 
 from ulmfit_pipe.data.tokenization import train_tokenizer
 from ulmfit_pipe.stages.artifacts import ArtifactError
@@ -324,3 +325,33 @@ def test_a_tokenizer_of_another_kind_is_refused(classifier_copy):
     other.save_pretrained(classifier_copy)
     with pytest.raises(ArtifactError, match="does not belong to the model"):
         Predictor.load(classifier_copy)
+
+
+def test_labels_come_back_in_the_type_that_training_had(tmp_path, save_tiny_classifier):
+    for labels, kind, wanted in (
+        (("0", "1"), "int", [0, 1]),
+        (("False", "True"), "bool", [False, True]),
+        (("0", "1"), None, ["0", "1"]),
+        (("neg", "pos"), "int", ["neg", "pos"]),  # renamed by hand in config.json
+    ):
+        folder = save_tiny_classifier(tmp_path / f"{kind}{labels}", labels=labels, ulmfit_pipe={"label_type": kind})
+        predictor = Predictor.load(folder)
+        (row,) = predictor.predict(["It works."])
+        assert (list(row["scores"]), [type(label) for label in row["scores"]]) == (wanted, [type(wanted[0])] * 2)
+        assert row["score"] == row["scores"][row["label"]]
+        assert predictor.label_names == list(labels)
+
+
+@pytest.mark.parametrize("name", [None, "", " "])
+def test_a_label_without_a_name_is_refused(tiny_classifier_folder, tmp_path, name):
+    folder = shutil.copytree(tiny_classifier_folder, tmp_path / "nameless")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["1"] = name
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=f"gives label 1 the name {name!r}; every label from 0 on needs a name"):
+        Predictor.load(folder)
+
+
+def test_tables_are_scored_by_labels_compared_clean(tmp_path, save_tiny_classifier):
+    folder = save_tiny_classifier(tmp_path / "old", labels=("bad ", "good"))  # as an older version trained them
+    assert Predictor.load(folder).score(table(reviews(4)))["n"] == 4

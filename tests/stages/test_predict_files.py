@@ -228,7 +228,7 @@ def test_an_option_of_reading_is_taken_in_prediction(predict, tmp_path):
 def test_a_copied_table_is_named_as_the_user_named_it(predict, tmp_path):
     (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b"text,id\na,1\n ,2\n"))
     with pytest.raises(TableError, match=rf"^{tmp_path}/in.csv.gz, row 2 .*, column 'text': the text is empty"):
-        predict(tmp_path / "in.csv.gz")
+        predict(tmp_path / "in.csv.gz", empty_text="error")
 
 
 def test_a_table_of_one_column_keeps_its_empty_texts(predict, tmp_path):
@@ -248,7 +248,7 @@ def test_a_full_disk_for_copies_is_named(predict, tmp_path, monkeypatch):
     monkeypatch.setattr("ulmfit_pipe.data.plain_copies.open_writer", full)
     (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b"text,id\na,1\n"))
     with pytest.raises(TableError, match="in.csv.gz could not be copied to .*No space left on device.*set TMPDIR"):
-        predict(tmp_path / "in.csv.gz")
+        predict(tmp_path / "in.csv.gz", empty_text="error")
 
 
 def test_bytes_in_a_database_are_refused(predict, tmp_path):
@@ -348,20 +348,18 @@ def bad_file(tmp_path: Path, name: str, content: str | bytes) -> Path:
     ("name", "content", "words"),
     [
         ("a.csv", "id,txet\n1,x\n", "there is no column 'text'; there are id, txet; did you mean 'txet'"),
-        ("b.csv", "text,id\nx,1\n ,2\n", r"b.csv, row 2 \(header not counted\), column 'text': the text is empty"),
-        ("c.jsonl", '{"text": "x"}\n{"id": 1}\n', r"c.jsonl, row 2 .*column 'text': the text is empty"),
         ("d.csv", b"text\n\xc3\xa4\ncaf\xe9\n", r"d.csv is not UTF-8: byte 11 \(line 3\)"),
         ("e.csv", "text,id\nx,1\ny\n", "e.csv, row 2 .* has 1 fields, the header has 2"),
         ("f.csv", 'text,id\n"x" y, z,1\na,2\n', "f.csv, row 1 .* is not valid CSV: .*look for an unmatched quote"),
         ("g.csv", "text,text\nx,y\n", "the column name 'text' stands twice; rename one of the columns"),
         ("h.csv", "text,id\n", "h.csv: the table is empty, it has no rows to predict"),
         ("i.jsonl", "", "i.jsonl is empty: it has no header and no rows"),
-        ("j.jsonl", '{"text": "x"}\n{"text": 5}\n', "j.jsonl, row 2 .*'text': the text must be a string, got int 5"),
+        ("j.jsonl", '{"text": "x"}\n{"text": [5]}\n', "j.jsonl, row 2 .*the text must be a string, got list"),
         ("k.jsonl", '{"text": "x"}\n[1]\n', "k.jsonl, row 2 must be a JSON object"),
         ("l.jsonl", '{"text": "x"}\n{"text": \n', "l.jsonl, row 2 is not a JSON object on one line"),
         ("m.jsonl", '{"text": "x", "text": "y"}\n', "m.jsonl, row 1 .* the name 'text' stands there twice"),
         ("n.csv", "text\nx\0y\n", "n.csv, row 1 .*'text': the text holds a NUL byte at character 1; remove it"),
-        ("o.jsonl", '{"text": "x\\ud800"}\n', "o.jsonl, row 1 .*: character 1 is half of a surrogate pair; remove it"),
+        ("o.jsonl", '{"text": "x\\ud800"}\n', "o.jsonl, row 1 .*: character 1 of the text is half of a surrogate pair"),
         ("p.parquet", "PAR1 cut", "p.parquet is not a readable Parquet file"),
         ("q.docx", "", "q.docx: unknown extension '.docx'; known are .csv, .tsv, .jsonl, .json, .parquet, .arrow"),
     ],
@@ -371,6 +369,27 @@ def test_a_file_that_cannot_be_used_is_named_with_row_and_column(predict, tmp_pa
     with pytest.raises(TableError, match=words):
         predict(path)
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("b.csv", "text,id\nx,1\n ,2\n"), ("c.jsonl", '{"text": "x"}\n{"id": 1}\n')]
+)
+def test_the_first_row_without_text_is_named_if_asked_for(predict, tmp_path, name, content):
+    words = rf"{name}, row 2 \(header not counted\), column 'text': the text is empty; .* or set empty_text to skip"
+    with pytest.raises(TableError, match=words):
+        predict(bad_file(tmp_path, name, content), empty_text="error")
+    with pytest.raises(ValueError, match="empty_text must be one of error, skip, got 'skipp'; did you mean 'skip'?"):
+        predict(bad_file(tmp_path, name, content), empty_text="skipp")
+
+
+def test_numbers_count_as_their_text_and_are_reported(predict, tmp_path, tiny_classifier_folder):
+    source = bad_file(tmp_path, "in.jsonl", '{"text": 5}\n{"text": "x"}\n{"text": 1.5}\n{"text": null}\n')
+    rows = predict(source, "out.jsonl")
+    wanted = Predictor.load(tiny_classifier_folder).predict(["5", "x", "1.5"])
+    assert [row["label"] for row in rows] == [*(row["label"] for row in wanted), None]
+    assert [row["score"] for row in rows[:3]] == pytest.approx([row["score"] for row in wanted], abs=1e-5)
+    assert any(line.startswith("note: 2 of 4 texts of ") and "are numbers" in line for line in predict.said)
+    assert "note: 1 of 4 rows have no text; their label and score are empty" in predict.said
 
 
 def test_a_missing_file_is_named(predict, tmp_path):
@@ -390,7 +409,7 @@ def test_a_row_that_is_wrong_at_the_end_of_the_file_is_found_before_anything_is_
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_rows_without_text_can_be_skipped_and_keep_their_place(predict, tmp_path, suffix):
     source = write_table(tmp_path / "in.csv", {"id": ["1", "2", "3"], "text": ["", "It works.", " \n"]})
-    rows = predict(source, f"out{suffix}", empty_text="skip", all_scores=True)
+    rows = predict(source, f"out{suffix}", all_scores=True)
     nothing = "" if suffix in (".csv", ".tsv") else None
     assert [row["id"] for row in rows] == ["1", "2", "3"]
     assert [row["label"] == nothing for row in rows] == [True, False, True]
@@ -591,3 +610,89 @@ def test_an_input_that_is_gone_is_not_blamed_on_the_output(tmp_path):
     ):
         with whole_file(tmp_path / ("a" * 256)):
             pass
+
+
+# Labels in the type that they were given in
+
+
+@pytest.fixture(scope="module")
+def models_of_types(tmp_path_factory, save_tiny_classifier):
+    """Return classifiers of integers, of bools, of text that looks like integers, and of several integers a row."""
+    top = tmp_path_factory.mktemp("types")
+
+    def saved(name, labels, kind, **settings):
+        return save_tiny_classifier(top / name, labels=labels, ulmfit_pipe={"label_type": kind}, **settings)
+
+    several = {"problem_type": "multi_label_classification", "thresholds": [0.0, 1.0, 0.0]}
+    return {
+        "int": saved("int", ("0", "1", "10"), "int"),
+        "bool": saved("bool", ("False", "True"), "bool"),
+        "text": save_tiny_classifier(top / "text", labels=("0", "1", "10")),
+        "several": saved("several", ("0", "1", "10"), "int", **several),
+    }
+
+
+def types_of(rows, name):
+    return {type(row[name]) for row in rows}
+
+
+@pytest.mark.parametrize("source", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("model", "given", "kind"),
+    [
+        ("int", [0, 1, 10], int),
+        ("bool", [True, False, None], bool),
+        ("text", ["0", "1", "10"], str),
+        ("text", [0, 1, 10], int),  # an older model, which does not know the type of its labels
+        ("int", ["0", "1", "10"], str),
+        ("int", [None, None, None], int),
+    ],
+)
+def test_the_label_has_the_type_of_the_label_given(
+    predict, tmp_path, models_of_types, source, suffix, model, given, kind
+):
+    path = tmp_path / f"in{source}"
+    table = pa.table({"text": TEXTS[:3], "label": given})
+    if source == ".parquet":
+        pq.write_table(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    rows = predict(path, f"out{suffix}", model=models_of_types[model], all_scores=True)
+    assert types_of(rows, "label") == {kind}
+    assert [row["label_given"] for row in rows] == given
+    scores = {"bool": ("score_False", "score_True")}.get(model, ("score_0", "score_1", "score_10"))
+    for row in rows:
+        assert row[f"score_{row['label']}"] == max(row[name] for name in scores) == row["score"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_cells_of_csv_are_text_and_so_are_the_labels_beside_them(predict, tmp_path, models_of_types, suffix):
+    with_labels = write_table(tmp_path / "in.csv", {"text": TEXTS[:2], "label": ["0", "1"]})
+    without = write_table(tmp_path / "bare.csv", {"text": TEXTS[:2]})
+    rows = predict(with_labels, f"a{suffix}", model=models_of_types["int"])
+    assert types_of(rows, "label") == types_of(rows, "label_given") == {str}
+    assert types_of(predict(without, f"b{suffix}", model=models_of_types["int"]), "label") == {int}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_several_integers_a_row_are_a_list_of_integers(predict, tmp_path, models_of_types, suffix):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": [0, 10]}) + "\n" for text in TEXTS))
+    rows = predict(path, f"out{suffix}", model=models_of_types["several"])
+    assert all(row["label"] == row["label_given"] == [0, 10] for row in rows)
+
+
+@pytest.mark.parametrize("source", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_several_labels_given_are_joined_as_the_predicted_ones(predict, tmp_path, models_of_types, source, suffix):
+    given = [["0", "10"], [], None]
+    path = tmp_path / f"in{source}"
+    if source == ".parquet":
+        pq.write_table(pa.table({"text": TEXTS[:3], "label": given}), path)
+    else:
+        rows = [{"text": text, "label": label} for text, label in zip(TEXTS[:3], given, strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = predict(path, f"out{suffix}", model=models_of_types["several"])
+    assert [row["label"] for row in rows] == ["0|10"] * 3
+    assert [row["label_given"] for row in rows] == ["0|10", "", ""]

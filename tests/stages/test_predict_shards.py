@@ -336,7 +336,7 @@ def test_a_backward_model_that_came_later_is_refused(predict, table_csv, save_ti
         ({"all_scores": True}, r"settings.all_scores \(False there, True now\)"),
         ({"part_rows": 3}, r"settings.part_rows \(2 there, 3 now\)"),
         ({"part_format": "jsonl"}, r"settings.part_format \('csv' there, 'jsonl' now\)"),
-        ({"text_column": ["id"], "empty_text": "skip"}, r"settings.empty_text .*, settings.text_column \(\['text'\]"),
+        ({"text_column": ["id"], "empty_text": "error"}, r"settings.empty_text .*, settings.text_column \(\['text'\]"),
     ],
 )
 def test_other_settings_are_refused(predict, table_csv, half, changed, words):

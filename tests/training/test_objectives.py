@@ -48,10 +48,20 @@ def test_multi_label_loss_over_count_is_torchs_mean():
     expected = F.binary_cross_entropy_with_logits(logits, batch["labels"])
     assert float(plain(model, batch, None).loss_sum.detach()) / 11 == pytest.approx(float(expected.detach()), rel=1e-6)
     smooth = batch["labels"] * 0.8 + 0.1
-    expected = F.binary_cross_entropy_with_logits(logits, smooth, weight=WEIGHTS)
+    expected = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=WEIGHTS)
     assert float(weighted(model, batch, None).loss_sum.detach()) / 11 == pytest.approx(
         float(expected.detach()), rel=1e-6
     )
+
+
+def test_weights_of_several_labels_leave_the_rows_without_a_label_alone():
+    model, batch = new_model(), text_rows(11)
+    batch["labels"] = torch.zeros(11, CLASSES)
+    losses = [
+        float(ClassificationObjective(multi_label=True, class_weights=weights)(model, batch, None).loss_sum.detach())
+        for weights in (None, WEIGHTS)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -40,18 +40,18 @@ def shown_names(names: Sequence[str]) -> str:
     return ", ".join(map(shown_name, names[:SHOWN_COLUMNS])) + (f" and {more:,} more" if more > 0 else "")
 
 
-def check_wanted(rows: RowSource, text_columns: Sequence[str], label_column: str | None = None) -> None:
+def check_wanted(rows: RowSource, text_columns: Sequence[str], label_columns: Sequence[str] = ()) -> None:
     """Raise unless a table has the wanted columns, each once.
 
     Args:
         rows: The table.
         text_columns: Columns of text.
-        label_column: Column of labels, if it is wanted.
+        label_columns: Columns of labels.
 
     Raises:
         TableError: A column is missing or stands twice; the message names what is there, and the setting.
     """
-    wanted = [(name, "text") for name in text_columns] + ([] if label_column is None else [(label_column, "label")])
+    wanted = [(name, "text") for name in text_columns] + [(name, "label") for name in label_columns]
     known = set(rows.columns)
     for name, role in wanted:
         if name in rows.repeated:

@@ -20,13 +20,18 @@ try:
 except ImportError as error:
     raise ImportError("images need Pillow, which is not installed: pip install 'ulmfit_pipe[vision]'") from error
 
+from ulmfit_pipe.data.labels import clean_label, sort_label_names
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
-from ulmfit_pipe.data.tables import load_table, sort_label_names
+from ulmfit_pipe.data.tables import load_table
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs: 256 MB of colour
 SHOWN_NAMES = 20  # class names listed in a message
 SHOWN_FILES = 5  # bad images listed in a message
-JUNK = ("thumbs.db", "desktop.ini")  # what systems leave in folders of images, beside files that begin with a dot
+# What systems leave in folders of images, beside files and folders that begin with a dot, in small letters
+JUNK = {
+    *("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "@recycle", "@__thumb", "#recycle", "#snapshot"),
+    *("$recycle.bin", "system volume information", "lost+found", "__pycache__"),
+}
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 SAVED_MARKS = ("state.json", "dataset_dict.json")  # files of a folder that `datasets` saved
 SCAN_THREADS = 8
@@ -95,7 +100,7 @@ def load_images(
 
 
 def _from_folder(folder: Path, label_names: Sequence[str] | None) -> datasets.Dataset:
-    entries = [entry for entry in sorted(folder.iterdir()) if _counts(entry)]
+    entries = [entry for entry in sorted(folder.iterdir()) if _counts(Path(entry.name))]
     classes = [entry.name for entry in entries if entry.is_dir()]
     loose = [entry.name for entry in entries if entry.is_file()]
     if not classes:
@@ -107,21 +112,24 @@ def _from_folder(folder: Path, label_names: Sequence[str] | None) -> datasets.Da
         )
     if loose:
         raise ImageError(f"{folder / loose[0]} lies beside the class folders, so it has no class; move or remove it")
-    names = sort_label_names(classes) if label_names is None else list(label_names)
+    names = sort_label_names(set(map(clean_label, classes))) if label_names is None else list(label_names)
+    numbers = {clean_label(name): number for number, name in enumerate(names)}
     images, labels = [], []
     for name in classes:
-        files = [file for file in sorted((folder / name).rglob("*")) if file.is_file() and _counts(file)]
+        top = folder / name
+        files = [file for file in sorted(top.rglob("*")) if _counts(file.relative_to(top)) and file.is_file()]
         if not files:
             raise ImageError(f"the class folder {folder / name} is empty; put images of the class in it, or remove it")
-        if name not in names:
+        if clean_label(name) not in numbers:
             raise ImageError(f"{folder} has the class {name!r}, {_unknown(names)}")
         images += [{"bytes": None, "path": str(file)} for file in files]
-        labels += [names.index(name)] * len(files)
+        labels += [numbers[clean_label(name)]] * len(files)
     return _table(images, labels, names)
 
 
 def _counts(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in JUNK
+    """Whether no part of a path below the folder is hidden, or a system's own."""
+    return not any(part.startswith(".") or part.lower() in JUNK for part in path.parts)
 
 
 def _unknown(names: Sequence[str]) -> str:
@@ -211,9 +219,9 @@ def _labels_of(
             raise ImageError(f"row {row} of {name} has no label; label it, or remove the row")
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ImageError(f"row {row} of {name} has the label {value!r:.60}; an image has one, a name or an integer")
-        given.append(feature.int2str(value) if isinstance(feature, datasets.ClassLabel) else str(value))
+        given.append(clean_label(feature.int2str(value) if isinstance(feature, datasets.ClassLabel) else str(value)))
     names = list(label_names or getattr(feature, "names", None) or sort_label_names(set(map(str, given))))
-    numbers = {label: number for number, label in enumerate(names)}
+    numbers = {clean_label(label): number for number, label in enumerate(names)}
     for row, label in enumerate(given, start=1):
         if label not in numbers:
             raise ImageError(f"row {row} of {name} has the class {label!r}, {_unknown(names)}")

@@ -6,20 +6,22 @@ from 1, the header not counted. Texts go to a temporary Arrow file while they ar
 
 import logging
 import math
-import re
 import uuid
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets.fingerprint import get_temporary_cache_files_directory
 
-from ulmfit_pipe.data.column_names import check_wanted, nearest
+from ulmfit_pipe.data.column_names import check_wanted
+from ulmfit_pipe.data.labels import LabelColumn, Place
 from ulmfit_pipe.data.row_sources import RowSource, TableReading
 from ulmfit_pipe.data.table_readers import TableError, open_rows
 from ulmfit_pipe.data.text_rules import join_fields
@@ -27,88 +29,38 @@ from ulmfit_pipe.data.text_rules import join_fields
 logger = logging.getLogger(__name__)
 
 WRITE_ROWS = 256  # rows written at once
-SHOWN_NAMES = 20  # label names listed in a message
-_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+)")
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a value stands, for messages."""
+@dataclass
+class FileFacts:
+    """What reading one file of a table has shown.
 
-    file: str
-    row: int
-    column: str
+    Attributes:
+        name: The file.
+        rows: Rows that are used.
+        blank: Rows that were passed over, having no text.
+        numbers: Texts that the file holds as numbers.
+    """
 
-    def error(self, what: str) -> TableError:
-        return TableError(f"{self.file}, row {self.row} (header not counted), column {self.column!r}: {what}")
-
-
-class _Labels:
-    """Label names as they turn up, and each row's label as a number (numbers, in multi-label)."""
-
-    def __init__(self, names: Sequence[str] | None, *, multi_label: bool, separator: str | None) -> None:
-        self.fixed = list(names) if names is not None else None
-        self.numbers: dict[str, int] = {name: number for number, name in enumerate(names or ())}
-        self.multi_label = multi_label
-        self.separator = separator
-        self.single = array("q")
-        self.several: list[list[int]] = []
-
-    def add(self, value: Any, place: _Place, *, untyped: bool) -> None:
-        """Check one row's label and keep it."""
-        if self.multi_label:
-            names = [_label_name(part, place, untyped=untyped) for part in self._parts(value, place)]
-            self.several.append(sorted({self._number(name, place) for name in names}))
-            return
-        if isinstance(value, list | tuple):
-            raise place.error(f"the label is a list, {value!r:.80}; set multi_label=True if a text may have several")
-        self.single.append(self._number(_label_name(value, place, untyped=untyped), place))
-
-    def _parts(self, value: Any, place: _Place) -> list[Any]:
-        if value is None:
-            raise place.error("there is no label; write an empty list for a text without any")
-        if isinstance(value, list | tuple):
-            return list(value)
-        if isinstance(value, str) and self.separator:
-            return [part.strip() for part in value.split(self.separator) if part.strip()]
-        raise place.error(
-            f"multi_label=True needs a list of labels, got {value!r:.80}; if labels are joined in one string, "
-            "give label_separator"
-        )
-
-    def _number(self, name: str, place: _Place) -> int:
-        if self.fixed is not None and name not in self.numbers:
-            known = ", ".join(self.fixed[:SHOWN_NAMES]) + (", ..." if len(self.fixed) > SHOWN_NAMES else "")
-            raise place.error(
-                f"the label {name!r} is not among those that training knows ({known}); rename it, or train with it"
-                f"{nearest(name, self.fixed)}"
-            )
-        return self.numbers.setdefault(name, len(self.numbers))
-
-    def column(self) -> datasets.Dataset:
-        """A one-column dataset ``label`` with the names in their final order."""
-        seen = list(self.numbers)
-        names = self.fixed if self.fixed is not None else sort_label_names(seen)
-        final = {name: number for number, name in enumerate(names)}
-        order = [final[name] for name in seen]
-        feature: Any = datasets.ClassLabel(names=names)
-        values: Any = [order[number] for number in self.single]
-        if self.multi_label:
-            feature = datasets.List(feature)
-            values = [sorted(order[number] for number in row) for row in self.several]
-        return datasets.Dataset.from_dict({"label": values}, features=datasets.Features({"label": feature}))
+    name: str
+    rows: int = 0
+    blank: int = 0
+    numbers: int = 0
 
 
 def load_table(
     source: str | Path | Sequence[str | Path],
     *,
     text_columns: Sequence[str] = ("text",),
-    label_column: str | None = "label",
+    label_column: str | Sequence[str] | None = "label",
     label_names: Sequence[str] | None = None,
     multi_label: bool = False,
     label_separator: str | None = None,
+    label_mapping: Mapping[str, str] | None = None,
+    label_threshold: float | None = None,
     split: str | None = None,
     skip_blank: bool | None = None,
+    facts: list[FileFacts] | None = None,
     usual_splits: Sequence[str] = (),
     reading: TableReading | None = None,
     say: Callable[[str], None] = logger.warning,
@@ -118,159 +70,166 @@ def load_table(
     Args:
         source: A file (docs/tables.md lists the kinds), a folder saved by ``datasets`` or of texts per class, a hub
             name, or a list of these, which are put one after the other.
-        text_columns: The text. Several are joined as ``xxfld 1 ... xxfld 2 ...``; some of them may be empty.
-        label_column: The label: a name, an integer or a bool. None for text without labels.
-        label_names: The names that training knows, in order; any other is refused. None takes what is there, sorted
-            (integers by value).
-        multi_label: The label is a list, or a string of names joined by ``label_separator``; it may be empty.
+        text_columns: The text. Several are joined as ``xxfld 1 ... xxfld 2 ...``; some of them may be empty. A number
+            counts as its text.
+        label_column: The label: a name, an integer or a bool; names lose spaces and invisible marks at their ends.
+            Several columns are one label each (multi-label), given where the column holds 1 or true. None for text
+            without labels.
+        label_names: The names that training knows, in order; any other is refused. None takes what is there, sorted.
+        multi_label: The label is a list (also as text, as JSON or Python write it), or a string of names joined by
+            ``label_separator``; it may be empty.
         label_separator: What stands between the labels of one row.
+        label_mapping: The name of each value, from `read_label_names`; of several columns that of each column.
+        label_threshold: For several columns of votes or shares: the number from which a label counts as given.
         split: Which split of a saved ``DatasetDict`` or a hub dataset.
         skip_blank: Pass over rows without text instead of refusing them. None means only where there are no labels.
         usual_splits: The splits to look for, the first that is there, where a source has several and none is named.
         reading: How tables of text are read; None finds it out.
         say: Told how a source was read, where that is not plain.
+        facts: Takes what reading has shown, an entry a file.
 
     Returns:
-        ``text`` (string) and, unless ``label_column`` is None, ``label`` (ClassLabel, or a list of them).
+        ``text`` (string) and, unless ``label_column`` is None, ``label`` (ClassLabel, or a list of them; its ``id`` is
+        "int" or "bool" where labels are such).
 
     Raises:
         TableError: There is no such table, it cannot be read, or a row cannot be used; the message says which.
-        ValueError: ``text_columns`` or ``source`` is empty, or settings contradict one another.
+        ValueError: Settings contradict one another, or are empty.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
-    _check_settings(sources, columns, label_column, multi_label=multi_label, label_separator=label_separator)
-    labels = _Labels(label_names, multi_label=multi_label, separator=label_separator)
-    skip = label_column is None if skip_blank is None else skip_blank
+    label_columns = _listed(label_column)
+    several = len(label_columns) > 1
+    _check_settings(sources, columns, label_columns)
+    _check_label_settings(several, multi_label, label_separator, label_threshold)
+    mapping = None if several else label_mapping
+    if several:
+        label_names = [(label_mapping or {}).get(name, name) for name in label_columns]
+    labels = LabelColumn(label_names, multi_label=multi_label or several, separator=label_separator, mapping=mapping)
+    skip = not label_columns if skip_blank is None else skip_blank
+    reader = _RowReader(columns, label_columns, labels, threshold=label_threshold, skip_blank=skip)
+    opened = partial(open_rows, split=split, usual_splits=usual_splits, reading=reading)
+    return _read_table(sources, reader, opened, facts=[] if facts is None else facts, say=say)
 
+
+def _read_table(
+    sources: Sequence[str | Path],
+    reader: "_RowReader",
+    open_one: Callable[[str | Path], RowSource],
+    *,
+    facts: list[FileFacts],
+    say: Callable[[str], None],
+) -> datasets.Dataset:
     def texts() -> Iterator[str]:
         for one in sources:
-            rows = open_rows(one, split=split, usual_splits=usual_splits, reading=reading)
-            check_wanted(rows, columns, label_column)
-            yield from _checked_texts(rows, columns, label_column, labels, skip_blank=skip)
+            rows = open_one(one)
+            check_wanted(rows, reader.columns, reader.label_columns)
+            facts.append(FileFacts(rows.name))
+            yield from reader.texts(rows, facts[-1])
             for note in rows.notes:
                 say(note)
 
     table = _write_texts(texts())
     if not len(table):
         raise TableError(f"{', '.join(map(str, sources))}: the table is empty, it has no rows to use")
-    if label_column is None:
+    if not reader.label_columns:
         return table
-    return datasets.concatenate_datasets([table, labels.column()], axis=1)
+    return datasets.concatenate_datasets([table, reader.labels.column()], axis=1)
 
 
-def split_train_validation(dataset: datasets.Dataset, *, fraction: float = 0.1, seed: int = 0) -> datasets.DatasetDict:
-    """Split off a validation set; every class gets its share. Multi-label and unlabelled rows are drawn plainly.
-
-    Args:
-        dataset: From :func:`load_table`.
-        fraction: Share of the rows for validation, in (0, 1). At least one row per class is taken.
-        seed: The same seed gives the same split.
-
-    Returns:
-        ``train`` and ``validation``.
-
-    Raises:
-        ValueError: ``fraction`` is out of range.
-        TableError: A class has one row only, or there are too few rows.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie in (0, 1), got {fraction!r}; 0.1 is usual")
-    if len(dataset) < 2:
-        raise TableError(f"a table of {len(dataset)} row cannot be split; give a validation file, or more rows")
-    held_out = max(1, round(fraction * len(dataset)))
-    stratify = "label" if isinstance(dataset.features.get("label"), datasets.ClassLabel) else None
-    if stratify:
-        names, counts = dataset.features["label"].names, Counter(dataset["label"][:])
-        for number, count in sorted(counts.items()):
-            if count == 1:
-                raise TableError(
-                    f"the class {names[number]!r} has one row only, which cannot be both in training and in "
-                    "validation; add rows, remove the class, or give a validation file"
-                )
-        held_out = max(held_out, len(counts))
-        if len(dataset) - held_out < len(counts):
-            raise TableError(
-                f"{len(dataset)} rows of {len(counts)} classes are too few to hold out {held_out} for validation; "
-                "add rows, take a smaller fraction, or give a validation file"
-            )
-    parts = dataset.train_test_split(test_size=held_out, seed=seed, stratify_by_column=stratify)
-    return datasets.DatasetDict(train=parts["train"], validation=parts["test"])
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
 
 
-def check_labels_for_training(dataset: datasets.Dataset) -> None:
-    """Refuse a table that a classifier cannot learn from.
-
-    Raises:
-        TableError: All rows have one label, or (multi-label) no row has any.
-    """
-    if "label" not in dataset.column_names:
-        raise TableError("the table has no labels; load it with label_column=")
-    feature = dataset.features["label"]
-    if not isinstance(feature, datasets.ClassLabel):
-        if not any(len(row) for row in dataset["label"][:]):
-            raise TableError(f"none of the {len(dataset)} rows has a label; multi-label training needs some")
-        return
-    seen = set(dataset["label"][:])
-    if len(seen) < 2:
-        name = feature.int2str(next(iter(seen)))
-        raise TableError(f"all {len(dataset)} rows have the label {name!r}; a classifier needs at least two classes")
-
-
-def sort_label_names(names: Iterable[str]) -> list[str]:
-    """Label names in their standard order: by value if all are integers, else as strings."""
-    names = list(names)
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
-def _check_settings(
-    sources: Sequence[Any],
-    columns: Sequence[str],
-    label_column: str | None,
-    *,
-    multi_label: bool,
-    label_separator: str | None,
-) -> None:
+def _check_settings(sources: Sequence[Any], columns: Sequence[str], label_columns: Sequence[str]) -> None:
     if not sources:
         raise ValueError("source is an empty list; give at least one file")
     if not columns:
         raise ValueError("text_columns is empty; name at least one column")
-    if label_column in columns:
-        raise ValueError(f"the column {label_column!r} is named both as text and as label")
+    for name in label_columns:
+        if name in columns:
+            raise ValueError(f"the column {name!r} is named both as text and as label")
+    twice = [name for name, count in Counter(label_columns).items() if count > 1]
+    if twice:
+        raise ValueError(f"label_column names {twice[0]!r} twice; name each column once")
+
+
+def _check_label_settings(
+    several: bool, multi_label: bool, label_separator: str | None, threshold: float | None
+) -> None:
+    if label_separator is not None and several:
+        raise ValueError(
+            f"label_separator={label_separator!r} splits the cells of one column; several label columns hold 0 and 1"
+        )
     if label_separator is not None and not multi_label:
         raise ValueError(f"label_separator={label_separator!r} needs multi_label=True")
+    if threshold is not None and not several:
+        raise ValueError(f"label_threshold={threshold!r} is for several label columns of numbers; leave it out for one")
 
 
-def _checked_texts(
-    rows: RowSource, columns: Sequence[str], label_column: str | None, labels: _Labels, *, skip_blank: bool
-) -> Iterator[str]:
-    wanted = columns if label_column is None else [*columns, label_column]
-    skipped = 0
-    for number, values in enumerate(rows.read(wanted), start=1):
-        fields = [
-            _checked_field(value, _Place(rows.name, number, column))
-            for value, column in zip(values, columns, strict=False)
-        ]
-        if not any(field and not field.isspace() for field in fields):
-            if not skip_blank:
-                what = "None" if all(value is None for value in values[: len(columns)]) else "empty or only spaces"
-                raise _Place(rows.name, number, ", ".join(columns)).error(
-                    f"the text is {what}; fill it in, delete the row, or set skip_blank=True"
-                )
-            skipped += 1
-            continue
-        if label_column is not None:
-            labels.add(values[-1], _Place(rows.name, number, label_column), untyped=rows.untyped)
-        yield join_fields(fields)
-    if skipped:
-        logger.info("%s: skipped %d rows without text", rows.name, skipped)
+class _RowReader:
+    """Checks the rows of a table; gives their texts and keeps their labels."""
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        label_columns: Sequence[str],
+        labels: LabelColumn,
+        *,
+        threshold: float | None,
+        skip_blank: bool,
+    ) -> None:
+        self.columns, self.label_columns, self.labels = columns, label_columns, labels
+        self.threshold, self.skip_blank = threshold, skip_blank
+
+    def texts(self, rows: RowSource, facts: FileFacts) -> Iterator[str]:
+        """Yield the text of each row that is used."""
+        width = len(self.columns)
+        for number, values in enumerate(rows.read([*self.columns, *self.label_columns]), start=1):
+            fields = [
+                text_of(value, Place(rows.name, number, column))
+                for value, column in zip(values[:width], self.columns, strict=True)
+            ]
+            if not any(field and not field.isspace() for field in fields):
+                self._pass_over(values[:width], Place(rows.name, number, ", ".join(self.columns)))
+                facts.blank += 1
+                continue
+            facts.numbers += any(not isinstance(value, str) and value is not None for value in values[:width])
+            facts.rows += 1
+            if self.label_columns:
+                self._keep_label(values[width:], rows, number)
+            yield join_fields(fields)
+        if facts.blank:
+            logger.info("%s: skipped %d rows without text", rows.name, facts.blank)
+
+    def _pass_over(self, values: Sequence[Any], place: Place) -> None:
+        if self.skip_blank:
+            return
+        what = "None" if all(value is None for value in values) else "empty or only spaces"
+        raise place.error(
+            f"the text is {what}; fill it in, delete the row, or set skip_blank=True (of a run: empty_text to skip), "
+            "which leaves such rows out"
+        )
+
+    def _keep_label(self, values: Sequence[Any], rows: RowSource, number: int) -> None:
+        places = [Place(rows.name, number, column) for column in self.label_columns]
+        if len(places) == 1:
+            self.labels.add(values[0], places[0], untyped=rows.untyped)
+        else:
+            self.labels.add_columns(values, places, threshold=self.threshold)
 
 
-def _checked_field(value: Any, place: _Place) -> str:
-    if value is None:
+def text_of(value: Any, place: Place) -> str:
+    """Return a cell's text; a number counts as its text, and a missing value as none.
+
+    Raises:
+        TableError: The value is no text, or one that cannot be kept.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, int | float | Decimal):
+        return str(value)
     if not isinstance(value, str):
         raise place.error(f"the text must be a string, got {type(value).__name__} {value!r:.80}")
     if "\0" in value:
@@ -282,22 +241,6 @@ def _checked_field(value: Any, place: _Place) -> str:
     except UnicodeEncodeError as error:
         raise place.error(f"character {error.start} of the text is half of a surrogate pair; remove it") from error
     return value
-
-
-def _label_name(value: Any, place: _Place, *, untyped: bool) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise place.error("there is no label; fill it in, or delete the row")
-    if isinstance(value, float) or (untyped and _FLOAT.fullmatch(value.strip())):
-        raise place.error(
-            f"the label is the decimal number {value}; labels must be names or integers. Convert the column first, "
-            f"for example in pandas: table[{place.column!r}] = table[{place.column!r}].astype(int)"
-        )
-    if not isinstance(value, str | int):
-        raise place.error(f"the label must be a name or an integer, got {type(value).__name__} {value!r:.80}")
-    name = str(value)
-    if not name.strip():
-        raise place.error("the label is empty or only spaces; fill it in, or delete the row")
-    return name
 
 
 def _write_texts(texts: Iterator[str]) -> datasets.Dataset:

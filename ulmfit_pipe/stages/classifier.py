@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ulmfit_pipe.data.labels import label_type_of
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
@@ -26,6 +27,7 @@ from ulmfit_pipe.stages.classifier_task import build_classifier_task
 from ulmfit_pipe.stages.document_reading import (
     reading_for,
     refuse_leaking_padding,
+    remember_label_type,
     remember_reading,
     set_thresholds,
 )
@@ -66,7 +68,8 @@ class ClassifierSettings:
         drop_mult: Multiplies the five dropouts of the preset's classifier; for an AWD-LSTM.
         max_length: Cut documents to so many tokens; null reads them whole, or as far as a transformer's positions go.
         gradient_window: Tokens at a document's end that keep gradients; null takes the model's. For an AWD-LSTM.
-        class_weights: balanced weighs each class by the inverse of its frequency.
+        class_weights: balanced weighs each class by the inverse of its frequency; where a text may have several labels,
+            the texts with a label as much in all as those without it.
         label_smoothing: In [0, 1).
         monitor: Validation metric that chooses the best epoch; null takes accuracy (micro_f1 for multi-label).
         keep: End with the weights of the best epoch on validation data, or of the last epoch.
@@ -293,6 +296,7 @@ def build_classifier_learner(
     network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)
     reading = reading_for(settings, network, tokenizer, model=model)
     remember_reading(reading, network, tokenizer)
+    remember_label_type(network.config, label_type_of(train.features["label"]))
     reader = reading.wrap(network)
     groups = groups_of(reader, max_blocks=settings.block_groups)
     if network.config.model_type != AWD_LSTM:

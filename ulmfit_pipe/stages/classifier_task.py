@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ulmfit_pipe.data.splits import labels_of_rows
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.document_reading import Reading, describe_long
 from ulmfit_pipe.stages.presets import AWD_LSTM
@@ -64,7 +65,9 @@ def build_classifier_task(
     return Task(
         train_batches=batches(train, "training texts", batch_size=wanted, **training),
         objective=ClassificationObjective(
-            class_weights=_class_weights(train, len(names)) if settings.class_weights == "balanced" else None,
+            class_weights=None
+            if settings.class_weights == "none"
+            else _class_weights(train, len(names), multi_label=multi_label),
             label_smoothing=settings.label_smoothing,
             multi_label=multi_label,
             alpha=context.recipe.alpha,
@@ -77,10 +80,13 @@ def build_classifier_task(
     )
 
 
-def _class_weights(train: Dataset, num_labels: int) -> Tensor:
-    """Weigh each class by n / (classes * count), scikit-learn's ``balanced``; for multi-label by presence."""
-    counts: Counter[int] = Counter()
-    for label in train["label"]:
-        counts.update(label if isinstance(label, list) else [label])
-    total = sum(counts.values())
-    return torch.tensor([total / (num_labels * max(counts[index], 1)) for index in range(num_labels)])
+def _class_weights(train: Dataset, num_labels: int, *, multi_label: bool) -> Tensor:
+    """Weigh each class by n / (classes * count), scikit-learn's ``balanced``.
+
+    In multi-label a label's rows weigh as much as all rows without it: (n - count) / count, torch's ``pos_weight``.
+    """
+    counts = Counter(label for row in labels_of_rows(train) for label in row)
+    if multi_label:
+        present = [max(counts[index], 1) for index in range(num_labels)]
+        return torch.tensor([max(len(train) - count, 1) / count for count in present])
+    return torch.tensor([len(train) / (num_labels * max(counts[index], 1)) for index in range(num_labels)])

@@ -265,6 +265,17 @@ def raw_thresholds(config: Any) -> Any:
     return config.thresholds if config.model_type == AWD_LSTM else notes_of(config).get("thresholds")
 
 
+def label_type_in(config: Any) -> str | None:
+    """Return the type that a classifier's labels were given in ("int" or "bool"), or None for names."""
+    return notes_of(config).get("label_type")
+
+
+def remember_label_type(config: Any, kind: str | None) -> None:
+    """Keep the type of a training table's labels in the classifier's configuration."""
+    if kind != label_type_in(config):
+        note(config, label_type=kind)
+
+
 def thresholds_of(config: Any) -> list[float] | None:
     """Return the probabilities from which a label counts as given, or None where none were chosen."""
     found = raw_thresholds(config)

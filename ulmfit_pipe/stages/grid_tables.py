@@ -13,7 +13,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.tables import TableError, check_labels_for_training, load_table
+from ulmfit_pipe.data.splits import check_labels_for_training
+from ulmfit_pipe.data.tables import TableError, load_table
 from ulmfit_pipe.stages.tables_of_run import (
     TEST,
     TRAIN,

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
-from ulmfit_pipe.data.tables import split_train_validation
+from ulmfit_pipe.data.splits import split_train_validation
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.stages.artifacts import library_versions, read_stage
 from ulmfit_pipe.stages.finished import StageResult, digest_of

@@ -30,10 +30,12 @@ from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, 
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
 from ulmfit_pipe.stages.setting_checks import check_seed, check_types
 from ulmfit_pipe.stages.settings import settings_to_yaml
+from ulmfit_pipe.stages.table_account import tell_of_texts
 from ulmfit_pipe.stages.tables_of_run import (
     TRAIN,
     VALIDATION,
     check_tables_alike,
+    columns_of,
     load_run_tables,
     refuse_unjudged_best,
     split_texts,
@@ -113,9 +115,15 @@ class ClassifierJob(TableReading):
         test_file: Labelled table that is scored once at the end.
         validation_file: Labelled table that chooses the best epoch; without it a part is held out.
         text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels.
+        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
+        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
+            itself, or a CSV file with a value and its name in each row; null takes the values as names.
+        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
+        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
+            otherwise trained on and never measured.
+        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         validation_fraction: Part held out where no validation file is given; 0 trains on all rows, with classifier.keep
             last.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
@@ -142,9 +150,13 @@ class ClassifierJob(TableReading):
     test_file: str | None = None
     validation_file: str | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
+    label_column: list[str] = field(default_factory=lambda: ["label"])
     label_separator: str | None = None
     multi_label: bool = False
+    label_names: str | None = None
+    label_threshold: float | None = None
+    min_rows_per_class: int = 1
+    empty_text: Literal["error", "skip"] = "error"
     validation_fraction: float = 0.1
     preset: PresetName = "auto"
     seed: int = 0
@@ -178,9 +190,15 @@ class LearningRateJob(TableReading):
         model: Folder of a language model (or classifier); null sweeps a language model from scratch.
         freeze_to: First trained layer group, as in Learner.freeze_to; -1 is the head only, 0 everything.
         text_column: Column of text.
-        label_column: Column of labels, for the classifier stage.
+        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
+        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
+            itself, or a CSV file with a value and its name in each row; null takes the values as names.
+        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
+        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
+            otherwise trained on and never measured.
+        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         start_lr: First learning rate of the sweep.
         end_lr: Last learning rate of the sweep.
         num_steps: Steps of the sweep.
@@ -201,9 +219,13 @@ class LearningRateJob(TableReading):
     model: str | None = None
     freeze_to: int = -1
     text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
+    label_column: list[str] = field(default_factory=lambda: ["label"])
     label_separator: str | None = None
     multi_label: bool = False
+    label_names: str | None = None
+    label_threshold: float | None = None
+    min_rows_per_class: int = 1
+    empty_text: Literal["error", "skip"] = "error"
     start_lr: float = 1e-7
     end_lr: float = 10.0
     num_steps: int = 100
@@ -274,6 +296,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
             where="the validation file",
             say=context.tell,
         )
+    tell_of_texts(train, validation, say=context.tell)
     result = train_language_model(
         train,
         validation,
@@ -298,13 +321,11 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         job.train_file,
         validation_file=job.validation_file,
         test_file=job.test_file,
-        text_column=job.text_column,
-        label_column=job.label_column,
-        label_separator=job.label_separator,
-        multi_label=job.multi_label,
+        **columns_of(job),
         validation_fraction=job.validation_fraction,
         seed=job.seed,
         reading=job.options(),
+        min_rows_per_class=job.min_rows_per_class,
         say=context.tell,
     )
     check_tables_alike(tables, context)
@@ -406,10 +427,7 @@ def _learner_to_sweep(job: LearningRateJob, context: RunContext) -> Learner:
         raise ValueError("the classifier stage starts from a language model: give --model, a folder")
     tables = load_run_tables(
         job.train_file,
-        text_column=job.text_column,
-        label_column=job.label_column,
-        label_separator=job.label_separator,
-        multi_label=job.multi_label,
+        **columns_of(job),
         seed=job.seed,
         reading=job.options(),
         say=context.tell,

@@ -5,9 +5,10 @@ data is skipped, and says so.
 """
 
 import dataclasses
+import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
     RunTables,
     check_tables_alike,
+    columns_of,
     label_names_of,
     load_run_tables,
     refuse_unjudged_best,
@@ -64,9 +66,15 @@ class PipelineSettings(TableReading):
         validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
         unlabelled_file: Further texts for the language model.
         text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels.
+        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
         label_separator: Splits a label cell into several labels (multi-label).
         multi_label: The label column holds lists of labels.
+        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
+            itself, or a CSV file with a value and its name in each row; null takes the values as names.
+        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
+        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
+            otherwise trained on and never measured.
+        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
             rows, with classifier.keep last.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
@@ -101,9 +109,13 @@ class PipelineSettings(TableReading):
     validation_file: str | None = None
     unlabelled_file: list[str] | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
+    label_column: list[str] = field(default_factory=lambda: ["label"])
     label_separator: str | None = None
     multi_label: bool = False
+    label_names: str | None = None
+    label_threshold: float | None = None
+    min_rows_per_class: int = 1
+    empty_text: Literal["error", "skip"] = "error"
     validation_fraction: float = 0.1
     preset: PresetName = "auto"
     seed: int = 0
@@ -172,15 +184,13 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         validation_file=settings.validation_file,
         test_file=settings.test_file,
         unlabelled_file=settings.unlabelled_file,
-        text_column=settings.text_column,
-        label_column=settings.label_column,
-        label_separator=settings.label_separator,
-        multi_label=settings.multi_label,
         validation_fraction=settings.validation_fraction,
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
         reading=settings.options(),
+        min_rows_per_class=settings.min_rows_per_class,
+        **columns_of(settings),
         say=context.tell,
     )
     check_tables_alike(tables, context)
@@ -362,7 +372,8 @@ class TextPipeline:
             test: Labelled file that is scored once.
             unlabelled: Further text for the language model.
             preset: Recipe.
-            **settings: Any other field of `PipelineSettings`; a group as its class or as a dict.
+            **settings: Any other field of `PipelineSettings`; a group as its class or as a dict. ``label_names`` may be
+                a mapping.
 
         Returns:
             What ``metrics.json`` holds.
@@ -373,6 +384,9 @@ class TextPipeline:
         """
         check_names(settings, PipelineSettings, elsewhere=GIVEN_TO_FIT, meant=_meant_setting)
         held_out = settings.pop("validation_file", None)
+        if isinstance(names := settings.get("label_names"), Mapping):
+            as_text = {str(value): name for value, name in names.items()}
+            settings["label_names"] = json.dumps(as_text, ensure_ascii=False)
         given = PipelineSettings(
             train_file=check_files(train, "train"),
             output_dir=check_folder(output_dir, "output_dir"),

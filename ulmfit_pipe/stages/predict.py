@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from ulmfit_pipe.data.backbone_batches import BackboneBatches
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.labels import can_be, clean_label, typed_label
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
@@ -25,6 +26,7 @@ from ulmfit_pipe.stages.classifier_labels import check_thresholds, is_text_class
 from ulmfit_pipe.stages.document_reading import (
     count_cut,
     describe_cut,
+    label_type_in,
     notes_of,
     raw_thresholds,
     saved_reading,
@@ -54,6 +56,9 @@ class Predictor:
 
     Attributes:
         reading: How long documents are read.
+        label_names: The labels as text, in the order of their scores.
+        labels: The labels in the type that training had them in: integers, bools or text.
+        label_type: "int", "bool", or None for text.
     """
 
     def __init__(
@@ -66,6 +71,10 @@ class Predictor:
         self._cut = (0, 0)  # texts that were cut, and texts that were read
         self._accelerator = accelerator
         self.label_names, self.multi_label = labels_of("the model", self.models[0].config)
+        self.label_type = label_type_in(self.models[0].config)
+        if not can_be(self.label_names, self.label_type):
+            self.label_type = None  # somebody renamed the labels of the folder
+        self.labels = [typed_label(name, self.label_type) for name in self.label_names]
 
     @classmethod
     def load(
@@ -116,8 +125,9 @@ class Predictor:
             texts: Texts of any length; none may be empty. A column of a table will do, the table itself not.
 
         Returns:
-            ``{"label", "score", "scores"}`` a text; for multi-label ``label`` is a list of names and ``score`` the
-            lowest probability among them (or the highest of all where no label is given).
+            ``{"label", "score", "scores"}`` a text; for multi-label ``label`` is a list of labels and ``score`` the
+            lowest probability among them (or the highest of all where no label is given). Labels, also as keys of
+            ``scores``, have the type that training had: 1 for the integer 1, True for true.
 
         Raises:
             TypeError: A table, a mapping, a bare string, or something in the list that is no string.
@@ -130,16 +140,16 @@ class Predictor:
         return [self._row(row) for row in self.probabilities(ids)]
 
     def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
-        scores = {name: float(value) for name, value in zip(self.label_names, probabilities, strict=True)}
+        scores = {label: float(value) for label, value in zip(self.labels, probabilities, strict=True)}
         if not self.multi_label:
             best = int(probabilities.argmax())
-            return {"label": self.label_names[best], "score": float(probabilities[best]), "scores": scores}
+            return {"label": self.labels[best], "score": float(probabilities[best]), "scores": scores}
         given = [
-            name
-            for name, value, threshold in zip(self.label_names, probabilities, self.thresholds, strict=True)
+            label
+            for label, value, threshold in zip(self.labels, probabilities, self.thresholds, strict=True)
             if value >= threshold
         ]
-        score = min((scores[name] for name in given), default=float(probabilities.max()))
+        score = min((scores[label] for label in given), default=float(probabilities.max()))
         return {"label": given, "score": score, "scores": scores}
 
     def probabilities(self, encoded: Dataset | Sequence[Sequence[int]]) -> np.ndarray:
@@ -291,7 +301,7 @@ def _check_label_names(table: Dataset, known: list[str]) -> None:
     if feature is None:
         raise ValueError(f"the table has no column 'label' to score against; it has {table.column_names}")
     names = getattr(getattr(feature, "feature", feature), "names", None)
-    if names is not None and list(names) != known:
+    if names is not None and list(map(clean_label, names)) != list(map(clean_label, known)):
         raise ValueError(
             f"the table's labels are {list(names)}, the classifier's are {known}: their numbers would mean different "
             "labels; load the table with label_names of the classifier"

@@ -1,13 +1,20 @@
-"""The columns that a prediction adds to a table's own: ``label``, ``score`` and, if asked for, every label's score."""
+"""The columns that a prediction adds to a table's own: ``label``, ``score`` and, if asked for, every label's score.
 
+Labels are written in the type that training had, or, where the table brings labels of its own, in the type of these:
+so ``label == label_given`` says whether a prediction is right, in every kind of file.
+"""
+
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from ulmfit_pipe.data.row_streams import FORMULA_STARTS, Chunk, RowWriter, column_values
+from ulmfit_pipe.data.labels import BOOLS, INTEGERS, Place, can_be, typed_label
+from ulmfit_pipe.data.row_streams import FORMULA_STARTS, Chunk, Column, JsonText, RowWriter, column_values
 from ulmfit_pipe.data.table_readers import TableError
+from ulmfit_pipe.data.tables import text_of
 from ulmfit_pipe.data.text_rules import join_fields
 from ulmfit_pipe.stages.predict import Predictor
 
@@ -93,16 +100,20 @@ class PredictedColumns:
         if self.suffix == ".parquet" and given is not None:
             fields = [part.with_name(name) for part, name in zip(given, self._names, strict=True)]
             metadata = given.metadata
-        added = self._added([], Counter())
+        has_given = given is not None and LABEL in given.names
+        added = self._added([], Counter(), self._label_kind(given.field(LABEL).type if given and has_given else None))
         return pa.schema([*fields, *((name, column.type) for name, column in added.items())], metadata=metadata)
 
     def predict(self, chunk: Chunk, counts: Counts) -> Chunk:
         """Return rows with their predictions; the labels are counted."""
-        columns = [column_values(chunk[name]) for name in self.text_column]
-        texts = [
-            None if is_empty(row) else join_fields([part or "" for part in row]) for row in zip(*columns, strict=True)
-        ]
-        return {**dict(zip(self._names, chunk.values(), strict=True)), **self._added(texts, counts)}
+        columns = [[_text_of(value) for value in column_values(chunk[name])] for name in self.text_column]
+        texts = [None if is_empty(row) else join_fields(row) for row in zip(*columns, strict=True)]
+        given = chunk.get(LABEL)
+        kept = dict(zip(self._names, chunk.values(), strict=True))
+        if self._joined and given is not None:
+            kept[self.renamed[LABEL]] = _joined_lists(given)
+        kind = self._label_kind(None if given is None else _type_of(given))
+        return {**kept, **self._added(texts, counts, kind)}
 
     def write(self, writer: RowWriter, chunk: Chunk) -> None:
         """Write rows.
@@ -119,21 +130,86 @@ class PredictedColumns:
                 "remove it, or write .jsonl"
             ) from error
 
-    def _added(self, texts: Sequence[str | None], counts: Counts) -> dict[str, pa.Array]:
+    def _label_kind(self, given: pa.DataType | None) -> str | None:
+        """Return the type to write labels in: that of the table's own, where they have one that ours fit."""
+        if given is not None and (pa.types.is_list(given) or pa.types.is_large_list(given)):
+            given = given.value_type
+        own = self.predictor.label_type
+        if given is None or pa.types.is_null(given):
+            return own
+        if pa.types.is_dictionary(given):
+            given = given.value_type
+        if pa.types.is_string(given) or pa.types.is_large_string(given):
+            return None
+        for kind, holds in ((INTEGERS, pa.types.is_integer), (BOOLS, pa.types.is_boolean)):
+            if holds(given):
+                return kind if can_be(self.predictor.label_names, kind) else own
+        return own
+
+    def _added(self, texts: Sequence[str | None], counts: Counts, kind: str | None) -> dict[str, pa.Array]:
         """Predict a chunk; return the new columns and count the labels."""
         found = iter(self.predictor.predict([text for text in texts if text is not None]))
         rows: list[dict[str, Any] | None] = [None if text is None else next(found) for text in texts]
-        labels: list[Any] = [None if row is None else row["label"] for row in rows]
-        for label in labels:
-            counts.update(label if isinstance(label, list) else [label])
-        kind = pa.list_(pa.string()) if self.predictor.multi_label and not self._joined else pa.string()
-        if self._joined:
-            labels = [None if label is None else LABEL_SEPARATOR.join(label) for label in labels]
-        added: dict[str, pa.Array] = {LABEL: pa.array(labels, kind)}
+        names: list[Any] = [None if row is None else _names_of(row["label"]) for row in rows]
+        for name in names:
+            counts.update(name if isinstance(name, list) else [name])
+        added: dict[str, pa.Array] = {LABEL: self._label_column(names, kind)}
         added[SCORE] = _score_column(None if row is None else row["score"] for row in rows)
-        for name in self._scored:
-            added[f"{SCORE}_{name}"] = _score_column(None if row is None else row["scores"][name] for row in rows)
+        for name, label in zip(self.predictor.label_names, self.predictor.labels, strict=True):
+            if name in self._scored:
+                column = _score_column(None if row is None else row["scores"][label] for row in rows)
+                added[f"{SCORE}_{name}"] = column
         return added
+
+    def _label_column(self, names: Sequence[Any], kind: str | None) -> pa.Array:
+        """Return labels, one or several a row, in the type asked for; in CSV and TSV several joined in one text."""
+        if self._joined:
+            return pa.array([None if row is None else LABEL_SEPARATOR.join(row) for row in names], pa.string())
+        one = {INTEGERS: pa.int64(), BOOLS: pa.bool_()}.get(kind or "", pa.string())
+        if not self.predictor.multi_label:
+            return pa.array([None if name is None else typed_label(name, kind) for name in names], one)
+        lists = [None if row is None else [typed_label(name, kind) for name in row] for row in names]
+        return pa.array(lists, pa.list_(one))
+
+
+def _names_of(label: Any) -> Any:
+    return [str(one) for one in label] if isinstance(label, list) else str(label)
+
+
+def _type_of(column: Column) -> pa.DataType | None:
+    """Return the type of a table's labels: text in CSV; in JSON that of the first that is there."""
+    if isinstance(column, pa.Array):
+        return column.type
+    for value in column:
+        if value is not None and not isinstance(value, JsonText):
+            return pa.string()
+        found = None if value is None else json.loads(value)
+        if found is not None and found != []:
+            try:
+                return pa.scalar(found).type
+            except (pa.ArrowException, OverflowError):
+                return None
+    return None
+
+
+def _joined_lists(column: Column) -> Column:
+    """Return lists of labels joined as predictions are; what is no list of names stays as it is."""
+    values = column_values(column)
+    if not any(isinstance(value, list) for value in values):
+        return column
+    return [
+        LABEL_SEPARATOR.join(map(str, value))
+        if isinstance(value, list) and all(isinstance(one, str | int) for one in value)
+        else ""
+        if value is None
+        else str(value)
+        for value in values
+    ]
+
+
+def _text_of(value: Any) -> str:
+    """Return a cell's text, as training reads it: a number counts as its text, a missing value as none."""
+    return "" if value is None or value != value else str(value)
 
 
 def _score_column(values: Iterable[float | None]) -> pa.Array:
@@ -157,26 +233,12 @@ def check_row(values: Sequence[Any], number: int, *, name: str, columns: Sequenc
     Raises:
         TableError: A text is no string or cannot be encoded, or there is none.
     """
-    for column, value in zip(columns, values, strict=True):
-        _check_text(value, f"{name}, row {number} (header not counted), column {column!r}")
-    if is_empty(values) and not skip_empty:
+    texts = [text_of(value, Place(name, number, column)) for column, value in zip(columns, values, strict=True)]
+    if is_empty(texts) and not skip_empty:
         raise TableError(
             f"{name}, row {number} (header not counted), column {', '.join(map(repr, columns))}: the text is "
             "empty; fill it in, delete the row, or set empty_text to skip for an empty label"
         )
-
-
-def _check_text(value: Any, place: str) -> None:
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise TableError(f"{place}: the text must be a string, got {type(value).__name__} {repr(value)[:60]}")
-    if "\0" in value:
-        raise TableError(f"{place}: the text holds a NUL byte at character {value.index(chr(0))}; remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise TableError(f"{place}: character {error.start} is half of a surrogate pair; remove it") from error
 
 
 def is_empty(fields: Sequence[str | None]) -> bool:

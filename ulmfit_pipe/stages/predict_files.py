@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.setting_checks import check_choices
 from ulmfit_pipe.stages.whole_files import whole_file
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.launch import share_of_work
@@ -57,7 +58,8 @@ class PredictFileSettings(TableReading):
         all_scores: Add a column score_LABEL for every label.
         escape_formulas: In CSV and TSV, write an apostrophe before cells that begin with = + - @, a tab or a carriage
             return, which a spreadsheet would run as a formula (all labels and texts; of other columns all but numbers).
-        empty_text: error names the first row without text before anything is predicted; skip leaves its label empty.
+        empty_text: skip leaves the label of a row without text empty, and says how many there are; error names the
+            first one before anything is predicted.
         chunk_rows: Rows held in memory at a time.
         mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         progress: Show a progress bar; null decides by the terminal.
@@ -74,7 +76,7 @@ class PredictFileSettings(TableReading):
     text_column: list[str] = field(default_factory=lambda: ["text"])
     all_scores: bool = False
     escape_formulas: bool = False
-    empty_text: Literal["error", "skip"] = "error"
+    empty_text: Literal["error", "skip"] = "skip"
     chunk_rows: int = 2048
     mixed_precision: Precision = "no"
     progress: bool | None = None
@@ -135,6 +137,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         Preempted: A recipe was told to stop while it wrote parts; those that were finished are kept.
     """
     started = time.perf_counter()
+    check_choices(settings)
     context = context or RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
     shown = sys.stderr.isatty() if context.progress is None else context.progress
     with share_of_work() as given:
@@ -149,11 +152,11 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         (table,) = copies.enter_context(plain_tables(opened))
         _tell_notes(opened, context)
         predictor = Predictor.load(settings.model, accelerator=accelerator)
-        rows = _count_rows(_plain(table), settings)
+        rows = _count_rows(_plain(table), settings, say=context.tell)
         began = time.perf_counter()
         counts = _predict_one(settings, table, place, predictor, context=context, total=rows, shown=shown)
     return _summary(
-        predictor, rows, counts, place, seconds=(time.perf_counter() - started, time.perf_counter() - began)
+        context, predictor, rows, counts, place, seconds=(time.perf_counter() - started, time.perf_counter() - began)
     )
 
 
@@ -174,7 +177,7 @@ def _predict_parts(
         _tell_notes(opened, context)
         predictor = Predictor.load(settings.model, accelerator=context.accelerator)
         job = ShardedJob(settings, tables, predictor, context, share=share)
-        job.look(lambda: [_count_rows(_plain(table), settings) for table in tables])
+        job.look(lambda: [_count_rows(_plain(table), settings, say=context.tell) for table in tables])
         return job
 
     job = find_alike(context.accelerator, look, lambda job: job.fingerprint)
@@ -183,7 +186,7 @@ def _predict_parts(
         place = Path(settings.output_file).resolve()
         job.join(place)
     rows, seconds = sum(part.rows for part in job.parts), (time.perf_counter() - started, job.seconds)
-    return _summary(job.predictor, rows, counts, place, seconds=seconds, done_before=job.done_before)
+    return _summary(context, job.predictor, rows, counts, place, seconds=seconds, done_before=job.done_before)
 
 
 def _plain(table: PlainTable) -> RowSource:
@@ -198,6 +201,7 @@ def _tell_notes(opened: Sequence[RowSource], context: RunContext) -> None:
 
 
 def _summary(
+    context: RunContext,
     predictor: Predictor,
     rows: int,
     counts: Counts,
@@ -206,6 +210,8 @@ def _summary(
     seconds: tuple[float, float],
     done_before: int = 0,
 ) -> PredictSummary:
+    if counts[None]:
+        context.tell(f"note: {counts[None]:,} of {rows:,} rows have no text; their label and score are empty")
     labels = {name: counts[name] for name in predictor.label_names}
     return PredictSummary(rows, counts[None], *seconds, labels, place, done_before)
 
@@ -313,11 +319,17 @@ def _opened(source: str, settings: PredictFileSettings) -> RowSource:
     return rows
 
 
-def _count_rows(rows: RowSource, settings: PredictFileSettings) -> int:
+def _count_rows(rows: RowSource, settings: PredictFileSettings, *, say: Callable[[str], None]) -> int:
     """Read the whole file once, refuse the first row that cannot be predicted, and count the rows."""
-    number, columns = 0, settings.text_column
+    number, numbers, columns = 0, 0, settings.text_column
     for number, values in enumerate(rows.read(columns), start=1):
+        numbers += any(not isinstance(value, str) and value is not None for value in values)
         check_row(values, number, name=rows.name, columns=columns, skip_empty=settings.empty_text == "skip")
     if not number:
         raise TableError(f"{rows.name}: the table is empty, it has no rows to predict")
+    if numbers:
+        say(
+            f"note: {numbers:,} of {number:,} texts of {rows.name} are numbers and are taken as their text; is it the "
+            "right column? text_column names the column of text"
+        )
     return number

@@ -1,23 +1,31 @@
 """The tables of one run: training, validation and test kept apart, and unlabelled text that leaks neither."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
 
+from ulmfit_pipe.data.labels import label_type_of, list_labels, read_label_names
 from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.tables import check_labels_for_training, load_table, split_train_validation
+from ulmfit_pipe.data.splits import check_labels_for_training, check_seed, labels_of_rows, split_train_validation
+from ulmfit_pipe.data.tables import FileFacts, TableError, load_table
 from ulmfit_pipe.stages.finished import digest_of
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.setting_checks import check_choices
+from ulmfit_pipe.stages.table_account import tell_of_tables
 from ulmfit_pipe.training.launch import started_processes
 
 # The split that a setting takes of a dataset with several.
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test",)
 UNLABELLED = ("unsupervised", "unsup", "unlabelled", "unlabeled")
-LIKELY_SEPARATORS = "|;,/+"  # what people put between the labels of one cell
+SPLITS = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
+SHOWN_LABELS = 12  # label names listed in a line
+EmptyText: TypeAlias = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,18 @@ class RunTables:
 
     def describe(self) -> str:
         """Return one line: rows of each table, and the labels."""
-        named = {
+        sizes = [f"{len(table):,} {name}" for name, table in self.named().items()]
+        return f"rows: {', '.join(sizes)}; labels: {list_labels(label_names_of(self.train)[0], SHOWN_LABELS)}"
+
+    def named(self) -> dict[str, Dataset]:
+        """Return the tables that there are, by their names in words."""
+        tables = {
             "training": self.train,
             "validation": self.validation,
             "test": self.test,
             "unlabelled": self.unlabelled,
         }
-        sizes = [f"{len(table):,} {name}" for name, table in named.items() if table is not None]
-        names = label_names_of(self.train)[0]
-        shown = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
-        return f"rows: {', '.join(sizes)}; labels: {shown}"
+        return {name: table for name, table in tables.items() if table is not None}
 
     def language_model_text(self) -> Dataset:
         """Return the texts that the language model may train on: training rows and unlabelled ones."""
@@ -98,66 +108,188 @@ def label_names_of(table: Dataset) -> tuple[list[str], bool]:
     return list(feature.feature.names), True
 
 
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a run's tables hold what, and how their cells are read.
+
+    Attributes:
+        text_column: Column or columns of text.
+        label_column: Column of labels; several hold 0 and 1 each, and their names are the labels (multi-label).
+        label_separator: Splits a label cell into several (multi-label).
+        multi_label: The label column holds lists.
+        label_names: The name of each value: a mapping, or a JSON or CSV file; None where values are names.
+        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
+        empty_text: What becomes of labelled rows without text: error refuses the first, skip leaves them out.
+    """
+
+    text_column: Sequence[str] | str = ("text",)
+    label_column: Sequence[str] | str = "label"
+    label_separator: str | None = None
+    multi_label: bool = False
+    label_names: str | Path | Mapping[str, str] | None = None
+    label_threshold: float | None = None
+    empty_text: EmptyText = "error"
+
+    def __post_init__(self) -> None:
+        """Refuse values that are on no field's list, and no column of labels."""
+        check_choices(self)
+        if not self.label_column:
+            raise ValueError("label_column is empty; name at least one column")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of text."""
+        return (self.text_column,) if isinstance(self.text_column, str) else tuple(self.text_column)
+
+    def for_loading(self) -> dict[str, Any]:
+        """Return the arguments of `load_table` that say the same.
+
+        Raises:
+            TableError: The file of label names cannot be used.
+        """
+        labels = (self.label_column,) if isinstance(self.label_column, str) else tuple(self.label_column)
+        return {
+            "text_columns": self.texts,
+            "label_column": labels if len(labels) > 1 else labels[0],
+            "label_separator": self.label_separator,
+            "multi_label": self.multi_label or self.label_separator is not None,
+            "label_mapping": None if self.label_names is None else read_label_names(self.label_names),
+            "label_threshold": self.label_threshold,
+            "skip_blank": self.empty_text == "skip",
+        }
+
+
+def columns_of(settings: Any) -> dict[str, Any]:
+    """Return the fields of `TableColumns` that a run's settings have."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(TableColumns)
+        if hasattr(settings, field.name)
+    }
+
+
 def load_run_tables(
     train_file: Sequence[str] | str,
     *,
     validation_file: str | None = None,
     test_file: str | None = None,
     unlabelled_file: Sequence[str] | str | None = None,
-    text_column: Sequence[str] | str = ("text",),
-    label_column: str = "label",
-    label_separator: str | None = None,
-    multi_label: bool = False,
     validation_fraction: float = 0.1,
     seed: int = 0,
     include_test_text: bool = False,
     max_rows: RowLimits | None = None,
     reading: TableReading | None = None,
+    min_rows_per_class: int = 1,
     say: Callable[[str], None] = print,
+    **columns: Any,
 ) -> RunTables:
-    """Load and split the tables of a run.
+    """Load and split the tables of a run, and report what they hold.
 
     Args:
         train_file: Labelled file or files.
         validation_file: Held-out file; without it a stratified part of the training rows is held out.
         test_file: Test file, or None.
         unlabelled_file: Further text for the language model, or None.
-        text_column: Column or columns of text.
-        label_column: Column of labels.
-        label_separator: Splits a label cell into several (multi-label).
-        multi_label: The label column holds lists.
         validation_fraction: Part held out where no validation file is given; 0 holds nothing out.
         seed: Seed of the split.
         include_test_text: Keep unlabelled texts that also stand in validation or test.
         max_rows: Use only so many rows of each table.
         reading: How tables of text are read; None finds it out.
+        min_rows_per_class: Leave classes with fewer labelled rows out, of every table.
         say: Told the sizes and what was left out.
+        **columns: Fields of `TableColumns`.
 
     Raises:
         TableError: A table cannot be used; file, row and column are named.
+        ValueError: A setting makes no sense.
     """
-    many = multi_label or label_separator is not None
-    read: Callable[..., Dataset] = partial(load_table, text_columns=text_column, reading=reading, say=say)
-    load = partial(read, label_column=label_column, label_separator=label_separator, multi_label=many)
-    limits = max_rows or RowLimits()
-    train = some_rows(load(train_file, usual_splits=TRAIN), limits.train, seed=seed)
+    check_seed(seed)
+    how = {"reading": reading, "say": say}
+    given = TableColumns(**columns)
+    loader = _Loader(given.for_loading(), max_rows or RowLimits(), seed, how=how)
+    train = loader.labelled("training", train_file)
+    loader.names = label_names_of(train)[0]
+    held_out = {
+        name: None if file is None else loader.labelled(name, file)
+        for name, file in (("validation", validation_file), ("test", test_file))
+    }
+    kept = _frequent_labels(train, min_rows_per_class, say)
+    train = _with_labels(train, kept)
+    validation, test = (None if table is None else _with_labels(table, kept) for table in held_out.values())
     check_labels_for_training(train)
-    load = partial(load, label_names=label_names_of(train)[0])
-    validation: Dataset | None = None
-    if validation_file is not None:
-        validation = load(validation_file, usual_splits=VALIDATION)
-    elif validation_fraction != 0:
+    if validation is None and validation_fraction != 0:
         train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
-    test = None if test_file is None else some_rows(load(test_file, usual_splits=TEST), limits.test, seed=seed)
-    unlabelled = None if unlabelled_file is None else read(unlabelled_file, label_column=None, usual_splits=UNLABELLED)
-    if unlabelled is not None:
-        unlabelled = some_rows(unlabelled, limits.unlabelled, seed=seed)
-        unlabelled = _not_held_out(unlabelled, [] if include_test_text else [validation, test], say)
+    unlabelled = None
+    if unlabelled_file is not None:
+        texts = loader.unlabelled(unlabelled_file, given.texts)
+        unlabelled = _not_held_out(texts, [] if include_test_text else [validation, test], say)
     tables = RunTables(train, validation, test, unlabelled)
-    _tell_of_repeats(tables, say)
-    _tell_of_joined_labels(*label_names_of(train), say)
+    names, several = label_names_of(train)
     say(tables.describe())
+    tell_of_tables(tables.named(), loader.files, names=names, several=several, say=say)
     return tables
+
+
+class _Loader:
+    """Loads the tables of a run, and keeps what reading their files has shown."""
+
+    def __init__(self, columns: dict[str, Any], limits: RowLimits, seed: int, *, how: dict[str, Any]) -> None:
+        self.columns, self.limits, self.seed, self.how = columns, limits, seed, how
+        self.names: list[str] | None = None  # the labels that training knows, once it was read
+        self.files: dict[str, list[FileFacts]] = {}
+
+    def labelled(self, name: str, file: Sequence[str] | str) -> Dataset:
+        """Return a labelled table."""
+        facts = self.files.setdefault(name, [])
+        given = {**self.columns, **self.how, "label_names": self.names, "usual_splits": SPLITS[name]}
+        table = load_table(file, facts=facts, **given)
+        limit = {"training": self.limits.train, "test": self.limits.test}.get(name)
+        return some_rows(table, limit, seed=self.seed)
+
+    def unlabelled(self, file: Sequence[str] | str, columns: Sequence[str]) -> Dataset:
+        """Return further texts."""
+        facts = self.files.setdefault("unlabelled", [])
+        table = load_table(
+            file, text_columns=columns, label_column=None, facts=facts, usual_splits=UNLABELLED, **self.how
+        )
+        return some_rows(table, self.limits.unlabelled, seed=self.seed)
+
+
+def _frequent_labels(train: Dataset, least: int, say: Callable[[str], None]) -> list[int] | None:
+    """Return the numbers of the labels that have enough rows, or None where all have."""
+    if least < 1:
+        raise ValueError(f"min_rows_per_class must be 1 or more, got {least!r}; 2 leaves classes of a single row out")
+    names, counts = label_names_of(train)[0], Counter(label for row in labels_of_rows(train) for label in row)
+    rare = [number for number in range(len(names)) if counts[number] < least]
+    if least == 1 or not rare:
+        return None
+    shown = list_labels([f"{names[number]} ({counts[number]:,})" for number in rare], SHOWN_LABELS)
+    say(
+        f"left out {len(rare):,} of {len(names):,} classes, which have fewer than {least:,} rows "
+        f"(min_rows_per_class): {shown}"
+    )
+    kept = [number for number in range(len(names)) if counts[number] >= least]
+    if len(kept) < 1 + isinstance(train.features["label"], ClassLabel):
+        raise TableError(f"min_rows_per_class {least:,} leaves {len(kept)} of {len(names):,} classes; take a lower one")
+    return kept
+
+
+def _with_labels(table: Dataset, kept: Sequence[int] | None) -> Dataset:
+    """Return a table without all but the labels kept: without their rows, in multi-label without the labels."""
+    if kept is None:
+        return table
+    numbers = {old: new for new, old in enumerate(kept)}
+    labels: Any = [[numbers[label] for label in row if label in numbers] for row in labels_of_rows(table)]
+    known, several = label_names_of(table)
+    feature: Any = ClassLabel(names=[known[number] for number in kept], id=label_type_of(table.features["label"]))
+    rows: Sequence[int] = range(len(table))
+    if several:
+        feature = List(feature)
+    else:
+        rows = [row for row, label in enumerate(labels) if label]
+        labels = [labels[row][0] for row in rows]
+    column = Dataset.from_dict({"label": labels}, features=Features({"label": feature}))
+    return concatenate_datasets([table.select(rows).remove_columns(["label"]), column], axis=1)
 
 
 def _not_held_out(texts: Dataset, held_out: Sequence[Dataset | None], say: Callable[[str], None]) -> Dataset:
@@ -214,27 +346,3 @@ def without_texts_of(
         return texts
     say(f"left out {dropped:,} of {len(texts):,} {what} that also stand in {where}")
     return texts.select(kept)
-
-
-def _tell_of_repeats(tables: RunTables, say: Callable[[str], None]) -> None:
-    known = set(tables.train["text"])
-    for name, held_out in (("validation", tables.validation), ("test", tables.test)):
-        repeats = 0 if held_out is None else sum(text in known for text in held_out["text"])
-        if held_out is not None and repeats:
-            say(
-                f"note: {repeats:,} of {len(held_out):,} {name} texts also stand in the training table, word for word; "
-                f"the {name} metrics are flattered by as much"
-            )
-
-
-def _tell_of_joined_labels(names: Sequence[str], several: bool, say: Callable[[str], None]) -> None:
-    """Say so where labels look like several in one cell: each part of ``a|b`` is itself a label of the table."""
-    for separator in LIKELY_SEPARATORS if not several else "":
-        for name in names:
-            parts = [part.strip() for part in name.split(separator)]
-            if len(parts) > 1 and all(part in names for part in parts):
-                say(
-                    f"note: the label {name!r} counts as one label beside {' and '.join(map(repr, parts))}; if it "
-                    f"means several, set label_separator to {separator!r}"
-                )
-                return

@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, Features
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, with_source_rows
 from ulmfit_pipe.data.image_samples import handwritten_digits
-from ulmfit_pipe.data.tables import TableError, check_labels_for_training, load_table, split_train_validation
+from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
+from ulmfit_pipe.data.tables import TableError, load_table
 from ulmfit_pipe.stages.demo import TARGET_LIBRARIES, TEST_FRACTION, long_paragraphs
 from ulmfit_pipe.stages.finished import digest_of
 from ulmfit_pipe.stages.grid_tables import nested_order

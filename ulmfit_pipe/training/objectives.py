@@ -57,7 +57,8 @@ class ClassificationObjective:
     """Cross-entropy, or binary cross-entropy for multi-label, from ``model(**inputs).logits``.
 
     Args:
-        class_weights: float (num_labels,) or None; weighted as torch's mean reduction does.
+        class_weights: float (num_labels,) or None; weighted as torch's mean reduction does. In multi-label they weigh
+            the rows that have a label against those that do not, as torch's ``pos_weight``.
         label_smoothing: In [0, 1).
         multi_label: Whether labels are float (batch, num_labels) of 0 and 1.
         alpha: Weight of AR, where the model gives out ``raw_output``.
@@ -120,7 +121,7 @@ class ClassificationObjective:
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
         weights = None if self.class_weights is None else self.class_weights.to(logits)
-        losses = F.binary_cross_entropy_with_logits(logits, targets, weight=weights, reduction="none")
+        losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
         return losses.mean(dim=1).sum()  # mean over labels, sum over rows
 
 
