@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training import launch
@@ -172,3 +173,12 @@ def test_the_accelerator_has_what_is_asked_of_it(monkeypatch):
     monkeypatch.setattr(launch, "_has_gpu", lambda: False)
     new_accelerator(mixed_precision="bf16")
     assert seen == {"mixed_precision": "bf16", "cpu": True}
+
+
+def test_an_accelerator_of_another_precision_in_one_process_leaves_the_first_as_it_was(monkeypatch):
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    precisions = ("no", "bf16", "bf16", "no")
+    made = [new_accelerator(cpu=True, mixed_precision=precision) for precision in precisions]
+    assert tuple(accelerator.mixed_precision for accelerator in made) == precisions
+    assert {accelerator.device.type for accelerator in made} == {"cpu"}
+    assert AcceleratorState().mixed_precision == "no"  # the last one's, which accelerate's own parts ask for

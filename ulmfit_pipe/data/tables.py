@@ -17,10 +17,11 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets.fingerprint import get_temporary_cache_files_directory
 
+from ulmfit_pipe.data.run_files import run_folder
 from ulmfit_pipe.data.table_readers import RowSource, TableError, nearest, open_rows
 from ulmfit_pipe.data.text_rules import join_fields
+from ulmfit_pipe.temporary_files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -304,11 +305,11 @@ def _label_name(value: Any, place: _Place, *, untyped: bool) -> str:
 
 
 def _write_texts(texts: Iterator[str]) -> datasets.Dataset:
-    """Stream texts into a temporary Arrow file, which ``datasets`` removes at exit, and map it into memory."""
-    path = Path(get_temporary_cache_files_directory()) / f"table-{uuid.uuid4().hex}.arrow"
+    """Stream texts into a temporary Arrow file, which goes when the run ends, and map it into memory."""
+    path = run_folder() / f"table-{uuid.uuid4().hex}.arrow"
     schema = datasets.Features({"text": datasets.Value("string")}).arrow_schema
     batch: list[str] = []
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with naming(path), pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for text in texts:
             batch.append(text)
             if len(batch) == WRITE_ROWS:

@@ -29,7 +29,7 @@ from ulmfit_pipe.stages.grid_training import total_epochs
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.text_tables import Report, format_table
@@ -149,6 +149,7 @@ class DemoTables:
     test: Dataset
 
 
+@exclusive_run()
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """Run the demonstration and write ``metrics.json``.
 

@@ -21,7 +21,7 @@ from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_s
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
 from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
@@ -118,6 +118,7 @@ class ImageSettings:
         check_whole(self, {"max_train_images": 1})
 
 
+@exclusive_run()
 def run_image_pipeline(
     settings: ImageSettings,
     *,

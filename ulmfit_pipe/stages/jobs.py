@@ -24,7 +24,7 @@ from ulmfit_pipe.stages.language_model import (
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import load_run_tables, refuse_unjudged_best, split_texts, without_texts_of
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
@@ -209,6 +209,7 @@ def _text_tables(
     return split_texts(table, fraction=fraction, seed=job.seed, say=context.tell)
 
 
+@exclusive_run()
 def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     """Train or fine-tune a language model on files and return what ``metrics.json`` holds."""
     context = _context(job)
@@ -235,6 +236,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     return metrics
 
 
+@exclusive_run()
 def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     """Train a classifier on files and return what ``metrics.json`` holds."""
     refuse_unjudged_best(job.validation_file, job.validation_fraction, keep=job.classifier.keep)
@@ -305,6 +307,7 @@ def _write_report(
         context.tell(f"report: {path}")
 
 
+@exclusive_run()
 def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     """Sweep the learning rate of one stage at one freeze state; write the curve and the suggestions.
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
-from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
@@ -26,7 +26,7 @@ from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularie
 from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
@@ -119,6 +119,7 @@ class LanguageModelSettings:
                 raise ValueError(f"{name} must be 0 or more, got {value!r}; 0 takes the penalty away")
 
 
+@exclusive_run()
 def train_language_model(
     train: Dataset,
     validation: Dataset,
@@ -198,6 +199,7 @@ def _final_metrics(parts: LanguageModelParts, history: History, validation: Data
     return {**metrics, **compared_across_vocabularies(metrics["loss"], tokens=tokens, texts=validation)}
 
 
+@one_builds()
 def build_language_model_learner(
     train: Dataset,
     validation: Dataset,

@@ -24,7 +24,7 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_langu
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
 from ulmfit_pipe.stages.setting_checks import check_choices
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
@@ -118,6 +118,7 @@ class PipelineSettings:
         check_choices(self)
 
 
+@exclusive_run()
 def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.image_settings import ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
 from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
 from ulmfit_pipe.stages.transferability_cells import SeedOfNetworks, build_learner, networks_of
 from ulmfit_pipe.stages.transferability_results import write_transferability
@@ -145,6 +145,7 @@ class TransferabilitySettings:
         return self.train_images is not None or self.dataset == "digits"
 
 
+@exclusive_run()
 def run_transferability(settings: TransferabilitySettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Train the networks that are missing, write results.json, results.csv, results.md and the picture.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training.precision import check_precision, refuse_silent_float32
@@ -46,6 +47,7 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
     check_precision(options.get("mixed_precision") or os.environ.get(OF_ACCELERATE_LAUNCH) or "no")
     if started > 1 and not _has_gpu():
         options["cpu"] = True  # without it accelerate 1.15 makes each process a run of its own
+    _part_from_earlier(options.get("mixed_precision"))
     accelerator = Accelerator(**options)
     if started > 1 and accelerator.num_processes == 1:
         raise LaunchError(
@@ -59,6 +61,17 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
             if line:
                 say(line)
     return accelerator
+
+
+def _part_from_earlier(precision: str | None) -> None:
+    """Let an accelerator of another precision than the last one's have a state of its own.
+
+    Accelerate has one state for the whole process, which keeps the precision of the first. It gets a new one here
+    instead of an empty one, so that accelerators made earlier (a predictor's) keep theirs.
+    """
+    state = AcceleratorState._shared_state
+    if precision is not None and isinstance(state, dict) and state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._shared_state = {}
 
 
 def _other_precision(accelerator: Accelerator) -> str:
