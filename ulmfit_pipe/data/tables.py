@@ -6,6 +6,7 @@ from 1, the header not counted. Texts go to a temporary Arrow file while they ar
 
 import logging
 import math
+import os
 import re
 import uuid
 from array import array
@@ -131,6 +132,7 @@ def load_table(
         ValueError: ``text_columns`` or ``source`` is empty, or settings contradict one another.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
+    sources = [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in sources]
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
     _check_settings(sources, columns, label_column, multi_label=multi_label, label_separator=label_separator)
     labels = _Labels(label_names, multi_label=multi_label, separator=label_separator)

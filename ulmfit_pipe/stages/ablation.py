@@ -25,7 +25,7 @@ from ulmfit_pipe.stages.grid_tables import ALL_ROWS, LabelledTables, load_labell
 from ulmfit_pipe.stages.grid_training import Training, chosen_rate, phases_of, run_training, total_epochs
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.training.records import Phase
 
 ABOUT = (
@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class AblationSettings:
     """Settings of a comparison of ways to thaw.
 

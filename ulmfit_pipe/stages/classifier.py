@@ -35,7 +35,7 @@ from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole, home_path
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
@@ -197,6 +197,7 @@ def train_classifier(
     Returns:
         The folder, its validation metrics and seconds.
     """
+    model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)

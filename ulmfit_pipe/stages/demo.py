@@ -30,6 +30,7 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_langu
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
+from ulmfit_pipe.stages.setting_checks import with_home_paths
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.text_tables import Report, format_table
@@ -47,6 +48,7 @@ REGULARIZATIONS = (0.1, 1.0, 10.0, 100.0)  # C of logistic regression
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class DemoSettings:
     """Settings of the demonstration.
 

@@ -31,7 +31,7 @@ from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
 from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole, home_path
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -171,6 +171,7 @@ def train_image_classifier(
     Returns:
         The folder, its validation metrics and seconds.
     """
+    model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ImageClassifierSettings(), _image_context(context)
     scans = [_scanned(part, settings, context) for part in (train, validation)]
     given: dict[str, Any] = {"model": model, "custom_head": custom_head, "layer_groups": layer_groups}

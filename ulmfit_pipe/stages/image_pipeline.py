@@ -22,7 +22,7 @@ from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole, with_home_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.text_tables import format_table
@@ -56,6 +56,7 @@ class PretrainingSettings:
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ImageSettings:
     """Settings of a whole run on images.
 

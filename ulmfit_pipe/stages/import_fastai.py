@@ -30,6 +30,7 @@ from ulmfit_pipe.models.pickle_names import shown_text
 from ulmfit_pipe.models.safe_pickles import Vocabulary, read_vocabulary, read_weights
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER, remap_embeddings
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, register, save_stage
+from ulmfit_pipe.stages.setting_checks import with_home_paths
 
 STAGE = "import_fastai"
 ENCODER_FOLDER = "language_model"  # in a classifier's folder
@@ -52,6 +53,7 @@ MOST_MARKED = 0.05  # share of tokens with that mark from which a vocabulary is 
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ImportFastaiSettings:
     """Settings of an import.
 

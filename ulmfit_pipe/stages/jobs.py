@@ -25,6 +25,7 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
+from ulmfit_pipe.stages.setting_checks import with_home_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import load_run_tables, refuse_unjudged_best, split_texts, without_texts_of
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
@@ -33,6 +34,7 @@ from ulmfit_pipe.training.lr_finder import LRFinderResult
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LanguageModelJob:
     """Settings of a language-model run.
 
@@ -81,6 +83,7 @@ class LanguageModelJob:
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ClassifierJob:
     """Settings of a classifier run.
 
@@ -139,6 +142,7 @@ class ClassifierJob:
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LearningRateJob:
     """Settings of a learning-rate search.
 

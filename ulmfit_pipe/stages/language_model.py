@@ -27,7 +27,14 @@ from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import (
+    added_setting,
+    check_above_zero,
+    check_choices,
+    check_whole,
+    home_path,
+    with_home_paths,
+)
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.training.history import History
@@ -36,6 +43,7 @@ STAGE = "language_model"
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LanguageModelSettings:
     """Numbers of the language-model stage; null takes the preset's.
 
@@ -145,6 +153,7 @@ def train_language_model(
     Returns:
         The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
     """
+    model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     context = context.for_model(model_type_of(model))
     identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))

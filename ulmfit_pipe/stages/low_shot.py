@@ -39,7 +39,7 @@ from ulmfit_pipe.stages.grid_training import (
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_choices, check_whole
+from ulmfit_pipe.stages.setting_checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.training.checkpoint import read_json
 
 TITLES = {
@@ -61,6 +61,7 @@ IN_WORK_ORDER = ("tfidf", "scratch", "pretrained", "ulmfit", "backward", "ensemb
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LowShotSettings:
     """Settings of a grid of methods, label counts and seeds.
 

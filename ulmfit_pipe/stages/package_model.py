@@ -30,6 +30,7 @@ from ulmfit_pipe.stages.language_model_scores import score_language_model
 from ulmfit_pipe.stages.lineage import lineage_of, precision_name
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.setting_checks import with_home_paths
 from ulmfit_pipe.training.checkpoint import write_atomic
 
 MOST_BYTES = 32_000_000  # of a built-in model's weights: it travels in the wheel
@@ -43,6 +44,7 @@ WIKIPEDIA_LICENCE = (
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class PackageSettings:
     """Settings of packaging; the notes are for a model of English Wikipedia, change them for any other.
 

@@ -25,7 +25,7 @@ from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_choices
+from ulmfit_pipe.stages.setting_checks import check_choices, home_path, with_home_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
@@ -42,6 +42,7 @@ LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class PipelineSettings:
     """Settings of a whole run.
 
@@ -313,7 +314,7 @@ class TextPipeline:
     def __init__(self, model: str | Path | None = DEFAULT_MODEL) -> None:
         if model is not None:
             resolve_model(model)
-        self.model = None if model is None else str(model)
+        self.model = None if model is None else str(home_path(model))
         self.metrics: dict[str, Any] | None = None
         self._predictor: Predictor | None = None
 

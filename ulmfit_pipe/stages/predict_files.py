@@ -23,9 +23,11 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_columns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.setting_checks import with_home_paths
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class PredictFileSettings:
     """Settings of a prediction.
 

@@ -11,6 +11,7 @@ a setting win over it.
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -274,7 +275,7 @@ def _read_file(settings_class: type, path: str) -> dict[str, Any]:
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
     except OSError as error:
