@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.tables import TableError, check_labels_for_training, load_table
 from ulmfit_pipe.stages.tables_of_run import label_names_of, some_rows, split_texts, without_texts_of
 
@@ -94,7 +95,7 @@ def load_labelled_tables(
     label_column: str = "label",
     test_rows: int | None = None,
     development_rows: int = 0,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> LabelledTables:
     """Load the tables of a grid, set the development part aside and draw the test sample.
 
@@ -144,7 +145,7 @@ def language_model_texts(
     unlabelled_rows: int | None = None,
     text_column: Sequence[str] = ("text",),
     labelled_too: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> tuple[Dataset, Dataset]:
     """Return the texts that a language model trains on and is measured on; none stands in the test table.
 

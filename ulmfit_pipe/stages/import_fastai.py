@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.text_rules import BOS, EOS, FLD, PAD, REP, SPECIAL_TOKENS, UNK, UP, WREP
 from ulmfit_pipe.data.tokenization import build_word_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
@@ -96,7 +97,7 @@ class ImportSummary:
     notes: list[str]
 
 
-def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] = print) -> ImportSummary:
+def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] = print_line) -> ImportSummary:
     """Read a fastai model's two files and write a folder that every stage accepts; of a classifier two of them.
 
     Args:

@@ -6,7 +6,6 @@ folder of parts instead (`predict_shards.py`).
 """
 
 import contextlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from ulmfit_pipe.console import in_one_line, on_terminal
 from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer
 from ulmfit_pipe.data.table_readers import RowSource, TableError, open_rows
 from ulmfit_pipe.stages.part_files import whole_file
@@ -90,14 +90,14 @@ class PredictSummary:
 
     def __str__(self) -> str:
         """The summary as a few lines of text."""
-        counts = ", ".join(f"{name} {count:,}" for name, count in self.labels.items() if count)
+        counts = ", ".join(f"{in_one_line(name)} {count:,}" for name, count in self.labels.items() if count)
         empty = f", {self.skipped:,} of them without text" if self.skipped else ""
         before = f", {self.done_before:,} of them finished before" if self.done_before else ""
         speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
         return (
             f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({self.predicting:.2f} s predicting, "
             f"{speed:,.0f} a second)\n"
-            f"labels: {counts or 'none'}\nwritten to {self.output_file}"
+            f"labels: {counts or 'none'}\nwritten to {in_one_line(self.output_file)}"
         )
 
 
@@ -127,7 +127,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         place = target or Path(settings.output_dir)
     opened = [_opened(source, settings.text_column) for source in sources]
     predictor = Predictor.load(settings.model, accelerator=context.accelerator)
-    shown = sys.stderr.isatty() if context.progress is None else context.progress
+    shown = on_terminal() if context.progress is None else context.progress
     if settings.output_dir is None:
         rows, before = _count_rows(opened[0], settings), 0
         began = time.perf_counter()

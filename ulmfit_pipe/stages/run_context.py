@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
@@ -33,7 +33,7 @@ def exclusive_run() -> Iterator[None]:
     So runs in several threads give what they give one after the other. Temporary files of the run go at its end.
     """
     if not _RUNNING.acquire(blocking=False):
-        print("another run is under way in a thread of this process; waiting for it to end", flush=True)
+        print_line("another run is under way in a thread of this process; waiting for it to end")
         _RUNNING.acquire()
     try:
         with run_files():
@@ -74,7 +74,7 @@ class RunContext:
     checkpoint_seconds: float | None = None
     report_to: Sequence[str] = ()
     log_every: int = 10
-    say: Callable[[str], None] = partial(print, flush=True)
+    say: Callable[[str], None] = print_line
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

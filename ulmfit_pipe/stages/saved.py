@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.models.group_specs import fixed_parameter_names, layer_group_specs
 from ulmfit_pipe.models.window_classifier import INNER, WindowsForSequenceClassification, bare_classifier
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model
@@ -85,7 +86,7 @@ def load_learner(
     options: TrainingOptions | None = None,
     accelerator: Accelerator | None = None,
     monitor: str = "loss",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Learner:
     """Load what ``Learner.save`` wrote, with nothing but data to add.
 

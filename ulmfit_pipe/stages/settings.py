@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import docstring_parser
 import yaml
 
+from ulmfit_pipe.console import VisibleStream, in_one_line
 from ulmfit_pipe.stages.setting_values import (
     COMMAND_LINE,
     SettingsError,
@@ -96,7 +97,7 @@ def parse_settings(
     except SettingsError as error:
         if argv is not None:
             raise
-        print(f"{prog or Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{prog or Path(sys.argv[0]).name}: error: {in_one_line(error)}", file=VisibleStream(sys.stderr))
         raise SystemExit(2) from error
 
 

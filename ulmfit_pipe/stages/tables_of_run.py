@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from ulmfit_pipe.console import in_one_line, print_line
 from ulmfit_pipe.data.tables import check_labels_for_training, load_table, split_train_validation
 
 LIKELY_SEPARATORS = "|;,/+"  # what people put between the labels of one cell
@@ -60,7 +61,7 @@ class RunTables:
         }
         sizes = [f"{len(table):,} {name}" for name, table in named.items() if table is not None]
         names = label_names_of(self.train)[0]
-        shown = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+        shown = ", ".join(map(in_one_line, names[:12])) + (" ..." if len(names) > 12 else "")
         return f"rows: {', '.join(sizes)}; labels: {shown}"
 
     def language_model_text(self) -> Dataset:
@@ -91,7 +92,7 @@ def load_run_tables(
     seed: int = 0,
     include_test_text: bool = False,
     max_rows: RowLimits | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> RunTables:
     """Load and split the tables of a run.
 
