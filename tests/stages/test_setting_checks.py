@@ -20,12 +20,14 @@ from ulmfit_pipe import (
     parse_settings,
 )
 from ulmfit_pipe.stages.model_names import resolve_model
+from ulmfit_pipe.stages.report import report_line
 from ulmfit_pipe.stages.setting_checks import (
     PATH_SETTINGS,
     check_above_zero,
     check_choices,
     check_whole,
     home_path,
+    with_absolute_paths,
 )
 from ulmfit_pipe.stages.settings import load_settings
 
@@ -138,3 +140,18 @@ def test_a_tilde_is_the_home_folder_for_functions_too(monkeypatch, tmp_path, tin
     (tmp_path / "t.csv").write_text("text,label\na,x\nb,y\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(load_table("~/t.csv")) == len(load_table([Path("~/t.csv")])) == 2
+
+
+def test_settings_as_they_are_kept_hold_in_any_folder_and_names_stay_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm/config.json").write_text("{}")
+    (tmp_path / "awd-lstm-en").mkdir()  # a run's folder of that name: not what the built-in name means
+    given = {"train_file": ["train.csv", "owner/name", "/abs.csv"], "output_dir": "runs/a", "label_column": "train.csv"}
+    kept = with_absolute_paths(PipelineSettings(**given, model="lm", model_backward="awd-lstm-en"))
+    assert kept.train_file == [f"{tmp_path}/train.csv", "owner/name", "/abs.csv"]
+    assert (kept.output_dir, kept.label_column) == (f"{tmp_path}/runs/a", "train.csv")
+    assert (kept.model, kept.model_backward) == (f"{tmp_path}/lm", "awd-lstm-en")
+    assert report_line(Path("a/r.html")) == f"report: a/r.html (it and the paths below are seen from {tmp_path})"
+    assert report_line(tmp_path / "r.html") == f"report: {tmp_path}/r.html"

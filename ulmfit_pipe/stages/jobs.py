@@ -23,9 +23,9 @@ from ulmfit_pipe.stages.language_model import (
 )
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
+from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, report_line, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
-from ulmfit_pipe.stages.setting_checks import with_home_paths
+from ulmfit_pipe.stages.setting_checks import with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import load_run_tables, refuse_unjudged_best, split_texts, without_texts_of
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
@@ -296,7 +296,7 @@ def _write_metrics(
     }
     if context.accelerator.is_main_process:
         write_json(Path(job.output_dir) / METRICS_FILE, metrics)
-        write_atomic(Path(job.output_dir) / SETTINGS_FILE, settings_to_yaml(job).encode())
+        write_atomic(Path(job.output_dir) / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(job)).encode())
     return metrics
 
 
@@ -308,7 +308,7 @@ def _write_report(
 ) -> None:
     if context.accelerator.is_main_process:
         path = write_report(Path(job.output_dir) / REPORT_FILE, settings=job, metrics=metrics, results=results)
-        context.tell(f"report: {path}")
+        context.tell(report_line(path))
 
 
 @exclusive_run()

@@ -5,8 +5,9 @@ training, and measured again on the rounded weights where a validation file is g
 """
 
 import copy
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -259,10 +260,13 @@ def without_paths(value: Any) -> Any:
         return {name: without_paths(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [without_paths(part) for part in value]
-    if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
-        return Path(value).name
+    if isinstance(value, PurePath) or (isinstance(value, str) and _is_path(value)):
+        return re.split(r"[\\/]+", str(value).rstrip("\\/"))[-1]
     return copy.copy(value)
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith(("/", "~", "./", "../")) or ("/" in text and " " not in text)
+    """Tell whether a text is a path, of Windows too, or holds one; a slash between spaces and an address are none."""
+    if "://" in text:
+        return False
+    return text.startswith(("/", "~", "./", "../")) or re.search(r"\\|[^\s/]/[^\s/]|\s~?/[^\s/]", text) is not None

@@ -23,9 +23,16 @@ from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
+from ulmfit_pipe.stages.report import (
+    METRICS_FILE,
+    REPORT_FILE,
+    SETTINGS_FILE,
+    refuse_foreign_output,
+    report_line,
+    write_report,
+)
 from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_choices, home_path, with_home_paths
+from ulmfit_pipe.stages.setting_checks import check_choices, home_path, with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
@@ -283,9 +290,9 @@ def _finish(
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
-        write_atomic(output / SETTINGS_FILE, settings_to_yaml(settings).encode())
+        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
         write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
-        context.tell(f"report: {output / REPORT_FILE}")
+        context.tell(report_line(output / REPORT_FILE))
     return metrics
 
 

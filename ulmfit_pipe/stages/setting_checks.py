@@ -15,6 +15,7 @@ PATH_SETTINGS = frozenset(  # settings that are paths, or names of models; a lis
     "train_file test_file validation_file unlabelled_file input_file output_file output_dir model model_backward "
     "tokenizer_of train_images test_images validation_images images weights vocab before after figure combine".split()
 )
+MODEL_SETTINGS = ("model", "model_backward", "tokenizer_of")  # a built-in name comes before a folder without a model
 ADDED = "added"  # mark of a field that came when there were finished stages without it
 
 
@@ -58,6 +59,22 @@ def with_home_paths(settings_class: type[SettingsT]) -> type[SettingsT]:
 
     settings_class.__post_init__ = expand_and_check  # type: ignore[attr-defined]
     return settings_class
+
+
+def with_absolute_paths(settings: SettingsT) -> SettingsT:
+    """Return settings whose paths hold in any folder: those of outputs, and of what is there; names stay names."""
+
+    def absolute(name: str, path: Any) -> Any:
+        there = isinstance(path, str) and (os.path.exists(path) or name in ("output_dir", "output_file"))
+        is_name = name in MODEL_SETTINGS and not os.path.isfile(os.path.join(str(path), "config.json"))
+        return os.path.abspath(path) if there and not is_name else path
+
+    paths: dict[str, Any] = {}
+    for name in sorted(PATH_SETTINGS & {field.name for field in dataclasses.fields(typing.cast(Any, settings))}):
+        value = getattr(settings, name)
+        many = isinstance(value, list | tuple)
+        paths[name] = type(value)(absolute(name, one) for one in value) if many else absolute(name, value)
+    return dataclasses.replace(typing.cast(Any, settings), **paths)
 
 
 def settings_that_count(settings: Any) -> dict[str, Any]:
