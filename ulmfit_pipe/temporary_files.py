@@ -35,12 +35,13 @@ def hidden_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
+def temporary_beside(path: Path, *, folder: bool = False, mode: int = 0o777) -> Iterator[Path]:
     """Give a new, empty file beside a path, locked for the block; afterwards it is gone, unless it was renamed.
 
     Args:
         path: What it is to become.
         folder: Give a folder instead of a file.
+        mode: Who may read and write the folder, as far as the process lets others at all.
 
     Raises:
         OSError: It cannot be made there.
@@ -48,7 +49,7 @@ def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
     while True:
         temporary = path.with_name(f".{hidden_name(path.name)}.{uuid.uuid4().hex[:8]}.tmp")
         if folder:
-            temporary.mkdir()
+            temporary.mkdir(mode)
         else:
             temporary.touch(exist_ok=False)
         lock = _lock(temporary, wait=True)

@@ -1,12 +1,16 @@
 """Training vocabularies, naming them, and tokenizing tables."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 
 import datasets
+import pyarrow as pa
 import pytest
 
-from ulmfit_pipe.data import tokenization
+from ulmfit_pipe.data import token_cache, tokenization
+from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
 from ulmfit_pipe.data.tokenization import (
     build_word_tokenizer,
@@ -201,6 +205,126 @@ def test_the_same_texts_are_found_in_the_cache(words, tmp_path, monkeypatch):
     again = tokenize_dataset(labelled(["a b", "c"], [1, 0]), words, cache_dir=tmp_path)
     assert again["input_ids"][:] == [[2, 9, 10], [2, 11]]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def damage_half(path, other):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_bit(path, other):
+    content = bytearray(path.read_bytes())
+    content[content.index((9).to_bytes(4, "little") + (10).to_bytes(4, "little"))] = 11
+    path.write_bytes(content)
+
+
+def damage_exchange(path, other):
+    there = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(there)
+
+
+def damage_folder(path, other):
+    path.unlink()
+    path.mkdir()
+    (path / "mine").write_text("the user's")
+
+
+def damage_link(path, other):
+    path.unlink()
+    path.symlink_to(other)
+
+
+def damage_ids(path, other):
+    features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
+        writer.write_table(pa.table({"input_ids": [[2, 9, 99], [2, 11]]}, schema=features.arrow_schema))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_half, "was cut short or altered"),
+        (lambda path, other: path.write_bytes(b""), "was cut short or altered"),
+        (lambda path, other: path.write_bytes(bytes(200)), "was cut short or altered"),
+        (lambda path, other: path.write_text("[" * 2000), "was cut short or altered"),
+        (damage_bit, "was altered: its SHA-256 differs"),
+        (damage_ids, "was cut short or altered, or an older version wrote it"),
+        (damage_exchange, "holds another table"),
+        (damage_folder, "is not a file"),
+        (damage_link, "is a link"),
+    ],
+)
+def test_a_damaged_cache_is_told_and_made_again(tmp_path, caplog, damage, words):
+    tokenizer = build_word_tokenizer([*SPECIAL_TOKENS, "a", "b", "c"])
+    tables = [datasets.Dataset.from_dict({"text": texts}) for texts in (["a b", "c"], ["b a", "c"])]
+    tokenize_dataset(tables[0], tokenizer, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    tokenize_dataset(tables[1], tokenizer, cache_dir=tmp_path)
+    (other,) = set(tmp_path.iterdir()) - {path}
+    whole = path.read_bytes()
+    damage(path, other)
+    for _ in range(2):
+        assert tokenize_dataset(tables[0], tokenizer, cache_dir=tmp_path)["input_ids"][:] == [[2, 9, 10], [2, 11]]
+    assert [f"token cache damaged, made again: {path} {words}" in line for line in caplog.messages] == [True]
+    assert path.read_bytes() == whole and not path.is_symlink()
+    assert tokenize_dataset(tables[1], tokenizer, cache_dir=tmp_path)["input_ids"][:] == [[2, 10, 9], [2, 11]]
+    assert [file.read_text() for file in tmp_path.glob("*.not-ours-*/mine")] == ["the user's"] * (
+        words == "is not a file"
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_line_and_done_without(words, tmp_path, caplog):
+    (tmp_path / "home").write_text("a file where the folder should be")
+    with run_files():
+        table = tokenize_dataset(labelled(["a b"], [1]), words, cache_dir=tmp_path / "home" / "cache")
+        assert table["input_ids"][:] == [[2, 9, 10]]
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"token ids cannot be kept in {tmp_path}/home/cache (Not a directory); they go to a temporary"
+    )
+
+
+def test_the_cache_is_bounded_and_what_was_used_last_stays(words, tmp_path, monkeypatch):
+    tables = [datasets.Dataset.from_dict({"text": ["a b " * count]}) for count in (1000, 2000, 3000)]
+    paths = []
+    for number, table in enumerate(tables):
+        tokenize_dataset(table, words, cache_dir=tmp_path)
+        (new,) = set(tmp_path.iterdir()) - set(paths)
+        os.utime(new, (number, number))
+        paths.append(new)
+    (tmp_path / ".tokens-x.arrow.12345678.tmp").mkdir()
+    (tmp_path / "mine").write_text("the user's")
+    monkeypatch.setattr(token_cache, "_USED", set())
+    tokenize_dataset(tables[0], words, cache_dir=tmp_path)
+    monkeypatch.setattr(token_cache, "_USED", set())
+    limit = paths[0].stat().st_size + paths[2].stat().st_size
+    monkeypatch.setenv("ULMFIT_PIPE_TOKEN_CACHE_GIB", str(limit / 2**30))
+    tokenize_dataset(tables[2], words, cache_dir=tmp_path)
+    assert set(tmp_path.iterdir()) == {paths[0], paths[2], tmp_path / "mine"}
+
+
+def test_a_cache_of_size_0_keeps_nothing(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setenv("ULMFIT_PIPE_TOKEN_CACHE_GIB", "0")
+    with run_files():
+        assert tokenize_dataset(labelled(["a b"], [1]), words)["input_ids"][:] == [[2, 9, 10]]
+    assert list(tmp_path.iterdir()) == []
+    for wrong in ("-1", "much", "nan"):
+        monkeypatch.setenv("ULMFIT_PIPE_TOKEN_CACHE_GIB", wrong)
+        with pytest.raises(ValueError, match=f"ULMFIT_PIPE_TOKEN_CACHE_GIB must be a number of GiB.*got '{wrong}'"):
+            tokenize_dataset(labelled(["a b"], [1]), words)
+
+
+def test_several_processes_can_make_one_cache_at_once(words, tmp_path):
+    context = multiprocessing.get_context("fork")
+    with context.Pool(4) as pool:
+        tables = pool.starmap(_ids_of, [(words, tmp_path)] * 8)
+    assert tables == [[[2, 9, 10], [2, 11]]] * 8
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def _ids_of(tokenizer, folder):
+    return tokenize_dataset(labelled(["a b", "c"], [1, 0]), tokenizer, cache_dir=folder)["input_ids"][:]
 
 
 def test_other_texts_rows_or_tokenizers_are_not_taken_from_the_cache(words, tmp_path):

@@ -1,15 +1,22 @@
 """How a recipe ends when what it was given cannot be used."""
 
 import errno
+import io
 import json
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ulmfit_pipe.console import in_one_line, on_terminal, visible
 from ulmfit_pipe.data.tables import TableError, load_table
 from ulmfit_pipe.stages.command_line import run_recipe
 from ulmfit_pipe.stages.presets import load_preset
+from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.loop import NonFiniteLossError
 
 
@@ -95,3 +102,111 @@ def test_of_several_processes_one_prints_and_each_tells_its_errors(monkeypatch, 
     code, err = ended(lambda: load_preset("fast"), capsys)
     assert code == 2
     assert err.startswith("recipe.py: process 1 of 2: error: preset must be one of")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/data/run"),
+            "/data/run cannot be used: Permission denied. It is not writable: choose another path, or make it writable",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300),
+            "a cannot be used: File name too long. Choose",
+        ),
+        (
+            OSError(errno.EROFS, "could not write out.csv: Read-only file system"),
+            "error: could not write out.csv: Read-",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/tmp/t.arrow"),
+            "on device: '/tmp/t.arrow'); free some space",
+        ),
+        (
+            OSError(errno.EBUSY, "busy", "/a", None, "/b"),
+            "/a -> /b cannot be used: busy. Free some disk space or",
+        ),
+    ],
+)
+def test_a_disk_that_fails_is_one_line_with_the_file(capsys, error, words):
+    def main():
+        raise error
+
+    code, err = ended(main, capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err and err.endswith("; stages that had finished are kept\n")
+
+
+def test_a_full_disk_that_names_no_file_is_named_by_its_room(capsys, monkeypatch, tmp_path):
+    def main():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    full = SimpleNamespace(free=4096)
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: full if place == str(tmp_path) else usage(place))
+    assert f"No space left on device; there is no room in TMPDIR {tmp_path}); free some" in ended(main, capsys)[1]
+
+
+def test_an_error_without_a_number_keeps_its_traceback():
+    def main():
+        raise OSError("of a library, about the network")
+
+    with pytest.raises(OSError, match="about the network"):
+        run_recipe(main)
+
+
+HOSTILE = "go\x1b[31mod\r\u202e \ud83d 积极\x9b"
+SHOWN = r"go\x1b[31mod\r\u202e \ud83d 积极\x9b"
+
+
+def test_what_a_terminal_would_act_on_is_printed_escaped_and_tables_keep_their_lines(capsys):
+    run_recipe(lambda: print(f"a table\n{HOSTILE}\tx"))
+    assert capsys.readouterr().out == f"a table\n{SHOWN}\tx\n"
+
+    def main():
+        raise OSError(errno.ENOENT, "No such file", f"{HOSTILE}\n.csv")
+
+    assert f"error: {SHOWN}\\n.csv cannot be used" in ended(main, capsys)[1]
+    RunContext().say(HOSTILE)
+    assert capsys.readouterr().out == SHOWN + "\n"
+    assert in_one_line("a\nb\tc\x00") == r"a\nb\tc\x00"
+    assert visible("family 👨\u200d👩 a\u00a0b") == "family 👨\u200d👩 a\u00a0b"
+
+
+def test_a_console_that_cannot_show_a_label_gets_it_escaped(monkeypatch):
+    for encoding, shown in (("cp1252", r"\u79ef\u6781 é"), ("ascii", r"\u79ef\u6781 \xe9"), ("utf-8", "积极 é")):
+        console = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+        monkeypatch.setattr(sys, "stdout", console)
+        RunContext().say("积极 é")
+        run_recipe(lambda: print("积极 é"))
+        console.flush()
+        assert console.buffer.getvalue().decode(encoding) == f"{shown}\n" * 2
+
+
+def test_a_recipe_runs_without_a_console(tmp_path):
+    program = tmp_path / "recipe.py"
+    program.write_text(
+        "import sys\n"
+        "from ulmfit_pipe import run_recipe\n"
+        "from ulmfit_pipe.console import on_terminal, print_line\n"
+        "def main():\n"
+        "    print_line('line'); print('line'); on_terminal()\n"
+        "    file = open(sys.argv[1], 'w'); print(file.fileno(), file=file, flush=True)\n"
+        "    raise OSError(2, 'gone', 'in.csv')\n"
+        "run_recipe(main)\n"
+    )
+    ended_with = subprocess.run(f"{sys.executable} {program} {tmp_path}/out <&- >&- 2>&-", shell=True, check=False)
+    assert ended_with.returncode == 2
+    assert int((tmp_path / "out").read_text()) > 2  # else what libraries write to stderr would go into it
+
+
+def test_a_console_that_was_closed_stops_no_training(monkeypatch):
+    console = io.StringIO()
+    console.close()
+    for stream in (console, None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        RunContext().say("line")
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert not on_terminal()

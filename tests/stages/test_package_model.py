@@ -126,11 +126,22 @@ def test_paths_become_their_last_part_and_other_words_stay():
         "a": ["/home/me/wiki.parquet", "~/x", "../lm", "runs/lm", "owner/name"],
         "b": "2 x 1 thread / a core",
         "c": 1,
+        "spaces": [
+            "My Files/Client X/reviews.csv",
+            "Client X/language model",
+            "read from /home/Jane Doe/x.csv",
+            "runs/lm/",
+        ],
+        "windows": ["C:\\Users\\Jane Doe\\x.csv", "\\\\server\\Client X\\lm", "C:/Users/Jane Doe/x.csv"],
+        "address": "see https://example.org/licence here",
     }
     assert without_paths(given) == {
         "a": ["wiki.parquet", "x", "lm", "lm", "name"],
         "b": "2 x 1 thread / a core",
         "c": 1,
+        "spaces": ["reviews.csv", "language model", "x.csv", "lm"],
+        "windows": ["x.csv", "lm", "x.csv"],
+        "address": "see https://example.org/licence here",
     }
 
 

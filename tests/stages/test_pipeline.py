@@ -1,22 +1,30 @@
 """The whole method on tables of a few dozen rows."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 from tiny_runs import CLASSIFIER, LM, folder_bytes, reviews, write_csv
 
 from ulmfit_pipe import TextPipeline, metrics_table
+from ulmfit_pipe.data.tables import load_table
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.image_pipeline import ImageSettings
 from ulmfit_pipe.stages.jobs import ClassifierJob, LanguageModelJob, LearningRateJob
 from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.settings import load_settings, parse_settings
 
 SMALL = {"language_model": LM, "classifier": CLASSIFIER}
@@ -345,3 +353,49 @@ def test_transformers_bars_and_reports_stay_off_the_terminal(whole, capfd):
     run_pipeline(whole[0], context=RunContext(say=str))
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
+
+
+def test_runs_in_two_threads_give_what_they_give_one_after_the_other_and_leave_no_temporary_files(
+    tables, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    train = str(tables / "train.csv")
+
+    def fit(place, seed):
+        folder = tmp_path / place / str(seed)
+        TextPipeline(None).fit(train, output_dir=folder, seed=seed, checkpoint_seconds=None, **SMALL)
+        assert os.listdir(tmp_path / "tmp") == [] or place == "at once"
+        return load_file(folder / "classifier" / "model.safetensors")
+
+    in_turn = [fit("in turn", seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        at_once = list(threads.map(lambda seed: fit("at once", seed), range(2)))
+    for one, other in zip(in_turn, at_once, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert "another run is under way in a thread of this process; waiting for it to end" in capsys.readouterr().out
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_what_a_killed_run_left_in_the_temporary_folder_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in (".ulmfit_pipe.12345678.tmp", ".ulmfit_pipe.mine.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table-1.arrow").write_text("")
+    with exclusive_run():
+        there = {path.name for path in tmp_path.iterdir()}
+        assert len(there) == 2 and ".ulmfit_pipe.12345678.tmp" not in there
+        with exclusive_run():  # a stage of the run
+            assert {path.name for path in tmp_path.iterdir()} == there
+    assert [path.name for path in tmp_path.iterdir()] == [".ulmfit_pipe.mine.tmp"]
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(pa, "OSFile", full)
+    with exclusive_run(), pytest.raises(OSError, match=r"No space left on device: '.*table-\w+.arrow'") as caught:
+        load_table(write_csv(tmp_path / "train.csv", reviews(4)))
+    assert caught.value.filename.startswith(f"{tmp_path}/.ulmfit_pipe.")

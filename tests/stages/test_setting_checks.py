@@ -1,5 +1,7 @@
 """Checks of settings: closed lists, whole numbers, numbers above zero."""
 
+import dataclasses
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from ulmfit_pipe import (
     ClassifierJob,
@@ -17,15 +20,26 @@ from ulmfit_pipe import (
     LearningRateJob,
     PackageSettings,
     PipelineSettings,
+    PredictFileSettings,
     RunContext,
+    ShowFiltersSettings,
+    TextPipeline,
+    load_table,
+    parse_settings,
 )
+from ulmfit_pipe.stages.model_names import resolve_model
+from ulmfit_pipe.stages.report import report_line
 from ulmfit_pipe.stages.setting_checks import (
+    PATH_SETTINGS,
     check_above_zero,
     check_choices,
     check_seed,
     check_types,
     check_whole,
+    home_path,
+    with_absolute_paths,
 )
+from ulmfit_pipe.stages.settings import load_settings
 
 
 @dataclass(frozen=True)
@@ -199,3 +213,89 @@ def test_jobs_check_the_types_of_their_settings(job):
         job(**RUNS[job], tf32="yes")
     with pytest.raises(ValueError, match=r"^mixed_precision must be one of no, fp16, bf16, fp8, got False$"):
         job(**RUNS[job], mixed_precision=False)
+
+
+HOME_SETTINGS = [
+    (
+        PipelineSettings,
+        {"train_file": ["~/a.csv", "owner/name"], "output_dir": "~", "model": "~/m", "label_column": "~/x"},
+    ),
+    (LanguageModelJob, {"train_file": ["~/a.csv"], "output_dir": "~/o", "validation_file": "~/v.csv"}),
+    (ImageSettings, {"train_images": "~/ants", "output_dir": "~/o"}),
+    (PredictFileSettings, {"model": "awd-lstm-en", "input_file": ["~/a.csv"], "output_file": "~/p.csv"}),
+    (ShowFiltersSettings, {"before": "~/b", "after": "~/a", "output_dir": "./~", "images": ["~/1.png"]}),
+]
+
+
+@pytest.mark.parametrize(("settings_class", "given"), HOME_SETTINGS)
+@pytest.mark.parametrize("way", ["python", "yaml", "command line"])
+def test_a_tilde_is_the_home_folder_in_every_path_and_nowhere_else(settings_class, given, way, monkeypatch, tmp_path):
+    home = {"~": "/home/me", "~/x": "~/x", "owner/name": "owner/name", "awd-lstm-en": "awd-lstm-en", "./~": "./~"}
+    monkeypatch.setenv("HOME", "/home/me")
+    if way == "python":
+        settings = settings_class(**given)
+    elif way == "yaml":
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(given))
+        settings = load_settings(settings_class, tmp_path / "s.yaml")
+    else:
+        words = [
+            (f"--{name}", text)
+            for name, value in given.items()
+            for text in ([value] if isinstance(value, str) else value)
+        ]
+        settings = parse_settings(settings_class, [part for pair in words for part in pair], description="")
+    for name, value in given.items():
+        texts = [value] if isinstance(value, str) else value
+        expected = [home.get(text, text.replace("~", "/home/me")) for text in texts]
+        found = getattr(settings, name)
+        assert ([found] if isinstance(found, str) else found) == expected, name
+
+
+NO_PATHS = {"skip_bad_images", "max_train_images"}
+
+
+def test_every_path_setting_is_known_as_one():
+    """A new setting that reads like a path has to be on the list, or ~ would make a folder of that name."""
+    import ulmfit_pipe
+
+    for name in ulmfit_pipe.__all__:
+        made = getattr(ulmfit_pipe, name)
+        if dataclasses.is_dataclass(made) and (name.endswith(("Settings", "Job"))):
+            names = {field.name for field in dataclasses.fields(made)}
+            paths = {each for each in names if each.endswith(("_file", "_dir", "_images"))} - NO_PATHS
+            assert paths <= PATH_SETTINGS, name
+            assert not paths or "with_home_paths" in made.__post_init__.__qualname__, name
+
+
+def test_a_tilde_without_a_home_folder_is_refused(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a number without a name
+    with pytest.raises(ValueError, match="~/o has no meaning here: this user has no home folder .set HOME, or write"):
+        LanguageModelJob(train_file=["a.csv"], output_dir="~/o")
+    assert home_path("~nobody/x") == "~nobody/x"
+
+
+def test_a_tilde_is_the_home_folder_for_functions_too(monkeypatch, tmp_path, tiny_classifier_folder):
+    monkeypatch.setenv("HOME", str(tiny_classifier_folder.parent))
+    name = tiny_classifier_folder.name
+    assert resolve_model(f"~/{name}") == str(tiny_classifier_folder)
+    assert TextPipeline(f"~/{name}").model == str(tiny_classifier_folder)
+    assert TextPipeline.load(Path(f"~/{name}")).predict(["a"])
+    (tmp_path / "t.csv").write_text("text,label\na,x\nb,y\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_table("~/t.csv")) == len(load_table([Path("~/t.csv")])) == 2
+
+
+def test_settings_as_they_are_kept_hold_in_any_folder_and_names_stay_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm/config.json").write_text("{}")
+    (tmp_path / "awd-lstm-en").mkdir()  # a run's folder of that name: not what the built-in name means
+    given = {"train_file": ["train.csv", "owner/name", "/abs.csv"], "output_dir": "runs/a", "label_column": "train.csv"}
+    kept = with_absolute_paths(PipelineSettings(**given, model="lm", model_backward="awd-lstm-en"))
+    assert kept.train_file == [f"{tmp_path}/train.csv", "owner/name", "/abs.csv"]
+    assert (kept.output_dir, kept.label_column) == (f"{tmp_path}/runs/a", "train.csv")
+    assert (kept.model, kept.model_backward) == (f"{tmp_path}/lm", "awd-lstm-en")
+    assert report_line(Path("a/r.html")) == f"report: a/r.html (it and the paths below are seen from {tmp_path})"
+    assert report_line(tmp_path / "r.html") == f"report: {tmp_path}/r.html"

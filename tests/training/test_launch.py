@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training import launch
@@ -225,3 +226,12 @@ def test_work_without_steps_is_shared_by_number_and_count_alone(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     with share_of_work() as share:
         assert share is None
+
+
+def test_an_accelerator_of_another_precision_in_one_process_leaves_the_first_as_it_was(monkeypatch):
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    precisions = ("no", "bf16", "bf16", "no")
+    made = [new_accelerator(cpu=True, mixed_precision=precision) for precision in precisions]
+    assert tuple(accelerator.mixed_precision for accelerator in made) == precisions
+    assert {accelerator.device.type for accelerator in made} == {"cpu"}
+    assert AcceleratorState().mixed_precision == "no"  # the last one's, which accelerate's own parts ask for

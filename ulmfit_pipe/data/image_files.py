@@ -6,6 +6,7 @@ All become one kind of table: ``image`` (a path, or the bytes of a file) and ``l
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def load_images(
     """
     if isinstance(source, datasets.Dataset):
         return _from_dataset(source, "the dataset", image_column, label_column, label_names)
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
         return _from_dataset(_load_saved(path, split), str(path), image_column, label_column, label_names)
     if path.is_dir():

@@ -1,16 +1,17 @@
 """Progress bars of `datasets`, shown to a person and kept out of log files."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 
 import datasets
+
+from ulmfit_pipe.console import on_terminal
 
 
 @contextlib.contextmanager
 def bars_on_a_terminal_only() -> Iterator[None]:
     """Switch the bars of `datasets` off where stderr is no terminal, and on again afterwards if they were."""
-    silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    silence = not on_terminal() and not datasets.are_progress_bars_disabled()
     if silence:
         datasets.disable_progress_bars()
     try:

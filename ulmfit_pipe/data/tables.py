@@ -6,6 +6,7 @@ from 1, the header not counted. Texts go to a temporary Arrow file while they ar
 
 import logging
 import math
+import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +19,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ulmfit_pipe.data.column_names import check_wanted
 from ulmfit_pipe.data.labels import LabelColumn, Place
 from ulmfit_pipe.data.row_sources import RowSource, TableReading
+from ulmfit_pipe.data.run_files import run_folder
 from ulmfit_pipe.data.table_readers import TableError, open_rows
 from ulmfit_pipe.data.text_rules import join_fields
+from ulmfit_pipe.temporary_files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ def load_table(
         ValueError: Settings contradict one another, or are empty.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
+    sources = [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in sources]
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
     label_columns = _listed(label_column)
     several = len(label_columns) > 1
@@ -244,11 +247,11 @@ def text_of(value: Any, place: Place) -> str:
 
 
 def _write_texts(texts: Iterator[str]) -> datasets.Dataset:
-    """Stream texts into a temporary Arrow file, which ``datasets`` removes at exit, and map it into memory."""
-    path = Path(get_temporary_cache_files_directory()) / f"table-{uuid.uuid4().hex}.arrow"
+    """Stream texts into a temporary Arrow file, which goes when the run ends, and map it into memory."""
+    path = run_folder() / f"table-{uuid.uuid4().hex}.arrow"
     schema = datasets.Features({"text": datasets.Value("string")}).arrow_schema
     batch: list[str] = []
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with naming(path), pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for text in texts:
             batch.append(text)
             if len(batch) == WRITE_ROWS:

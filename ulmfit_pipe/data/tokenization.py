@@ -23,6 +23,7 @@ from ulmfit_pipe.data.english_words import cut_words
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents, tokenizer_key
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS, UNK
+from ulmfit_pipe.data.token_cache import cached_tokens
 from ulmfit_pipe.data.ulmfit_tokenizer import KINDS, UlmfitTokenizer, prepare_text
 from ulmfit_pipe.data.unigram_training import train_unigram
 
@@ -108,13 +109,13 @@ def tokenize_dataset(
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.Dataset:
-    """Token ids of every text, in an Arrow file that is found again when the same texts come back.
+    """Token ids of every text, in a cached file that is found again when the same texts come back.
 
     Args:
         dataset: A table with a column ``text``, and perhaps ``label``.
         tokenizer: Ours or a pretrained transformer's; applied without truncation or padding.
         num_proc: Processes to use; None is one, in which the backend has a thread per core.
-        cache_dir: Where the Arrow file goes; None is a folder in the cache of ``datasets``.
+        cache_dir: Where the file is kept; None is `token_cache_folder`.
 
     Returns:
         ``input_ids`` (list of int32 per row), and ``label`` as it was. Other columns are dropped.
@@ -129,26 +130,30 @@ def tokenize_dataset(
     kept = [name for name in ("text", "label") if name in dataset.column_names]
     dataset = dataset.select_columns(kept)
     key = _content_key(dataset, tokenizer)
-    folder = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "ulmfit_pipe"
-    folder.mkdir(parents=True, exist_ok=True)
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
     if "label" in kept:
         features["label"] = dataset.features["label"]
-    with bars_on_a_terminal_only():
-        return dataset.map(
-            _encode_rows,
-            fn_kwargs={"tokenizer": tokenizer},
-            batched=True,
-            batch_size=TABLE_ROWS,
-            writer_batch_size=TABLE_ROWS,
-            remove_columns=["text"],
-            features=features,
-            num_proc=min(num_proc, len(dataset)) if num_proc and num_proc > 1 and len(dataset) > 1 else None,
-            cache_file_name=str(folder / f"tokens-{key}.arrow"),
-            load_from_cache_file=True,
-            new_fingerprint=key,
-            desc="Tokenizing",
-        )
+
+    def encode(folder: Path) -> datasets.Dataset:
+        """Tokenize every row; the ids go to files in the folder."""
+        with bars_on_a_terminal_only():
+            return dataset.map(
+                _encode_rows,
+                fn_kwargs={"tokenizer": tokenizer},
+                batched=True,
+                batch_size=TABLE_ROWS,
+                writer_batch_size=TABLE_ROWS,
+                remove_columns=["text"],
+                features=features,
+                num_proc=min(num_proc, len(dataset)) if num_proc and num_proc > 1 and len(dataset) > 1 else None,
+                cache_file_name=str(folder / "tokens.arrow"),
+                load_from_cache_file=False,
+                new_fingerprint=key,
+                desc="Tokenizing",
+            )
+
+    folder = None if cache_dir is None else Path(cache_dir)
+    return cached_tokens(key, rows=len(dataset), make=encode, folder=folder)
 
 
 class _TokenizerOnlyConfig(PreTrainedConfig):

@@ -25,8 +25,8 @@ from ulmfit_pipe.stages.grid_results import RESULTS_FILE, variant_table, write_r
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS, LabelledTables, load_labelled_tables
 from ulmfit_pipe.stages.grid_training import Training, chosen_rate, phases_of, run_training, total_epochs
 from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.run_context import Precision, RunContext
-from ulmfit_pipe.stages.setting_checks import check_choices, check_whole
+from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
+from ulmfit_pipe.stages.setting_checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.training.records import Phase
 
 ABOUT = (
@@ -59,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class AblationSettings(TableReading):
     """Settings of a comparison of ways to thaw.
 
@@ -120,6 +121,7 @@ class AblationSettings(TableReading):
             raise ValueError(f"all variants share one budget and one rate: set {', '.join(missing)}")
 
 
+@exclusive_run()
 def run_ablation(settings: AblationSettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Run what is missing of the comparison and write results.json, results.csv and results.md.
 

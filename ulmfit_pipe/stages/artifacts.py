@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, silence_fork_warning
@@ -236,7 +237,7 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
 
 
 def load_text_tokenizer(
-    name: str | Path, config: Any, *, say: Callable[[str], None] = print
+    name: str | Path, config: Any, *, say: Callable[[str], None] = print_line
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of any text model, ready to encode documents: ours, or a transformer's fast one.
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.labels import label_type_of
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
-from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
 from ulmfit_pipe.stages.classifier_network import load_as_classifier
@@ -35,9 +35,9 @@ from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result,
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole, home_path
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
@@ -179,6 +179,7 @@ class ClassifierParts:
         return bare_classifier(self.learner.model)
 
 
+@exclusive_run()
 def train_classifier(
     train: Dataset,
     validation: Dataset | None,
@@ -202,6 +203,7 @@ def train_classifier(
     Returns:
         The folder, its validation metrics and seconds.
     """
+    model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     context.check_alike({**identity, "output_dir": str(output_dir)})
@@ -272,6 +274,7 @@ def _thresholds(predictor: Predictor, validation: Dataset) -> list[float]:
     return choose_thresholds(probabilities, labels.numpy())
 
 
+@one_builds()
 def build_classifier_learner(
     train: Dataset,
     validation: Dataset | None,

@@ -1,22 +1,26 @@
 """How a recipe ends when something is wrong with what it was given: one line that says what, and exit code 2."""
 
 import contextlib
-import errno
+import math
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from ulmfit_pipe.console import VisibleStream, in_one_line, open_missing_streams
+from ulmfit_pipe.temporary_files import FULL_DISK, write_advice
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises, sigterm_when_launcher_ends
 from ulmfit_pipe.training.processes import leave_word, why_others_ended
 
 PACKAGE = Path(__file__).parents[1]
 SHOW_TRACEBACK = "ULMFIT_PIPE_TRACEBACK"  # environment variable: anything but empty or 0 shows where it came from
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+ALMOST_FULL = 1 << 20  # bytes
 AGAIN = "run the same command again, with --resume true where the recipe has it"
 KEPT = "stages that had finished are kept"
 STOPPED = f"told to stop (SIGTERM); {AGAIN}; {KEPT}"
@@ -28,9 +32,9 @@ def run_recipe(main: Callable[[], None]) -> None:
     """Run a recipe's main function; a mistake in settings, tables or models is told in one line.
 
     What this package refuses by a `ValueError` (all its errors about tables, settings, models and checkpoints are), a
-    loss that became NaN, and a full disk are told so. Anything else is a fault of the program and keeps its traceback.
-    Of several processes only process 0 prints, and the first that fails says why; the others end too, since they would
-    wait for it for ever.
+    loss that became NaN, and a disk that fails are told so. Anything else is a fault of the program and keeps its
+    traceback. Of several processes only process 0 prints, and the first that fails says why; the others end too, since
+    they would wait for it for ever.
 
     Args:
         main: The recipe; it reads `sys.argv`.
@@ -38,6 +42,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     Raises:
         SystemExit: Code 2 after a mistake, 75 after SIGTERM (what was being trained is saved), 130 after Ctrl-C.
     """
+    open_missing_streams()
     try:
         with sigterm_raises(STOPPED), _one_process_prints():
             sigterm_when_launcher_ends()
@@ -59,9 +64,13 @@ def run_recipe(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _one_process_prints() -> Iterator[None]:
-    """Drop what processes other than the first print: the same once more. Errors, on the other stream, stay."""
+    """Drop what processes other than the first print: the same once more. Errors, on the other stream, stay.
+
+    What the first prints is shown whatever the console can show.
+    """
     if os.environ.get("RANK", "0") == "0":
-        yield
+        with contextlib.redirect_stdout(VisibleStream(sys.stdout)):
+            yield
         return
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
@@ -75,7 +84,8 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _complain(message: str) -> None:
     """Write a line in one piece: with PYTHONUNBUFFERED set, print's two would mix with another process's."""
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
+    with contextlib.suppress(ValueError, OSError):  # a console that was closed meanwhile
+        VisibleStream(sys.stderr).write(f"{Path(sys.argv[0]).name}: {in_one_line(message)}\n")
 
 
 def _which_process() -> str:
@@ -108,10 +118,34 @@ def _tell_launcher(error: Exception) -> None:
 
 def _told_in_one_line(error: Exception) -> str | None:
     """Return the message of an error that a user can act on, or None."""
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return f"the disk is full ({error}); free some space, then {AGAIN}; {KEPT}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return _words_of_disk(error)
     if isinstance(error, ValueError) or type(error).__name__ == "NonFiniteLossError":
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if raised_in.is_relative_to(PACKAGE) or raised_in.name == Path(sys.argv[0]).name:
             return " ".join(str(error).split())
     return None
+
+
+def _words_of_disk(error: OSError) -> str:
+    """Return what to say of a disk, path or number that fails: which file, why, what to do."""
+    if error.errno in FULL_DISK:
+        places = "" if error.filename or "could not" in str(error) else _full_places()
+        return f"the disk is full ({error}{places}); free some space, then {AGAIN}; {KEPT}"
+    if error.filename is None:  # ours, with all the words, or a stream's
+        return f"{error.strerror or error}; {KEPT}"
+    names = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None)
+    return f"{names} cannot be used: {error.strerror}. {write_advice(error, 'path')}; {KEPT}"
+
+
+def _full_places() -> str:
+    """Name the places that a run writes to and that have no room, for an error that does not."""
+    places = {"TMPDIR": tempfile.gettempdir(), "the cache": os.path.expanduser("~"), "this folder": os.getcwd()}
+    full = [f"{name} {place}" for name, place in places.items() if _free_bytes(place) < ALMOST_FULL]
+    return f"; there is no room in {', '.join(full)}" if full else ""
+
+
+def _free_bytes(place: str) -> float:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(place).free
+    return math.inf

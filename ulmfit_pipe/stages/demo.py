@@ -29,8 +29,8 @@ from ulmfit_pipe.stages.grid_training import total_epochs
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
-from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.setting_checks import check_seed
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
+from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.text_tables import Report, format_table
@@ -48,6 +48,7 @@ REGULARIZATIONS = (0.1, 1.0, 10.0, 100.0)  # C of logistic regression
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class DemoSettings:
     """Settings of the demonstration.
 
@@ -154,6 +155,7 @@ class DemoTables:
     test: Dataset
 
 
+@exclusive_run()
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """Run the demonstration and write ``metrics.json``.
 

@@ -25,6 +25,7 @@ from ulmfit_pipe.stages.artifacts import (
     save_stage,
 )
 from ulmfit_pipe.stages.classifier_labels import labels_of
+from ulmfit_pipe.stages.setting_checks import with_home_paths
 
 STAGE = "export_fastai"
 WEIGHTS, ENCODER, VOCABULARY = "model.pth", "encoder.pth", "vocab.pkl"
@@ -32,6 +33,7 @@ FASTAI_HEAD = 50  # width of the inner layer of fastai's head unless lin_ftrs is
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ExportFastaiSettings:
     """Settings of an export.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.stages.artifacts import library_versions
 from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
@@ -89,7 +90,7 @@ class CellFolder:
         work: Callable[[], Outcome],
         *,
         wait: bool = False,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print_line,
     ) -> dict[str, Any] | None:
         """Return a cell's record: the finished one, or after doing its work.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.stages.artifacts import library_versions
 from ulmfit_pipe.stages.grid_cells import CellFolder
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
@@ -27,7 +28,7 @@ def write_results(
     order: Sequence[str],
     table: Callable[[Summary], str],
     settings: Any,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
     **more: Callable[[Summary], Any],
 ) -> Record:
     """Write results.json, results.csv and results.md from the cells there are.
@@ -70,7 +71,7 @@ def write_results(
 
 
 def of_one_recipe(
-    records: Sequence[Record], *, say: Callable[[str], None] = print
+    records: Sequence[Record], *, say: Callable[[str], None] = print_line
 ) -> tuple[list[Record], list[Record]]:
     """Part the cells that can be averaged from those that were made with other settings.
 

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.splits import check_labels_for_training
 from ulmfit_pipe.data.tables import TableError, load_table
@@ -106,7 +107,7 @@ def load_labelled_tables(
     test_rows: int | None = None,
     development_rows: int = 0,
     reading: TableReading | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> LabelledTables:
     """Load the tables of a grid, set the development part aside and draw the test sample.
 
@@ -159,7 +160,7 @@ def language_model_texts(
     text_column: Sequence[str] = ("text",),
     labelled_too: bool = True,
     reading: TableReading | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> tuple[Dataset, Dataset]:
     """Return the texts that a language model trains on and is measured on; none stands in the test table.
 

@@ -22,6 +22,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.stages.artifacts import model_type_of, read_stage
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.classifier_network import count_layer_groups
@@ -110,7 +111,7 @@ def run_training(
     models: Path,
     keep_model: bool = False,
     wait: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> dict[str, Any] | None:
     """Run a cell that trains a classifier, or return its record if it is finished.
 
@@ -162,7 +163,7 @@ def chosen_rate(
     training: Training,
     folder: CellFolder,
     models: Path,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> float:
     """Return the learning rate that is best on the development rows; a tie goes to the lower one.
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import SOURCE_ROW, ImageError, ImageScan, scan_images
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.quiet_transformers import one_builds
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.image_network import build_image_network
@@ -28,9 +29,9 @@ from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
 from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole
+from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole, home_path
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -140,6 +141,7 @@ class ImageParts:
     label_names: list[str]
 
 
+@exclusive_run()
 def train_image_classifier(
     train: Dataset | ImageScan,
     validation: Dataset | ImageScan | None,
@@ -169,6 +171,7 @@ def train_image_classifier(
     Returns:
         The folder, its validation metrics and seconds.
     """
+    model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ImageClassifierSettings(), _image_context(context)
     scans = [_scanned(part, settings, context) for part in (train, validation)]
     given: dict[str, Any] = {"model": model, "custom_head": custom_head, "layer_groups": layer_groups}
@@ -227,6 +230,7 @@ def _save(output_dir: Path | str, parts: ImageParts, record: dict[str, Any], con
     context.tell(f"image classifier saved in {output_dir}: {shown or 'not validated'}")
 
 
+@one_builds()
 def build_image_learner(
     train: Dataset | ImageScan,
     validation: Dataset | ImageScan | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.image_batches import ImagePixels
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.image_backbones import (
@@ -47,7 +48,7 @@ def build_image_network(
     *,
     custom_head: nn.Module | None = None,
     layer_groups: Sequence[LayerGroupSpec] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> tuple[UlmfitForImageClassification, ImagePixels]:
     """Put a head on a backbone, or go on with a saved classifier of the same classes.
 

@@ -21,9 +21,23 @@ from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_s
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
 from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
-from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
-from ulmfit_pipe.stages.setting_checks import check_above_zero, check_seed, check_types, check_whole
+from ulmfit_pipe.stages.report import (
+    METRICS_FILE,
+    REPORT_FILE,
+    SETTINGS_FILE,
+    refuse_foreign_output,
+    report_line,
+    write_report,
+)
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
+from ulmfit_pipe.stages.setting_checks import (
+    check_above_zero,
+    check_seed,
+    check_types,
+    check_whole,
+    with_absolute_paths,
+    with_home_paths,
+)
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.text_tables import format_table
@@ -62,6 +76,7 @@ class PretrainingSettings:
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ImageSettings:
     """Settings of a whole run on images.
 
@@ -125,6 +140,7 @@ class ImageSettings:
         check_whole(self, {"max_train_images": 1})
 
 
+@exclusive_run()
 def run_image_pipeline(
     settings: ImageSettings,
     *,
@@ -272,9 +288,9 @@ def _finish(
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
-        write_atomic(output / SETTINGS_FILE, settings_to_yaml(settings).encode())
+        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
         write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
-        context.tell(f"report: {output / REPORT_FILE}")
+        context.tell(report_line(output / REPORT_FILE))
     return metrics
 
 

@@ -19,6 +19,7 @@ from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
 from ulmfit_pipe.stages.classifier_labels import labels_of
 from ulmfit_pipe.stages.python_input import check_sequence
+from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.loop import evaluate
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -76,6 +77,7 @@ class ImagePredictor:
         Raises:
             ArtifactError: The folder is no image classifier, or was cut short.
         """
+        folder = home_path(folder)
         below = Path(folder) / "classifier"
         if (below / "config.json").is_file() and not (Path(folder) / "config.json").is_file():
             raise ArtifactError(f"{folder} is the folder of a whole run; did you mean its classifier, {below}?")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.text_rules import BOS, EOS, FLD, PAD, REP, SPECIAL_TOKENS, UNK, UP, WREP
 from ulmfit_pipe.data.tokenization import build_word_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
@@ -30,6 +31,7 @@ from ulmfit_pipe.models.pickle_names import shown_text
 from ulmfit_pipe.models.safe_pickles import Vocabulary, read_vocabulary, read_weights
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER, remap_embeddings
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, register, save_stage
+from ulmfit_pipe.stages.setting_checks import with_home_paths
 
 STAGE = "import_fastai"
 ENCODER_FOLDER = "language_model"  # in a classifier's folder
@@ -52,6 +54,7 @@ MOST_MARKED = 0.05  # share of tokens with that mark from which a vocabulary is 
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ImportFastaiSettings:
     """Settings of an import.
 
@@ -94,7 +97,7 @@ class ImportSummary:
     notes: list[str]
 
 
-def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] = print) -> ImportSummary:
+def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] = print_line) -> ImportSummary:
     """Read a fastai model's two files and write a folder that every stage accepts; of a classifier two of them.
 
     Args:

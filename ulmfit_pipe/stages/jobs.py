@@ -26,9 +26,9 @@ from ulmfit_pipe.stages.language_model import (
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
-from ulmfit_pipe.stages.setting_checks import check_seed, check_types
+from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, report_line, write_report
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
+from ulmfit_pipe.stages.setting_checks import check_seed, check_types, with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.table_account import tell_of_texts
 from ulmfit_pipe.stages.tables_of_run import (
@@ -47,6 +47,7 @@ from ulmfit_pipe.training.lr_finder import LRFinderResult
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LanguageModelJob(TableReading):
     """Settings of a language-model run.
 
@@ -104,6 +105,7 @@ class LanguageModelJob(TableReading):
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ClassifierJob(TableReading):
     """Settings of a classifier run.
 
@@ -180,6 +182,7 @@ class ClassifierJob(TableReading):
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LearningRateJob(TableReading):
     """Settings of a learning-rate search.
 
@@ -280,6 +283,7 @@ def _text_loader(job: LanguageModelJob | LearningRateJob, context: RunContext) -
     )
 
 
+@exclusive_run()
 @trusting_run
 def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     """Train or fine-tune a language model on files and return what ``metrics.json`` holds."""
@@ -312,6 +316,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     return metrics
 
 
+@exclusive_run()
 @trusting_run
 def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     """Train a classifier on files and return what ``metrics.json`` holds."""
@@ -368,7 +373,7 @@ def _write_metrics(
     }
     if context.accelerator.is_main_process:
         write_json(Path(job.output_dir) / METRICS_FILE, metrics)
-        write_atomic(Path(job.output_dir) / SETTINGS_FILE, settings_to_yaml(job).encode())
+        write_atomic(Path(job.output_dir) / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(job)).encode())
     return metrics
 
 
@@ -380,9 +385,10 @@ def _write_report(
 ) -> None:
     if context.accelerator.is_main_process:
         path = write_report(Path(job.output_dir) / REPORT_FILE, settings=job, metrics=metrics, results=results)
-        context.tell(f"report: {path}")
+        context.tell(report_line(path))
 
 
+@exclusive_run()
 @trusting_run
 def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     """Sweep the learning rate of one stage at one freeze state; write the curve and the suggestions.

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
-from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
@@ -26,8 +26,15 @@ from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularie
 from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress
-from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
+from ulmfit_pipe.stages.setting_checks import (
+    added_setting,
+    check_above_zero,
+    check_types,
+    check_whole,
+    home_path,
+    with_home_paths,
+)
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.training.history import History
@@ -36,6 +43,7 @@ STAGE = "language_model"
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LanguageModelSettings:
     """Numbers of the language-model stage; null takes the preset's.
 
@@ -119,6 +127,7 @@ class LanguageModelSettings:
                 raise ValueError(f"{name} must be 0 or more, got {value!r}; 0 takes the penalty away")
 
 
+@exclusive_run()
 def train_language_model(
     train: Dataset,
     validation: Dataset,
@@ -144,6 +153,7 @@ def train_language_model(
     Returns:
         The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
     """
+    model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     context = context.for_model(model_type_of(model))
     identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
@@ -199,6 +209,7 @@ def _final_metrics(parts: LanguageModelParts, history: History, validation: Data
     return {**metrics, **compared_across_vocabularies(metrics["loss"], tokens=tokens, texts=validation)}
 
 
+@one_builds()
 def build_language_model_learner(
     train: Dataset,
     validation: Dataset,

@@ -39,8 +39,8 @@ from ulmfit_pipe.stages.grid_training import (
 )
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.run_context import Precision, RunContext
-from ulmfit_pipe.stages.setting_checks import check_choices, check_whole
+from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
+from ulmfit_pipe.stages.setting_checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.training.checkpoint import read_json
 
 TITLES = {
@@ -62,6 +62,7 @@ IN_WORK_ORDER = ("tfidf", "scratch", "pretrained", "ulmfit", "backward", "ensemb
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class LowShotSettings(TableReading):
     """Settings of a grid of methods, label counts and seeds.
 
@@ -171,6 +172,7 @@ class _Grid:
         return CellFolder(self.output / "cells")
 
 
+@exclusive_run()
 def run_low_shot(settings: LowShotSettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Run what is missing of the grid and write results.json, results.csv, results.md and the picture.
 

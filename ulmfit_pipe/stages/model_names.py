@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, builtin_models
+from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.checkpoint import PICKLE_SUFFIXES
 
 NEAR_NAME = 0.75  # likeness of two names, by difflib, from which one is taken for the other mistyped
@@ -25,6 +26,7 @@ def resolve_model(name: str | Path, *, images: bool = False) -> str:
         ArtifactError: It is a pickle, a file, an adapter, an empty folder, a path that does not exist, or nearly a
             built-in name.
     """
+    name = home_path(name)
     path, text, builtin = Path(name), str(name), builtin_models()
     if text.rstrip("/") in builtin and not (path / "config.json").is_file():  # a shell's completion adds the slash
         return str(builtin[text.rstrip("/")])

@@ -5,8 +5,9 @@ training, and measured again on the rounded weights where a validation file is g
 """
 
 import copy
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from ulmfit_pipe.stages.language_model_scores import score_language_model
 from ulmfit_pipe.stages.lineage import lineage_of, precision_name
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import Precision, RunContext
-from ulmfit_pipe.stages.setting_checks import check_seed
+from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.tables_of_run import VALIDATION
 from ulmfit_pipe.training.checkpoint import write_atomic
 
@@ -46,6 +47,7 @@ WIKIPEDIA_LICENCE = (
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class PackageSettings(TableReading):
     """Settings of packaging; the notes are for a model of English Wikipedia, change them for any other.
 
@@ -271,10 +273,13 @@ def without_paths(value: Any) -> Any:
         return {name: without_paths(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [without_paths(part) for part in value]
-    if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
-        return Path(value).name
+    if isinstance(value, PurePath) or (isinstance(value, str) and _is_path(value)):
+        return re.split(r"[\\/]+", str(value).rstrip("\\/"))[-1]
     return copy.copy(value)
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith(("/", "~", "./", "../")) or ("/" in text and " " not in text)
+    """Tell whether a text is a path, of Windows too, or holds one; a slash between spaces and an address are none."""
+    if "://" in text:
+        return False
+    return text.startswith(("/", "~", "./", "../")) or re.search(r"\\|[^\s/]/[^\s/]|\s~?/[^\s/]", text) is not None

@@ -26,9 +26,16 @@ from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
-from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, refuse_foreign_output, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after
-from ulmfit_pipe.stages.setting_checks import check_seed, check_types
+from ulmfit_pipe.stages.report import (
+    METRICS_FILE,
+    REPORT_FILE,
+    SETTINGS_FILE,
+    refuse_foreign_output,
+    report_line,
+    write_report,
+)
+from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
+from ulmfit_pipe.stages.setting_checks import check_seed, check_types, home_path, with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
@@ -53,6 +60,7 @@ GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, o
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class PipelineSettings(TableReading):
     """Settings of a whole run.
 
@@ -144,6 +152,7 @@ class PipelineSettings(TableReading):
         check_seed(self)
 
 
+@exclusive_run()
 @trusting_run
 def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
@@ -309,9 +318,9 @@ def _finish(
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
-        write_atomic(output / SETTINGS_FILE, settings_to_yaml(settings).encode())
+        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
         write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
-        context.tell(f"report: {output / REPORT_FILE}")
+        context.tell(report_line(output / REPORT_FILE))
     return metrics
 
 
@@ -339,7 +348,7 @@ class TextPipeline:
     """
 
     def __init__(self, model: str | Path | None = DEFAULT_MODEL, *, trust_remote_code: bool = False) -> None:
-        self.model = None if model is None else check_folder(model, "TextPipeline")
+        self.model = None if model is None else home_path(check_folder(model, "TextPipeline"))
         if model is not None:
             resolve_model(model)
         self.trust_remote_code = trust_remote_code

@@ -34,6 +34,7 @@ from ulmfit_pipe.stages.document_reading import (
 )
 from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.python_input import check_texts
+from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 from ulmfit_pipe.training.processes import reduce_sum, to_device
@@ -247,6 +248,7 @@ class Predictor:
 
 def _classifier_folder(folder: Path | str) -> Path | str:
     """Return the folder, or raise with the classifier that lies below it if it is a whole run's."""
+    folder = home_path(folder)
     below = Path(folder) / "classifier"
     if (below / "config.json").is_file() and not (Path(folder) / "config.json").is_file():
         raise ArtifactError(f"{folder} is the folder of a whole run; did you mean its classifier, {below}?")

@@ -8,7 +8,6 @@ folder of parts instead (`predict_shards.py`).
 import contextlib
 import dataclasses
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from ulmfit_pipe.console import in_one_line, on_terminal
 from ulmfit_pipe.data.column_names import check_wanted
 from ulmfit_pipe.data.plain_copies import PlainTable, plain_tables
 from ulmfit_pipe.data.row_sources import TableReading
@@ -28,7 +28,7 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
-from ulmfit_pipe.stages.setting_checks import check_choices
+from ulmfit_pipe.stages.setting_checks import check_choices, with_home_paths
 from ulmfit_pipe.stages.whole_files import whole_file
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.launch import share_of_work
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class PredictFileSettings(TableReading):
     """Settings of a prediction.
 
@@ -107,14 +108,14 @@ class PredictSummary:
 
     def __str__(self) -> str:
         """The summary as a few lines of text."""
-        counts = ", ".join(f"{name} {count:,}" for name, count in self.labels.items() if count)
+        counts = ", ".join(f"{in_one_line(name)} {count:,}" for name, count in self.labels.items() if count)
         empty = f", {self.skipped:,} of them without text" if self.skipped else ""
         before = f", {self.done_before:,} of them finished before" if self.done_before else ""
         speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
         return (
             f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({self.predicting:.2f} s predicting, "
             f"{speed:,.0f} a second)\n"
-            f"labels: {counts or 'none'}\nwritten to {self.output_file}"
+            f"labels: {counts or 'none'}\nwritten to {in_one_line(self.output_file)}"
         )
 
 
@@ -139,7 +140,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     started = time.perf_counter()
     check_choices(settings)
     context = context or RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
-    shown = sys.stderr.isatty() if context.progress is None else context.progress
+    shown = on_terminal() if context.progress is None else context.progress
     with share_of_work() as given:
         accelerator = context.accelerator
     share = given or (accelerator.process_index, accelerator.num_processes)

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.reports.plots import plot_history, plot_schedule
 from ulmfit_pipe.reports.run_report import write_run_report
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
@@ -73,6 +74,12 @@ def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], resul
         ],
         pictures=pictures,
     )
+
+
+def report_line(path: Path) -> str:
+    """Return the line that says where the page is, and from where it and the paths below the line are seen."""
+    seen_from = "" if path.is_absolute() else f" (it and the paths below are seen from {Path.cwd()})"
+    return f"report: {in_one_line(path)}{in_one_line(seen_from)}"
 
 
 def _epoch_rows(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:

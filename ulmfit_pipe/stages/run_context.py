@@ -1,15 +1,18 @@
 """What every stage of one run shares: preset, seed, precision, time, and where it says what it does."""
 
+import contextlib
 import dataclasses
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ulmfit_pipe.console import print_line
+from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
 from ulmfit_pipe.stages.setting_checks import check_seed, check_whole, check_zero_or_more, settings_that_count
@@ -19,7 +22,25 @@ from ulmfit_pipe.training.launch import new_accelerator, started_processes
 from ulmfit_pipe.training.precision import tf32_note
 from ulmfit_pipe.training.records import TrainingOptions
 
+_RUNNING = threading.RLock()  # random numbers, and what Accelerate and transformers keep, are of the whole process
+
 Precision = Literal["no", "fp16", "bf16", "fp8"]
+
+
+@contextlib.contextmanager
+def exclusive_run() -> Iterator[None]:
+    """Run a block, or a function that it decorates, while no other thread of this process does.
+
+    So runs in several threads give what they give one after the other. Temporary files of the run go at its end.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        print_line("another run is under way in a thread of this process; waiting for it to end")
+        _RUNNING.acquire()
+    try:
+        with run_files():
+            yield
+    finally:
+        _RUNNING.release()
 
 
 @dataclass
@@ -54,7 +75,7 @@ class RunContext:
     checkpoint_seconds: float | None = None
     report_to: Sequence[str] = ()
     log_every: int = 10
-    say: Callable[[str], None] = partial(print, flush=True)
+    say: Callable[[str], None] = print_line
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -14,9 +14,11 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.models.group_specs import fixed_parameter_names, layer_group_specs
 from ulmfit_pipe.models.window_classifier import INNER, WindowsForSequenceClassification, bare_classifier
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model
+from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.layer_groups import LayerGroup, split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Task, TrainingOptions
@@ -84,7 +86,7 @@ def load_learner(
     options: TrainingOptions | None = None,
     accelerator: Accelerator | None = None,
     monitor: str = "loss",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Learner:
     """Load what ``Learner.save`` wrote, with nothing but data to add.
 
@@ -103,6 +105,7 @@ def load_learner(
         CheckpointError: The folder is no saved learner, or was cut short.
         ArtifactError: Its model cannot be built.
     """
+    path = home_path(path)
     state = read_state(path)
     if not (Path(path) / "config.json").is_file():
         raise ArtifactError(

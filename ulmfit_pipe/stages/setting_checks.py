@@ -3,12 +3,21 @@
 import dataclasses
 import difflib
 import math
+import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from ulmfit_pipe.stages.setting_values import python_value, shorten
 
+SettingsT = TypeVar("SettingsT")
+
+PATH_SETTINGS = frozenset(  # settings that are paths, or names of models; a list holds several
+    "train_file test_file validation_file unlabelled_file input_file output_file output_dir model model_backward "
+    "tokenizer_of train_images test_images validation_images images weights vocab before after figure combine".split()
+)
+MODEL_SETTINGS = ("model", "model_backward", "tokenizer_of")  # a built-in name comes before a folder without a model
 LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 ADDED = "added"  # mark of a field that came when there were finished stages without it
 
@@ -19,6 +28,56 @@ def added_setting(default: Any) -> Any:
     What was finished before there was such a setting is then still known as finished.
     """
     return dataclasses.field(default=default, metadata={ADDED: True})
+
+
+def home_path(path: Any) -> Any:
+    """Return a path with ``~`` or ``~user`` at its start replaced by that home folder, as text or `Path` as it came.
+
+    Any other text, a model's name for example, and what is no text or path, is returned as it is.
+
+    Raises:
+        ValueError: There is no home folder.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith("~"):
+        return path
+    text = os.path.expanduser(os.fspath(path))
+    if text == "~" or text.startswith("~/"):
+        raise ValueError(
+            f"{text} has no meaning here: this user has no home folder (set HOME, or write the whole path)"
+        )
+    return text if isinstance(path, str) else Path(text)
+
+
+def with_home_paths(settings_class: type[SettingsT]) -> type[SettingsT]:
+    """Have a class of settings replace ``~`` in its paths, wherever they come from; a decorator below `dataclass`."""
+    checked = getattr(settings_class, "__post_init__", lambda settings: None)
+
+    def expand_and_check(settings: Any) -> None:
+        """Replace ``~`` in each path, then do what the class itself does."""
+        for name in PATH_SETTINGS & {field.name for field in dataclasses.fields(settings)}:
+            value = getattr(settings, name)
+            many = isinstance(value, list | tuple)
+            object.__setattr__(settings, name, type(value)(map(home_path, value)) if many else home_path(value))
+        checked(settings)
+
+    settings_class.__post_init__ = expand_and_check  # type: ignore[attr-defined]
+    return settings_class
+
+
+def with_absolute_paths(settings: SettingsT) -> SettingsT:
+    """Return settings whose paths hold in any folder: those of outputs, and of what is there; names stay names."""
+
+    def absolute(name: str, path: Any) -> Any:
+        there = isinstance(path, str) and (os.path.exists(path) or name in ("output_dir", "output_file"))
+        is_name = name in MODEL_SETTINGS and not os.path.isfile(os.path.join(str(path), "config.json"))
+        return os.path.abspath(path) if there and not is_name else path
+
+    paths: dict[str, Any] = {}
+    for name in sorted(PATH_SETTINGS & {field.name for field in dataclasses.fields(typing.cast(Any, settings))}):
+        value = getattr(settings, name)
+        many = isinstance(value, list | tuple)
+        paths[name] = type(value)(absolute(name, one) for one in value) if many else absolute(name, value)
+    return dataclasses.replace(typing.cast(Any, settings), **paths)
 
 
 def settings_that_count(settings: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ a setting win over it.
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import sys
 import typing
@@ -22,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import docstring_parser
 import yaml
 
+from ulmfit_pipe.console import VisibleStream, in_one_line
 from ulmfit_pipe.stages.setting_values import (
     COMMAND_LINE,
     SettingsError,
@@ -102,7 +104,7 @@ def parse_settings(
     except SettingsError as error:
         if argv is not None:
             raise
-        print(f"{prog or Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{prog or Path(sys.argv[0]).name}: error: {in_one_line(error)}", file=VisibleStream(sys.stderr))
         raise SystemExit(2) from error
 
 
@@ -357,7 +359,7 @@ def _read_file(settings_class: type, path: str) -> dict[str, Any]:
 
 def _read_text(path: str) -> str:
     try:
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise SettingsError(f"more than {LARGEST_FILE:,} bytes, so it is no file of settings")

@@ -18,7 +18,7 @@ from ulmfit_pipe.models.layer_activations import default_layers, first_filters, 
 from ulmfit_pipe.reports.filters import plot_activations, plot_filters
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, save_stage
 from ulmfit_pipe.stages.image_predict import load_pixels
-from ulmfit_pipe.stages.setting_checks import check_whole
+from ulmfit_pipe.stages.setting_checks import check_whole, with_home_paths
 from ulmfit_pipe.stages.weight_comparison import ModelPair, changes_of, load_pair
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.weight_changes import WeightChanges
@@ -29,6 +29,7 @@ MOST_LAYERS = 4  # drawn where none is named: from the first stage to the last
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class ShowFiltersSettings:
     """Settings of the pictures of what fine-tuning did.
 

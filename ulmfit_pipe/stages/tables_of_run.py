@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import label_type_of, list_labels, read_label_names
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.splits import check_labels_for_training, check_seed, labels_of_rows, split_train_validation
@@ -180,7 +181,7 @@ def load_run_tables(
     max_rows: RowLimits | None = None,
     reading: TableReading | None = None,
     min_rows_per_class: int = 1,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
     **columns: Any,
 ) -> RunTables:
     """Load and split the tables of a run, and report what they hold.

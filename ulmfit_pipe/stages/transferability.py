@@ -17,8 +17,8 @@ from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.image_settings import ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.run_context import Precision, RunContext
-from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole
+from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
+from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole, with_home_paths
 from ulmfit_pipe.stages.transferability_cells import SeedOfNetworks, build_learner, networks_of
 from ulmfit_pipe.stages.transferability_results import write_transferability
 from ulmfit_pipe.stages.transferability_tasks import Examples, load_examples, tasks_of
@@ -41,6 +41,7 @@ IMAGES_ONLY, TEXTS_ONLY = ("image_size", "test_images"), ("max_length", "block_g
 
 
 @dataclass(frozen=True)
+@with_home_paths
 class TransferabilitySettings(TableReading):
     """Settings of the experiment.
 
@@ -146,6 +147,7 @@ class TransferabilitySettings(TableReading):
         return self.train_images is not None or self.dataset == "digits"
 
 
+@exclusive_run()
 def run_transferability(settings: TransferabilitySettings, *, context: RunContext | None = None) -> dict[str, Any]:
     """Train the networks that are missing, write results.json, results.csv, results.md and the picture.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.distributed import distributed_c10d
 
@@ -57,6 +58,7 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
         options["mixed_precision"] = precision
     if started > 1 and not _has_gpu():
         options["cpu"] = True  # without it accelerate 1.15 makes each process a run of its own
+    _part_from_earlier(options.get("mixed_precision"))
     accelerator = _connected(started, options) if started > 1 else Accelerator(**options)
     if started > 1 and accelerator.num_processes == 1:
         raise LaunchError(
@@ -117,6 +119,17 @@ def share_of_work() -> Iterator[tuple[int, int] | None]:
         yield int(given), count
     finally:
         os.environ.update(hidden)
+
+
+def _part_from_earlier(precision: str | None) -> None:
+    """Let an accelerator of another precision than the last one's have a state of its own.
+
+    Accelerate has one state for the whole process, which keeps the precision of the first. It gets a new one here
+    instead of an empty one, so that accelerators made earlier (a predictor's) keep theirs.
+    """
+    state = AcceleratorState._shared_state
+    if precision is not None and isinstance(state, dict) and state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._shared_state = {}
 
 
 def _other_precision(accelerator: Accelerator) -> str:

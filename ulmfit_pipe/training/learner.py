@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ulmfit_pipe.console import print_line
 from ulmfit_pipe.training import layer_groups as grouping
 from ulmfit_pipe.training import lr_finder, saved_learner
 from ulmfit_pipe.training.agreement import find_alike
@@ -63,7 +64,7 @@ class Learner:
         lr: float = 1e-3,
         monitor: str = "loss",
         pretrained: bool = True,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print_line,
     ) -> None:
         self.model = model
         self.layer_groups = list(groups)

@@ -1,10 +1,9 @@
 """The bar of an epoch, and what it counts: tokens or rows."""
 
-import sys
-
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from ulmfit_pipe.console import on_terminal
 from ulmfit_pipe.training.objectives import Batch
 
 
@@ -24,7 +23,7 @@ def progress_bar(
     steps: int, description: str, *, accelerator: Accelerator, progress: bool | None, done: int = 0
 ) -> tqdm:
     """Return a bar that only the main process shows, and only on a terminal unless asked."""
-    shown = sys.stderr.isatty() if progress is None else progress
+    shown = on_terminal() if progress is None else progress
     return tqdm(
         total=steps,
         initial=done,

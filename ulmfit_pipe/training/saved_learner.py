@@ -5,6 +5,7 @@ holds the layer groups, what was frozen, and where the schedule stood. A model w
 weights (adapters), or keeps them by other names than the model has, gets ``learner.safetensors`` beside it.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def save(
     Raises:
         CheckpointError: The folder holds something else, or the disk is full.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.exists() and (not path.is_dir() or (contents_of(path) and not (path / STATE_FILE).exists())):
         raise CheckpointError(
             f"{path} exists and is no saved learner (it has no {STATE_FILE}); choose another folder, or empty it first"
@@ -104,7 +105,7 @@ def read_state(path: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: The path is no folder of that kind, or a pickle.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     recover_folder(path)
     if path.suffix in PICKLE_SUFFIXES:
         load_tensors(path)  # refuses it in its own words
@@ -128,6 +129,7 @@ def load(path: Path | str, model: nn.Module, groups: Sequence[LayerGroup]) -> di
     Raises:
         CheckpointError: Groups, names or shapes differ, or a file was cut short.
     """
+    path = Path(os.path.expanduser(path))
     state = read_state(path)
     saved = [group["name"] for group in state["groups"]]
     mine = [group.name for group in groups]
@@ -135,8 +137,8 @@ def load(path: Path | str, model: nn.Module, groups: Sequence[LayerGroup]) -> di
         raise CheckpointError(
             f"{path} was saved with layer groups {saved}, this model has {mine}; they must be the same"
         )
-    own = Path(path) / OWN_NAMES_FILE
-    weights = load_tensors(own if own.exists() else Path(path) / WEIGHTS_FILE)
+    own = path / OWN_NAMES_FILE
+    weights = load_tensors(own if own.exists() else path / WEIGHTS_FILE)
     mine_by_name = model.state_dict(keep_vars=True)
     missing, unknown = _misfits(weights, model)
     if missing or unknown or state["model_class"] != type(model).__name__:
