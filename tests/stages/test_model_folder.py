@@ -249,6 +249,21 @@ def test_a_file_of_weights_that_is_too_long_or_no_safetensors_file_is_refused(co
             Predictor.load(copy)
 
 
+def write_pickle(file):
+    file.write_bytes(pickle.dumps([1]))
+
+
+def write_torch_save(file):
+    torch.save([1], file)
+
+
+@pytest.mark.parametrize("write", [write_pickle, write_torch_save])
+def test_a_pickle_under_the_name_of_a_safetensors_file_is_told_to_be_one(copy, write):
+    write(copy / "model.safetensors")
+    with pytest.raises(ArtifactError, match="model.safetensors is a pickled checkpoint under another name, which can"):
+        Predictor.load(copy)
+
+
 @pytest.mark.parametrize("given", ["weights.bin", "../model.safetensors", "other.safetensors", 3])
 def test_a_configuration_that_names_other_weights_is_refused(copy, given):
     change(copy, transformers_weights=given)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from ulmfit_pipe.stages.model_names import ArtifactError
-from ulmfit_pipe.training.checkpoint import PICKLE_SUFFIXES
+from ulmfit_pipe.training.checkpoint import PICKLE_STARTS, PICKLE_SUFFIXES
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -344,6 +344,11 @@ def _header_of(file: Path) -> dict[str, Stored]:
                 "downloaded; run git lfs pull there, or fetch the folder again"
             )
         if length > min(size - 8, LONGEST_HEADER):
+            if start.startswith(PICKLE_STARTS):
+                raise ArtifactError(
+                    f"{file.parent} cannot be loaded: {file.name} is a pickled checkpoint under another name, which "
+                    "can run code when read, so it is refused; convert it to safetensors where you trust it"
+                )
             raise _cut_short(file, f"{size:,} bytes are there")
         text = content.read(length)
     try:

@@ -5,6 +5,7 @@ Errors of every layer below become one line that names the folder and what to do
 
 import copy
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
 
 # Modules whose errors mean that a file of the model cannot be used: all that read one, and Python's own.
 READERS = ("safetensors_rust", "safetensors", "tokenizers", "builtins", "torch", "json", "huggingface_hub")
+_ONE_AT_A_TIME = threading.RLock()  # transformers patches torch.nn.init, for all threads, while it loads
 ASKS_FOR_CODE = "trust_remote_code=True"  # in transformers' error where a model comes with code of its own
 
 
@@ -58,7 +60,7 @@ def load_pretrained(kind: Any, name: str | Path, *, images: bool = False, **sett
     check_folder(folder, weights=is_folder or is_model)
     trusted, skeleton = remote_code_allowed(), None
     try:
-        with quiet_transformers():
+        with _ONE_AT_A_TIME, quiet_transformers():
             if is_model:
                 skeleton = _skeleton_of(kind, name, settings)
             if skeleton is not None:
