@@ -295,7 +295,7 @@ def test_settings_as_they_are_kept_hold_in_any_folder_and_names_stay_names(tmp_p
     given = {"train_file": ["train.csv", "owner/name", "/abs.csv"], "output_dir": "runs/a", "label_column": "train.csv"}
     kept = with_absolute_paths(PipelineSettings(**given, model="lm", model_backward="awd-lstm-en"))
     assert kept.train_file == [f"{tmp_path}/train.csv", "owner/name", "/abs.csv"]
-    assert (kept.output_dir, kept.label_column) == (f"{tmp_path}/runs/a", "train.csv")
+    assert (kept.output_dir, kept.label_column) == (f"{tmp_path}/runs/a", ["train.csv"])
     assert (kept.model, kept.model_backward) == (f"{tmp_path}/lm", "awd-lstm-en")
     assert report_line(Path("a/r.html")) == f"report: a/r.html (it and the paths below are seen from {tmp_path})"
     assert report_line(tmp_path / "r.html") == f"report: {tmp_path}/r.html"

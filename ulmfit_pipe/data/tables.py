@@ -72,14 +72,12 @@ def load_table(
     Args:
         source: A file (docs/tables.md lists the kinds), a folder saved by ``datasets`` or of texts per class, a hub
             name, or a list of these, which are put one after the other.
-        text_columns: The text. Several are joined as ``xxfld 1 ... xxfld 2 ...``; some of them may be empty. A number
-            counts as its text.
+        text_columns: The text; a number counts as its text. Several are joined as ``xxfld 1 ... xxfld 2 ...``.
         label_column: The label: a name, an integer or a bool; names lose spaces and invisible marks at their ends.
             Several columns are one label each (multi-label), given where the column holds 1 or true. None for text
             without labels.
         label_names: The names that training knows, in order; any other is refused. None takes what is there, sorted.
-        multi_label: The label is a list (also as text, as JSON or Python write it), or a string of names joined by
-            ``label_separator``; it may be empty.
+        multi_label: The label is a list (also as text), or names joined by ``label_separator``; it may be empty.
         label_separator: What stands between the labels of one row.
         label_mapping: The name of each value, from `read_label_names`; of several columns that of each column.
         label_threshold: For several columns of votes or shares: the number from which a label counts as given.
@@ -91,15 +89,14 @@ def load_table(
         facts: Takes what reading has shown, an entry a file.
 
     Returns:
-        ``text`` (string) and, unless ``label_column`` is None, ``label`` (ClassLabel, or a list of them; its ``id`` is
-        "int" or "bool" where labels are such).
+        ``text`` and, with labels, ``label`` (ClassLabel, or a list of them; ``id`` "int" or "bool" where they are).
 
     Raises:
         TableError: There is no such table, it cannot be read, or a row cannot be used; the message says which.
         ValueError: Settings contradict one another, or are empty.
     """
-    sources = [source] if isinstance(source, str | Path) else list(source)
-    sources = [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in sources]
+    given = [source] if isinstance(source, str | Path) else list(source)
+    sources = [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in given]
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
     label_columns = _listed(label_column)
     several = len(label_columns) > 1
@@ -111,8 +108,8 @@ def load_table(
     labels = LabelColumn(label_names, multi_label=multi_label or several, separator=label_separator, mapping=mapping)
     skip = not label_columns if skip_blank is None else skip_blank
     reader = _RowReader(columns, label_columns, labels, threshold=label_threshold, skip_blank=skip)
-    opened = partial(open_rows, split=split, usual_splits=usual_splits, reading=reading)
-    return _read_table(sources, reader, opened, facts=[] if facts is None else facts, say=say)
+    open_one = partial(open_rows, split=split, usual_splits=usual_splits, reading=reading)
+    return _read_table(sources, reader, open_one, facts=[] if facts is None else facts, say=say)
 
 
 def _read_table(
