@@ -161,6 +161,23 @@ def test_a_table_with_commas_keeps_them_whatever_its_texts_hold(tmp_path):
     assert (found, source.notes, source.plain) == (rows, [], True)
 
 
+def test_punctuation_that_stands_in_every_row_separates_nothing(tmp_path):
+    rows = [(LABELS[number % 2], f"a film, number {number} – long; dull") for number in range(20)]
+    text = "".join(f"{label};'{text}'\n" for label, text in rows)
+    assert read(write(tmp_path / "rows.csv", text), ("1", "2"), no_header=True)[0] == rows
+    text = "".join(f"{label}\t{text}\n" for label, text in rows)
+    assert read(write(tmp_path / "rows.csv", text), ("1", "2"), no_header=True)[0] == rows
+
+
+def test_two_delimiters_in_every_row_without_a_header_are_refused(tmp_path):
+    path = write(tmp_path / "rows.csv", "good;1,5\nbad;2,5\ngood;3,5\n")
+    with pytest.raises(
+        TableError, match="commas and semicolons stand in every row alike; .*--delimiter comma or --del"
+    ):
+        read(path, no_header=True)
+    assert read(path, ("1", "2"), no_header=True, delimiter=";")[0][0] == ("good", "1,5")
+
+
 @pytest.mark.parametrize("line", ["sep=,\r\n", "sep=;\n", '"sep=\t"\r\n'])
 def test_excels_first_line_names_the_delimiter(tmp_path, line):
     delimiter = line.strip('"\r\n')[-1] if "\t" not in line else "\t"

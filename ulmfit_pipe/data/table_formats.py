@@ -20,6 +20,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 SAMPLE_LINES = 200  # in which the delimiter is looked for
 SAMPLE_CHARACTERS = 1_000_000  # after which no further line is taken
 AGREEING = 0.9  # of the sample's rows have as many fields as the first, or the character is no delimiter
+SPACED = 0.5  # of the fields begin with a space: above it the character is punctuation
 QUOTED = 0.8  # of the sample's rows begin a field with a single quote, or it is an apostrophe
 STRAY = 0.05  # of that number may begin with a double quote
 BACKSLASH = "\\"
@@ -89,7 +90,9 @@ def find_format(file: TextFile, *, usual: str, reading: TableReading) -> TextFor
     if reading.delimiter is not None:
         delimiter = reading.delimiter
     else:
-        delimiter = excel[1] if excel else _find_delimiter(rows, usual)
+        has_header = not reading.no_header
+        named = excel[1] if excel else None
+        delimiter = named or _find_delimiter(rows, usual, name=str(file.path), has_header=has_header)
         if delimiter != usual:
             notes.append(f"{file.path}: {DELIMITERS.get(delimiter, repr(delimiter))} separate its fields")
     found = TextFormat(delimiter, None, None, 1 if excel else 0, not reading.no_header, tuple(notes))
@@ -109,30 +112,45 @@ def _sample(lines: Iterator[str]) -> list[str]:
     return sample
 
 
-def _find_delimiter(sample: Sequence[str], usual: str) -> str:
-    """The character that splits most rows into as many fields as the first has; in doubt the usual one."""
-    found = {}
+def _find_delimiter(sample: Sequence[str], usual: str, *, name: str, has_header: bool) -> str:
+    """The character that splits most rows into as many fields as the first has; in doubt the usual one.
+
+    Punctuation of the text may do so too: then the fields after it begin with a space. Without a header, commas and
+    semicolons in every row alike leave nothing to tell them apart.
+    """
+    found: dict[str, float] = {}
     for delimiter in sorted(DELIMITERS, key=lambda each: each != usual):
-        agreeing, width = _agreement(sample, delimiter)
+        agreeing, width, spaced = _agreement(sample, delimiter)
         if width > 1 and agreeing >= AGREEING:
-            found[delimiter] = agreeing, width
-    if usual in found or not found:
-        return usual
-    return max(found, key=lambda each: found[each])
+            found[delimiter] = spaced
+    tight = [delimiter for delimiter, spaced in found.items() if spaced <= SPACED]
+    if has_header or len(tight) < 2:
+        return next(iter(tight or found), usual)
+    if set(tight) == {",", ";"}:
+        raise TableError(
+            f"{name}: commas and semicolons stand in every row alike; say which of them separates the fields: "
+            "--delimiter comma or --delimiter semicolon"
+        )
+    return next(each for each in "\t|;," if each in tight)
 
 
-def _agreement(sample: Sequence[str], delimiter: str) -> tuple[float, int]:
-    """The share of rows with as many fields as the first, and how many those are; with quotes as marks or as text."""
+def _agreement(sample: Sequence[str], delimiter: str) -> tuple[float, int, float]:
+    """The share of rows with as many fields as the first, how many those are, and the share that begins with a space.
+
+    Quotes are taken as marks or as text, whichever makes more rows alike.
+    """
     readings = [
         _parsed(sample, delimiter, _sample_quote(sample, delimiter)),
         [line.rstrip("\r\n").split(delimiter) for line in sample],
     ]
-    shares: list[tuple[float, int]] = []
+    shares: list[tuple[float, int, float]] = []
     for records in readings:
         width = len(records[0]) if records else 0
         whole = records[:-1] if len(records) > 2 else records  # the last may be cut by the end of the sample
-        shares.append((sum(len(each) == width for each in whole) / max(len(whole), 1), width))
-    return max(shares)
+        later = [field for record in whole for field in record[1:]]
+        spaced = sum(field.startswith(" ") for field in later) / max(len(later), 1)
+        shares.append((sum(len(each) == width for each in whole) / max(len(whole), 1), width, spaced))
+    return max(shares, key=lambda each: each[:2])
 
 
 def _parsed(sample: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
