@@ -114,6 +114,19 @@ def test_a_field_over_lines_in_a_table_of_one_column_is_refused_where_nothing_te
     assert read(write(path, 'text\n"a, b"\n"two\nlines"\nd\n'), ["text"])[0] == [("a, b",), ("two\nlines",), ("d",)]
 
 
+def test_a_backslash_before_a_quote_is_understood(tmp_path):
+    text = 'text,label\n"she said \\"no\\", twice",neg\n"a, b",pos\n'
+    found, source = read(write(tmp_path / "rows.csv", text))
+    assert found == [('she said "no", twice', "neg"), ("a, b", "pos")]
+    assert any("a backslash stands before a quote that is text" in note for note in source.notes)
+
+
+def test_rows_after_a_quote_that_is_never_closed_are_no_torn_end(tmp_path):
+    rows = as_lines([('"well, no"', "neg"), ('"never closed', "neg"), *PLAIN], ",")
+    with pytest.raises(TableError, match=r"row 2 .* goes over lines 3 to 23 if .* look like rows by themselves"):
+        read(write(tmp_path / "rows.csv", rows), skip_torn_end=True)
+
+
 def test_a_carriage_return_within_a_line_stays_in_its_field(tmp_path):
     assert read(write(tmp_path / "rows.csv", "text,label\na\rb,pos\nc,neg\n"))[0] == [("a\rb", "pos"), ("c", "neg")]
 
@@ -146,6 +159,23 @@ def test_a_table_with_commas_keeps_them_whatever_its_texts_hold(tmp_path):
     rows = [("a; b; c", "x;y"), ("d | e", "z;w")] * 10
     found, source = read(write(tmp_path / "rows.csv", as_lines(rows, ",")))
     assert (found, source.notes, source.plain) == (rows, [], True)
+
+
+def test_punctuation_that_stands_in_every_row_separates_nothing(tmp_path):
+    rows = [(LABELS[number % 2], f"a film, number {number} – long; dull") for number in range(20)]
+    text = "".join(f"{label};'{text}'\n" for label, text in rows)
+    assert read(write(tmp_path / "rows.csv", text), ("1", "2"), no_header=True)[0] == rows
+    text = "".join(f"{label}\t{text}\n" for label, text in rows)
+    assert read(write(tmp_path / "rows.csv", text), ("1", "2"), no_header=True)[0] == rows
+
+
+def test_two_delimiters_in_every_row_without_a_header_are_refused(tmp_path):
+    path = write(tmp_path / "rows.csv", "good;1,5\nbad;2,5\ngood;3,5\n")
+    with pytest.raises(
+        TableError, match="commas and semicolons stand in every row alike; .*--delimiter comma or --del"
+    ):
+        read(path, no_header=True)
+    assert read(path, ("1", "2"), no_header=True, delimiter=";")[0][0] == ("good", "1,5")
 
 
 @pytest.mark.parametrize("line", ["sep=,\r\n", "sep=;\n", '"sep=\t"\r\n'])

@@ -12,7 +12,7 @@ SHOWN_COLUMNS = 20  # names listed in a message
 SHOWN_LETTERS = 40  # of each
 COMPARED_NAMES = 1000  # in which a near one is looked for
 PEEKED_ROWS = 50  # read to tell whether the first row is one like the others
-LONG_NAME = 60  # letters; a column's name is shorter, a text is not
+LONG_NAME, MANY_WORDS = 60, 6  # letters and words; a column's name has fewer, a text has not
 _SEPARATORS = {
     "\t": ("tabs", "tab"),
     ";": ("semicolons", "semicolon"),
@@ -90,7 +90,7 @@ def _peeked(rows: RowSource) -> list[tuple[str, ...]]:
 def _lacks_header(rows: RowSource) -> bool:
     """Whether the first row looks like the others: a name is a text, a number, or a value of its own column."""
     names = rows.columns[:COMPARED_NAMES]
-    if any(len(name) > LONG_NAME for name in names):
+    if any(len(name) > LONG_NAME or len(name.split()) > MANY_WORDS for name in names):
         return True
     values = [set(column) for column in zip(*_peeked(rows), strict=False)]
     number_names = {str(at) for at in range(1, len(rows.columns) + 1)}  # also of columns without a name

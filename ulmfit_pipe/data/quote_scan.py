@@ -34,7 +34,6 @@ class QuoteScan:
         first_span: The first of them: its row and its first and last line.
         swallowed: The first that is suspicious: its row and lines.
         sure: Every line of every suspicious field is a row.
-        torn: The file ends within a field.
     """
 
     fits_as_marks: bool = True
@@ -43,7 +42,6 @@ class QuoteScan:
     first_span: Place | None = None
     swallowed: Place | None = None
     sure: bool = True
-    torn: bool = False
 
 
 class _Lines:
@@ -100,7 +98,9 @@ def _is_number(value: str) -> bool:
     return value.removeprefix("-").replace(".", "", 1).isdecimal()
 
 
-def scan_quotes(lines: Iterator[str], *, delimiter: str, quote: str, width: int, has_header: bool) -> QuoteScan:
+def scan_quotes(
+    lines: Iterator[str], *, delimiter: str, quote: str, width: int, has_header: bool, escape: str | None = None
+) -> QuoteScan:
     """Read a file both ways.
 
     Args:
@@ -109,13 +109,14 @@ def scan_quotes(lines: Iterator[str], *, delimiter: str, quote: str, width: int,
         quote: The mark in question.
         width: Fields of its first row.
         has_header: The first row names the columns.
+        escape: Stands before a mark that is text, beside the doubled mark.
     """
     csv.field_size_limit(LONGEST_LINE)
     scan, source = QuoteScan(), _Lines(lines, delimiter, width)
     judge = _Judge(scan, delimiter, quote, width)
     row = -1 if has_header else 0
     try:
-        for record in csv.reader(source, delimiter=delimiter, quotechar=quote, strict=True):
+        for record in csv.reader(source, delimiter=delimiter, quotechar=quote, escapechar=escape, strict=True):
             held, source.record = source.record, []
             if not record:
                 continue
@@ -126,7 +127,9 @@ def scan_quotes(lines: Iterator[str], *, delimiter: str, quote: str, width: int,
                 judge.add(record, held, (row, source.number - len(held) + 1, source.number))
     except csv.Error as error:
         scan.fits_as_marks = False
-        scan.torn = "unexpected end" in str(error) and judge.rows_among(source.record) < 2
+        if "unexpected end" in str(error) and judge.rows_among(source.record) > 1:  # else the file was cut short
+            scan.swallowed = scan.swallowed or (row + 1, source.number - len(source.record) + 1, source.number)
+            scan.sure = False
     for _ in source:  # the lines after an error
         source.record.clear()
     judge.finish()
@@ -203,7 +206,7 @@ def quotes_are_marks(scan: QuoteScan, *, name: str) -> bool:
     """
     if scan.fits_as_marks and scan.swallowed is None:
         return True
-    if scan.fits_as_text and (scan.swallowed is None or scan.sure):
+    if scan.fits_as_text and (scan.sure or not scan.fits_as_marks):
         return False
     if scan.swallowed is None:  # it fits neither way: reading it names the row
         return True

@@ -6,12 +6,13 @@ whole file (`quote_scan.py`).
 
 import contextlib
 import csv
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ulmfit_pipe.data.quote_scan import quotes_are_marks, scan_quotes
+from ulmfit_pipe.data.quote_scan import QuoteScan, quotes_are_marks, scan_quotes
 from ulmfit_pipe.data.row_sources import NO_QUOTE, TableReading
 from ulmfit_pipe.data.text_files import LONGEST_LINE, TableError, TextFile
 
@@ -19,8 +20,10 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 SAMPLE_LINES = 200  # in which the delimiter is looked for
 SAMPLE_CHARACTERS = 1_000_000  # after which no further line is taken
 AGREEING = 0.9  # of the sample's rows have as many fields as the first, or the character is no delimiter
+SPACED = 0.5  # of the fields begin with a space: above it the character is punctuation
 QUOTED = 0.8  # of the sample's rows begin a field with a single quote, or it is an apostrophe
 STRAY = 0.05  # of that number may begin with a double quote
+BACKSLASH = "\\"
 _EXCEL_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 _WEB_PAGE = re.compile(r"\s*(<!doctype html|<html)", re.IGNORECASE)
 
@@ -32,6 +35,7 @@ class TextFormat:
     Attributes:
         delimiter: Separates fields.
         quote: Mark around a field; None where quotes belong to the text.
+        escape: Stands before a mark that is text, beside the doubled mark.
         skipped: Lines before the first row, such as Excel's ``sep=;``.
         has_header: The first row names the columns.
         notes: What a user should know of it.
@@ -39,6 +43,7 @@ class TextFormat:
 
     delimiter: str
     quote: str | None = '"'
+    escape: str | None = None
     skipped: int = 0
     has_header: bool = True
     notes: tuple[str, ...] = ()
@@ -56,7 +61,9 @@ class TextFormat:
         csv.field_size_limit(LONGEST_LINE)
         lines = itertools.islice(lines, self.skipped, None)
         if self.quote is not None:
-            yield from csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=True)
+            yield from csv.reader(
+                lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape, strict=True
+            )
             return
         for line in lines:
             body = line.rstrip("\r\n")
@@ -83,11 +90,15 @@ def find_format(file: TextFile, *, usual: str, reading: TableReading) -> TextFor
     if reading.delimiter is not None:
         delimiter = reading.delimiter
     else:
-        delimiter = excel[1] if excel else _find_delimiter(rows, usual)
+        has_header = not reading.no_header
+        named = excel[1] if excel else None
+        delimiter = named or _find_delimiter(rows, usual, name=str(file.path), has_header=has_header)
         if delimiter != usual:
             notes.append(f"{file.path}: {DELIMITERS.get(delimiter, repr(delimiter))} separate its fields")
-    quote, quote_notes = _find_quote(file, rows, delimiter, skipped=1 if excel else 0, reading=reading)
-    return TextFormat(delimiter, quote, 1 if excel else 0, not reading.no_header, (*notes, *quote_notes))
+    found = TextFormat(delimiter, None, None, 1 if excel else 0, not reading.no_header, tuple(notes))
+    if reading.quote is not None:
+        return found if reading.quote == NO_QUOTE else dataclasses.replace(found, quote=reading.quote)
+    return _find_quote(file, rows, found)
 
 
 def _sample(lines: Iterator[str]) -> list[str]:
@@ -101,30 +112,45 @@ def _sample(lines: Iterator[str]) -> list[str]:
     return sample
 
 
-def _find_delimiter(sample: Sequence[str], usual: str) -> str:
-    """The character that splits most rows into as many fields as the first has; in doubt the usual one."""
-    found = {}
+def _find_delimiter(sample: Sequence[str], usual: str, *, name: str, has_header: bool) -> str:
+    """The character that splits most rows into as many fields as the first has; in doubt the usual one.
+
+    Punctuation of the text may do so too: then the fields after it begin with a space. Without a header, commas and
+    semicolons in every row alike leave nothing to tell them apart.
+    """
+    found: dict[str, float] = {}
     for delimiter in sorted(DELIMITERS, key=lambda each: each != usual):
-        agreeing, width = _agreement(sample, delimiter)
+        agreeing, width, spaced = _agreement(sample, delimiter)
         if width > 1 and agreeing >= AGREEING:
-            found[delimiter] = agreeing, width
-    if usual in found or not found:
-        return usual
-    return max(found, key=lambda each: found[each])
+            found[delimiter] = spaced
+    tight = [delimiter for delimiter, spaced in found.items() if spaced <= SPACED]
+    if has_header or len(tight) < 2:
+        return next(iter(tight or found), usual)
+    if set(tight) == {",", ";"}:
+        raise TableError(
+            f"{name}: commas and semicolons stand in every row alike; say which of them separates the fields: "
+            "--delimiter comma or --delimiter semicolon"
+        )
+    return next(each for each in "\t|;," if each in tight)
 
 
-def _agreement(sample: Sequence[str], delimiter: str) -> tuple[float, int]:
-    """The share of rows with as many fields as the first, and how many those are; with quotes as marks or as text."""
+def _agreement(sample: Sequence[str], delimiter: str) -> tuple[float, int, float]:
+    """The share of rows with as many fields as the first, how many those are, and the share that begins with a space.
+
+    Quotes are taken as marks or as text, whichever makes more rows alike.
+    """
     readings = [
         _parsed(sample, delimiter, _sample_quote(sample, delimiter)),
         [line.rstrip("\r\n").split(delimiter) for line in sample],
     ]
-    shares: list[tuple[float, int]] = []
+    shares: list[tuple[float, int, float]] = []
     for records in readings:
         width = len(records[0]) if records else 0
         whole = records[:-1] if len(records) > 2 else records  # the last may be cut by the end of the sample
-        shares.append((sum(len(each) == width for each in whole) / max(len(whole), 1), width))
-    return max(shares)
+        later = [field for record in whole for field in record[1:]]
+        spaced = sum(field.startswith(" ") for field in later) / max(len(later), 1)
+        shares.append((sum(len(each) == width for each in whole) / max(len(whole), 1), width, spaced))
+    return max(shares, key=lambda each: each[:2])
 
 
 def _parsed(sample: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
@@ -142,24 +168,37 @@ def _sample_quote(sample: Sequence[str], delimiter: str) -> str:
     return "'" if begins['"'] <= STRAY * begins["'"] and begins["'"] >= QUOTED * max(len(sample) - 1, 1) else '"'
 
 
-def _find_quote(
-    file: TextFile, sample: Sequence[str], delimiter: str, *, skipped: int, reading: TableReading
-) -> tuple[str | None, list[str]]:
-    if reading.quote is not None:
-        return (None if reading.quote == NO_QUOTE else reading.quote), []
-    quote = _sample_quote(sample, delimiter)
+def _find_quote(file: TextFile, sample: Sequence[str], found: TextFormat) -> TextFormat:
+    """Return the format with its quotes: what marks a field, and what escapes the mark; or none."""
+    quote = _sample_quote(sample, found.delimiter)
     if quote == '"' and not file.holds_quotes:
-        return quote, []
-    first = next(iter(_parsed(sample, delimiter, quote)), sample[0].split(delimiter) if sample else [])
-    name, lines = str(file.path), itertools.islice(file.lines(), skipped, None)
-    scan = scan_quotes(lines, delimiter=delimiter, quote=quote, width=len(first), has_header=not reading.no_header)
-    if not quotes_are_marks(scan, name=name):
-        return None, [f"{name}: its quotes belong to the text (--quote double reads them as marks around a field)"]
+        return dataclasses.replace(found, quote=quote)
+    first = next(iter(_parsed(sample, found.delimiter, quote)), sample[0].split(found.delimiter) if sample else [])
+
+    def scanned(escape: str | None) -> QuoteScan:
+        return scan_quotes(
+            itertools.islice(file.lines(), found.skipped, None),
+            delimiter=found.delimiter,
+            quote=quote,
+            width=len(first),
+            has_header=found.has_header,
+            escape=escape,
+        )
+
+    name, escape, scan = str(file.path), None, scanned(None)
     notes = [f"{name}: single quotes are the marks around its fields"] if quote == "'" else []
+    if not (scan.fits_as_marks or scan.fits_as_text):
+        escaped = scanned(BACKSLASH)
+        if escaped.fits_as_marks and escaped.swallowed is None:
+            escape, scan = BACKSLASH, escaped
+            notes.append(f"{name}: a backslash stands before a quote that is text")
+    if not quotes_are_marks(scan, name=name):
+        note = f"{name}: its quotes belong to the text (--quote double reads them as marks around a field)"
+        return dataclasses.replace(found, notes=(*found.notes, note))
     if scan.first_span is not None:
         row, start, end = scan.first_span
         notes.append(
             f"{name}: {scan.spans:,} {'row goes' if scan.spans == 1 else 'rows go'} over several lines in a quoted "
-            f"field, the first is row {row} (lines {start + skipped} to {end + skipped})"
+            f"field, the first is row {row} (lines {start + found.skipped} to {end + found.skipped})"
         )
-    return quote, notes
+    return dataclasses.replace(found, quote=quote, escape=escape, notes=(*found.notes, *notes))
