@@ -1,12 +1,15 @@
 """Word tokens against fastai's (spaCy's), stored by tests/reference/measure_tokenizer_agreement.py."""
 
 import json
+import random
 import time
 from pathlib import Path
 
 import pytest
 
+from ulmfit_pipe.data import english_words
 from ulmfit_pipe.data.english_words import cut_words, exceptions
+from ulmfit_pipe.data.remembered_words import RememberedWords
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
 from ulmfit_pipe.data.tokenization import build_word_tokenizer
 from ulmfit_pipe.data.ulmfit_tokenizer import prepare_text
@@ -74,3 +77,74 @@ def test_a_hostile_word_of_a_thousand_characters_is_cut_in_time():
     for unit in (":", ".", "a.", "a:@", "'", "n't", "1-", ":)", "(", "a@"):
         cut_words(unit * (1000 // len(unit)))
     assert time.perf_counter() - started < 20
+
+
+def one_affix_after_another(chunk, known):
+    """Take affixes off a copy of the rest each time: the plain way, whose time is the square of the length."""
+    front = []
+    back = []
+    while chunk and chunk not in known:
+        prefix = english_words._PREFIX.match(chunk)
+        start = prefix.end() if prefix else 0
+        if prefix and chunk[start:] in known:
+            front.append(prefix[0])
+            chunk = chunk[start:]
+            break
+        suffix = english_words._SUFFIX.search(chunk[start:])
+        end = start + suffix.start() if suffix else len(chunk)
+        if suffix and chunk[:end] in known:
+            back.append(suffix[0])
+            chunk = chunk[:end]
+            break
+        if not (prefix or suffix):
+            break
+        if prefix:
+            front.append(prefix[0])
+        if suffix:
+            back.append(suffix[0])
+        chunk = chunk[start:end]
+    return [*front, *english_words._cut_core(chunk, known), *reversed(back)]
+
+
+def test_affixes_come_off_as_in_the_plain_way():
+    generator = random.Random(0)
+    units = (
+        "... .. …… 's ’s n't km km/h mbar кг м/с $ € °c. u.s. a.m. :) :-) (*_*) don't http://a.b/ 日 ca. 10am ²".split(
+            " "
+        )
+    )
+    parts = [*"abz019.:;!?()[]'\"’…—–-_/*+%$°,«»·{}<>#&@=^~|oOdps", *units]
+    for _ in range(10_000):
+        chunk = "".join(generator.choices(parts, k=generator.choice([1, 2, 3, 5, 8, 13])))
+        expected = one_affix_after_another(chunk, exceptions())
+        assert english_words._apply_rules(chunk, exceptions()) == expected, chunk
+
+
+def test_work_on_a_run_of_marks_grows_with_its_length_only(monkeypatch):
+    class Counted:
+        def __init__(self, pattern):
+            self.pattern = pattern
+
+        def search(self, text):
+            searched.append(len(text))
+            return self.pattern.search(text)
+
+    searched = []
+    monkeypatch.setattr(english_words, "_SUFFIX", Counted(english_words._SUFFIX))
+    work = {}
+    for length in (400, 800):
+        searched.clear()
+        assert len(english_words._apply_rules("'\"" * (length // 2), exceptions())) == length
+        work[length] = sum(searched)
+    assert 0 < work[800] < 2.1 * work[400]
+
+
+def test_remembered_pieces_are_bounded_by_their_bytes(monkeypatch):
+    few = RememberedWords(20_000)
+    monkeypatch.setattr(english_words, "_remembered", few)
+    cut_words(" ".join(f"w{number}" for number in range(50)))
+    assert len(few.known) == 50
+    for number in range(5):
+        cut_words("…«" * 499 + str(number))  # a thousand tokens, some 80 bytes each
+        assert len(few.known) <= 51
+    assert len(few.known) == 1

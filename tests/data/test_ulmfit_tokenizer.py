@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
 from ulmfit_pipe.data.tokenization import build_word_tokenizer, register_tokenizer, train_tokenizer, vocab_hash
-from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer, prepare_text
+from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer, _compose, prepare_text
 
 TEXTS = [
     "The quick brown fox didn't jump over the lazy dog; it's fine.",
@@ -149,12 +150,14 @@ def test_a_long_document_has_the_ids_of_its_parts(tokenizer):
     assert ids == [2] + part * 20_000
 
 
-def test_remembered_words_are_bounded_and_forgotten_when_tokens_are_added(words, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.data.ulmfit_tokenizer.REMEMBERED_WORDS", 3)
+def test_remembered_words_are_bounded_by_their_bytes_and_forgotten_when_tokens_are_added(words, monkeypatch):
+    monkeypatch.setattr("ulmfit_pipe.data.ulmfit_tokenizer.REMEMBERED_BYTES", 1500)
     own = copy.deepcopy(words)
+    numbers = []
     for text in ("hello world", "! 3 .", "hello new", "hello new"):
-        own.encode_documents([text])
-        assert len(own._word_ids) <= 7
+        assert own.encode_documents([text, text]) == [words(text)["input_ids"]] * 2
+        numbers.append(len(own._remembered.known))
+    assert numbers == [3, 6, 0, 3]  # seven words of some 250 bytes are too much
     assert own.encode_documents(["new"]) == [[2, 0]]
     own.add_tokens(["new"])
     assert own.encode_documents(["new"]) == [[2, 14]]
@@ -166,6 +169,38 @@ def test_words_of_more_than_1000_characters_are_cut():
 
 def test_text_is_composed_and_fit_for_utf8():
     assert prepare_text("e\u0301 \ud800 \ud83d\ude00") == "xxbos é \ufffd 😀"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *TRICKY,
+        "Tiếng Việt có dấu, cả khi tách ra: Tie\u0302\u0301ng Vie\u0323\u0302t",
+        "e" + "\u0301\u0323\u0300" * 10 + " o",
+        "\u0301" + "ab\u0323" * 50,
+        "שָׁלוֹם हिन्दी 한국어 \u1112\u1161\u11ab \u0f71\u0f72\u0f73 👩\u200d👧",
+    ],
+)
+def test_texts_of_any_language_are_composed_as_unicode_says(text):
+    whole = unicodedata.normalize("NFC", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    assert _compose(text.replace("\ud800", "\ufffd")) == whole
+
+
+def test_marks_are_composed_thirty_at_a_time(monkeypatch):
+    longest = {}
+    real = unicodedata.normalize
+    marks = "\u0301\u0323\u0300\u0f73"
+    for length in (500_000, 1_000_000):
+        parts = []
+        monkeypatch.setattr(
+            unicodedata, "normalize", lambda form, part, seen=parts: seen.append(part) or real(form, part)
+        )
+        composed = prepare_text("a" + marks * (length // 4))
+        longest[length] = (max(map(len, parts)), len(parts))
+        monkeypatch.undo()
+        assert composed.startswith("xxbos ạ\u0f71\u0f71") and composed.replace(" ", "").count("\u0f72") == length // 4
+    assert longest[1_000_000][0] == longest[500_000][0] == len("xxbos a") + 30
+    assert longest[1_000_000][1] == pytest.approx(2 * longest[500_000][1], rel=0.01)
 
 
 def test_copies_and_pickles_give_the_same_ids(tokenizer):

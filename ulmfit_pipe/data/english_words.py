@@ -19,12 +19,14 @@ with the Software or the use or other dealings in the Software.
 """
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 
+from ulmfit_pipe.data.remembered_words import RememberedWords
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
 
+SUFFIX_CONTEXT = 8  # characters: the longest suffix but a run of dots (km/h), and what its rule looks back at
 SPACE_MARK = "▁"  # stands for a space inside a token of white space, as fastai writes it
-REMEMBERED_CHUNKS = 200_000  # distinct pieces between spaces whose words are kept
+REMEMBERED_BYTES = 64 * 2**20  # of pieces between spaces and their words
 
 _ICONS = (
     "¦©®°҂֍֎؎؏۞۩۽۾߶৺୰௳-௸௺౿൏൹༁-༃༓༕-༗༚-༟༴༶༸྾-࿅࿇-࿌࿎࿏࿕-࿘႞႟᎐-᎙᥀᧞-᧿᭡-᭪᭴-᭼"
@@ -129,51 +131,77 @@ def exceptions() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def _joined_exceptions() -> dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]:
-    """Exceptions that the rules cut: first token of that cut -> (the whole cut, the tokens that replace it)."""
-    table: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+def _joined_exceptions() -> tuple[dict[tuple[str, ...], tuple[str, ...]], dict[str, list[int]]]:
+    """Exceptions that the rules cut: the cut -> the tokens that replace it; first token -> lengths of its cuts."""
+    table: dict[tuple[str, ...], tuple[str, ...]] = {}
+    lengths: dict[str, set[int]] = {}
     for word, pieces in exceptions().items():
         if _PREFIX.match(word) or _SUFFIX.search(word) or _INFIX.search(word):
             cut = tuple(_apply_rules(word, {}))
-            table.setdefault(cut[0], []).append((cut, pieces))
-    for found in table.values():
-        found.sort(key=lambda item: -len(item[0]))
-    return table
+            table.setdefault(cut, pieces)
+            lengths.setdefault(cut[0], set()).add(len(cut))
+    return table, {token: sorted(found, reverse=True) for token, found in lengths.items()}
 
 
-@lru_cache(maxsize=REMEMBERED_CHUNKS)
+_remembered: RememberedWords[tuple[str, ...]] = RememberedWords(REMEMBERED_BYTES)
+
+
 def _cut_chunk(chunk: str) -> tuple[str, ...]:
-    known = exceptions()
-    if chunk in known:
-        return known[chunk]
-    return _join_exceptions(_apply_rules(chunk, known))
+    cut = _remembered.known.get(chunk)
+    if cut is None:
+        known = exceptions()
+        cut = known[chunk] if chunk in known else _join_exceptions(_apply_rules(chunk, known))
+        _remembered.forget_if_full()
+        _remembered.add(chunk, cut)
+    return cut
 
 
 def _apply_rules(chunk: str, known: dict[str, tuple[str, ...]]) -> list[str]:
     """Take affixes off a chunk, then cut what is left by the table, or at its infixes."""
     front: list[str] = []
     back: list[str] = []
-    while chunk and chunk not in known:
-        prefix = _PREFIX.match(chunk)
-        start = prefix.end() if prefix else 0
-        if prefix and chunk[start:] in known:
+    start, end = 0, len(chunk)  # what is left; slices are taken only where they are short, so that time is linear
+    while start < end and not _is_known(chunk, start, end, known):
+        prefix = _PREFIX.match(chunk, start, end)
+        inner = prefix.end() if prefix else start
+        if prefix and _is_known(chunk, inner, end, known):
             front.append(prefix[0])
-            chunk = chunk[start:]
+            start = inner
             break
-        suffix = _SUFFIX.search(chunk[start:])
-        end = start + suffix.start() if suffix else len(chunk)
-        if suffix and chunk[:end] in known:
-            back.append(suffix[0])
-            chunk = chunk[:end]
+        outer = _suffix_start(chunk, inner, end)
+        if outer < end and _is_known(chunk, start, outer, known):
+            back.append(chunk[outer:end])
+            start, end = start, outer
             break
-        if not (prefix or suffix):
+        if inner == start and outer == end:
             break
-        if prefix:
-            front.append(prefix[0])
-        if suffix:
-            back.append(suffix[0])
-        chunk = chunk[start:end]
-    return [*front, *_cut_core(chunk, known), *reversed(back)]
+        if inner > start:
+            front.append(chunk[start:inner])
+        if outer < end:
+            back.append(chunk[outer:end])
+        start, end = inner, outer
+    return [*front, *_cut_core(chunk[start:end], known), *reversed(back)]
+
+
+def _is_known(chunk: str, start: int, end: int, known: dict[str, tuple[str, ...]]) -> bool:
+    return end - start <= _longest_exception() and chunk[start:end] in known
+
+
+@cache
+def _longest_exception() -> int:
+    return max(map(len, exceptions()))
+
+
+def _suffix_start(chunk: str, start: int, end: int) -> int:
+    """Return where the suffix of chunk[start:end] begins, or `end` where it has none."""
+    dots = end
+    while dots > start and chunk[dots - 1] == ".":
+        dots -= 1
+    if end - dots > 1:
+        return dots
+    tail = max(start, end - SUFFIX_CONTEXT)
+    suffix = _SUFFIX.search(chunk[tail:end])
+    return tail + suffix.start() if suffix else end
 
 
 def _cut_core(core: str, known: dict[str, tuple[str, ...]]) -> list[str]:
@@ -195,12 +223,12 @@ def _cut_core(core: str, known: dict[str, tuple[str, ...]]) -> list[str]:
 
 def _join_exceptions(tokens: list[str]) -> tuple[str, ...]:
     """Put together again what the rules have cut of an exception, such as ":" + ")"."""
-    table = _joined_exceptions()
+    table, lengths = _joined_exceptions()
     spans = [
-        (len(cut), start, pieces)
+        (length, start, table[cut])
         for start, token in enumerate(tokens)
-        for cut, pieces in table.get(token, [])
-        if tuple(tokens[start : start + len(cut)]) == cut
+        for length in lengths.get(token, ())
+        if start + length <= len(tokens) and (cut := tuple(tokens[start : start + length])) in table
     ]
     if not spans:
         return tuple(tokens)

@@ -15,22 +15,28 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import chain
+from functools import cache
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from ulmfit_pipe.data.english_words import cut_words
+from ulmfit_pipe.data.remembered_words import RememberedWords
 from ulmfit_pipe.data.text_rules import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, apply_rules, undo_marks
 
 BACKEND_FILE = "ulmfit_tokenizer.json"
 KINDS = ("unigram", "bpe", "word")
 _WORD_BEGINS = {"unigram": "▁", "bpe": "Ġ", "word": ""}  # how the first token of a word does, by kind
 LONGEST_WORD = 1000  # characters; a longer run without a space is cut, to bound time and memory
-REMEMBERED_WORDS = 200_000  # distinct words whose ids are kept; about 50 MB
+REMEMBERED_BYTES = 64 * 2**20  # of words and their ids that are kept: some 200,000 words of a language
 CHARACTERS_AT_ONCE = 1_000_000  # texts cut into words before their new words go to the backend together
+MARKS_AT_ONCE = 30
+COMPOSED_MARKS = (0x0F73, 0x0F75, 0x0F81)  # Tibetan vowels that NFC takes apart into marks
 
 _LITERAL_PAD = re.compile(rf"\b{PAD}\b")
 _ENDLESS_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}")
@@ -74,7 +80,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         kwargs.update(unk_token=UNK, pad_token=PAD, bos_token=BOS, eos_token=EOS)
         kwargs["extra_special_tokens"] = list(SPECIAL_TOKENS[4:])
         self._auto_map = {"AutoTokenizer": [None, "tokenization_ulmfit.UlmfitTokenizer"]}
-        self._word_ids: dict[str, list[int]] = {}
+        self._remembered = _no_words()
         self._remembered_size = -1
         silence_fork_warning()
         super().__init__(tokenizer_object=tokenizer_object, kind=kind, **kwargs)
@@ -91,7 +97,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
             One list of ids per document, the same as ``self(text)["input_ids"]``.
         """
         if self._remembered_size != len(self):
-            self._word_ids, self._remembered_size = {}, len(self)
+            self._remembered, self._remembered_size = _no_words(), len(self)
         ids: list[list[int]] = []
         waiting: list[list[str]] = []
         characters = 0
@@ -114,20 +120,20 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         return " ".join(cut_words(prepared)) if self.kind == "word" else prepared
 
     def _encode_words(self, documents: list[list[str]]) -> list[list[int]]:
-        if len(self._word_ids) > REMEMBERED_WORDS:
-            self._word_ids = {}
-        known = self._word_ids
+        known = self._remembered.known
         missing = list(set().union(*documents).difference(known))
         if missing:
             self.backend_tokenizer.no_truncation()
             self.backend_tokenizer.no_padding()
             for word, encoding in zip(missing, self.backend_tokenizer.encode_batch_fast(missing), strict=True):
-                known[word] = encoding.ids
-        return [list(chain.from_iterable(map(known.__getitem__, words))) for words in documents]
+                self._remembered.add(word, encoding.ids)
+        ids = [list(chain.from_iterable(map(known.__getitem__, words))) for words in documents]
+        self._remembered.forget_if_full()
+        return ids
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or another process gets: everything but the remembered words."""
-        return {**self.__dict__, "_word_ids": {}}
+        return {**self.__dict__, "_remembered": _no_words()}
 
     def _encode_plus(self, *args: Any, **kwargs: Any) -> BatchEncoding:
         """Every public way in ends here: check the texts, apply the rules, and let transformers do the rest."""
@@ -195,6 +201,10 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         return (*file_names, path)
 
 
+def _no_words() -> RememberedWords[list[int]]:
+    return RememberedWords(REMEMBERED_BYTES)
+
+
 def prepare_text(text: str) -> str:
     """A document as the backend sees it: rules applied, Unicode composed (NFC), fit for UTF-8.
 
@@ -204,12 +214,39 @@ def prepare_text(text: str) -> str:
     text = apply_rules(text)
     if not text.isascii():
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        text = unicodedata.normalize("NFC", text)
+        text = _compose(text)
     if PAD in text:
         text = _LITERAL_PAD.sub(UNK, text)
     if len(text) > LONGEST_WORD and max(map(len, text.split())) > LONGEST_WORD:
         text = _ENDLESS_WORD.sub(r"\g<0> ", text)
     return text
+
+
+def _compose(text: str) -> str:
+    """Return the text in NFC, runs of more than 30 combining marks a part at a time.
+
+    Composing sorts the marks behind a letter, in a time that is the square of their number.
+
+    Source: Unicode Standard Annex 15, section 13, stream-safe text format: 30 are more than any language needs.
+    """
+    if len(text) <= MARKS_AT_ONCE:
+        return unicodedata.normalize("NFC", text)
+    known = _marks()
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)  # (characters,)
+    others = np.flatnonzero(~known[np.minimum(codes, len(known) - 1)])
+    edges = np.concatenate([[-1], others, [len(text)]])  # a run of marks lies between each and the next
+    long = np.flatnonzero(np.diff(edges) > MARKS_AT_ONCE + 1)
+    runs = [(int(edges[run]) + 1, int(edges[run + 1])) for run in long]
+    cuts = [0, *(cut for begin, end in runs for cut in range(begin + MARKS_AT_ONCE, end, MARKS_AT_ONCE)), len(text)]
+    return "".join(unicodedata.normalize("NFC", text[begin:end]) for begin, end in pairwise(cuts))
+
+
+@cache
+def _marks() -> NDArray[np.bool_]:
+    """Return for each code point whether it is a combining mark; the last one, no mark, stands for all beyond."""
+    known = np.array([unicodedata.combining(chr(code)) > 0 for code in range(0x20000)])
+    known[list(COMPOSED_MARKS)] = True
+    return known
 
 
 def _load_backend(backend_file: str | None, folder: str | None) -> Tokenizer:
