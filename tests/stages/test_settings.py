@@ -344,6 +344,16 @@ def test_every_message_is_one_line_however_long_the_value():
     assert len(str(caught.value)) < 120
 
 
+def test_every_message_is_bounded_and_without_control_characters(tmp_path):
+    (tmp_path / ("a" * 200)).mkdir()
+    path = tmp_path / ("a" * 200) / ("b" * 200) / ("\x1b[31m" + "c" * 200)
+    with pytest.raises(SettingsError) as caught:
+        parse("--config", str(path))
+    message = str(caught.value)
+    assert len(message) == 500 and message.startswith(str(tmp_path)) and message.endswith("--config takes a YAML file")
+    assert str(SettingsError("a\n b \x1b[31m\u202e c")) == "a b \\x1b[31m\\u202e c"
+
+
 def test_a_settings_class_raising_settings_error_itself_is_passed_on():
     @dataclass(frozen=True)
     class Refusing:
