@@ -255,7 +255,7 @@ def test_a_mistake_on_the_command_line_names_the_setting_and_what_is_allowed(wor
         ("seed: " + "[" * 3000, "a.yaml: lists or groups are nested too deeply"),
         ("seed: &s [*s]", "it stands for more than 200,000 values; write out what its aliases"),
         ("? [a, b]\n: 1", "not valid YAML .*found unhashable key"),
-        ("x" * (2**20 + 1), "a.yaml: more than 1,048,576 bytes, so it is no file of settings"),
+        ("x" * (2**18 + 1), "a.yaml: more than 262,144 bytes, so it is no file of settings"),
         ("\x85x: 1\n" * 2, "a.yaml: .*x is given twice, the first time on line 2"),
         ("seed: \x00", "not valid YAML: special characters are not allowed"),
         ("test_file: !!python/object/apply:os.getcwd []", "not valid YAML .*could not determine a constructor"),
@@ -342,6 +342,16 @@ def test_every_message_is_one_line_however_long_the_value():
         parse("--seed", "x" * 500)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 120
+
+
+def test_every_message_is_bounded_and_without_control_characters(tmp_path):
+    (tmp_path / ("a" * 200)).mkdir()
+    path = tmp_path / ("a" * 200) / ("b" * 200) / ("\x1b[31m" + "c" * 200)
+    with pytest.raises(SettingsError) as caught:
+        parse("--config", str(path))
+    message = str(caught.value)
+    assert len(message) == 500 and message.startswith(str(tmp_path)) and message.endswith("--config takes a YAML file")
+    assert str(SettingsError("a\n b \x1b[31m\u202e c")) == "a b \\x1b[31m\\u202e c"
 
 
 def test_a_settings_class_raising_settings_error_itself_is_passed_on():

@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, Union
 
 import jsonargparse
 
+LONGEST_MESSAGE = 500  # characters
 COMMAND_LINE = "the command line"
 WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _WHOLE_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9_]{0,300})")  # no leading zeros: 010 is eight to some
@@ -35,7 +36,14 @@ TYPE_WORDS = {
 
 
 class SettingsError(ValueError):
-    """A setting is unknown, missing or not allowed; the message says which and what to type instead."""
+    """A setting is unknown, missing or not allowed; the message says which and what to type instead.
+
+    It is one line of bounded length, whatever the value, file or name that it quotes.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(message.split()))
+        super().__init__(cut_middle(line, LONGEST_MESSAGE))
 
 
 def read_value(value: Any, hint: Any, *, name: str, origin: str) -> Any:

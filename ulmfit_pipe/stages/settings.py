@@ -43,7 +43,7 @@ SUGGESTION_CUTOFF = 0.6  # difflib's own default for "close"
 SUGGESTION_MARGIN = 0.15  # a name this much less alike than the best is noise beside it
 MAX_SUGGESTIONS = 3
 LONGEST_NAME = 80  # characters; no setting has such a name, and comparing takes the square of it
-LARGEST_FILE = 2**20  # bytes of a settings file
+LARGEST_FILE = 2**18  # bytes of a settings file
 MOST_VALUES = 200_000  # in a settings file, each alias (*name) counted with all that it stands for
 
 
