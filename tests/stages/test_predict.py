@@ -355,3 +355,15 @@ def test_a_label_without_a_name_is_refused(tiny_classifier_folder, tmp_path, nam
 def test_tables_are_scored_by_labels_compared_clean(tmp_path, save_tiny_classifier):
     folder = save_tiny_classifier(tmp_path / "old", labels=("bad ", "good"))  # as an older version trained them
     assert Predictor.load(folder).score(table(reviews(4)))["n"] == 4
+
+
+def test_integers_in_place_of_weights_are_refused(tiny_classifier_folder, tmp_path):
+    folder = shutil.copytree(tiny_classifier_folder, tmp_path / "rounded")
+    weights = load_file(folder / "model.safetensors")
+    name = "classifier.blocks.0.linear.weight"
+    weights[name] = weights[name].round().to(torch.int64)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ArtifactError, match=r"holds classifier.blocks.0.linear.weight as I64, not as floating point; take another save"
+    ):
+        Predictor.load(folder)

@@ -666,6 +666,15 @@ def test_the_label_has_the_type_of_the_label_given(
         assert row[f"score_{row['label']}"] == max(row[name] for name in scores) == row["score"]
 
 
+def test_a_parquet_file_has_one_type_of_labels_whatever_the_first_rows_hold(predict, tmp_path, models_of_types):
+    path = tmp_path / "in.jsonl"
+    given = [None, None, None, 1, 0]
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, given, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = predict(path, "out.parquet", model=models_of_types["text"], chunk_rows=2)
+    assert types_of(found, "label") == {int}
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_cells_of_csv_are_text_and_so_are_the_labels_beside_them(predict, tmp_path, models_of_types, suffix):
     with_labels = write_table(tmp_path / "in.csv", {"text": TEXTS[:2], "label": ["0", "1"]})

@@ -426,7 +426,7 @@ def test_an_empty_file_among_others_is_refused(predict, table_csv, tmp_path):
 def test_a_bad_row_is_named_before_anything_is_written(predict, table_csv, tmp_path):
     bad = write_table(tmp_path / "bad.csv", {"id": ["1", "2"], "text": ["fine", " "]})
     with pytest.raises(TableError, match=r"bad.csv, row 2 \(header not counted\), column 'text': the text is empty"):
-        predict(table_csv, bad)
+        predict(table_csv, bad, empty_text="error")
     assert not (tmp_path / "parts").exists()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.backbone_batches import BackboneBatches
@@ -295,7 +296,21 @@ def _load_whole_classifier(path: Path | str, config: Any) -> Any:
             f"the weights of {path} lack {missing[0]} ({len(missing)} in all), so it is no trained classifier; "
             "take another save, or remove the folder and run the command that wrote it again"
         )
+    _refuse_integer_weights(path, model)
     return model
+
+
+def _refuse_integer_weights(path: Path | str, model: Any) -> None:
+    """Raise if a folder's file holds integers where the model has fractions: rounded weights score every text alike."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return
+    names = {name for name, _ in model.named_parameters()}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as saved:
+            for name in names.intersection(saved.keys()):
+                kind = saved.get_slice(name).get_dtype()
+                if not kind.startswith(("F", "BF")):
+                    raise ArtifactError(f"{file} holds {name} as {kind}, not as floating point; take another save")
 
 
 def _check_label_names(table: Dataset, known: list[str]) -> None:

@@ -57,6 +57,7 @@ class PredictedColumns:
         self.predictor, self.source, self.suffix, self.text_column = predictor, source, suffix, text_column
         self._joined = predictor.multi_label and suffix in (".csv", ".tsv")
         self._scored = predictor.label_names if all_scores else []
+        self._kind: str | None = predictor.label_type  # the type that labels are written in
         added = [LABEL, SCORE, *(f"{SCORE}_{name}" for name in self._scored)]
         self.renamed = {name: f"{name}{GIVEN}" for name in columns if name in added}
         self._names = [self.renamed.get(name, name) for name in columns]
@@ -100,8 +101,9 @@ class PredictedColumns:
         if self.suffix == ".parquet" and given is not None:
             fields = [part.with_name(name) for part, name in zip(given, self._names, strict=True)]
             metadata = given.metadata
-        has_given = given is not None and LABEL in given.names
-        added = self._added([], Counter(), self._label_kind(given.field(LABEL).type if given and has_given else None))
+        own = None if given is None or LABEL not in given.names else given.field(LABEL).type
+        self._kind = self._label_kind(own)
+        added = self._added([], Counter(), self._kind)
         return pa.schema([*fields, *((name, column.type) for name, column in added.items())], metadata=metadata)
 
     def predict(self, chunk: Chunk, counts: Counts) -> Chunk:
@@ -112,8 +114,9 @@ class PredictedColumns:
         kept = dict(zip(self._names, chunk.values(), strict=True))
         if self._joined and given is not None:
             kept[self.renamed[LABEL]] = _joined_lists(given)
-        kind = self._label_kind(None if given is None else _type_of(given))
-        return {**kept, **self._added(texts, counts, kind)}
+        if self.suffix != ".parquet":  # which has one type for all rows, that of the schema
+            self._kind = self._label_kind(None if given is None else _type_of(given))
+        return {**kept, **self._added(texts, counts, self._kind)}
 
     def write(self, writer: RowWriter, chunk: Chunk) -> None:
         """Write rows.
@@ -155,10 +158,9 @@ class PredictedColumns:
             counts.update(name if isinstance(name, list) else [name])
         added: dict[str, pa.Array] = {LABEL: self._label_column(names, kind)}
         added[SCORE] = _score_column(None if row is None else row["score"] for row in rows)
-        for name, label in zip(self.predictor.label_names, self.predictor.labels, strict=True):
-            if name in self._scored:
-                column = _score_column(None if row is None else row["scores"][label] for row in rows)
-                added[f"{SCORE}_{name}"] = column
+        for name, label in zip(self._scored, self.predictor.labels, strict=False):
+            column = _score_column(None if row is None else row["scores"][label] for row in rows)
+            added[f"{SCORE}_{name}"] = column
         return added
 
     def _label_column(self, names: Sequence[Any], kind: str | None) -> pa.Array:

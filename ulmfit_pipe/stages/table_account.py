@@ -122,7 +122,7 @@ def _tell_of_conflicts(
         return
     one, other = found[0]
     text = tables[0][one]["text"] if one < len(tables[0]) else tables[1][one - len(tables[0])]["text"]
-    given = " and ".join(repr(_listed(names, rows[row])) for row in (one, other))
+    given = " and ".join(repr(_listed(names, rows[row])) if rows[row] else "no label" for row in (one, other))
     say(
         f"note: {len(found):,} labelled texts stand in several rows with different labels, such as "
         f"{text[:SHOWN_TEXT]!r} with {given}; at most one of them can be right, correct the others"
