@@ -4,12 +4,15 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -171,3 +174,140 @@ def test_a_launcher_told_to_stop_stops_its_processes_which_go_on_to_the_same_bit
     assert len(losses(place / "whole")) == 75
     assert model_files(place / "stopped") == model_files(place / "whole")
     assert not progress.exists()
+
+
+# Processes that disagree, or are gone
+
+TRAINING = [*TEXTS, *CLASSIFIER, "--output_dir", "never"]
+
+
+def by_hand(place, recipe, *words, rank, port, folder=None, **environment):
+    """Start one of two processes of a recipe without a launcher."""
+    told = {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    if port is not None:
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words]
+    return subprocess.Popen(command, cwd=folder or place, env={**os.environ, **told}, **pipes)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def two_by_hand(place):
+    """Return a function that starts two processes by hand, and ends what is left of them."""
+    running = []
+
+    def start(recipe, *words, more=(), folder=None, port=0, **environment):
+        port = free_port() if port == 0 else port
+        running.append(by_hand(place, recipe, *words, rank=0, port=port, **environment))
+        running.append(by_hand(place, recipe, *words, *more, rank=1, port=port, folder=folder, **environment))
+        return running
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "more", "differs"),
+    [
+        ("train_classifier", TRAINING, ["--seed", "3"], r"seed \(0 on process 0, 3 on process 1\)"),
+        ("train_classifier", TRAINING, ["--classifier.lr", "0.5"], r"classifier.lr \(None on process 0, 0.5 on "),
+        ("run_pipeline", TRAINING, ["--output_dir", "nowhere"], r"output_dir \('never' on process 0, 'nowhere' on "),
+    ],
+)
+def test_a_process_with_another_setting_is_named_by_all_before_the_first_step(
+    two_by_hand, place, recipe, words, more, differs
+):
+    for process in two_by_hand(recipe, *words, more=more):
+        code, _, errors = ended(process)
+        assert code == 2 and "Traceback" not in errors
+        assert re.search(rf"process 1 is not about to do what process 0 is; it differs in {differs}", errors)
+    assert not list(place.glob("*never*")) and not list(place.glob("*nowhere*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("data", r"differs in data.train \('\w+\.\.\. on process 0, '\w+\.\.\. on process 1\), rows.train \(39 on pr"),
+        ("model", r"differs in model \('folder with digest \w+' on process 0, 'folder with digest \w+' on process 1\)"),
+        ("missing", "process 1 stopped: there is no file validation.csv;"),
+    ],
+)
+def test_a_process_with_another_file_is_named_by_the_first_one(two_by_hand, place, tmp_path, change, words):
+    for name in ("train.csv", "validation.csv", "lm"):
+        copy = shutil.copytree if (place / name).is_dir() else shutil.copy
+        copy(place / name, tmp_path / name)
+    if change == "data":
+        lines = (tmp_path / "train.csv").read_text().splitlines()
+        (tmp_path / "train.csv").write_text("\n".join([*lines[:-1], ""]))
+    elif change == "model":
+        config = json.loads((tmp_path / "lm" / "config.json").read_text())
+        (tmp_path / "lm" / "config.json").write_text(json.dumps({**config, "bptt": 12}))
+    else:
+        (tmp_path / "validation.csv").unlink()
+    first, _ = two_by_hand("train_classifier", *TRAINING, folder=tmp_path)
+    code, _, errors = ended(first)
+    assert code != 0 and "Traceback" not in errors
+    assert re.search(words, errors), errors
+
+
+@pytest.mark.parametrize(("rank", "sent"), [(1, signal.SIGSTOP), (0, signal.SIGSTOP), (1, signal.SIGKILL)])
+def test_a_process_that_is_stopped_or_killed_is_named_by_the_other(two_by_hand, place, tmp_path, rank, sent):
+    words = [*TEXTS, *WITH_DROPOUT, "--checkpoint_seconds", "0", "--output_dir", str(tmp_path / "silent")]
+    running = two_by_hand("train_classifier", *words, ULMFIT_PIPE_TIMEOUT="45")
+    first_checkpoint(tmp_path / ".silent.progress", running[0])
+    running[rank].send_signal(sent)
+    code, _, errors = ended(running[1 - rank])
+    what = "is gone" if sent == signal.SIGKILL else "does not answer: it is stopped, or hangs"
+    assert code == 1
+    assert f"train_classifier.py: process {1 - rank} ends, since process {rank} {what}\n" in errors
+
+
+def test_a_training_that_its_launcher_restarts_after_a_kill_reaches_the_same_bits(place, tmp_path):
+    words = [*TEXTS, *WITH_DROPOUT, "--checkpoint_seconds", "0", "--output_dir"]
+    code, _, errors = ended(started(place, "train_classifier", *words, str(tmp_path / "whole")))
+    assert code == 0, errors[-4000:]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / "train_classifier.py"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(
+        [*command, str(tmp_path / "killed"), "--resume", "true"], cwd=place, env=environment, **pipes
+    )
+    first_checkpoint(tmp_path / ".killed.progress", running)
+    psutil.Process(running.pid).children()[-1].kill()
+    code, out, errors = ended(running)
+    assert code == 0, errors[-4000:]
+    assert " steps done, in epoch" in out
+    assert model_files(tmp_path / "killed") == model_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_predictions_of_processes_that_are_not_connected_are_complete_without_one_of_them(
+    two_by_hand, place, pipelines, tmp_path, sent
+):
+    lines = (place / "train.csv").read_text().splitlines()
+    (tmp_path / "in.csv").write_text("\n".join([lines[0], *lines[1:] * 10, ""]))
+    words = ["--model", "alone/classifier", "--input_file", str(tmp_path / "in.csv"), "--part_rows", "3"]
+    code, _, errors = ended(started(place, "predict", *words, "--output_dir", str(tmp_path / "one"), processes=1))
+    assert code == 0, errors[-4000:]
+    first, second = two_by_hand("predict", *words, "--output_dir", str(tmp_path / "parts"), port=None)
+    until = time.monotonic() + MOST_SECONDS
+    while len(list((tmp_path / "parts").glob("part-*"))) < 5 and time.monotonic() < until:
+        time.sleep(0.02)
+    second.send_signal(sent)
+    code, out, errors = ended(first)
+    assert code == 0, errors[-4000:]
+    assert out.startswith("390 rows") or "\n390 rows" in out
+    one, parts = (
+        {file.name: file.read_bytes() for file in sorted((tmp_path / name).glob("part-*"))} for name in ("one", "parts")
+    )
+    assert parts == one and len(one) == 130
