@@ -263,7 +263,7 @@ def one_table(sources: Sequence[Path], *, typed: bool) -> tuple[list[str], pa.Sc
     return union, merged
 
 
-def split_rows(chunks: Iterable[Chunk], part_rows: int) -> Iterator[tuple[int, Chunk]]:
+def in_parts(chunks: Iterable[Chunk], part_rows: int) -> Iterator[tuple[int, Chunk]]:
     """Split chunks where parts of so many rows begin; each piece comes with the number of its part's first row."""
     at = 0
     for chunk in chunks:

@@ -21,15 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ulmfit_pipe.data.plain_copies import PlainTable
-from ulmfit_pipe.data.row_streams import (
-    Chunk,
-    check_suffix,
-    one_table,
-    open_stream,
-    open_writer,
-    read_chunks,
-    split_rows,
-)
+from ulmfit_pipe.data.row_streams import Chunk, check_suffix, in_parts, one_table, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.artifacts import ArtifactError, digest_of_file, library_versions, model_identity
 from ulmfit_pipe.stages.document_reading import describe_cut
@@ -179,7 +171,7 @@ class ShardedJob:
             for number, group in itertools.groupby(parts, key=lambda part: part.input):
                 wanted, source = {part.input_row: part for part in group}, self.sources[number - 1]
                 chunks = read_chunks(source, open_stream(source, columns=self.names), self.settings.chunk_rows)
-                split = split_rows(chunks, self.part_rows)
+                split = in_parts(chunks, self.part_rows)
                 for first, pieces in itertools.groupby(split, key=lambda piece: piece[0]):
                     if (part := wanted.pop(first, None)) is not None and not self._is_finished(part):
                         self._write(part, (rows for _, rows in pieces))
