@@ -78,7 +78,9 @@ def of_several_processes(folder: Path) -> dict[str, Any]:
     other = str(folder / ("other_model" if rank else "model"))
     results["other model"] = refused(lambda: predict(folder, ["in.csv"], "other", model=other))
     results["other settings"] = refused(lambda: predict(folder, ["in.csv"], f"other{rank}", chunk_rows=3 + rank))
-    results["bad row"] = refused(lambda: predict(folder, ["bad.csv" if rank else "in.csv"], "bad_row"))
+    results["bad row"] = refused(
+        lambda: predict(folder, ["bad.csv" if rank else "in.csv"], "bad_row", empty_text="error")
+    )
     output = {"output_file": str(folder / "single.csv")}
     results["one file"] = refused(
         lambda: predict_file(PredictFileSettings(str(folder / "model"), [str(folder / "in.csv")], **output))

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -240,6 +240,38 @@ def pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> It
             piece, held = [], 0
     if piece:
         yield piece
+
+
+def one_table(sources: Sequence[Path], *, typed: bool) -> tuple[list[str], pa.Schema | None]:
+    """Return the columns of several files that count as one table, and their types if they are asked for.
+
+    Raises:
+        TableError: Files other than JSONL have different columns or types, or there is no common type.
+    """
+    names = [open_stream(source).columns() for source in sources]
+    union = list(dict.fromkeys(itertools.chain(*names)))
+    schemas = [open_stream(source, columns=union).schema() for source in sources] if typed else [None] * len(sources)
+    merged = schemas[0]
+    for source, own, schema in zip(sources, names, schemas, strict=True):
+        if check_suffix(source) == ".jsonl":
+            merged = None if schema is None else unify_types(merged, schema, name=str(source))
+        elif own != names[0] or schema != schemas[0]:
+            raise TableError(
+                f"{source} has other columns than {sources[0]}, or others in type or order ({', '.join(own)} and "
+                f"{', '.join(union)}); files that count as one table need the same"
+            )
+    return union, merged
+
+
+def in_parts(chunks: Iterable[Chunk], part_rows: int) -> Iterator[tuple[int, Chunk]]:
+    """Split chunks where parts of so many rows begin; each piece comes with the number of its part's first row."""
+    at = 0
+    for chunk in chunks:
+        start, rows = 0, len(next(iter(chunk.values())))
+        while start < rows:
+            end = min(rows, start + part_rows - at % part_rows)
+            yield at - at % part_rows + 1, {name: column[start:end] for name, column in chunk.items()}
+            at, start = at + end - start, end
 
 
 # Writing

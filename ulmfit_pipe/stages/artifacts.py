@@ -78,6 +78,12 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in TRACKED_LIBRARIES}}
 
 
+def digest_of_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def model_identity(name: str | Path | None, *, images: bool = False) -> str | None:
     """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
 
@@ -102,8 +108,7 @@ def model_identity(name: str | Path | None, *, images: bool = False) -> str | No
     others = [folder / "config.json", folder / INDEX_FILE, *(folder / name for name in tokenizer)]
     for file in sorted([*folder.glob("*.safetensors"), *others]):
         if file.is_file():
-            with file.open("rb") as content:
-                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{file.name} {digest_of_file(file)}\n".encode())
     return f"folder with digest {digest.hexdigest()[:16]}"
 
 
@@ -361,9 +366,7 @@ def _digests(folder: Path) -> dict[str, tuple[int, str]]:
     found = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name not in (STAGE_FILE, LOG_FILE):
-            with file.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-            found[file.relative_to(folder).as_posix()] = (file.stat().st_size, digest)
+            found[file.relative_to(folder).as_posix()] = (file.stat().st_size, digest_of_file(file))
     return found
 
 

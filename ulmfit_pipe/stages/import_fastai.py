@@ -10,7 +10,6 @@ Our tokenizers have the nine special tokens at ids 0-8. A vocabulary with anothe
 of the weights moving with its token; a special token that it lacks gets the mean row, as any new token does.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForS
 from ulmfit_pipe.models.pickle_names import shown_text
 from ulmfit_pipe.models.safe_pickles import Vocabulary, read_vocabulary, read_weights
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER, remap_embeddings
-from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, register, save_stage
+from ulmfit_pipe.stages.artifacts import ArtifactError, digest_of_file, refuse_foreign_folder, register, save_stage
 from ulmfit_pipe.stages.setting_checks import with_home_paths
 
 STAGE = "import_fastai"
@@ -146,7 +145,7 @@ def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] 
         "sizes": sizes,
         "labels": labels,
         "notes": notes,
-        "made_from": {file.name: _sha256(file) for file in (weights_file, vocab_file)},
+        "made_from": {file.name: digest_of_file(file) for file in (weights_file, vocab_file)},
     }
     save_stage(settings.output_dir, stage=STAGE, record=record, write=write)
     for note in notes:
@@ -160,11 +159,6 @@ def _existing(name: str) -> Path:
     if not path.is_file():
         raise ArtifactError(f"there is no file {name!r}; give a .pth file as weights and a .pkl file as vocab")
     return path
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _float32(tensor: Tensor) -> Tensor:

@@ -177,15 +177,21 @@ def _predict_parts(
         tables = copies.enter_context(plain_tables(opened))
         _tell_notes(opened, context)
         predictor = Predictor.load(settings.model, accelerator=context.accelerator)
-        job = ShardedJob(settings, tables, predictor, context, share=share)
-        job.look(lambda: [_count_rows(_plain(table), settings, say=context.tell) for table in tables])
-        return job
+        return ShardedJob(
+            settings,
+            tables,
+            predictor,
+            context,
+            count_rows=lambda: [_count_rows(_plain(table), settings, say=context.tell) for table in tables],
+            share=share,
+        )
 
     job = find_alike(context.accelerator, look, lambda job: job.fingerprint)
     counts, place = job.run(shown=shown), Path(str(settings.output_dir))
     if settings.output_file is not None:
         place = Path(settings.output_file).resolve()
-        job.join(place)
+        if share[0] == 0:
+            job.join(place)
     rows, seconds = sum(part.rows for part in job.parts), (time.perf_counter() - started, job.seconds)
     return _summary(context, job.predictor, rows, counts, place, seconds=seconds, done_before=job.done_before)
 

@@ -1,40 +1,29 @@
 """Prediction in parts: processes write a folder that holds all rows in order, and that a kill cannot undo.
 
 Which rows a part holds follows from the input alone, and its name says it, counted from 1 over all inputs. A process
-makes every so-manieth part that is missing, then those that the others have not made: nobody is needed for the end, and
-nobody waits for long. What is made twice is the same byte for byte. A part counts as finished after its record (a small
-file with its rows, digest and labels) and its digest were checked, whoever made it.
+makes its share of the parts that are missing, then those that the others have not made. What is made twice is the same
+byte for byte. A part counts as finished after its record (a small file with its rows, digest and labels) and its digest
+were checked, whoever made it.
 """
 
 import hashlib
 import itertools
 import json
-import shutil
-import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ulmfit_pipe.data.plain_copies import PlainTable
-from ulmfit_pipe.data.row_streams import (
-    Chunk,
-    RowWriter,
-    check_suffix,
-    open_stream,
-    open_writer,
-    read_chunks,
-    unify_types,
-)
+from ulmfit_pipe.data.row_streams import Chunk, check_suffix, in_parts, one_table, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import TableError
-from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, model_identity
+from ulmfit_pipe.stages.artifacts import ArtifactError, digest_of_file, library_versions, model_identity
 from ulmfit_pipe.stages.document_reading import describe_cut
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns
@@ -52,16 +41,9 @@ KIND = {"kind": "prediction in parts", "format": 2}
 PART_ROWS = 1024  # rows of a part: minutes of work at most, and enough for batches of like lengths
 MOST_PARTS = 1000  # of an input of many rows; its parts are larger
 DIGITS = 9  # of a row's number in a part's name; more where there are more rows
-COUNTED = (
-    "part_rows",
-    "text_column",
-    "all_scores",
-    "escape_formulas",
-    "empty_text",
-    "chunk_rows",
-)  # what the parts' content depends on
+COUNTED = ("part_rows", "text_column", "all_scores", "escape_formulas", "empty_text", "chunk_rows")  # settings
 POLL_SECONDS = 0.2  # between two looks at what the other processes have finished
-LEAST_PATIENCE = 5.0  # seconds that the last parts of others are waited for; or twice what one took here
+LEAST_PATIENCE = 5.0  # seconds that the last parts of others are waited for; or what one took here
 
 
 @dataclass(frozen=True)
@@ -78,34 +60,25 @@ class Part:
 def plan_parts(rows_of_inputs: Sequence[int], *, part_rows: int, suffix: str) -> list[Part]:
     """Split tables into parts of so many rows; the last of each table may be smaller."""
     digits = max(DIGITS, len(str(sum(rows_of_inputs))))
-    parts: list[Part] = []
-    for number, rows in enumerate(rows_of_inputs, start=1):
-        before = sum(rows_of_inputs[: number - 1])
-        for start in range(0, rows, part_rows):
-            first, last = before + start + 1, before + min(start + part_rows, rows)
-            name = f"part-{first:0{digits}d}-{last:0{digits}d}{suffix}"
-            parts.append(Part(name, first, last - first + 1, number, start + 1))
+    parts, first = list[Part](), 1
+    for number, table_rows in enumerate(rows_of_inputs, start=1):
+        for start in range(0, table_rows, part_rows):
+            rows = min(part_rows, table_rows - start)
+            name = f"part-{first:0{digits}d}-{first + rows - 1:0{digits}d}{suffix}"
+            parts.append(Part(name, first, rows, number, start + 1))
+            first += rows
     return parts
 
 
 class ShardedJob:
-    """One prediction in parts.
+    """One prediction in parts; making it checks the inputs and the folder, and predicts nothing.
 
-    Args:
-        settings: Its settings; they have a folder of parts.
-        tables: The inputs.
-        predictor: The model.
-        context: Where messages go.
-        share: This process' number, from 0, and how many there are.
-
-    Attributes:
-        parts: All of them; known after `look`, as are the next two.
-        fingerprint: What must be the same on every process.
-        done_before: Rows of the parts that were finished before.
-        seconds: How long those took that were not.
+    The settings have a folder of parts; the share is this process' number, from 0, and how many there are.
 
     Raises:
         ValueError: Input or output files are of several kinds, or are in the folder of parts.
+        TableError: An input cannot be used.
+        ArtifactError: The folder holds something else, or the parts of another prediction.
     """
 
     def __init__(
@@ -115,43 +88,33 @@ class ShardedJob:
         predictor: Predictor,
         context: RunContext,
         *,
+        count_rows: Callable[[], list[int]],
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.settings, self.predictor, self.context, self.share = settings, predictor, context, share
         self.inputs, self.sources = [table.name for table in tables], [table.path for table in tables]
-        self.folder = Path(str(settings.output_dir))
+        self.folder, self.seconds = Path(str(settings.output_dir)), 0.0
         self.suffix = _suffix_of_parts(self.sources, self.folder, settings)
-        self.parts: list[Part] = []
-        self.done_before, self.seconds, self._slowest = 0, 0.0, 0.0
-        self._finished: dict[str, dict[str, Any]] = {}  # the record of each part that was found finished
-
-    def look(self, count_rows: Callable[[], list[int]]) -> None:
-        """Check the inputs and the folder, before anything is predicted.
-
-        Args:
-            count_rows: Checks all rows, and returns how many each input has.
-
-        Raises:
-            TableError: An input cannot be used.
-            ArtifactError: The folder holds something else, or the parts of another prediction.
-        """
-        there, self._states = self._manifest(), [_state_of(source) for source in self.sources]
+        self._states = list(map(_state_of, self.sources))
         self.identity = self._identity()
-        if there is not None:
-            self._refuse_other(there)
+        there = self._manifest()
         rows = count_rows()
-        self.names, self._schema = _one_table(self.sources, typed=self.suffix == ".parquet")
+        self.names, given = one_table(self.sources, typed=self.suffix == ".parquet")
         self.columns = PredictedColumns(
-            self.predictor,
+            predictor,
             self.names,
             source=self.inputs[0],
-            text_column=self.settings.text_column,
-            all_scores=self.settings.all_scores,
+            text_column=settings.text_column,
+            all_scores=settings.all_scores,
             suffix=self.suffix,
         )
-        self.part_rows = self.settings.part_rows or PART_ROWS * max(1, -(-sum(rows) // (MOST_PARTS * PART_ROWS)))
+        self._schema = self.columns.schema(given)
+        escaped = self.columns.escaped if settings.escape_formulas else None
+        self._open_writer = partial(open_writer, schema=self._schema, suffix=self.suffix, escaped=escaped)
+        self.part_rows = settings.part_rows or PART_ROWS * max(1, -(-sum(rows) // (MOST_PARTS * PART_ROWS)))
         self.parts = plan_parts(rows, part_rows=self.part_rows, suffix=self.suffix)
         self.versions = library_versions() if there is None else there["versions"]
+        self._finished: dict[str, dict[str, Any]] = {}  # the record of each part that was found finished
         self.pending = self._missing()
         self.done_before = sum(rows) - sum(part.rows for part in self.pending)
         self.fingerprint = {**self.identity, "output_dir": str(self.folder), "its manifest is there": there is not None}
@@ -166,10 +129,13 @@ class ShardedJob:
         """
         self._describe_start()
         began, (rank, world_size) = time.perf_counter(), self.share
+        own = self.pending[rank::world_size]
         try:
-            self._make(self.pending[rank::world_size], shown=shown and rank == 0)
-            while missing := self._missing():
-                self._make_of_others(missing)
+            self._make(own, shown=shown and rank == 0)
+            patience = max(LEAST_PATIENCE, (time.perf_counter() - began) / max(1, len(own)))
+            while missing := self._missing():  # where there are few, others may be at each of them
+                if len(missing) >= world_size or not self._others_finish_one(missing, patience):
+                    self._make(missing[len(missing) // 2 :])  # others would come to these last
         except Preempted as stop:
             done = len(self.parts) - len(self._missing())
             raise Preempted(
@@ -183,9 +149,9 @@ class ShardedJob:
         formulas = [] if self.settings.escape_formulas else self.columns.describe_formulas()
         for line in [*self.columns.describe_renamed(), *formulas]:
             self.context.tell(line)
-        damaged = [part.file for part in self.pending if (self.folder / part.file).exists()]
-        for file in damaged:
-            self.context.tell(f"{self.folder / file} was cut short or altered since it was written; it is made again")
+        for path in [self.folder / part.file for part in self.pending]:
+            if path.exists():
+                self.context.tell(f"{path} was cut short or altered since it was written; it is made again")
         if changed := differences(self.versions, library_versions()):
             self.context.tell(
                 f"the parts that are there are of other versions, {', '.join(changed)}: the last digits "
@@ -194,21 +160,19 @@ class ShardedJob:
         if not self.pending:
             self.context.tell(f"every part is there already, in {self.folder}")
         elif self.done_before:
-            done = len(self.parts) - len(self.pending)
-            self.context.tell(f"{done} of {len(self.parts)} parts are there already")
-
-    # ---- the rows
+            self.context.tell(f"{len(self._finished)} of {len(self.parts)} parts are there already")
 
     def _make(self, parts: Sequence[Part], *, shown: bool = False) -> None:
         """Make parts, in their order; each input is read once, from its top."""
         total = sum(part.rows for part in self.parts)
-        bar = tqdm(total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True)
-        with bar:
+        with tqdm(
+            total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True
+        ) as bar:
             for number, group in itertools.groupby(parts, key=lambda part: part.input):
                 wanted, source = {part.input_row: part for part in group}, self.sources[number - 1]
-                stream = open_stream(source, columns=self.names)
-                chunks = read_chunks(source, stream, self.settings.chunk_rows)
-                for first, pieces in itertools.groupby(_split(chunks, self.part_rows), key=lambda piece: piece[0]):
+                chunks = read_chunks(source, open_stream(source, columns=self.names), self.settings.chunk_rows)
+                split = in_parts(chunks, self.part_rows)
+                for first, pieces in itertools.groupby(split, key=lambda piece: piece[0]):
                     if (part := wanted.pop(first, None)) is not None and not self._is_finished(part):
                         self._write(part, (rows for _, rows in pieces))
                     if shown:
@@ -220,55 +184,36 @@ class ShardedJob:
 
     def _write(self, part: Part, chunks: Iterable[Chunk]) -> None:
         """Predict a part, and write it and its record."""
-        if (there := self._manifest()) is None:
+        if self._manifest() is None:
             self._write_manifest()
-        else:
-            self._refuse_other(there)
         counts: Counts = Counter()
-        began, cut, done = time.monotonic(), self.predictor.cut_texts, 0
+        cut, done = self.predictor.cut_texts, 0
         with whole_file(self.folder / part.file) as temporary:
-            with closing(self._writer(temporary)) as writer:
+            with closing(self._open_writer(temporary)) as writer:
                 for chunk in chunks:
                     done += len(next(iter(chunk.values())))
                     self.columns.write(writer, self.columns.predict(chunk, counts))
-            if done != part.rows or self._states != [_state_of(source) for source in self.sources]:
+            if done != part.rows or self._states != list(map(_state_of, self.sources)):
                 raise _changed(self.sources[part.input - 1])
             facts = {
                 "bytes": temporary.stat().st_size,
-                "sha256": _digest_of_file(temporary),
+                "sha256": digest_of_file(temporary),
                 "skipped": counts.pop(None, 0),
                 "labels": {name: counts[name] for name in self.predictor.label_names},
                 "cut": [now - before for now, before in zip(self.predictor.cut_texts, cut, strict=True)],
             }
             with whole_file(self._record_of(part)) as record:
                 record.write_text(json.dumps({**facts, "seal": self._seal(part, facts)}, indent=2))
-        self._slowest = max(self._slowest, time.monotonic() - began)
 
-    def _writer(self, path: Path) -> RowWriter:
-        escaped = self.columns.escaped if self.settings.escape_formulas else None
-        return open_writer(path, self.columns.schema(self._schema), suffix=self.suffix, escaped=escaped)
-
-    def _make_of_others(self, missing: Sequence[Part]) -> None:
-        """Make the later half of the parts that no other process can be at: they would come to these last.
-
-        Where there are none but those that others may be at, wait for a while; they may be gone.
-        """
-        files, (rank, world_size) = {part.file for part in missing}, self.share
-        shares = [self.pending[other::world_size] for other in range(world_size) if other != rank]
-        at_work = {next((part for part in share if part.file in files), None) for share in shares}
-        if free := [part for part in missing if part not in at_work]:
-            return self._make(free[len(free) // 2 :])
-        until = time.monotonic() + max(LEAST_PATIENCE, 2 * self._slowest)
-        while not any(map(self._is_finished, missing)):
-            if time.monotonic() > until:
-                return self._make(missing)
+    def _others_finish_one(self, missing: Sequence[Part], seconds: float) -> bool:
+        """Wait until another process has finished one of some parts; return whether it did so in time."""
+        until = time.monotonic() + seconds
+        while not (is_finished := any(map(self._is_finished, missing))) and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
-        return None
-
-    # ---- the folder
+        return is_finished
 
     def _manifest(self) -> dict[str, Any] | None:
-        """Return the manifest of a folder of parts; None where there is no such folder yet, or nothing in it."""
+        """Return the manifest of this prediction; None where there is no such folder yet, or nothing in it."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ArtifactError(f"output_dir {self.folder} is a file; choose another folder")
         for name in (MANIFEST, RECORDS):
@@ -276,6 +221,7 @@ class ShardedJob:
                 raise ArtifactError(f"{self.folder / name} is a link, and nothing is written through one; remove it")
         found = _json_in(self.folder / MANIFEST)
         if isinstance(found, dict) and found.get("kind") == KIND["kind"]:
+            self._refuse_other(found)
             return found
         if self.folder.exists() and any(f.suffix != ".tmp" and f.name != RECORDS for f in self.folder.iterdir()):
             raise ArtifactError(
@@ -286,20 +232,14 @@ class ShardedJob:
 
     def _identity(self) -> dict[str, Any]:
         """Return all that the parts depend on."""
-        model, numbers = Path(self.settings.model), {name: getattr(self.settings, name) for name in COUNTED}
-        inputs = [{"bytes": source.stat().st_size, "sha256": _digest_of_file(source)} for source in self.sources]
-        numbers |= {"part_format": self.suffix[1:], "mixed_precision": self.context.mixed_precision}
-        return as_json(
-            {
-                "settings": numbers,
-                "model": model_identity(model),
-                "backward model": model_identity(model / BACKWARD) if (model / BACKWARD).is_dir() else None,
-                "inputs": {
-                    "number": len(inputs),
-                    **{str(number): found for number, found in enumerate(inputs, start=1)},
-                },
-            }
-        )
+        model, settings = Path(self.settings.model), {name: getattr(self.settings, name) for name in COUNTED}
+        settings |= {"part_format": self.suffix[1:], "mixed_precision": self.context.mixed_precision}
+        inputs: dict[str, Any] = {"number": len(self.sources)}
+        for number, source in enumerate(self.sources, start=1):
+            inputs[str(number)] = {"bytes": source.stat().st_size, "sha256": digest_of_file(source)}
+        backward = model_identity(model / BACKWARD) if (model / BACKWARD).is_dir() else None
+        found = {"settings": settings, "model": model_identity(model), "backward model": backward, "inputs": inputs}
+        return as_json(found)
 
     def _refuse_other(self, there: dict[str, Any]) -> None:
         advice = "Choose another output_dir, or remove this one to predict anew"
@@ -325,11 +265,11 @@ class ShardedJob:
     def _is_finished(self, part: Part) -> bool:
         """Whether a part is there and is the file that was written; its record is then in `_finished`."""
         path, known = self.folder / part.file, self._finished
-        if not _is_plain_file(path):
+        if not path.is_file() or path.is_symlink():
             known.pop(part.file, None)
         elif part.file not in known and isinstance(facts := _json_in(self._record_of(part)), dict):
             seal = facts.pop("seal", None)
-            if seal == self._seal(part, facts) and _digest_of_file(path) == facts["sha256"]:
+            if seal == self._seal(part, facts) and digest_of_file(path) == facts["sha256"]:
                 known[part.file] = facts
         return part.file in known
 
@@ -370,43 +310,12 @@ class ShardedJob:
         return counts
 
     def join(self, target: Path) -> None:
-        """Join the finished parts to one file, on the first process; they stay."""
-        if self.share[0] != 0:
-            return
-        paths = [self.folder / part.file for part in self.parts]
-        with whole_file(target) as temporary:
-            if self.suffix == ".parquet":
-                _join_parquet(paths, temporary)
-            else:
-                self._writer(temporary).close()  # the header, with which each part begins
-                _join_text(paths, temporary, header=temporary.stat().st_size)
-
-
-def _join_parquet(parts: Sequence[Path], target: Path) -> None:
-    with pq.ParquetWriter(target, pq.read_schema(parts[0])) as writer:
-        for path in parts:
-            with pq.ParquetFile(path) as file:
-                for group in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(group))
-
-
-def _join_text(parts: Sequence[Path], target: Path, *, header: int) -> None:
-    with target.open("ab") as joined:
-        for path in parts:
-            with path.open("rb") as file:
-                file.seek(header)
-                shutil.copyfileobj(file, joined)
-
-
-def _split(chunks: Iterable[Chunk], part_rows: int) -> Iterator[tuple[int, Chunk]]:
-    """Split chunks where parts begin; each piece comes with the number of its part's first row."""
-    at = 0
-    for chunk in chunks:
-        start, rows = 0, len(next(iter(chunk.values())))
-        while start < rows:
-            end = min(rows, start + part_rows - at % part_rows)
-            yield at - at % part_rows + 1, {name: column[start:end] for name, column in chunk.items()}
-            at, start = at + end - start, end
+        """Join the finished parts to one file; they stay."""
+        with whole_file(target) as temporary, closing(self._open_writer(temporary)) as writer:
+            for part in self.parts:
+                stream = open_stream(self.folder / part.file, columns=self._schema.names)
+                for chunk in stream.chunks(self.settings.chunk_rows):
+                    writer.write(chunk)
 
 
 def _suffix_of_parts(sources: Sequence[Path], folder: Path, settings: "PredictFileSettings") -> str:
@@ -423,23 +332,6 @@ def _suffix_of_parts(sources: Sequence[Path], folder: Path, settings: "PredictFi
     return f".{asked}" if asked is not None else wanted or kinds[0]
 
 
-def _one_table(sources: Sequence[Path], *, typed: bool) -> tuple[list[str], pa.Schema | None]:
-    """Return columns and types of all inputs together."""
-    names = [open_stream(source).columns() for source in sources]
-    union = list(dict.fromkeys(itertools.chain(*names)))
-    schemas = [open_stream(source, columns=union).schema() for source in sources] if typed else [None] * len(sources)
-    merged = schemas[0]
-    for source, own, schema in zip(sources, names, schemas, strict=True):
-        if check_suffix(source) == ".jsonl":
-            merged = None if schema is None else unify_types(merged, schema, name=str(source))
-        elif own != names[0] or schema != schemas[0]:
-            raise TableError(
-                f"{source} has other columns than {sources[0]}, or others in type or order ({', '.join(own)} and "
-                f"{', '.join(union)}); files that count as one table need the same"
-            )
-    return union, merged
-
-
 def _changed(source: Path) -> TableError:
     return TableError(f"{source}, or another input, changed while it was read; run again")
 
@@ -451,22 +343,9 @@ def _state_of(source: Path) -> tuple[int, int]:
         raise TableError(f"{source} cannot be read: {error.strerror}; was it moved or deleted?") from error
 
 
-def _is_plain_file(path: Path) -> bool:
-    """Whether there is a file, and no link to one, nor a pipe."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
 def _json_in(path: Path) -> Any:
     """Return what a JSON file holds; None where there is none, or a damaged one, or a link."""
     try:
-        return json.loads(path.read_bytes()) if _is_plain_file(path) else None
+        return json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
     except (ValueError, OSError, RecursionError):
         return None
-
-
-def _digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
