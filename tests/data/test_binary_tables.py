@@ -68,6 +68,13 @@ def test_a_damaged_arrow_file_is_refused(tmp_path):
         open_rows(tmp_path / "rows.arrow")
 
 
+def test_the_first_version_of_feather_is_refused_with_the_way_out(tmp_path):
+    path = tmp_path / "old.feather"
+    path.write_bytes(b"FEA1" + b"\0" * 20 + b"FEA1")
+    with pytest.raises(TableError, match="is a Feather file of version 1; save it in pandas as Parquet"):
+        open_rows(path)
+
+
 def test_parquet_is_known_by_its_content(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "rows.csv")
     assert list(open_rows(tmp_path / "rows.csv").read(["text"])) == [("a",)]

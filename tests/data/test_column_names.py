@@ -11,7 +11,7 @@ def refusal(tmp_path, text, *, texts=("text",), label="label", **options):
     path = tmp_path / "rows.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TableError) as caught:
-        check_wanted(open_rows(path, reading=TableReading(**options)), texts, label)
+        check_wanted(open_rows(path, reading=TableReading(**options)), texts, () if label is None else (label,))
     message = str(caught.value).removeprefix(f"{path}: ")
     assert "\n" not in message
     return message
@@ -57,6 +57,32 @@ def test_the_columns_that_may_be_meant_are_named_by_number(tmp_path):
     assert message.endswith("(perhaps --text_column 2 and --label_column 1)")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# exported today\ntext,label\na,x\n",
+        "Survey of 2024\ntext,label\na,x\nb,y\n",
+        "Survey of 2024,\ntext,label\na,x\n",
+    ],
+)
+def test_a_first_line_that_is_a_title_is_to_be_removed(tmp_path, text):
+    assert refusal(tmp_path, text).endswith(
+        "the first line seems to be a title or a comment; remove it, so that the first line names the columns"
+    )
+
+
+def test_a_first_column_with_a_number_sign_and_columns_without_names_are_no_title(tmp_path):
+    assert refusal(tmp_path, "#id,comment\n7,a\n8,b\n").endswith("--text_column names the column of text")
+    assert refusal(tmp_path, "v1,v2,,,\nx,a,,,\ny,b,,,\n").endswith("--text_column names the column of text")
+
+
+def test_a_file_of_fasttext_is_named(tmp_path):
+    message = refusal(tmp_path, "__label__pos good film\n__label__neg bad, dull film\n")
+    assert message.endswith(
+        "the file is of fastText; write a table with a column of labels, without __label__, and one of text"
+    )
+
+
 def test_a_wanted_name_that_stands_twice_is_refused_and_another_is_not(tmp_path):
     assert (
         refusal(tmp_path, "text,text,label\na,b,x\n")
@@ -64,7 +90,7 @@ def test_a_wanted_name_that_stands_twice_is_refused_and_another_is_not(tmp_path)
     )
     path = tmp_path / "twice.csv"
     path.write_text("text,x,x,,,label\na,b,c,d,e,f\n")
-    check_wanted(open_rows(path), ["text"], "label")
+    check_wanted(open_rows(path), ["text"], ("label",))
     assert open_rows(path).columns == ["text", "x", "x.3", "4", "5", "label"]
 
 

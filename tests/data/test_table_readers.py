@@ -123,6 +123,19 @@ def test_a_row_with_too_many_fields_is_named(tmp_path):
         read_all(path)
 
 
+@pytest.mark.parametrize("rows", ["1,fine,pos\n2,bad,neg\n", "fine,pos,\nbad,neg,\n"])
+def test_a_header_that_lacks_the_name_of_a_column_is_told(tmp_path, rows):
+    path = write_csv(tmp_path / "r.csv", "text,label\n" + rows)
+    with pytest.raises(TableError, match=r"r.csv: each row seems to have one field more than the header.* add a name"):
+        read_all(path)
+
+
+def test_a_comma_in_the_first_row_is_no_column_without_a_name(tmp_path):
+    path = write_csv(tmp_path / "r.csv", "text,label\nwell, not so,neg\n")
+    with pytest.raises(TableError, match="row 1 .* has 3 fields, the header has 2; put a field"):
+        read_all(path)
+
+
 def test_an_unmatched_quote_is_named(tmp_path):
     path = write_csv(tmp_path / "quote.csv", 'text,label\nfine,pos\n"never" closed, no,neg\nbad,neg\n')
     words = r"row 2 \(header not counted\), line 3, byte 20, is not valid CSV: .*unmatched quote, or --quote none"
@@ -139,6 +152,25 @@ def test_an_empty_file_is_refused(tmp_path, extension):
 def test_an_empty_json_list_is_refused(tmp_path):
     with pytest.raises(TableError, match="is empty: it has no rows"):
         open_rows(write_csv(tmp_path / "empty.json", "[]"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"version": 1, "data": [{"text": "a", "label": "x"}]},
+        {"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}},
+        {"columns": ["text", "label"], "index": [0], "data": [["a", "x"]]},
+    ],
+)
+def test_a_json_object_that_holds_the_table_is_refused_with_what_to_write(tmp_path, content):
+    path = write_csv(tmp_path / "table.json", json.dumps(content, indent=1))
+    with pytest.raises(TableError, match="is one JSON object that holds a table; write .* orient='records'"):
+        open_rows(path)
+
+
+def test_a_json_object_that_is_a_row_is_one_row(tmp_path):
+    path = write_csv(tmp_path / "row.json", '{"text": "a", "label": ["x", "y"]}')
+    assert read_all(path) == [("a", ["x", "y"])]
 
 
 def test_broken_json_is_named_by_row(tmp_path):

@@ -32,6 +32,12 @@ def test_it_is_loaded_like_any_table(tmp_path):
     assert (table["text"][:], table["label"][:]) == (["bad", "fine, fine\n", "good"], [0, 1, 1])
 
 
+def test_an_empty_text_is_named_by_its_file(tmp_path):
+    folder = write(tmp_path / "train", {**TEXTS, "pos/0.txt": " \n"})
+    with pytest.raises(TableError, match=r"train, file pos/0.txt, row 2 .*the text is empty or only spaces"):
+        load_table(folder)
+
+
 def test_hidden_files_and_folders_are_left_out_and_other_files_are_counted(tmp_path):
     hidden = {
         "pos/.ipynb_checkpoints/1-checkpoint.txt": "x",

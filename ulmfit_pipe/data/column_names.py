@@ -13,6 +13,7 @@ SHOWN_LETTERS = 40  # of each
 COMPARED_NAMES = 1000  # in which a near one is looked for
 PEEKED_ROWS = 50  # read to tell whether the first row is one like the others
 LONG_NAME, MANY_WORDS = 60, 6  # letters and words; a column's name has fewer, a text has not
+FASTTEXT = "__label__"  # stands before a label there
 _SEPARATORS = {
     "\t": ("tabs", "tab"),
     ";": ("semicolons", "semicolon"),
@@ -74,10 +75,27 @@ def _matter(rows: RowSource) -> str:
         for mark, (words, option) in _SEPARATORS.items():
             if mark in rows.columns[0]:
                 return f"the header holds {words}; --delimiter {option} takes them for what separates the fields"
+    if rows.columns[0].startswith(FASTTEXT):
+        return f"the file is of fastText; write a table with a column of labels, without {FASTTEXT}, and one of text"
+    if _begins_with_title(rows):
+        return "the first line seems to be a title or a comment; remove it, so that the first line names the columns"
     if not _lacks_header(rows):
         return ""
     numbers = " and ".join(f"--{role}_column {at}" for role, at in _likely_columns(rows))
     return f"the file seems to have no header: --no_header true names its columns by number (perhaps {numbers})"
+
+
+def _begins_with_title(rows: RowSource) -> bool:
+    """Whether the first line is a comment, or has one name above rows of several fields."""
+    if rows.columns[0].startswith("#") and " " in rows.columns[0]:
+        return True
+    if len(rows.columns) > 1:  # a spreadsheet fills a title's line with empty cells
+        return rows.columns[1:] == [str(at) for at in range(2, len(rows.columns) + 1)]
+    try:
+        next(iter(rows.read(rows.columns)), None)
+    except TableError:
+        return True
+    return False
 
 
 def _peeked(rows: RowSource) -> list[tuple[str, ...]]:

@@ -93,6 +93,7 @@ class RowSource:
         plain: A UTF-8 file that its suffix describes, or Parquet: prediction streams it as it is.
         schema: Arrow types of its columns, where it has them.
         objects: Its rows as lines of JSON, where each row has names of its own.
+        files: The file of each row, where a row is a file.
     """
 
     name: str
@@ -105,6 +106,7 @@ class RowSource:
     plain: bool = False
     schema: pa.Schema | None = None
     objects: Callable[[], Iterator[str]] | None = None
+    files: Sequence[str] = ()
 
 
 def unique_names(header: Sequence[str]) -> tuple[list[str], frozenset[str]]:

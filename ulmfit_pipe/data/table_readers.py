@@ -39,8 +39,9 @@ KNOWN_SUFFIXES = (
     ".sqlite",
     ".txt",
 )
-_BINARY = ((b"PAR1", ".parquet"), (b"ARROW1", ".arrow"), (b"FEA1", ".arrow"), (b"SQLite format 3\0", ".db"))
+_BINARY = ((b"PAR1", ".parquet"), (b"ARROW1", ".arrow"), (b"SQLite format 3\0", ".db"))
 _SPACE = re.compile(r"[ \t\r\n]*")
+_FIRST_NUMBERS = ("0", "1")  # of rows that are numbered
 _OLD_EXCEL = b"\xd0\xcf\x11\xe0"
 TORN = "--skip_torn_end true leaves it out"
 
@@ -128,6 +129,10 @@ def _kind_of(path: Path, head: bytes) -> str:
     """The suffix that describes a file: its own without that of its packing, unless its first bytes say better."""
     if head.startswith(_OLD_EXCEL):
         raise TableError(f"{path} is an Excel file of the old kind (.xls); save it as .xlsx or CSV")
+    if head.startswith(b"FEA1"):
+        raise TableError(
+            f"{path} is a Feather file of version 1; save it in pandas as Parquet: read_feather(...).to_parquet(...)"
+        )
     for begin, suffix in _BINARY:
         if head.startswith(begin):
             return suffix
@@ -235,6 +240,11 @@ class _CheckedRecords:
                 return
             if row is None:
                 return
+            if number == 1 and len(row) == self.width + 1 and (row[0] in _FIRST_NUMBERS or not row[-1]):
+                raise TableError(
+                    f"{self.path}: each row seems to have one field more than the header, a number before the others "
+                    "(as R writes it) or nothing after them; add a name for it to the header"
+                )
             if len(row) != self.width:
                 is_last = self.line.rstrip("\r\n") == self.line and len(row) < self.width
                 self._refuse(
@@ -395,6 +405,11 @@ def _checked_object(value: Any, path: Path, number: int) -> dict[str, Any]:
     return value
 
 
+def _holds_a_table(value: Any) -> bool:
+    """Whether a value of JSON holds rows, or a column as pandas writes it."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict | list) for each in value))
+
+
 def _open_json(path: Path, file: TextFile, reading: TableReading) -> RowSource:
     text = "".join(file.lines()).strip("\ufeff \t\r\n")
     try:
@@ -404,6 +419,11 @@ def _open_json(path: Path, file: TextFile, reading: TableReading) -> RowSource:
             return _open_json_lines(path, file, reading)
         raise TableError(f"{path} cannot be read as JSON: {error}") from error
     rows = [_checked_object(value, path, number) for number, value in enumerate(values, start=1)]
+    if len(rows) == 1 and any(map(_holds_a_table, rows[0].values())):
+        raise TableError(
+            f"{path} is one JSON object that holds a table; write the rows as a list of objects, one object a row (in "
+            "pandas: to_json(..., orient='records'))"
+        )
     if not rows:
         raise TableError(f"{path} is empty: it has no rows")
 

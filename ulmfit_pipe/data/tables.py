@@ -186,12 +186,13 @@ class _RowReader:
         """Yield the text of each row that is used."""
         width = len(self.columns)
         for number, values in enumerate(rows.read([*self.columns, *self.label_columns]), start=1):
+            name = f"{rows.name}, file {rows.files[number - 1]}" if rows.files else rows.name
             fields = [
-                text_of(value, Place(rows.name, number, column))
+                text_of(value, Place(name, number, column))
                 for value, column in zip(values[:width], self.columns, strict=True)
             ]
             if not any(field and not field.isspace() for field in fields):
-                self._pass_over(values[:width], Place(rows.name, number, ", ".join(self.columns)))
+                self._pass_over(values[:width], Place(name, number, ", ".join(self.columns)))
                 facts.blank += 1
                 continue
             facts.numbers += any(not isinstance(value, str) and value is not None for value in values[:width])

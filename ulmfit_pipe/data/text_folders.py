@@ -104,7 +104,8 @@ def _source(
                 f"names another), the first is {foreign[0].name}"
             )
 
-    return RowSource(str(folder), list(columns), read, notes=notes)
+    names = [str(file.relative_to(folder)) for _, file in files]
+    return RowSource(str(folder), list(columns), read, notes=notes, files=names)
 
 
 def _text_of(file: Path, encoding: str | None, foreign: list[Path]) -> str:
