@@ -47,6 +47,16 @@ def test_an_error_of_ours_is_one_line_and_code_2(capsys, tmp_path):
     assert err.startswith("recipe.py: error: there is no file ")
 
 
+def test_an_error_that_quotes_a_whole_page_keeps_its_beginning_and_its_end(capsys):
+    def main():
+        raise OSError(errno.ENOENT, "No such file", f"{'x' * 9000}\x1b.csv")
+
+    code, err = ended(main, capsys)
+    assert (code, len(err), err[-1]) == (2, 601, "\n")
+    assert err.startswith("recipe.py: error: xxx") and "xxx..." in err and err[:-1].isprintable()
+    assert err.endswith("stages that had finished are kept\n")
+
+
 def test_a_full_disk_is_one_line(capsys):
     def main():
         raise OSError(errno.ENOSPC, "No space left on device")

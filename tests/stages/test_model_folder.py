@@ -191,7 +191,10 @@ def test_an_index_that_names_a_pickle_is_refused_and_the_pickle_not_opened(copy,
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("given", ["../outside.safetensors", "sub/one.safetensors", "..\\one.safetensors", "one.dat"])
+NO_SHARDS = ["../outside.safetensors", "sub/one.safetensors", "..\\one.safetensors", "one.dat", "a\0b.safetensors"]
+
+
+@pytest.mark.parametrize("given", [*NO_SHARDS, "a" * 5000 + ".safetensors"], ids=lambda given: repr(given)[:30])
 def test_an_index_that_names_anything_but_a_safetensors_file_of_the_folder_is_refused(copy, given):
     weight_map = shard(copy)
     shutil.copy(copy / "one.safetensors", copy.parent / "outside.safetensors")

@@ -299,3 +299,11 @@ def test_settings_as_they_are_kept_hold_in_any_folder_and_names_stay_names(tmp_p
     assert (kept.model, kept.model_backward) == (f"{tmp_path}/lm", "awd-lstm-en")
     assert report_line(Path("a/r.html")) == f"report: a/r.html (it and the paths below are seen from {tmp_path})"
     assert report_line(tmp_path / "r.html") == f"report: {tmp_path}/r.html"
+
+
+@pytest.mark.parametrize("path", ["a\0b", Path("a\0b")])
+def test_a_path_with_a_nul_character_is_refused(path):
+    with pytest.raises(ValueError, match=re.escape(r"a path cannot hold a NUL character, got 'a\x00b'; write it with")):
+        home_path(path)
+    with pytest.raises(ValueError, match="a path cannot hold a NUL character"):
+        PredictFileSettings(model="m", input_file=["in.csv"], output_file=path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ulmfit_pipe.console import VisibleStream, in_one_line, open_missing_streams
+from ulmfit_pipe.stages.setting_values import cut_middle
 from ulmfit_pipe.temporary_files import FULL_DISK, write_advice
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises, sigterm_when_launcher_ends
 from ulmfit_pipe.training.processes import leave_word, why_others_ended
@@ -25,6 +26,7 @@ AGAIN = "run the same command again, with --resume true where the recipe has it"
 KEPT = "stages that had finished are kept"
 STOPPED = f"told to stop (SIGTERM); {AGAIN}; {KEPT}"
 SECONDS_FOR_LAUNCHER = 5.0
+LONGEST_LINE = 600  # characters of an error, whatever file, column or label it quotes
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: of argparse, and of a shell whose program got SIGINT
 
 
@@ -85,7 +87,8 @@ def _end(message: str, code: int) -> NoReturn:
 def _complain(message: str) -> None:
     """Write a line in one piece: with PYTHONUNBUFFERED set, print's two would mix with another process's."""
     with contextlib.suppress(ValueError, OSError):  # a console that was closed meanwhile
-        VisibleStream(sys.stderr).write(f"{Path(sys.argv[0]).name}: {in_one_line(message)}\n")
+        line = cut_middle(f"{Path(sys.argv[0]).name}: {in_one_line(message)}", LONGEST_LINE)
+        VisibleStream(sys.stderr).write(f"{line}\n")
 
 
 def _which_process() -> str:

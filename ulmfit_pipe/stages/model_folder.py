@@ -304,9 +304,8 @@ def _files_of_index(folder: Path) -> list[Path]:
                 f"{folder} cannot be loaded: {INDEX_FILE} names {shown(name)}, a pickled checkpoint, which can run "
                 "code when read, so it is refused; convert it to safetensors where you trust it"
             )
-        plain = name == Path(name).name and not re.search(r"[/\\]", name) and name.endswith(".safetensors")
-        inside = file.resolve().is_relative_to(folder.resolve()) or _is_of_hub_cache(file)
-        if not plain or not inside:
+        plain = re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", name) is not None
+        if not plain or not (file.resolve().is_relative_to(folder.resolve()) or _is_of_hub_cache(file)):
             raise ArtifactError(
                 f"{folder} cannot be loaded: {INDEX_FILE} names {shown(name)}, which is not a safetensors file inside "
                 "the folder; take another save"

@@ -36,8 +36,10 @@ def home_path(path: Any) -> Any:
     Any other text, a model's name for example, and what is no text or path, is returned as it is.
 
     Raises:
-        ValueError: There is no home folder.
+        ValueError: There is no home folder, or a NUL character in the path.
     """
+    if isinstance(path, str | os.PathLike) and "\0" in os.fspath(path):
+        raise ValueError(f"a path cannot hold a NUL character, got {shorten(os.fspath(path))}; write it without")
     if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith("~"):
         return path
     text = os.path.expanduser(os.fspath(path))
