@@ -394,12 +394,11 @@ def test_help_describes_every_setting(run, name):
 def test_unknown_and_abbreviated_names_are_refused_with_the_nearest(run, name):
     code, _, err = run(name, "--progres", "true")
     assert code == 2
-    nearest = {"find_learning_rate": "preset", "package_language_model": "prompt"}
-    nearest |= {"import_fastai": "labels", "export_fastai": "model", "benchmark_training": "repeats"}
-    nearest |= {"show_filters": "before", "benchmark_prediction": "processes"}
-    known = f"--{nearest.get(name, 'progress')}"
-    assert f"{name}.py: error: unknown setting --progres; did you mean " in err
-    assert known in err
+    assert f"{name}.py: error: unknown setting --progres; " in err
+    if "--progress" in run(name, "--help")[1]:
+        assert "did you mean --progress" in err
+    else:  # a name that is not near is worse than none
+        assert "did you mean --progress" not in err and "--help lists all" in err
 
 
 def test_a_recipe_starts_as_a_program_of_its_own(place):

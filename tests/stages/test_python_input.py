@@ -221,15 +221,15 @@ def test_one_file_is_one_path(name, given, nothing_is_read):
         ({"model": "m"}, "fit has no setting 'model'; write TextPipeline(model)"),
         (
             {"final_epochs": 3},
-            """did you mean classifier={"final_epochs": ...}? There are output_dir, validation_file""",
+            """did you mean classifier={"final_epochs": ...}? There are encoding, delimiter""",
         ),
-        ({"zzz": 3}, "fit has no setting 'zzz'. There are output_dir"),
+        ({"zzz": 3}, "fit has no setting 'zzz'. There are encoding, delimiter"),
         ({"seed": "1"}, "seed must be a whole number, got '1'"),
         ({"seed": -1}, "seed must be 0..2**32-1, got -1; 0 is the default"),
         ({"ensemble": 1}, "ensemble must be true or false, got 1"),
         ({"max_seconds": True}, "max_seconds must be a number or null, got True"),
         ({"text_column": 3}, "text_column must be a list, each item text, got 3"),
-        ({"label_column": 3}, "label_column must be text"),
+        ({"label_column": 3}, "label_column must be a list, each item text, got 3"),
         ({"classifier": {"final_epoch": 1}}, "classifier has no setting 'final_epoch'; did you mean 'final_epochs'?"),
         ({"classifier": {"lr": "fast"}}, "classifier: lr must be a number or null, got 'fast'"),
         ({"language_model": {"epochs": 0}}, "language_model: epochs must be a whole number of 1 or more, got 0"),
@@ -257,7 +257,7 @@ def test_a_table_to_train_on_is_needed(nothing_is_read):
 def test_groups_may_be_dicts_and_numbers_numpys(monkeypatch):
     given = []
     monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: given.append(settings) or {"classifier": "x"})
-    monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder: None)
+    monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder, **options: None)
     files = {"test": Path("t.csv"), "unlabelled": ("u.csv", Path("v.csv")), "text_column": "body"}
     numbers = {"seed": np.int64(3), "classifier": {"lr": np.float32(0.5)}, "max_rows": {"train": 9}}
     TextPipeline(None).fit(Path("a.csv"), output_dir=Path("o"), **files, **numbers)
@@ -271,7 +271,7 @@ def test_groups_may_be_dicts_and_numbers_numpys(monkeypatch):
 def test_files_that_may_be_there_pass(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: given.append(settings) or {"classifier": "x"})
-    monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder: None)
+    monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder, **options: None)
     (tmp_path / "my own rows").mkdir()
     for path in (tmp_path / "my own rows", "my rows.csv", "owner/name", "owner/name:train", "rows", "data/*.csv"):
         TextPipeline(None).fit(path, output_dir="o")
