@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ulmfit_pipe.data.text_files import TableError, TextLines
+from ulmfit_pipe.data.text_files import TableError
 
 NO_QUOTE = "none"
 _DELIMITER_WORDS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
@@ -87,7 +87,6 @@ class RowSource:
         columns: Column names in order, none twice; one without a name, or whose name was taken, is named by number.
         read: Takes names of columns, gives one tuple of their values per row. A missing value is None.
         untyped: Every value is a string, as in CSV.
-        read_lines: The same from some byte of the file on; only where rows are lines of UTF-8: CSV, TSV, JSONL.
         repeated: Names that stand twice in the header, so that nobody knows which column is meant.
         notes: What a user should know of how it was read, a line each; reading to the end may add one.
         plain: A UTF-8 file that its suffix describes, or Parquet: prediction streams it as it is.
@@ -100,7 +99,6 @@ class RowSource:
     columns: list[str]
     read: Callable[[Sequence[str]], Iterator[tuple[Any, ...]]]
     untyped: bool = False
-    read_lines: Callable[[Sequence[str], TextLines], Iterator[tuple[Any, ...]]] | None = None
     repeated: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
     plain: bool = False

@@ -22,7 +22,7 @@ from ulmfit_pipe.data.table_formats import TextFormat, find_format
 from ulmfit_pipe.data.text_files import TableError, TextFile, TextLines, find_text_file, unpacked_name
 from ulmfit_pipe.data.text_folders import open_text_folder
 
-__all__ = ["BATCH_ROWS", "RowSource", "TableError", "TextLines", "json_objects", "nearest", "open_plain", "open_rows"]
+__all__ = ["BATCH_ROWS", "RowSource", "TableError", "TextLines", "nearest", "open_plain", "open_rows"]
 
 _DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", "": "\t"}  # suffix -> its usual delimiter
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -164,7 +164,7 @@ def _open_text(path: Path, suffix: str, reading: TableReading) -> RowSource:
 
 
 def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, *, plain: bool) -> RowSource:
-    """A CSV-like table; a plain one can be read from any of its bytes on."""
+    """A CSV-like table."""
     path, notes = file.path, [*file.notes, *table_format.notes]
     try:
         first = next(table_format.records(TextLines(path) if plain else file.lines()), None)
@@ -178,22 +178,14 @@ def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, 
     columns, repeated = unique_names(header)
     places = {name: place for place, name in enumerate(columns)}
 
-    def rows_of(names: Sequence[str], lines: Iterable[str], *, from_the_top: bool) -> Iterator[tuple[Any, ...]]:
+    def read(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        lines = TextLines(path) if plain else file.lines()
         chosen = [places[name] for name in names]
-        skips_header = from_the_top and table_format.has_header
         checked = _CheckedRecords(path, table_format, len(columns), reading, notes)
-        for row in checked.rows(lines, skips_header=skips_header):
+        for row in checked.rows(lines, skips_header=table_format.has_header):
             yield tuple([row[place] for place in chosen])
 
-    def read(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        return rows_of(names, TextLines(path) if plain else file.lines(), from_the_top=True)
-
-    def read_lines(names: Sequence[str], lines: TextLines) -> Iterator[tuple[Any, ...]]:
-        return rows_of(names, lines, from_the_top=lines.offset == 0)
-
-    return RowSource(
-        str(path), columns, read, True, read_lines if plain else None, repeated=repeated, notes=notes, plain=plain
-    )
+    return RowSource(str(path), columns, read, True, repeated=repeated, notes=notes, plain=plain)
 
 
 def _blank_lines(file: TextFile, table_format: TextFormat) -> Iterator[str]:
@@ -296,32 +288,14 @@ def _open_json_lines(path: Path, file: TextFile, reading: TableReading) -> RowSo
     def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         return (tuple([row.get(column) for column in columns]) for _, row in rows())
 
-    def read_lines(columns: Sequence[str], lines: TextLines) -> Iterator[tuple[Any, ...]]:
-        for row in json_objects(lines, path):
-            yield tuple([row.get(column) for column in columns])
-
     return RowSource(
         str(path),
         list(first[1]),
         read,
-        read_lines=read_lines if plain else None,
         notes=notes,
         plain=plain,
         objects=objects,
     )
-
-
-def json_objects(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSONL file, one a line; blank lines are passed over.
-
-    Args:
-        lines: Its lines.
-        path: Its name, for messages.
-
-    Raises:
-        TableError: A line holds something else, or is not UTF-8.
-    """
-    return (row for _, row in _json_rows(lines, path, reading=TableReading(), notes=[]))
 
 
 def _json_rows(

@@ -1,4 +1,4 @@
-"""A file of text as lines, whatever its encoding and packing; UTF-8 can be read from any byte on.
+"""A file of text as lines, whatever its encoding and packing.
 
 The encoding is found by the byte order mark, by NUL bytes (UTF-16), and by decoding the whole file.
 """
@@ -49,24 +49,21 @@ class TableError(ValueError):
 
 
 class TextLines:
-    """The lines of a UTF-8 file with their own line ends, from some byte on.
+    """The lines of a UTF-8 file with their own line ends.
 
     Args:
         path: The file.
-        offset: The byte at which a line begins; 0 passes over a byte order mark.
 
     Attributes:
         path: The file.
         offset: The byte at which the next line begins.
-        number: Lines read so far.
-        last: The line read last.
 
     Raises:
         TableError: While it is read: the file is not UTF-8, or a line is too long.
     """
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path, self.offset, self.number, self.last = path, offset, 0, ""
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
 
     def __iter__(self) -> Iterator[str]:
         """Yield the lines."""
@@ -78,7 +75,6 @@ class TextLines:
                 try:
                     for line in bounded_lines(file, str(self.path)):
                         self.offset += len(line.encode())  # exact: UTF-8 has one spelling for a character
-                        self.number, self.last = self.number + 1, line
                         yield line
                 except UnicodeDecodeError as error:
                     raise not_utf8(self.path, partial(open_unpacked, self.path, None)) from error

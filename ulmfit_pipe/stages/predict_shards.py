@@ -137,10 +137,9 @@ class ShardedJob:
                 if len(missing) >= world_size or not self._others_finish_one(missing, patience):
                     self._make(missing[len(missing) // 2 :])  # others would come to these last
         except Preempted as stop:
-            done = len(self.parts) - len(self._missing())
             raise Preempted(
-                f"told to stop (SIGTERM); {done} of {len(self.parts)} parts are finished in {self.folder}; run the "
-                "same command again to go on"
+                f"told to stop (SIGTERM); {len(self.parts) - len(self._missing())} of {len(self.parts)} parts are "
+                f"finished in {self.folder}; run the same command again to go on"
             ) from stop
         self.seconds = time.perf_counter() - began if self.pending else 0.0
         return self._finish()
