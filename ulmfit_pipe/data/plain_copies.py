@@ -1,4 +1,4 @@
-"""Tables of any kind as files that can be streamed from any row on: prediction reads a table several times.
+"""Tables of any kind as files that can be streamed: prediction reads a table several times.
 
 A plain table is taken as it is. Any other is copied once to a temporary file: a CSV-like one and Excel to CSV in UTF-8,
 one with Arrow types to Parquet, the others to JSONL.
