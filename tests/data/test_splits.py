@@ -103,9 +103,9 @@ def test_labels_of_one_row_each_cannot_be_split():
         split_train_validation(multi_label([["x"], ["y"]]))
 
 
-def test_ten_thousand_classes_are_each_on_both_sides():
-    parts = split_train_validation(labelled({f"class {number}": 2 for number in range(10_000)}))
-    assert len(set(parts["train"]["label"])) == len(set(parts["validation"]["label"])) == 10_000
+def test_two_thousand_classes_are_each_on_both_sides():
+    parts = split_train_validation(labelled({f"class {number}": 2 for number in range(2000)}))
+    assert len(set(parts["train"]["label"])) == len(set(parts["validation"]["label"])) == 2000
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**70, 1.0, True, "1"])

@@ -336,6 +336,7 @@ def test_other_texts_rows_or_tokenizers_are_not_taken_from_the_cache(words, tmp_
     assert tokenize_dataset(table, other, cache_dir=tmp_path)["input_ids"][1] == [2, 9]
 
 
+@pytest.mark.slow
 def test_a_document_of_10_mb_is_tokenized_whole(words, tmp_path):
     table = labelled(["a b " * 2_500_000], [0])
     assert len(tokenize_dataset(table, words, cache_dir=tmp_path)["input_ids"][0]) == 5_000_001

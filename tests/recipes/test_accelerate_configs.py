@@ -83,6 +83,7 @@ def test_deepspeed_would_neither_accumulate_nor_clip_by_itself(stage):
     assert found.gradient_clipping is None
 
 
+@pytest.mark.slow
 @pytest.mark.two_process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, of which each process would need one")
 @pytest.mark.parametrize("name", [pytest.param("multi_gpu", marks=pytest.mark.slow), "fsdp2"])

@@ -380,6 +380,7 @@ def score_a_share(rank, port, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.two_process
 def test_two_real_processes_print_the_numbers_of_one():
     one = (
