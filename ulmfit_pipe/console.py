@@ -28,6 +28,11 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
 
 
+def escaped(text: str) -> str:
+    """Return a text with all that is not printable escaped, unusual spaces too: for names that may look alike."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def print_line(text: str) -> None:
     """Print a line, or a table of several, whatever the console is: one that is closed or missing gets nothing."""
     with contextlib.suppress(ValueError):  # a file that was closed; UnicodeEncodeError does not come, see VisibleStream

@@ -5,6 +5,7 @@ import difflib
 import itertools
 from collections.abc import Sequence
 
+from ulmfit_pipe.console import escaped
 from ulmfit_pipe.data.row_sources import RowSource
 from ulmfit_pipe.data.text_files import TableError
 
@@ -32,7 +33,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
 def shown_name(name: str) -> str:
     """Make a name fit for a message: cut, and control characters escaped, which would reach the terminal."""
     cut = name if len(name) <= SHOWN_LETTERS else name[: SHOWN_LETTERS - 3] + "..."
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in cut)
+    return escaped(cut)
 
 
 def shown_names(names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import datasets
 import numpy as np
 
+from ulmfit_pipe.console import escaped
 from ulmfit_pipe.data.table_readers import TableError, nearest
 
 Label: TypeAlias = str | int | bool
@@ -100,8 +101,7 @@ def is_quoted(name: str) -> bool:
 
 def shown_label(name: str) -> str:
     """Return a label for a line of text: what a terminal would obey or hide is escaped, and a long one is cut."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:SHOWN_CHARACTERS])
-    return shown + ("..." if len(name) > SHOWN_CHARACTERS else "")
+    return escaped(name[:SHOWN_CHARACTERS]) + ("..." if len(name) > SHOWN_CHARACTERS else "")
 
 
 def list_labels(names: Sequence[str], most: int = SHOWN_NAMES) -> str:
