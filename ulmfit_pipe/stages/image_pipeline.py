@@ -29,7 +29,7 @@ from ulmfit_pipe.stages.report import (
     report_line,
     write_report,
 )
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.setting_checks import (
     check_above_zero,
     check_seed,
@@ -172,7 +172,7 @@ def run_image_pipeline(
     """
     _check(settings, train, test)
     output, deadline = Path(settings.output_dir), deadline_after(settings.max_seconds)
-    context = context or _context_of(settings)
+    context = context or context_of(settings, preset="fastai")
     context.check_alike(settings)
     refuse_foreign_output(output, ensemble=False)
     tables = load_image_tables(settings, context, train=train, test=test)
@@ -196,22 +196,6 @@ def run_image_pipeline(
         layer_groups=layer_groups,
     )
     return _finish(settings, tables, context, results, custom_head)
-
-
-def _context_of(settings: ImageSettings) -> RunContext:
-    return RunContext(
-        preset="fastai",
-        seed=settings.seed,
-        mixed_precision=settings.mixed_precision,
-        tf32=settings.tf32,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        compile=settings.compile,
-        progress=settings.progress,
-        resume=settings.resume,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        report_to=settings.report_to,
-        log_every=settings.log_every,
-    )
 
 
 def _check(settings: ImageSettings, train: Dataset | None, test: Dataset | None) -> None:

@@ -27,7 +27,7 @@ from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, report_line, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.setting_checks import check_seed, check_types, with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.table_account import tell_of_texts
@@ -248,20 +248,7 @@ class LearningRateJob(TableReading):
 
 
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
-    context = RunContext(
-        preset=job.preset,
-        seed=job.seed,
-        mixed_precision=job.mixed_precision,
-        tf32=job.tf32,
-        gradient_checkpointing=job.gradient_checkpointing,
-        compile=job.compile,
-        progress=job.progress,
-        deadline=deadline_after(job.max_seconds),
-        resume=job.resume,
-        checkpoint_seconds=job.checkpoint_seconds,
-        report_to=job.report_to,
-        log_every=job.log_every,
-    )
+    context = context_of(job, deadline=deadline_after(job.max_seconds))
     context.check_alike(job)
     return context.for_model(model_type_of(job.model))
 

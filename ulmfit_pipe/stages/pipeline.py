@@ -34,7 +34,7 @@ from ulmfit_pipe.stages.report import (
     report_line,
     write_report,
 )
-from ulmfit_pipe.stages.run_context import Precision, RunContext, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.setting_checks import check_seed, check_types, home_path, with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
@@ -172,7 +172,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     _check(settings)
     output = Path(settings.output_dir)
     deadline = deadline_after(settings.max_seconds)
-    context = context or _context_of(settings)
+    context = context or context_of(settings)
     context.check_alike(settings)
     refuse_foreign_output(output, ensemble=settings.ensemble)
     context = context.for_model(model_type_of(settings.model))
@@ -202,22 +202,6 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     for direction in _directions(settings):
         _run_direction(settings, tables, context, direction=direction, deadline=deadline, results=results)
     return _finish(settings, tables, context, results=results)
-
-
-def _context_of(settings: PipelineSettings) -> RunContext:
-    return RunContext(
-        preset=settings.preset,
-        seed=settings.seed,
-        mixed_precision=settings.mixed_precision,
-        tf32=settings.tf32,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        compile=settings.compile,
-        progress=settings.progress,
-        resume=settings.resume,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        report_to=settings.report_to,
-        log_every=settings.log_every,
-    )
 
 
 def _check(settings: PipelineSettings) -> None:

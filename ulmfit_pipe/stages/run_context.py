@@ -43,6 +43,12 @@ def exclusive_run() -> Iterator[None]:
         _RUNNING.release()
 
 
+FROM_SETTINGS = (
+    "preset seed mixed_precision tf32 gradient_checkpointing compile progress resume checkpoint_seconds report_to "
+    "log_every"
+).split()  # fields that settings of a run have too
+
+
 @dataclass
 class RunContext:
     """One run's surroundings.
@@ -203,6 +209,17 @@ class RunContext:
         }
         numbers.update({name: value for name, value in changes.items() if value is not None})
         return TrainingOptions(**numbers)
+
+
+def context_of(settings: Any, **changes: Any) -> RunContext:
+    """Return the context of a run, from the fields of its settings that have the same names.
+
+    Args:
+        settings: Settings of a run.
+        **changes: Fields of the context that settings do not have, or that count in place of theirs.
+    """
+    named = {name: getattr(settings, name) for name in FROM_SETTINGS if name not in changes}
+    return RunContext(**named, **changes)
 
 
 def deadline_after(seconds: float | None) -> float | None:
