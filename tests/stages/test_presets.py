@@ -1,10 +1,13 @@
 """Every number of the recipes, as the reference table gives it."""
 
+import math
+import time
+
 import pytest
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.stages.classifier import ClassifierSettings
-from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.classifier_plan import classifier_phases, possible_epochs, settled, within_time
 from ulmfit_pipe.stages.presets import PRESETS, Dropouts, load_preset, resolve_preset, scale_epochs
 from ulmfit_pipe.training.schedules import Schedule
 
@@ -184,10 +187,40 @@ def phases_for(name, **settings):
 def test_a_given_rate_is_the_heads_and_rest_lr_that_of_all_that_follows():
     head, upper, rest = phases_for("transformer", lr=2e-3)
     assert (head.lrs[-1], upper.lrs[-1], rest.lrs[-1]) == pytest.approx((2e-3, 1e-4, 1e-4))
-    head, upper, rest = phases_for("transformer", rest_lr=3e-5)
+    head, upper, rest = phases_for("transformer", plan="preset", rest_lr=3e-5)
     assert head.lrs[-1] == 1e-3
     for phase in (upper, rest):
         assert rates(phase) == [3e-5 * 0.9 ** (13 - index) for index in range(14)]
+
+
+def test_auto_is_a_probe_and_all_groups_for_a_transformer_and_the_presets_phases_where_they_are_named():
+    for rows, epochs in ((32, 25), (200, 15), (640, 5), (25_000, 4)):  # 100 steps of 32 rows, 4 to 25 epochs
+        (phase,) = classifier_phases(BERT_GROUPS, ClassifierSettings(), PRESETS["transformer"], rows=rows)
+        assert (phase.name, phase.trainable, phase.epochs) == ("all", tuple(range(14)), epochs)
+    assert classifier_phases(BERT_GROUPS, ClassifierSettings(plan="probe"), PRESETS["transformer"], rows=32) == []
+    named = phases_for("transformer", plan="preset", epochs_per_phase=2)
+    assert phases_for("transformer", epochs_per_phase=2) == named
+    assert phases_for("fastai") == phases_for("fastai", plan="preset")
+    (given,) = phases_for("transformer", final_epochs=7, rest_lr=2e-5, schedule="constant")
+    assert (given.epochs, given.lrs[-1], given.schedule.name) == (7, 2e-5, "constant")
+
+
+def test_auto_keeps_the_best_epoch_where_there_are_validation_rows_and_the_last_where_not():
+    found = [settled(ClassifierSettings(), PRESETS["fastai"], held_out=held_out).keep for held_out in (True, False)]
+    assert found == ["best", "last"]
+    assert settled(ClassifierSettings(keep="last"), PRESETS["fastai"], held_out=True).keep == "last"
+
+
+def test_a_time_limit_leaves_fewer_epochs_whose_schedule_ends_with_them():
+    phases = phases_for("transformer", plan="preset")  # epochs 1, 1 and 3
+    assert within_time(phases, 5.0) == (phases, "")
+    (last,), line = within_time(phases, 2.9)
+    assert (last.name, last.epochs) == ("all", 2)
+    assert line == "max_seconds leave time for 2 of 5 epochs; the schedule is made for these"
+    assert within_time(phases, 0.9)[0] == []
+    assert "so nothing is unfrozen" in within_time(phases, 0.9)[1]
+    assert possible_epochs(2.0, None) == math.inf
+    assert possible_epochs(2.0, time.monotonic() + 70) == pytest.approx(70 * 0.85 / 7, abs=0.05)
 
 
 def test_the_named_plans_take_transformers_rates_and_their_ratio():

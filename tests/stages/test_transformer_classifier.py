@@ -156,9 +156,10 @@ def test_an_architecture_that_transformers_has_no_classifier_of_takes_concat_poo
     folder = save_granite(tmp_path / "granite")
     words = "granite is a 'granite' model, for which transformers has no classifier with a head of its own; set head"
     with pytest.raises(ArtifactError, match=words):
-        build(folder)
-    settings = ClassifierSettings(epochs_per_phase=1, final_epochs=1, batch_size=8, head="concat-pooling")
+        build(folder, head="own")
+    settings = ClassifierSettings(epochs_per_phase=1, final_epochs=1, batch_size=8)  # head: auto
     fit(folder, tmp_path / "classifier", settings=settings)
+    assert load_config(tmp_path / "classifier").pooling == "concat"
     assert [group["group"] for group in read_stage(tmp_path / "classifier")["groups"]] == [
         "embeddings",
         "block0",
@@ -171,7 +172,7 @@ def test_an_architecture_that_transformers_has_no_classifier_of_takes_concat_poo
 
 
 def test_the_phases_are_the_presets_head_upper_half_all_with_a_rate_a_block(pretrained):
-    head, upper, rest = build(pretrained["bert"]).phases
+    head, upper, rest = build(pretrained["bert"], plan="preset").phases
     assert [phase.trainable for phase in (head, upper, rest)] == [(4,), (2, 3, 4), (0, 1, 2, 3, 4)]
     assert head.lrs[-1] == 1e-3
     assert rest.lrs == pytest.approx([5e-5 * 0.9**power for power in (4, 3, 2, 1, 0)])

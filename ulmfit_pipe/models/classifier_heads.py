@@ -6,6 +6,7 @@ are fastai 2.8's `LinBnDrop` (batch norm, dropout, linear without bias, activati
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
@@ -71,11 +72,17 @@ class ConcatPooling(nn.Module):
         return torch.cat([last, peak, mean.to(last.dtype)], dim=1)
 
 
-class MeanPooling(nn.Module):
-    """Average a document's outputs over its real positions, as most sentence encoders were trained to be read."""
+class TokenPooling(nn.Module):
+    """One vector of a document's outputs over its real positions, as a sentence encoder was trained to be read."""
+
+    def __init__(self, mode: Literal["mean", "max", "cls", "last"], *, normalize: bool = False) -> None:
+        """Take the mean, the maximum, the first or the last token; divided by its length if `normalize`."""
+        super().__init__()
+        self.mode = mode
+        self.normalize = normalize
 
     def forward(self, outputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Pool outputs.
+        """Pool right-padded outputs.
 
         Args:
             outputs: float (batch, seq_len, width).
@@ -84,7 +91,18 @@ class MeanPooling(nn.Module):
         Returns:
             float (batch, width).
         """
-        return (masked_sum(outputs, mask) / mask.sum(1)[:, None]).to(outputs.dtype)
+        kept = mask.sum(1)  # (batch,)
+        if self.mode == "mean":
+            pooled = masked_sum(outputs, mask) / kept[:, None]
+        elif self.mode == "max":
+            pooled = outputs.masked_fill(~mask[..., None], -torch.inf).max(1).values
+        elif self.mode == "cls":
+            pooled = outputs[:, 0]
+        else:
+            pooled = outputs[torch.arange(len(outputs), device=outputs.device), kept - 1]
+        if self.normalize:
+            pooled = nn.functional.normalize(at_least_single(pooled), dim=-1)
+        return pooled.to(outputs.dtype)
 
 
 def needs_two_rows(norm: nn.Module) -> bool:

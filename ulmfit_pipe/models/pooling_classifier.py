@@ -1,9 +1,10 @@
 """A classifier on any transformers backbone with another head than the backbone's own.
 
-Concat pooling and ULMFiT's two blocks, or the mean over a text's tokens and a linear layer. A saved folder is ours, as
-an AWD-LSTM's is: it loads where ``ulmfit_pipe.stages`` has been imported.
+Concat pooling and ULMFiT's two blocks; or one of a sentence encoder's poolings (mean, maximum, first or last token),
+perhaps normalized, and a linear layer. A saved folder is ours, as an AWD-LSTM's is: it loads where
+``ulmfit_pipe.stages`` has been imported.
 
-Sources: Howard & Ruder 2018, section 3.3; Reimers & Gurevych 2019, section 3 (the mean).
+Sources: Howard & Ruder 2018, section 3.3; Reimers & Gurevych 2019, section 3 (mean, maximum, first token).
 """
 
 import inspect
@@ -19,8 +20,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ulmfit_pipe.models.classifier_heads import (
     ConcatPooling,
     LinearHead,
-    MeanPooling,
     PoolingClassifierHead,
+    TokenPooling,
     initialize_head,
 )
 from ulmfit_pipe.models.document_windows import document_lengths
@@ -37,7 +38,9 @@ class PoolingClassifierConfig(PreTrainedConfig):
 
     Args:
         encoder_config: Configuration of the backbone.
-        pooling: ``concat``, [summary, max, mean] and two blocks; or ``mean``, the mean and one linear layer.
+        pooling: ``concat``, [summary, max, mean] and two blocks; or ``mean``, ``max``, ``cls`` (first token) or
+            ``last`` (token), and one linear layer.
+        normalize: Divide what one linear layer reads by its length, as sentence encoders compared by cosine are made.
         summary: Which position concat pooling takes beside the maximum and the mean: the last (a causal model has read
             all of the text only there), or the first ([CLS] of a model that reads both ways).
         head_hidden_size: Width of the inner layer of the head of two blocks; 50 in ULMFiT.
@@ -51,7 +54,8 @@ class PoolingClassifierConfig(PreTrainedConfig):
     }
 
     encoder_config: dict | PreTrainedConfig | None = None
-    pooling: Literal["concat", "mean"] = "concat"
+    pooling: Literal["concat", "mean", "max", "cls", "last"] = "concat"
+    normalize: bool = False
     summary: Literal["first", "last"] = "last"
     head_hidden_size: int = 50
     head_dropout: float | int = 0.1
@@ -90,8 +94,8 @@ class PoolingForSequenceClassification(PreTrainedModel):
         width, labels = output_width(encoder), config.num_labels or 2
         self.pooling: nn.Module
         self.classifier: nn.Module
-        if config.pooling == "mean":
-            self.pooling = MeanPooling()
+        if config.pooling != "concat":
+            self.pooling = TokenPooling(config.pooling, normalize=config.normalize)
             self.classifier = LinearHead(width, labels, dropout=config.head_dropout)
         else:
             self.pooling = ConcatPooling()
@@ -129,7 +133,7 @@ class PoolingForSequenceClassification(PreTrainedModel):
         mask = positions < lengths.to(input_ids.device)[:, None]  # (batch, seq_len)
         encoded = self.backbone(input_ids=input_ids, attention_mask=mask.long(), **inputs)
         outputs = encoded.last_hidden_state  # (batch, seq_len, hidden)
-        pooled = self.pooling(outputs, mask)  # (batch, 3 * hidden), of the mean alone (batch, hidden)
+        pooled = self.pooling(outputs, mask)  # (batch, 3 * hidden), of one pooling (batch, hidden)
         if self.config.pooling == "concat" and self.config.summary == "first":
             pooled = torch.cat([outputs[:, 0], pooled[:, outputs.shape[-1] :]], dim=1)
         logits = self.classifier(pooled)  # (batch, num_labels)

@@ -22,7 +22,7 @@ from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
 from ulmfit_pipe.stages.classifier_network import load_as_classifier
-from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.classifier_plan import PROBED, classifier_phases, possible_epochs, settled, within_time
 from ulmfit_pipe.stages.classifier_task import build_classifier_task
 from ulmfit_pipe.stages.document_reading import (
     reading_for,
@@ -32,14 +32,16 @@ from ulmfit_pipe.stages.document_reading import (
     set_thresholds,
 )
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
+from ulmfit_pipe.stages.head_probe import HeadStart, ProbeError, main_number, start_head
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
+from ulmfit_pipe.stages.progress import epochs_of_checkpoint, keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole, home_path
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.stages.tracking import save_training, track_training
+from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import choose_thresholds
 from ulmfit_pipe.training.records import Phase
@@ -53,7 +55,10 @@ class ClassifierSettings:
     """Numbers of the classifier stage; null takes the preset's.
 
     Attributes:
-        plan: The preset's phases, or another way to thaw: gradual, chain-thaw, lp-ft (head to convergence, then all),
+        plan: auto, for a pretrained transformer, sets the head by logistic regression on the frozen network's features,
+            then trains all groups for a number of steps that follows from the rows; otherwise, or where lr or
+            epochs_per_phase is given, it is the preset's phases (preset). probe stops after the regression: a
+            classifier in seconds. Other ways to unfreeze: gradual, chain-thaw, lp-ft (head to convergence, then all),
             head (the head only), full (all groups at once).
         epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
         final_epochs: Epochs of the last phase.
@@ -72,7 +77,8 @@ class ClassifierSettings:
             the texts with a label as much in all as those without it.
         label_smoothing: In [0, 1).
         monitor: Validation metric that chooses the best epoch; null takes accuracy (micro_f1 for multi-label).
-        keep: End with the weights of the best epoch on validation data, or of the last epoch.
+        keep: End with the weights of the best epoch on validation data, or of the last epoch; auto takes the best
+            where there are validation rows.
         frozen_dropout: Dropout inside frozen groups, on or off.
         train_norm: Whether norm layers of frozen groups train; null takes the preset's.
         norm_statistics: What the head's batch norms predict with: the running statistics of training, or (recomputed)
@@ -80,8 +86,9 @@ class ClassifierSettings:
         from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
         accumulation_steps: Micro-batches an optimizer step.
         num_workers: Processes that tokenize; null decides.
-        head: A transformer's own head, which plain transformers loads; concat-pooling, with ULMFiT's two blocks; or
-            mean-pooling, the mean over a text's tokens and a linear layer, as sentence encoders are read.
+        head: auto reads a sentence encoder's folder as it was made (its pooling and a linear layer) and gives any other
+            transformer its own head, which plain transformers loads (own); concat-pooling, with ULMFiT's two blocks; or
+            mean-pooling, the mean over a text's tokens and a linear layer.
         long_documents: What a transformer does with a text longer than it reads: truncate keeps the beginning,
             head-tail beginning and end, windows reads all of it and averages the windows' logits.
         window_length: Tokens of a window; null takes the longest that the model reads.
@@ -94,7 +101,7 @@ class ClassifierSettings:
             its head, for the same labels.
     """
 
-    plan: Literal["preset", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "preset"
+    plan: Literal["auto", "preset", "probe", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "auto"
     epochs_per_phase: int | None = None
     final_epochs: int | None = None
     lr: float | None = None
@@ -109,14 +116,14 @@ class ClassifierSettings:
     class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = 0.0
     monitor: Literal["loss", "accuracy", "macro_f1", "micro_f1", "mean_average_precision"] | None = None
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["auto", "best", "last"] = "auto"
     frozen_dropout: Literal["on", "off"] = "on"
     train_norm: bool | None = None
     norm_statistics: Literal["running", "recomputed"] = "running"
     from_scratch: bool = False
     accumulation_steps: int = 1
     num_workers: int | None = None
-    head: Literal["own", "concat-pooling", "mean-pooling"] = added_setting("own")
+    head: Literal["auto", "own", "concat-pooling", "mean-pooling"] = added_setting("auto")
     long_documents: Literal["truncate", "head-tail", "windows"] = added_setting("truncate")
     window_length: int | None = added_setting(None)
     window_overlap: int | None = added_setting(None)
@@ -205,6 +212,7 @@ def train_classifier(
     """
     model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
+    settings = settled(settings, context.recipe, held_out=validation is not None)
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     context.check_alike({**identity, "output_dir": str(output_dir)})
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)
@@ -216,8 +224,10 @@ def train_classifier(
     vocabulary = vocabulary_digest(parts.tokenizer)
     keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
-    history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
-    refuse_unbegun(len(history.steps), output_dir, context)
+    probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
+    phases, history = _train(parts, probe, settings, context, output_dir)
+    if probe is None:
+        refuse_unbegun(len(history.steps), output_dir, context)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
@@ -228,12 +238,51 @@ def train_classifier(
         "metrics": metrics,
         "seconds": seconds,
         "labels": parts.label_names,
-        **training_record(parts.learner, parts.phases, history),
+        **({} if probe is None else {"probe": probe.record}),
+        **training_record(parts.learner, phases, history),
     }
     write = partial(_write, parts)
     save_training(output_dir, stage="classifier", record=record, write=write, context=context)
     context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _probed(
+    parts: ClassifierParts, settings: ClassifierSettings, context: RunContext, *, rows: int
+) -> HeadStart | None:
+    """Set the head from the frozen network's features; None where its weights cannot be set so."""
+    try:
+        return start_head(parts.learner, parts.network, context=context, num_labels=len(parts.label_names), rows=rows)
+    except ProbeError as error:
+        if settings.plan == "probe":
+            raise
+        context.tell(f"the head starts at random: {error}")
+        return None
+
+
+def _train(
+    parts: ClassifierParts,
+    probe: HeadStart | None,
+    settings: ClassifierSettings,
+    context: RunContext,
+    output_dir: Path | str,
+) -> tuple[list[Phase], History]:
+    """Run the phases, or as many of their epochs as the time allows, and return them with their history."""
+    learner, keep_best = parts.learner, settings.keep == "best"
+    if probe is None:
+        return parts.phases, learner.fit_plan(parts.phases, keep_best=keep_best)
+    phases = epochs_of_checkpoint(parts.phases, output_dir) if context.resume else None
+    if phases is None:
+        possible = main_number(possible_epochs(probe.seconds, context.deadline), context.accelerator)
+        phases, line = within_time(parts.phases, possible)
+        if line:
+            context.tell(line)
+    if not phases:
+        return [], History(epochs=[probe.start], best=probe.start if keep_best else None)
+    history = learner.fit_plan(phases, keep_best=keep_best, start=probe.start)
+    if keep_best and history.best is not None and history.best.phase == probe.start.phase:
+        context.tell("no epoch with unfrozen layers was better on the validation rows, so the probe is what is kept")
+    return phases, history
 
 
 def _write(parts: ClassifierParts, folder: Path) -> None:
@@ -292,6 +341,7 @@ def build_classifier_learner(
     """
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
+    settings = settled(settings, recipe, held_out=validation is not None)
     if validation is None and settings.keep == "best":
         raise ValueError("keep 'best' needs validation rows to judge by; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)
@@ -324,5 +374,6 @@ def build_classifier_learner(
         pretrained=not settings.from_scratch,
         say=context.say,
     )
-    phases = classifier_phases(len(groups), settings, context.recipe, rows=len(train))
+    batch_size = task.train_batches.batch_size  # type: ignore[attr-defined]
+    phases = classifier_phases(len(groups), settings, context.recipe, rows=len(train), batch_size=batch_size)
     return ClassifierParts(learner, tokenizer, phases, names, multi_label)

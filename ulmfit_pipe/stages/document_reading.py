@@ -119,9 +119,9 @@ def reading_for(
     longest, special = _longest(network, tokenizer), special_tokens_of(tokenizer).count
     if settings.long_documents != "windows":
         _check_length("max_length", settings.max_length, longest, special, model=model)
-        return Reading(settings.long_documents, settings.max_length or longest)
+        return Reading(settings.long_documents, settings.max_length or _usual_length(network, longest))
     _check_length("window_length", settings.window_length, longest, special, model=model)
-    length = settings.window_length or longest
+    length = settings.window_length or _usual_length(network, longest)
     if length is None:
         raise ValueError(f"{model} has no longest input to take for a window; set window_length, 512 is common")
     overlap = int(length * OVERLAP_SHARE) if settings.window_overlap is None else settings.window_overlap
@@ -131,6 +131,12 @@ def reading_for(
             f"it must be below {length - special}"
         )
     return Reading("windows", settings.max_length, length, overlap)
+
+
+def _usual_length(network: Any, longest: int | None) -> int | None:
+    """Return the most tokens read where no setting says otherwise; of a sentence encoder, as it was trained."""
+    known = [length for length in (notes_of(network.config).get("usual_length"), longest) if isinstance(length, int)]
+    return min(known, default=None)
 
 
 def _check_length(name: str, given: int | None, longest: int | None, special: int, *, model: str) -> None:

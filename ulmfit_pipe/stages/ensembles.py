@@ -58,7 +58,11 @@ def _check_pair(settings: "PipelineSettings") -> None:
     kept = settings.language_model.tokenizer in ("auto", "keep")
     if kept and configs["forward"].vocab_hash != configs["backward"].vocab_hash:
         both_words = all(load_tokenizer(name).kind == "word" for name in names.values())
-        if not (both_words and settings.fine_tune_language_model and settings.language_model.tokenizer == "auto"):
+        if not (
+            both_words
+            and settings.fine_tune_language_model is not False
+            and settings.language_model.tokenizer == "auto"
+        ):
             raise ArtifactError(
                 f"{names['forward']} and {names['backward']} have different vocabularies, so they cannot be averaged; "
                 "train both with the same tokenizer, or set language_model.tokenizer to build a new one"

@@ -109,7 +109,7 @@ def training_record(learner: Learner, phases: Sequence[Phase], history: History)
     """Return what ``stage.json`` keeps of a training: plan, epochs, layer groups, rates of the steps."""
     stride = max(1, len(history.steps) // MOST_RATES)
     return {
-        "plan": str(learner.plan(phases).describe()),
+        "plan": str(learner.plan(phases).describe()) if phases else "logistic regression on frozen features; no phase",
         "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
         "best": None if history.best is None else {"phase": history.best.phase, "epoch": history.best.epoch},
         "groups": [{"group": group.name, "parameters": group.num_parameters} for group in learner.layer_groups],

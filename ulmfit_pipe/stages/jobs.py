@@ -126,8 +126,8 @@ class ClassifierJob(TableReading):
         min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
             otherwise trained on and never measured.
         empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
-        validation_fraction: Part held out where no validation file is given; 0 trains on all rows, with classifier.keep
-            last.
+        validation_fraction: Part held out where no validation file is given; 0 trains on all rows; null holds out a
+            tenth of 500 rows or more (20 or more a label), and nothing of fewer.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
         max_seconds: Stop training after so long; null for no limit.
@@ -159,7 +159,7 @@ class ClassifierJob(TableReading):
     label_threshold: float | None = None
     min_rows_per_class: int = 1
     empty_text: Literal["error", "skip"] = "error"
-    validation_fraction: float = 0.1
+    validation_fraction: float | None = None
     preset: PresetName = "auto"
     seed: int = 0
     max_seconds: float | None = None

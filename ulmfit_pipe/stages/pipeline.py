@@ -17,14 +17,14 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
-from ulmfit_pipe.stages.artifacts import library_versions, model_type_of, resolve_model
+from ulmfit_pipe.stages.artifacts import library_versions, load_config, model_type_of, read_stage, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
 from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
-from ulmfit_pipe.stages.presets import PresetName
+from ulmfit_pipe.stages.presets import AWD_LSTM, PresetName
 from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
@@ -50,6 +50,7 @@ from ulmfit_pipe.stages.tables_of_run import (
 from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
+GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head
 LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
 GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, or not at all
     "train_file": "fit(train, ...), the first argument",
@@ -84,7 +85,7 @@ class PipelineSettings(TableReading):
             otherwise trained on and never measured.
         empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
-            rows, with classifier.keep last.
+            rows; null holds out a tenth of 500 rows or more (20 or more a label), and nothing of fewer.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
             for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
@@ -95,7 +96,8 @@ class PipelineSettings(TableReading):
         compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         ensemble: Train a forward and a backward AWD-LSTM and average them.
         model_backward: Pretrained backward language model, for the ensemble; the built-in forward model brings its own.
-        fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier.
+        fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier; null does
+            it for an AWD-LSTM, and for a transformer with a trained language-model head where there is unlabelled text.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
@@ -124,7 +126,7 @@ class PipelineSettings(TableReading):
     label_threshold: float | None = None
     min_rows_per_class: int = 1
     empty_text: Literal["error", "skip"] = "error"
-    validation_fraction: float = 0.1
+    validation_fraction: float | None = None
     preset: PresetName = "auto"
     seed: int = 0
     max_seconds: float | None = None
@@ -134,7 +136,7 @@ class PipelineSettings(TableReading):
     compile: bool = False
     ensemble: bool = False
     model_backward: str | None = None
-    fine_tune_language_model: bool = True
+    fine_tune_language_model: bool | None = None
     include_test_text: bool = False
     progress: bool | None = None
     resume: bool = False
@@ -170,12 +172,16 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     """
     settings = with_backward_twin(settings)
     _check(settings)
+    fine_tunes, reason = fine_tunes_language_model(settings)
+    settings = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
     output = Path(settings.output_dir)
     deadline = deadline_after(settings.max_seconds)
     context = context or context_of(settings)
     context.check_alike(settings)
     refuse_foreign_output(output, ensemble=settings.ensemble)
     context = context.for_model(model_type_of(settings.model))
+    if reason:
+        context.tell(reason)
     tables = load_run_tables(
         settings.train_file,
         validation_file=settings.validation_file,
@@ -204,8 +210,35 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     return _finish(settings, tables, context, results=results)
 
 
+def fine_tunes_language_model(settings: PipelineSettings) -> tuple[bool, str]:
+    """Return whether the language model is fine-tuned first, and where it is not by default a line on why.
+
+    Args:
+        settings: Settings of the run; null takes the stage where it pays: for an AWD-LSTM always, for a transformer
+            where there is unlabelled text and a head that was trained to guess tokens.
+    """
+    wanted = settings.fine_tune_language_model
+    if wanted is not None or settings.model is None:
+        return wanted is not False, ""
+    config = load_config(settings.model)
+    if config.model_type == AWD_LSTM:
+        return True, ""
+    name = str(settings.model)
+    if not any(kind in architecture for architecture in config.architectures or [] for kind in GUESS_TOKENS):
+        return False, (
+            f"language model: not fine-tuned, {name} has no head that was trained to guess tokens "
+            "(--fine_tune_language_model true gives it a new one)"
+        )
+    if not settings.unlabelled_file:
+        return False, (
+            f"language model: {name} is not fine-tuned on the labelled texts alone; give further texts with "
+            "--unlabelled_file, or --fine_tune_language_model true"
+        )
+    return True, ""
+
+
 def _check(settings: PipelineSettings) -> None:
-    if settings.model is None and not settings.fine_tune_language_model:
+    if settings.model is None and settings.fine_tune_language_model is False:
         raise ValueError(
             "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
         )
@@ -297,6 +330,7 @@ def _finish(
     metrics = {
         "test": test,
         "validation": validation,
+        "cross_validation": (read_stage(folder) or {}).get("probe", {}).get("held_out"),
         "language_model": {name: result.metrics for name, result in results.items() if "language_model" in name},
         "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
         "versions": library_versions(),

@@ -159,6 +159,30 @@ def _needs_code(name: str | Path, folder: Path, *, images: bool) -> str:
     )
 
 
+def find_beside(name: str | Path, file: str) -> Path | None:
+    """Return where a further file of a model is, or None where the model has none of that name.
+
+    Args:
+        name: A folder, a built-in name or a hub id.
+        file: Path inside the model's folder; one that leads out of it is not looked for.
+    """
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        return None
+    resolved = resolve_model(name)
+    if Path(resolved).is_dir():
+        found = Path(resolved) / file
+        return found if found.is_file() else None
+    with quiet_transformers():
+        cached = cached_file(
+            resolved,
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return None if cached is None else Path(cached)
+
+
 # ---- the hub
 
 

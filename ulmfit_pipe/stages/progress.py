@@ -21,6 +21,7 @@ from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.processes import gather_bytes
 from ulmfit_pipe.training.record_differences import as_json, differences
+from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.resume import Checkpoints
 
 LOCK = "lock"
@@ -59,6 +60,23 @@ def keep_progress(
         resume=context.resume,
     )
     learner.options = replace(learner.options, checkpoints=checkpoints)
+
+
+def epochs_of_checkpoint(phases: Sequence[Phase], output_dir: Path | str) -> list[Phase] | None:
+    """Return the phases that an unfinished training runs in, with the epochs that its time allowed it; None of none.
+
+    Args:
+        phases: The phases as the settings have them.
+        output_dir: The stage's folder.
+    """
+    for path in reversed(checkpoints_in(progress_folder(output_dir))):
+        try:
+            saved = read_state(path)["plan"]["phases"]
+            epochs = {phase["name"]: phase["epochs"] for phase in saved}
+            return [replace(phase, epochs=epochs[phase.name]) for phase in phases if phase.name in epochs]
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            continue  # it cannot be read, which the resumed training reports
+    return None
 
 
 def _keep_others_out(learner: Learner, folder: Path, accelerator: Accelerator) -> None:

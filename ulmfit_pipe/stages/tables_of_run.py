@@ -25,6 +25,8 @@ from ulmfit_pipe.training.launch import started_processes
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test",)
 UNLABELLED = ("unsupervised", "unsup", "unlabelled", "unlabeled")
 SPLITS = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
+HELD_OUT = 0.1  # of the labelled rows, for validation
+LEAST_ROWS, LEAST_ROWS_PER_CLASS = 500, 20  # below, a tenth of the rows would be too few to choose an epoch by
 SHOWN_LABELS = 12  # label names listed in a line
 EmptyText: TypeAlias = Literal["error", "skip"]
 
@@ -175,7 +177,7 @@ def load_run_tables(
     validation_file: str | None = None,
     test_file: str | None = None,
     unlabelled_file: Sequence[str] | str | None = None,
-    validation_fraction: float = 0.1,
+    validation_fraction: float | None = 0.1,
     seed: int = 0,
     include_test_text: bool = False,
     max_rows: RowLimits | None = None,
@@ -191,7 +193,8 @@ def load_run_tables(
         validation_file: Held-out file; without it a stratified part of the training rows is held out.
         test_file: Test file, or None.
         unlabelled_file: Further text for the language model, or None.
-        validation_fraction: Part held out where no validation file is given; 0 holds nothing out.
+        validation_fraction: Part held out where no validation file is given; 0 holds nothing out, None a tenth where
+            there are rows enough for it to say something (500, and 20 a label), else nothing.
         seed: Seed of the split.
         include_test_text: Keep unlabelled texts that also stand in validation or test.
         max_rows: Use only so many rows of each table.
@@ -218,6 +221,8 @@ def load_run_tables(
     train = _with_labels(train, kept)
     validation, test = (None if table is None else _with_labels(table, kept) for table in held_out.values())
     check_labels_for_training(train)
+    if validation is None and validation_fraction is None:
+        validation_fraction = _fraction_for(train, say)
     if validation is None and validation_fraction != 0:
         train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
     unlabelled = None
@@ -229,6 +234,19 @@ def load_run_tables(
     say(tables.describe())
     tell_of_tables(tables.named(), loader.files, names=names, several=several, say=say)
     return tables
+
+
+def _fraction_for(train: Dataset, say: Callable[[str], None]) -> float:
+    """Return the part to hold out of a table: none where it would be too few rows to choose anything by."""
+    classes = len(label_names_of(train)[0])
+    if len(train) >= max(LEAST_ROWS, LEAST_ROWS_PER_CLASS * classes):
+        return HELD_OUT
+    say(
+        f"validation: none of the {len(train):,} rows is held out, too few to choose by (fewer than {LEAST_ROWS}, or "
+        f"than {LEAST_ROWS_PER_CLASS} for each of {classes:,} labels); all are trained on, the last epoch is kept "
+        f"(--validation_fraction {HELD_OUT} holds a part out)"
+    )
+    return 0.0
 
 
 class _Loader:
@@ -298,7 +316,7 @@ def _not_held_out(texts: Dataset, held_out: Sequence[Dataset | None], say: Calla
     return without_texts_of(texts, held_out, what="unlabelled texts", where=where, say=say)
 
 
-def refuse_unjudged_best(validation_file: str | None, validation_fraction: float, *, keep: str) -> None:
+def refuse_unjudged_best(validation_file: str | None, validation_fraction: float | None, *, keep: str) -> None:
     """Refuse to keep the best epoch of a classifier where no row is held out to judge by, before anything is trained.
 
     Raises:

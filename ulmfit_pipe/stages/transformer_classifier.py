@@ -5,10 +5,12 @@ ulmfit_pipe is not installed.
 """
 
 import copy
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from tokenizers.normalizers import Lowercase, Prepend, Sequence
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -26,16 +28,62 @@ from ulmfit_pipe.models.pooling_classifier import (
     PoolingForSequenceClassification,
     backbone_options,
 )
+from ulmfit_pipe.models.sentence_encoders import SentenceEncoder, SentenceEncoderError, read_sentence_encoder
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
 from ulmfit_pipe.stages.classifier_labels import is_text_classifier
 from ulmfit_pipe.stages.document_reading import note
-from ulmfit_pipe.stages.pretrained_files import refuse_larger_network
+from ulmfit_pipe.stages.pretrained_files import find_beside, refuse_larger_network
 from ulmfit_pipe.stages.run_context import RunContext
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.classifier import ClassifierSettings
 
 POOLINGS: dict[str, Literal["concat", "mean"]] = {"concat-pooling": "concat", "mean-pooling": "mean"}  # by head
+
+
+@dataclass(frozen=True)
+class Head:
+    """Which head a classifier gets.
+
+    Attributes:
+        name: As the setting names it; ``own`` for the architecture's.
+        pooling: Entries of `PoolingClassifierConfig` for a head on pooled outputs; empty for the architecture's own.
+        encoder: How a sentence encoder was made to be read, where the head is chosen by that.
+    """
+
+    name: str
+    pooling: dict[str, Any] = field(default_factory=dict)
+    encoder: SentenceEncoder | None = None
+
+
+def choose_head(model: str, config: Any, settings: "ClassifierSettings") -> Head:
+    """Return the head that the settings ask for; auto reads a sentence encoder as it was made, others have their own.
+
+    Args:
+        model: Folder or name of any text model of transformers.
+        config: Its configuration.
+        settings: Numbers of the stage.
+
+    Raises:
+        ArtifactError: A sentence encoder's files cannot be read, or name what a classifier here does not have.
+    """
+    if settings.head in POOLINGS:
+        return Head(settings.head, {"pooling": POOLINGS[settings.head]})
+    if settings.head == "own" or _head_of(config) is not None:
+        return Head("own")
+    try:
+        encoder = read_sentence_encoder(partial(find_beside, model))
+    except SentenceEncoderError as error:
+        raise ArtifactError(
+            f"{model} is a sentence encoder whose way of reading is not known here ({error}); set head to "
+            "'mean-pooling', 'concat-pooling' or 'own', or give another encoder"
+        ) from error
+    if encoder is not None:
+        pooling = {"pooling": encoder.pooling, "normalize": encoder.normalize}
+        return Head(f"{encoder.pooling}-pooling", pooling, encoder)
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return Head("own")
+    return Head("concat-pooling", {"pooling": "concat"})
 
 
 def build_transformer_classifier(
@@ -62,7 +110,8 @@ def build_transformer_classifier(
         ValueError: A setting has no meaning for a transformer.
     """
     _refuse_settings_of_awd_lstm(model, config, settings)
-    _check_architecture(model, config, settings)
+    head = choose_head(model, config, settings)
+    _check_architecture(model, config, settings, head)
     refuse_larger_network(model, partial(empty_transformer_classifier, model, config, settings))
     config = copy.deepcopy(config)
     tokenizer = load_text_tokenizer(model, config, say=context.tell)
@@ -75,14 +124,30 @@ def build_transformer_classifier(
         setattr(config, name, value)
     if is_classifier:
         network = _saved_classifier(model, config, settings)
-    elif settings.head in POOLINGS and config.model_type != MODEL_TYPE:
-        network = _pooling_classifier(model, config, labels, tokenizer, settings)
+    elif head.pooling and config.model_type != MODEL_TYPE:
+        network = _pooling_classifier(model, config, labels, tokenizer, head, from_scratch=settings.from_scratch)
     elif settings.new_head and _head_of(config) is not None and not settings.from_scratch:
         network = _with_new_head(model, config)
     else:
         network = _own_classifier(model, config, settings, context)
     note(network.config, vocabulary=vocabulary_digest(tokenizer))
+    if head.encoder is not None:
+        _read_as_made(head.encoder, network, tokenizer)
+        context.tell(f"{model} is a sentence encoder, read as it was made: {head.encoder.describe()} (head: auto)")
     return network, tokenizer
+
+
+def _read_as_made(encoder: SentenceEncoder, network: Any, tokenizer: Any) -> None:
+    """Have texts read as a sentence encoder was made for: its longest text, its prompt, its lower case.
+
+    The prompt and the lower case become part of the tokenizer, which is saved with the classifier.
+    """
+    if encoder.max_length is not None:
+        note(network.config, usual_length=encoder.max_length)
+    first = [*([Lowercase()] if encoder.lowercase else []), *([Prepend(encoder.prompt)] if encoder.prompt else [])]
+    if first:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = Sequence([*first, *([backend.normalizer] if backend.normalizer is not None else [])])
 
 
 def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
@@ -96,12 +161,12 @@ def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierS
     Raises:
         ArtifactError: It is no text model that could classify.
     """
-    _check_architecture(model, config, settings)
+    head = choose_head(model, config, settings)
+    _check_architecture(model, config, settings, head)
     with torch.device("meta"):
-        if settings.head in POOLINGS and config.model_type != MODEL_TYPE:
-            pooling = POOLINGS[settings.head]
+        if head.pooling and config.model_type != MODEL_TYPE:
             return PoolingForSequenceClassification(
-                PoolingClassifierConfig(encoder_config=copy.deepcopy(config), pooling=pooling)
+                PoolingClassifierConfig(encoder_config=copy.deepcopy(config), **head.pooling)
             )
         return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=False)
 
@@ -120,7 +185,7 @@ def _refuse_settings_of_awd_lstm(model: str, config: Any, settings: "ClassifierS
         )
 
 
-def _check_architecture(model: str, config: Any, settings: "ClassifierSettings") -> None:
+def _check_architecture(model: str, config: Any, settings: "ClassifierSettings", head: Head) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise ArtifactError(
@@ -135,7 +200,7 @@ def _check_architecture(model: str, config: Any, settings: "ClassifierSettings")
             f"{model} is a {kind!r} model, which transformers cannot classify texts with; give an AWD-LSTM's folder, a "
             "text encoder (BERT, RoBERTa, ...) or a language model (GPT-2, Llama, ...)"
         )
-    if not has_own_head and settings.head == "own":
+    if not has_own_head and head.name == "own":
         raise ArtifactError(
             f"{model} is a {kind!r} model, for which transformers has no classifier with a head of its own; set head "
             "to 'concat-pooling' or 'mean-pooling'"
@@ -152,7 +217,7 @@ def _check_architecture(model: str, config: Any, settings: "ClassifierSettings")
 def _head_of(config: Any) -> str | None:
     """Return a saved classifier's head as the setting names it; None of a model that is no classifier."""
     if config.model_type == MODEL_TYPE:
-        return next(head for head, pooling in POOLINGS.items() if pooling == config.pooling)
+        return f"{config.pooling}-pooling"
     return "own" if is_text_classifier(config) else None
 
 
@@ -199,23 +264,25 @@ def _pooling_classifier(
     config: Any,
     labels: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    settings: "ClassifierSettings",
+    head: Head,
+    *,
+    from_scratch: bool,
 ) -> PoolingForSequenceClassification:
     if type(config).__module__.startswith("transformers_modules"):
         raise ArtifactError(
-            f"{model} comes with code of its own, which a classifier with a {settings.head} head would not find again "
+            f"{model} comes with code of its own, which a classifier with a {head.name} head would not find again "
             "when it is loaded; leave head out for the model's own"
         )
     prefix = special_tokens_of(tokenizer).prefix
     reads_first = bool(prefix) and prefix[0] == tokenizer.cls_token_id
     whole = PoolingClassifierConfig(
         encoder_config=config,
-        pooling=POOLINGS[settings.head],
+        **head.pooling,
         summary="first" if reads_first else "last",
         **labels,
     )
-    network = _tried(model, whole, head=settings.head)
-    if not settings.from_scratch:
+    network = _tried(model, whole, head=head.name)
+    if not from_scratch:
         encoder = load_model(model, AutoModel, config=config, **backbone_options(config))
         network.backbone.load_state_dict(encoder.state_dict())
     return network

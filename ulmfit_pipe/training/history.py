@@ -75,6 +75,12 @@ class Judge:
             self.best.restore(self.model)
         self.values = []
 
+    def enter_start(self, record: EpochRecord) -> None:
+        """Enter what the weights are worth before the first phase; they may turn out the best."""
+        self.history.epochs.append(record)
+        if self.judged and self.keeps:
+            self.best.offer(record, self.model)
+
     def after_epoch(self, record: EpochRecord, phase: Phase, on_epoch: Callable[[EpochRecord], None] | None) -> bool:
         """Enter an epoch, and return whether its phase has lost patience."""
         self.history.epochs.append(record)

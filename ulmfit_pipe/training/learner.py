@@ -236,16 +236,19 @@ class Learner:
         """Bind phases to this model, so that they can be described before they run."""
         return Plan(tuple(phases), tuple(self.layer_groups), train_norm=self.options.train_norm)
 
-    def fit_plan(self, plan: Plan | Sequence[Phase], *, keep_best: bool = True) -> History:
+    def fit_plan(
+        self, plan: Plan | Sequence[Phase], *, keep_best: bool = True, start: EpochRecord | None = None
+    ) -> History:
         """Show the plan's table, then run its phases; the best weights over all phases are kept.
 
         Args:
             plan: A plan, or phases for this model.
             keep_best: End with the best epoch's weights instead of the last ones; needs validation data.
+            start: What the weights are worth as they are; they then count as an epoch that may be the best.
         """
         plan = plan if isinstance(plan, Plan) else self.plan(plan)
         self.say(str(plan.describe()))
-        return self._run(plan, keep_best=keep_best)
+        return self._run(plan, keep_best=keep_best, start=start)
 
     def _fit(self, name: str, epochs: int, lr: LearningRates | None, schedule: Schedule, start_epoch: int) -> History:
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
@@ -260,10 +263,12 @@ class Learner:
         self.say(f"{self.describe_frozen()}\n{span} of {schedule.describe()}; peak rates: {shown}")
         return self._run(self.plan([phase]), keep_best=False)
 
-    def _run(self, plan: Plan, *, keep_best: bool) -> History:
+    def _run(self, plan: Plan, *, keep_best: bool, start: EpochRecord | None = None) -> History:
         def remember(record: EpochRecord) -> None:
             self.epochs_done += 1
-            phase = next(phase for phase in plan.phases if phase.name == record.phase)
+            phase = next((phase for phase in plan.phases if phase.name == record.phase), None)
+            if phase is None:  # the start
+                return
             self.position = {
                 "phase": record.phase,
                 "epoch": record.epoch + 1,
@@ -290,6 +295,7 @@ class Learner:
             keep_best=keep_best,
             first_epoch=self.epochs_done,
             first_step=len(self.history.steps),
+            start=start,
             on_epoch=remember,
             say=self.say,
         )

@@ -267,6 +267,7 @@ def run_phases(
     keep_best: bool = True,
     first_epoch: int = 0,
     first_step: int = 0,
+    start: EpochRecord | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> History:
@@ -282,6 +283,7 @@ def run_phases(
         keep_best: End with the best epoch's weights (needs validation data).
         first_epoch: Number of the first epoch for the data's order.
         first_step: Number of the first step for `TrainingOptions.trackers`.
+        start: What the weights are worth as they are, where something has chosen them for this data; None where not.
         on_epoch: Called after every epoch.
         say: Told what becomes of `TrainingOptions.cache_frozen`.
 
@@ -299,6 +301,8 @@ def run_phases(
         _keeper(model, plan, judge, accelerator, options, facts, say) as keeper,
         run_log(options, accelerator, plan.phases, judge.history, first=(first_step, first_epoch)) as log,
     ):
+        if start is not None and not judge.history.epochs:
+            judge.enter_start(start)
         for record in judge.history.epochs if on_epoch is not None else ():
             on_epoch(record)  # type: ignore[misc]
         if log is not None and (keeper is None or not keeper.inside_phase):

@@ -1,0 +1,275 @@
+"""The head that starts from logistic regression on frozen features, for every kind of head, in whole stages too."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import FILLERS, heard, multi_label_table, reviews, table
+from tiny_transformers import SAVED, save_bert
+
+from ulmfit_pipe.stages import classifier
+from ulmfit_pipe.stages.artifacts import read_stage
+from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.head_probe import ProbeError, find_head, frozen_features, set_head, start_head
+from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.training.linear_probe import fit_probe
+
+TRAIN, VALIDATION = table(reviews(24)), table(reviews(10, seed=7))
+LONG = table([*reviews(22), (" ".join(FILLERS * 5) + " dull", "bad"), (" ".join(FILLERS * 4) + " warm", "good")])
+AUTO = ClassifierSettings(final_epochs=2, batch_size=8, rest_lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Return the folders of a BERT, a DistilBERT and a GPT-2."""
+    home = tmp_path_factory.mktemp("probed")
+    return {kind: save(home / kind) for kind, save in SAVED.items()}
+
+
+def build(model, train=TRAIN, **settings):
+    numbers = ClassifierSettings(**{"plan": "probe", "batch_size": 8, **settings})
+    return build_classifier_learner(train, VALIDATION, model=str(model), settings=numbers, context=heard()[1])
+
+
+def probed(parts):
+    """Return the head's features, and the probe that was fitted on them."""
+    head, accelerator = find_head(parts.network, len(parts.label_names)), parts.learner.accelerator
+    features = frozen_features(parts.learner.model, head, parts.learner.task.train_batches, accelerator=accelerator)
+    bias = getattr(head, "bias", True) is not None
+    alone = not isinstance(head, torch.nn.Linear)
+    return head, features, fit_probe(features, num_labels=2, each_alone=alone, bias=bias, seed=0)
+
+
+def logits_of(parts):
+    """Return what the network scores every training text, in the table's order."""
+    parts.learner.model.eval()
+    found = {}
+    for batch in parts.learner.task.train_batches:
+        rows = batch.pop("row")
+        batch.pop("labels")
+        with torch.no_grad():
+            logits = parts.learner.model(**batch).logits
+        found.update(zip(rows.tolist(), logits, strict=True))
+    return torch.stack([found[row] for row in range(len(found))]).double().numpy()
+
+
+@pytest.mark.parametrize("kind", list(SAVED))
+@pytest.mark.parametrize("head", ["own", "concat-pooling", "mean-pooling"])
+def test_every_head_gives_the_probes_scores_once_it_is_set(pretrained, kind, head):
+    parts = build(pretrained[kind], head=head)
+    part, features, probe = probed(parts)
+    assert features.labels.tolist() == TRAIN["label"][:]
+    set_head(part, probe, features)
+    np.testing.assert_allclose(logits_of(parts), features.values @ probe.weight.T + probe.bias, atol=1e-3)
+
+
+def test_the_two_blocks_of_an_awd_lstm_give_the_probes_scores_also_with_more_labels_than_pairs(
+    tiny_language_model_folder,
+):
+    names = tuple(f"c{number:02}" for number in range(30))  # 50 hidden units hold 24 directions and a bias
+    rows = table([(f"{text} {number}", names[number % 30]) for number, (text, _) in enumerate(reviews(60))], names)
+    parts = build_classifier_learner(
+        rows, None, model=str(tiny_language_model_folder), settings=ClassifierSettings(plan="probe"), context=heard()[1]
+    )
+    head = find_head(parts.network, 30)
+    accelerator = parts.learner.accelerator
+    features = frozen_features(parts.learner.model, head, parts.learner.task.train_batches, accelerator=accelerator)
+    probe = fit_probe(features, num_labels=30, each_alone=True, bias=True, seed=0)
+    few = dataclasses.replace(probe, weight=probe.weight[:20].repeat(2, 0)[:30])  # 15 different rows: all are held
+    set_head(head, few, features)
+    np.testing.assert_allclose(logits_of(parts), features.values @ few.weight.T + few.bias, atol=1e-3)
+    set_head(head, probe, features)
+    wanted = features.values @ probe.weight.T + probe.bias
+    assert np.corrcoef(logits_of(parts).ravel(), wanted.ravel())[0, 1] > 0.95  # the 24 largest of 30 directions
+
+
+def test_windows_are_averaged_as_their_scores_are(pretrained):
+    parts = build(pretrained["bert"], LONG, long_documents="windows", window_length=16)
+    part, features, probe = probed(parts)
+    assert len(features.labels) == 24
+    set_head(part, probe, features)
+    np.testing.assert_allclose(logits_of(parts), features.values @ probe.weight.T + probe.bias, atol=1e-3)
+
+
+def test_a_head_that_one_vector_does_not_explain_is_refused(pretrained):
+    parts = build(pretrained["bert"])
+
+    class Twice(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, **inputs):
+            output = self.network(**inputs)
+            output.logits = output.logits * 2
+            return output
+
+    head = find_head(parts.network, 2)
+    batches, accelerator = parts.learner.task.train_batches, parts.learner.accelerator
+    with pytest.raises(ProbeError, match="the scores are not what its last layer makes of one vector a text"):
+        frozen_features(Twice(parts.network), head, batches, accelerator=accelerator)
+    with pytest.raises(ProbeError, match="a Linear has no linear layer that gives 3 scores"):
+        find_head(torch.nn.Linear(4, 5), 3)
+
+
+def test_a_plan_that_is_the_probe_trains_nothing_else_and_reports_its_folds(pretrained, tmp_path):
+    said, context = heard()
+    result = train_classifier(
+        TRAIN,
+        VALIDATION,
+        model=str(pretrained["bert"]),
+        output_dir=tmp_path / "probe",
+        settings=ClassifierSettings(plan="probe"),
+        context=context,
+    )
+    stored, after = load_file(pretrained["bert"] / "model.safetensors"), load_file(tmp_path / "probe/model.safetensors")
+    assert all(torch.equal(after[f"bert.{name}"], value) for name, value in stored.items() if "pooler" not in name)
+    record = read_stage(tmp_path / "probe")
+    assert [epoch["phase"] for epoch in record["epochs"]] == ["probe"]
+    assert record["best"] == {"phase": "probe", "epoch": 0}
+    assert record["probe"]["rows"] == record["probe"]["held_out"]["rows"] == 24
+    assert record["epochs"][0]["metrics"]["accuracy"] == result.metrics["accuracy"]
+    (line,) = [line for line in said if line.startswith("probe: ")]
+    assert "of 24 texts; cross-validated accuracy" in line
+    assert Predictor.load(tmp_path / "probe").score(VALIDATION) == result.metrics
+
+
+def test_auto_trains_all_groups_from_the_probe_and_keeps_it_where_that_is_no_better(pretrained, tmp_path):
+    said, context = heard()
+    ruinous = dataclasses.replace(AUTO, rest_lr=30.0)
+    result = train_classifier(
+        TRAIN,
+        VALIDATION,
+        model=str(pretrained["bert"]),
+        output_dir=tmp_path / "auto",
+        settings=ruinous,
+        context=context,
+    )
+    record = read_stage(tmp_path / "auto")
+    assert [(epoch["phase"], epoch["epoch"]) for epoch in record["epochs"]] == [("probe", 0), ("all", 0), ("all", 1)]
+    assert record["best"] == {"phase": "probe", "epoch": 0}
+    assert result.metrics["accuracy"] == record["epochs"][0]["metrics"]["accuracy"]
+    assert "no epoch with unfrozen layers was better on the validation rows, so the probe is what is kept" in said
+
+
+def test_without_validation_rows_the_last_epoch_is_kept(pretrained, tmp_path):
+    result = train_classifier(
+        TRAIN, None, model=str(pretrained["bert"]), output_dir=tmp_path / "last", settings=AUTO, context=heard()[1]
+    )
+    record = read_stage(tmp_path / "last")
+    assert (result.metrics, record["best"]) == ({}, None)
+    assert record["identity"]["settings"]["keep"] == "last"
+
+
+def test_several_labels_a_row_start_from_a_regression_each(pretrained):
+    train = multi_label_table(40)
+    parts = build_classifier_learner(
+        train,
+        None,
+        model=str(pretrained["bert"]),
+        settings=ClassifierSettings(plan="probe", batch_size=8, head="mean-pooling"),
+        context=heard()[1],
+    )
+    found = start_head(parts.learner, parts.network, context=heard()[1], num_labels=3, rows=40)
+    right = (logits_of(parts) > 0) == np.array([[label in row for label in range(3)] for row in train["label"]])
+    assert right.mean() > 0.9
+    assert found.start.metrics == {}
+    assert found.start.train_loss > 0
+
+
+def test_a_time_limit_that_leaves_no_epoch_ends_with_the_probe(pretrained, tmp_path):
+    said, context = heard()
+    context.deadline = time.monotonic() - 1
+    train_classifier(
+        TRAIN, None, model=str(pretrained["bert"]), output_dir=tmp_path / "short", settings=AUTO, context=context
+    )
+    assert "max_seconds leave no time for an epoch of training, so nothing is unfrozen: the probe is the result" in said
+    assert [epoch["phase"] for epoch in read_stage(tmp_path / "short")["epochs"]] == ["probe"]
+
+
+def sentence_encoder(folder, **config):
+    """Write a BERT as sentence-transformers saves one: mean, normalized, 12 tokens, a prompt."""
+    save_bert(folder)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"path": f"{number}_{kind}" if number else "", "type": f"st.{kind}"} for number, kind in enumerate(kinds)
+    ]
+    (folder / "1_Pooling").mkdir()
+    contents = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+        "sentence_bert_config.json": {"max_seq_length": 12, "do_lower_case": True},
+        "config_sentence_transformers.json": {"prompts": {"classify": "film : "}, "default_prompt_name": "classify"},
+        **config,
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_sentence_encoder_is_read_as_it_was_made_in_training_and_prediction(tmp_path):
+    said, context = heard()
+    folder = sentence_encoder(tmp_path / "encoder")
+    train_classifier(
+        TRAIN,
+        None,
+        model=str(folder),
+        output_dir=tmp_path / "out",
+        settings=ClassifierSettings(plan="probe"),
+        context=context,
+    )
+    line = "read as it was made: mean of its tokens, normalized, texts up to 12 tokens, with the prompt 'film : '"
+    assert any(line in words for words in said)
+    predictor = Predictor.load(tmp_path / "out")
+    config = predictor.models[0].config
+    assert (config.pooling, config.normalize, predictor.reading.max_length) == ("mean", True, 12)
+    ids = predictor.tokenizer("DULL music")["input_ids"]
+    assert predictor.tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "film", "[UNK]", "dull", "music", "[SEP]"]
+    network = predictor.models[0]
+    inputs = predictor.tokenizer("the music", return_tensors="pt")
+    with torch.no_grad():
+        outputs = network.backbone(input_ids=inputs["input_ids"]).last_hidden_state
+        vector = torch.nn.functional.normalize(outputs.mean(1), dim=-1)
+        torch.testing.assert_close(network.classifier.linear(vector), network(**inputs.data).logits)
+
+
+def test_more_of_a_text_is_read_where_it_is_asked_for(tmp_path):
+    folder = sentence_encoder(tmp_path / "encoder")
+    parts = build(folder, LONG, max_length=40)
+    assert max(batch["input_ids"].shape[1] for batch in parts.learner.task.train_batches) == 40
+
+
+def test_a_sentence_encoder_whose_pooling_is_not_known_names_the_heads_that_are(tmp_path):
+    folder = sentence_encoder(tmp_path / "encoder", **{"1_Pooling/config.json": {"pooling_mode": "weightedmean"}})
+    with pytest.raises(ValueError, match=r"not known here \(it pools by weightedmean\); set head to 'mean-pooling'"):
+        build(folder)
+    assert build(folder, head="mean-pooling").network.config.pooling == "mean"
+
+
+def test_a_training_that_was_killed_resumes_with_the_epochs_that_its_time_allowed(pretrained, tmp_path, monkeypatch):
+    def train(folder, epochs, **changes):
+        context = RunContext(checkpoint_seconds=0.0, say=lambda _line: None, **changes)
+        monkeypatch.setattr(classifier, "possible_epochs", lambda *_: epochs)
+        return train_classifier(
+            TRAIN, None, model=str(pretrained["bert"]), output_dir=folder, settings=AUTO, context=context
+        )
+
+    class KilledError(RuntimeError):
+        """Ends a training as a kill would."""
+
+    def killed(*_arguments, **_named):
+        raise KilledError
+
+    train(tmp_path / "whole", 1.0)
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(classifier, "save_training", killed)
+        train(tmp_path / "cut", 1.0)
+    train(tmp_path / "cut", 2.0, resume=True)  # there is more time now, but the schedule was made for one epoch
+    assert len(read_stage(tmp_path / "cut")["epochs"]) == 2
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())

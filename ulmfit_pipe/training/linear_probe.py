@@ -1,0 +1,203 @@
+"""Logistic regression on fixed features: the linear classifier that a head starts from, and what it is worth.
+
+Its strength is chosen by cross-validation, and the probabilities of held-out folds are kept: they say how good such a
+classifier is on rows that it has not seen.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # C, on features of mean square length 1
+USUAL_STRENGTH = 10.0  # where there are too few rows of a class, or too much to compute, to choose
+FOLDS = 5
+MOST_WORK = 2e9  # rows x width x labels x folds x strengths beyond which the strength is not chosen
+MOST_ITERATIONS = 1_000
+NO_ROW = -10.0  # logit of a label that no row has
+Z_95 = 1.959964  # of the normal distribution, for an interval of 95 %
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen network gives its head.
+
+    Attributes:
+        values: float32 (rows, width), a row a text, in the table's order.
+        labels: int64 (rows,), or float32 (rows, num_labels) of 0 and 1.
+        seconds: Time that reading the texts took.
+    """
+
+    values: Floats
+    labels: NDArray[Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier on features, and what it is worth on rows that it was not made from.
+
+    Attributes:
+        weight: float64 (num_labels, width), for features as they come.
+        bias: float64 (num_labels,).
+        strength: Inverse of the regularization, C.
+        held_out: float64 (rows, num_labels), probabilities of each row by a classifier made without it; NaN for rows
+            that were in no held-out fold; None where nothing was held out.
+    """
+
+    weight: Floats
+    bias: Floats
+    strength: float
+    held_out: Floats | None
+
+    def loss(self, features: Features) -> float:
+        """Return the mean log loss on features, in multi-label summed over the labels."""
+        several = features.labels.ndim == 2
+        probabilities = _probabilities(features.values @ self.weight.T + self.bias, several=several)
+        return _log_loss(probabilities, _targets(features.labels, len(self.bias)), several=several)
+
+
+def fit_probe(features: Features, *, num_labels: int, each_alone: bool, bias: bool, seed: int) -> LinearProbe:
+    """Fit logistic regression on features; its strength is chosen by cross-validated log loss.
+
+    Args:
+        features: What the frozen network gives.
+        num_labels: Labels.
+        each_alone: Scale each feature by its own deviation, as the batch norm of ULMFiT's head does, instead of all by
+            one number.
+        bias: Whether the head has biases; without them nothing is centred.
+        seed: Seed of the folds.
+    """
+    x = features.values.astype(np.float64)
+    centre = x.mean(0) if bias else np.zeros(x.shape[1])
+    spread = (x - centre).std(0)
+    spread = np.where(spread < 1e-8, 1.0, spread) * math.sqrt(x.shape[1]) if each_alone else np.ones(x.shape[1])
+    scaled = (x - centre) / spread
+    length = math.sqrt(float((scaled**2).sum(1).mean())) or 1.0
+    scaled, spread = scaled / length, spread * length
+    targets = _targets(features.labels, num_labels)
+    strength, held_out = _choose_strength(scaled, targets, features.labels, bias=bias, seed=seed)
+    weight, intercept = _regress(scaled, targets, features.labels, strength=strength, bias=bias)
+    weight = weight / spread
+    return LinearProbe(weight, intercept - weight @ centre, strength, held_out)
+
+
+def _targets(labels: NDArray[Any], num_labels: int) -> NDArray[Any]:
+    """Return labels as a matrix of 0 and 1, (rows, num_labels)."""
+    return labels if labels.ndim == 2 else np.eye(num_labels)[labels]
+
+
+def _choose_strength(
+    x: Floats, targets: NDArray[Any], labels: NDArray[Any], *, bias: bool, seed: int
+) -> tuple[float, Floats | None]:
+    """Return the strength with the lowest log loss on held-out folds, and the probabilities there."""
+    counts = targets.sum(0)
+    often = counts[counts >= 2]
+    if len(often) < (1 if labels.ndim == 2 else 2):
+        return USUAL_STRENGTH, None
+    folds = int(min(FOLDS, max(2, often.min())))
+    strengths = STRENGTHS if x.size * targets.shape[1] * folds * len(STRENGTHS) <= MOST_WORK else (USUAL_STRENGTH,)
+    groups = labels if labels.ndim == 1 else targets.argmax(1) * (targets.sum(1) > 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, groups))
+    best: tuple[float, float, Floats] | None = None
+    for strength in strengths:
+        held_out = np.full(targets.shape, np.nan)
+        for train, test in parts:
+            weight, intercept = _regress(x[train], targets[train], labels[train], strength=strength, bias=bias)
+            held_out[test] = _probabilities(x[test] @ weight.T + intercept, several=labels.ndim == 2)
+        loss = _log_loss(held_out, targets, several=labels.ndim == 2)
+        if best is None or loss < best[0]:
+            best = (loss, strength, held_out)
+    return (USUAL_STRENGTH, None) if best is None else best[1:]
+
+
+def _regress(
+    x: Floats, targets: NDArray[Any], labels: NDArray[Any], *, strength: float, bias: bool
+) -> tuple[Floats, Floats]:
+    """Return weight (num_labels, width) and bias (num_labels,) of regularized logistic regression."""
+    num_labels = targets.shape[1]
+    weight, intercept = np.zeros((num_labels, x.shape[1])), np.zeros(num_labels)
+    model = LogisticRegression(C=strength, max_iter=MOST_ITERATIONS, fit_intercept=bias)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a start, not an end
+        if labels.ndim == 2:
+            for label in range(num_labels):
+                given = targets[:, label]
+                if 0 < given.sum() < len(given):
+                    model.fit(x, given)
+                    weight[label], intercept[label] = model.coef_[0], model.intercept_[0] if bias else 0.0
+                else:
+                    intercept[label] = NO_ROW if not given.any() else -NO_ROW
+            return weight, intercept
+        intercept[:] = NO_ROW
+        model.fit(x, labels)
+    known = model.classes_
+    if len(known) == 2:  # one row: of the second class against the first
+        weight[known] = np.concatenate([-model.coef_, model.coef_]) / 2
+        intercept[known] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if bias else 0.0
+    else:
+        weight[known], intercept[known] = model.coef_, model.intercept_ if bias else 0.0
+    return weight, intercept if bias else np.zeros(num_labels)
+
+
+def _probabilities(logits: Floats, *, several: bool) -> Floats:
+    if several:
+        return 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def _log_loss(probabilities: Floats, targets: NDArray[Any], *, several: bool) -> float:
+    p = np.clip(probabilities, 1e-12, 1)
+    loss = -(targets * np.log(p)).sum(1)
+    if several:
+        loss -= ((1 - targets) * np.log(np.clip(1 - probabilities, 1e-12, 1))).sum(1)
+    return float(loss.mean())
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """Accuracy on rows of held-out folds.
+
+    Attributes:
+        accuracy: Share of rows with the right label; in multi-label the share of labels that are right.
+        interval: Its 95 % interval (Wilson's), lowest and highest.
+        rows: Rows that were held out once.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    rows: int
+
+    def describe(self) -> str:
+        """Return it in words, for a line."""
+        low, high = self.interval
+        return f"{self.accuracy:.3f} (95 % {low:.3f} to {high:.3f}, {self.rows:,} rows)"
+
+
+def held_out_score(probe: LinearProbe, labels: NDArray[Any]) -> HeldOutScore | None:
+    """Return what a probe scores on rows that it was not made from, or None where none were held out."""
+    if probe.held_out is None:
+        return None
+    p = probe.held_out
+    right = (p.argmax(1) == labels) if labels.ndim == 1 else ((p >= 0.5) == (labels > 0.5)).mean(1)
+    accuracy, rows = float(right.mean()), len(right)
+    return HeldOutScore(accuracy, wilson_interval(accuracy, rows), rows)
+
+
+def wilson_interval(share: float, rows: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of independent rows (Wilson 1927)."""
+    centre = share + Z_95**2 / (2 * rows)
+    half = Z_95 * math.sqrt(share * (1 - share) / rows + Z_95**2 / (4 * rows**2))
+    scale = 1 + Z_95**2 / rows
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
