@@ -10,8 +10,9 @@ Sources: linear probing, then fine-tuning: Kumar et al. 2022; the head first: Ho
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from ulmfit_pipe.training.batch_rows import is_filler
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.linear_probe import Features, LinearProbe, fit_probe, held_out_score
 from ulmfit_pipe.training.processes import gather_bytes, to_device
-from ulmfit_pipe.training.records import Batches, EpochRecord
+from ulmfit_pipe.training.records import START, Batches, EpochRecord
 
 MOST_ROWS = 20_000  # texts that the probe reads: more change a linear classifier little
 CHECK_TOLERANCE = 1e-3  # of the largest score; what goes into the head must give what comes out
@@ -155,14 +156,18 @@ def main_number(number: float, accelerator: Accelerator) -> float:
 
 
 @torch.no_grad()
-def set_head(head: nn.Linear | PoolingClassifierHead, probe: LinearProbe, features: Features) -> None:
+def set_head(
+    head: nn.Linear | PoolingClassifierHead, probe: LinearProbe, features: Features, *, scale: float = 1.0
+) -> None:
     """Give a head the scores of a linear probe.
 
     Args:
         head: One linear layer, or ULMFiT's two blocks.
         probe: The probe.
         features: What it was fitted on.
+        scale: Factor on the scores; one below 1 leaves the labels as they are and makes them less certain.
     """
+    probe = replace(probe, weight=probe.weight * scale, bias=probe.bias * scale)
     if isinstance(head, nn.Linear):
         head.weight.copy_(torch.from_numpy(probe.weight))
         if head.bias is not None:
@@ -215,11 +220,13 @@ class HeadStart:
         start: What the classifier is worth with it, as an epoch.
         seconds: Time that a forward pass over all training rows takes.
         record: What ``stage.json`` keeps of it.
+        set_scale: Sets the head to the probe's weights times a factor.
     """
 
     start: EpochRecord
     seconds: float
     record: dict[str, Any]
+    set_scale: Callable[[float], None]
 
 
 def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num_labels: int, rows: int) -> HeadStart:
@@ -252,7 +259,7 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
         line += f"; cross-validated accuracy {found.describe()}"
     context.tell(f"{line}; its weights are the head's start")
     start = EpochRecord(
-        phase="probe",
+        phase=START,
         epoch=0,
         step=0,
         total_steps=0,
@@ -262,4 +269,9 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
         seconds=seconds,
         items_per_second=read / seconds,
     )
-    return HeadStart(start, features.seconds * rows / read, record)
+    set_scale = partial(_set_scale, head, probe, features)
+    return HeadStart(start, features.seconds * rows / read, record, set_scale)
+
+
+def _set_scale(head: nn.Linear | PoolingClassifierHead, probe: LinearProbe, features: Features, scale: float) -> None:
+    set_head(head, probe, features, scale=scale)

@@ -20,6 +20,7 @@ USUAL_STRENGTH = 10.0  # where there are too few rows of a class, or too much to
 FOLDS = 5
 MOST_WORK = 2e9  # rows x width x labels x folds x strengths beyond which the strength is not chosen
 MOST_ITERATIONS = 1_000
+NORM_EPS = 1e-5  # added to a variance, as torch's batch norms do: features that hardly vary are not blown up
 NO_ROW = -10.0  # logit of a label that no row has
 Z_95 = 1.959964  # of the normal distribution, for an interval of 95 %
 
@@ -78,8 +79,7 @@ def fit_probe(features: Features, *, num_labels: int, each_alone: bool, bias: bo
     """
     x = features.values.astype(np.float64)
     centre = x.mean(0) if bias else np.zeros(x.shape[1])
-    spread = (x - centre).std(0)
-    spread = np.where(spread < 1e-8, 1.0, spread) * math.sqrt(x.shape[1]) if each_alone else np.ones(x.shape[1])
+    spread = np.sqrt((x - centre).var(0) + NORM_EPS) if each_alone else np.ones(x.shape[1])
     scaled = (x - centre) / spread
     length = math.sqrt(float((scaled**2).sum(1).mean())) or 1.0
     scaled, spread = scaled / length, spread * length

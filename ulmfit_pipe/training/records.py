@@ -218,6 +218,9 @@ class EpochRecord:
     cut_short: bool = False
 
 
+START = "probe"  # name of the record of what weights are worth before the first phase, chosen without a step
+
+
 @dataclass
 class EpochState:
     """Where the training of an epoch stands: what a checkpoint keeps of it.

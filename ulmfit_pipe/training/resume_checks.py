@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.record_differences import differences
+from ulmfit_pipe.training.records import START
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -93,7 +94,7 @@ def _wrong_history(history: list[Any], phases: list[Any], number: int, epoch: in
         expected = list(range(phase["start_epoch"], phase["start_epoch"] + len(found)))
         if found != expected or not least <= len(found) <= most:
             return f"it has the records of {len(found)} epochs of phase {index + 1}, which cannot be at its position"
-    known = [phase["name"] for phase in phases]
+    known = [START, *(phase["name"] for phase in phases)]
     strange = [record["phase"] for record in history if record["phase"] not in known]
     return f"it has a record of a phase {strange[0]!r}, which the plan has not" if strange else ""
 
