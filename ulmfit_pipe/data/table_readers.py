@@ -256,7 +256,8 @@ class _CheckedRecords:
             raise TableError(f"{place}, {self.place}, {what}: the file seems to be cut short; {TORN}")
         if is_torn:
             raise TableError(
-                f"{place}, {self.place}, {what}; look for an unmatched quote, or {TORN} if the file was cut short"
+                f"{place}, {self.place}, {what}; look for an unmatched quote, --quote none if quotes belong to the "
+                f"text, or {TORN} if the file was cut short"
             )
         if fields:
             raise TableError(
