@@ -130,13 +130,21 @@ def label_name(value: Any, place: Place, *, untyped: bool) -> str:
     if isinstance(value, list | tuple | set | np.ndarray):
         raise place.error(f"the label is a list, {value!r:.80}; set multi_label=True if a text may have several")
     if isinstance(value, float) or (untyped and isinstance(value, str) and _FLOAT.fullmatch(clean_label(value))):
-        raise place.error(
-            f"the label is the decimal number {value}; labels must be names or integers. Convert the column first, "
-            f"for example in pandas: table[{place.column!r}] = table[{place.column!r}].astype(int)"
-        )
+        raise place.error(f"the label is the decimal number {value}; {_whole_labels(float(value), place.column)}")
     if not isinstance(value, str | int):
         raise place.error(f"the label must be a name or an integer, got {type(value).__name__} {value!r:.80}")
     return _checked_name(value, place) if isinstance(value, str) else str(value)
+
+
+def _whole_labels(value: float, column: str) -> str:
+    """Say how to make a label of a decimal number."""
+    if value.is_integer():  # pandas turns integers into such numbers where some are missing
+        turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: int}})"
+        return (
+            "labels must be names or integers. Convert the column first, which also leaves out rows without a label, "
+            f"for example in pandas: table = {turned}"
+        )
+    return "a classifier knows classes and no numbers between; make names or integers of them, such as low and high"
 
 
 def _checked_name(value: str, place: Place) -> str:
