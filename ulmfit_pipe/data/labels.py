@@ -6,6 +6,7 @@ Unicode forms of one letter) are one label; those that merely look alike (capita
 
 import ast
 import csv
+import itertools
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from ulmfit_pipe.data.table_readers import TableError, nearest
 
 Label: TypeAlias = str | int | bool
 
-SHOWN_NAMES = 20  # label names listed in a message
+SHOWN_NAMES = 8  # label names listed in a message
 SHOWN_CHARACTERS = 60  # of one label name in a message
 LONGEST_NORMALIZED = 1000  # characters; Unicode normalization takes quadratic time on long runs of accents
 INTEGERS, BOOLS = "int", "bool"  # types of labels that ClassLabel.id keeps; None there stands for names
@@ -108,6 +109,17 @@ def list_labels(names: Sequence[str], most: int = SHOWN_NAMES) -> str:
     """Return label names for a message, the first ones of many."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(shown_label, names[:most])) + more
+
+
+def list_apart(names: Sequence[str], others: Sequence[str]) -> tuple[str, str]:
+    """Return two lists of label names that differ for a message; of long ones also the first name that differs."""
+    pairs = enumerate(itertools.zip_longest(names, others))
+    at = next((at for at, (one, other) in pairs if one != other), 0)
+    shown = []
+    for each in (names, others):
+        further = f" (number {at + 1:,} is {shown_label(each[at])})" if SHOWN_NAMES <= at < len(each) else ""
+        shown.append(list_labels(each) + further)
+    return shown[0], shown[1]
 
 
 def sort_label_names(names: Iterable[str]) -> list[str]:
