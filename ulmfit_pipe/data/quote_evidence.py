@@ -17,7 +17,8 @@ MOST_COLUMNS = 1000  # of a table whose values are compared
 MOST_VALUES = 1000  # different values of a column that are remembered; a column with more is text
 LONGEST_VALUE = 60  # characters of a value that is remembered
 SAMPLED_ROWS = 20_000  # whose values are compared
-MOST_WAITING = 1000  # rows over several lines that wait for more values to compare with
+MOST_WAITING_LINES = 10_000  # of rows over several lines that wait for more values to compare with
+MOST_LINES = 1000  # of one row that are compared
 LONG_RECORD = 1_000_000  # characters of one that does not wait
 FEW_LINES = 2  # with as many, values may be alike by chance
 REPEATING_LINES = 6  # with fewer, the same
@@ -171,6 +172,7 @@ class Evidence:
         self.rows = 0
         self.rising = list(range(len(self.columns)))  # columns whose values rise, quotes taken as marks
         self.waiting: list[_Span] = []
+        self.waiting_lines = 0
 
     def blank(self) -> None:
         """Take a blank line between rows."""
@@ -221,7 +223,7 @@ class Evidence:
         """Judge the rows that wait."""
         for span in self.waiting:
             self._judge(span)
-        self.waiting = []
+        self.waiting, self.waiting_lines = [], 0
 
     @property
     def swallowed(self) -> Place | None:
@@ -299,20 +301,26 @@ class Evidence:
     def _add_span(self, lines: Sequence[str], inside: Sequence[int], place: Place) -> None:
         self.spans += 1
         self.first_span = self.first_span or place
-        bodies = [line.rstrip("\r\n") for line in lines]
-        self.blanks_within += bodies.count("")
-        for line_end in (line[len(body) :] for line, body in zip(lines[:-1], bodies, strict=False)):
-            same = line_end == self.row_end
-            self.same_ends += same
-            self.other_ends += not same
-        filled = [body for body in bodies if body]
-        fields = [body.split(self.delimiter) for body in filled if body.count(self.delimiter) + 1 == self.width]
+        fields: list[list[str]] = []
+        fits = True
+        for number, line in enumerate(lines, start=1):
+            body = line.rstrip("\r\n")
+            self.blanks_within += not body
+            if number < len(lines):
+                same = line[len(body) :] == self.row_end
+                self.same_ends += same
+                self.other_ends += not same
+            if body and body.count(self.delimiter) + 1 != self.width:
+                fits = False
+            elif body and (len(fields) < MOST_LINES or number == len(lines)):
+                fields.append(body.split(self.delimiter))
         for at in self.rising:
-            for line in fields:
-                self.columns[at].text.add(line[at])
+            for values in fields:
+                self.columns[at].text.add(values[at])
         if len(fields) > 1:
-            self.waiting.append(_Span(fields, inside[0], inside[-1], place, len(fields) == len(filled)))
-        if len(self.waiting) == MOST_WAITING or sum(map(len, lines)) > LONG_RECORD:
+            self.waiting.append(_Span(fields, inside[0], inside[-1], place, fits))
+            self.waiting_lines += len(fields)
+        if self.waiting_lines > MOST_WAITING_LINES or sum(map(len, lines)) > LONG_RECORD:
             self.finish()
 
     def _judge(self, span: _Span) -> None:
