@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import SOURCE_ROW, ImageError, ImageScan, scan_images
+from ulmfit_pipe.data.labels import list_apart
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.quiet_transformers import one_builds
 from ulmfit_pipe.stages.artifacts import model_identity
@@ -254,10 +255,8 @@ def build_image_learner(
         raise ValueError("keep 'best' needs validation images to judge by; give some, or set keep to 'last'")
     names = _class_names(scan.table)
     if held_out is not None and _class_names(held_out.table) != names:
-        raise ImageError(
-            f"training has the classes {names}, validation {_class_names(held_out.table)}; load both with the same "
-            "label_names"
-        )
+        own, other = list_apart(names, _class_names(held_out.table))
+        raise ImageError(f"training has the classes {own}, validation {other}; load both with the same label_names")
     network, pixels = build_image_network(
         model, names, settings, custom_head=custom_head, layer_groups=layer_groups, say=context.tell
     )

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import open_image, plain_image, read_source
+from ulmfit_pipe.data.labels import list_apart
 from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
@@ -160,8 +161,9 @@ class ImagePredictor:
         feature = table.features.get("label")
         names = list(feature.names) if isinstance(feature, ClassLabel) else None
         if names != self.label_names:
+            given, own = list_apart(names or ["none"], self.label_names)
             raise ValueError(
-                f"the images' classes are {names}, the classifier's are {self.label_names}: their numbers would mean "
+                f"the images' classes are {given}, the classifier's are {own}: their numbers would mean "
                 "different classes; load the images with label_names of the classifier"
             )
         accelerator = self.accelerator

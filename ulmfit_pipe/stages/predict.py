@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from ulmfit_pipe.data.backbone_batches import BackboneBatches
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
-from ulmfit_pipe.data.labels import can_be, clean_label, typed_label
+from ulmfit_pipe.data.column_names import shown_names
+from ulmfit_pipe.data.labels import can_be, clean_label, list_apart, typed_label
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
@@ -270,8 +271,9 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
     (names, multi_label), others = labels_of(path, config), labels_of(path, first)
     check_thresholds(path, raw_thresholds(config), labels=len(names))
     if (names, multi_label) != others:
+        own, other = list_apart(names, others[0])
         raise ArtifactError(
-            f"{path} has the labels {names}, the classifier it is averaged with has {others[0]}: both must be trained "
+            f"{path} has the labels {own}, the classifier it is averaged with has {other}: both must be trained "
             f"on the same table; remove {path} or train it again"
         )
     if _vocabulary_of(config) != _vocabulary_of(first):
@@ -316,10 +318,11 @@ def _refuse_integer_weights(path: Path | str, model: Any) -> None:
 def _check_label_names(table: Dataset, known: list[str]) -> None:
     feature = table.features.get("label")
     if feature is None:
-        raise ValueError(f"the table has no column 'label' to score against; it has {table.column_names}")
+        raise ValueError(f"the table has no column 'label' to score against; it has {shown_names(table.column_names)}")
     names = getattr(getattr(feature, "feature", feature), "names", None)
     if names is not None and list(map(clean_label, names)) != list(map(clean_label, known)):
+        given, own = list_apart(names, known)
         raise ValueError(
-            f"the table's labels are {list(names)}, the classifier's are {known}: their numbers would mean different "
+            f"the table's labels are {given}, the classifier's are {own}: their numbers would mean different "
             "labels; load the table with label_names of the classifier"
         )
