@@ -33,6 +33,7 @@ from ulmfit_pipe.stages.artifacts import (
     resolve_model,
     save_stage,
 )
+from ulmfit_pipe.stages.finished import finished_result
 from ulmfit_pipe.stages.predict import Predictor
 
 
@@ -217,6 +218,35 @@ def test_a_flipped_bit_of_a_finished_stage_is_named_wherever_it_is_used(finished
             use(finished)
 
 
+def test_a_flipped_bit_of_a_stages_own_record_is_noticed_or_harmless(finished):
+    file = finished / "stage.json"
+    content, saved = file.read_bytes(), read_stage(finished)
+    for at in range(len(content)):
+        damage(file, at=at)
+        try:
+            check_stage_files(finished)
+        except ArtifactError as error:
+            assert "stage.json" in str(error) and "put back a copy of it" in str(error)
+        else:
+            left = read_stage(finished)
+            assert {name: left[name] for name in saved if name != "record_sha256"} == {
+                name: saved[name] for name in saved if name != "record_sha256"
+            }
+        file.write_bytes(content)
+
+
+def test_a_finished_stage_whose_record_was_altered_is_not_taken_for_another_runs(finished):
+    record = json.loads((finished / "stage.json").read_text())
+    (finished / "stage.json").write_text(json.dumps({**record, "identity": {"seed": 1}, "metrics": {"accuracy": 1.0}}))
+    with pytest.raises(
+        ArtifactError, match=r"stage.json is not what was saved \(its SHA-256 differs\): it was damaged"
+    ):
+        finished_result(finished, stage="classifier", identity={"seed": 1}, say=print)
+    older = {name: value for name, value in record.items() if name != "record_sha256"}
+    (finished / "stage.json").write_text(json.dumps({**older, "identity": {"seed": 1}}))  # of a version without seals
+    assert finished_result(finished, stage="classifier", identity={"seed": 1}, say=print).skipped
+
+
 def test_the_ways_out_of_an_altered_file_work(finished):
     original = (finished / "config.json").read_text()
     (finished / "config.json").write_text(original.replace('"bad"', '"awful"'))
@@ -224,6 +254,12 @@ def test_the_ways_out_of_an_altered_file_work(finished):
         Predictor.load(finished)
     record = json.loads((finished / "stage.json").read_text())
     (finished / "stage.json").write_text(json.dumps({name: record[name] for name in record if name != "files"}))
+    with pytest.raises(
+        ArtifactError, match="if you changed it on purpose, delete its entry 'record_sha256', or remove"
+    ):
+        Predictor.load(finished)
+    kept = {name: record[name] for name in record if name not in ("files", "record_sha256")}
+    (finished / "stage.json").write_text(json.dumps(kept))
     assert Predictor.load(finished).label_names == ["awful", "fair", "good"]  # changed on purpose, and said so
     (finished / "stage.json").write_text(json.dumps(record))
     (finished / "config.json").write_text(original)

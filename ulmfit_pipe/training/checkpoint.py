@@ -34,12 +34,17 @@ TRACKERS = "trackers"  # folder beside a stage's own, or in a fixed one; `tensor
 KEPT_INSIDE = ("lost+found", TRACKERS)  # not a stage's own: the disk's, and what the trackers write
 COUNTING_FILES = ("stage.json", "learner.json")  # a folder without them is not finished
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+SEAL = "record_sha256"  # entry of a JSON record that holds the digest of all others
 ATTEMPTS = 10  # at a name that several processes write at once
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pth", ".pt", ".bin", ".ckpt")
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read, or does not fit; the message names the file and what to do."""
+
+
+class AlteredError(CheckpointError):
+    """A record is not what was written."""
 
 
 class BestWeights:
@@ -277,6 +282,40 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def digest_of_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
+    """Write a record as `write_json` does, with a SHA-256 of its own content, by which `read_sealed` finds a change."""
+    plain = json.loads(json.dumps(_finite(record)))  # as it will be read: keys are texts, for one
+    write_json(path, {**plain, SEAL: _seal_of(plain)})
+
+
+def read_sealed(path: Path | str) -> Any:
+    """Read what `write_sealed` wrote; a record without a seal, of an older version, is taken as it is.
+
+    Raises:
+        CheckpointError: As `read_json`, or it is not what was written.
+    """
+    record = read_json(path)
+    seal = record.get(SEAL) if isinstance(record, dict) else None
+    if seal is not None and seal != _seal_of(record):
+        raise AlteredError(
+            f"{path} is not what was saved (its SHA-256 differs): it was damaged or altered; put back a copy of it, or "
+            f"if you changed it on purpose, delete its entry {SEAL!r}"
+        )
+    return record
+
+
+def _seal_of(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of a record without its seal, however its file is laid out."""
+    rest = {name: value for name, value in record.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: Path | str, record: Any) -> None:
     """Write a record as strict JSON, atomically; NaN and infinity become null."""
     write_atomic(path, (json.dumps(_finite(record), indent=2, allow_nan=False) + "\n").encode())
@@ -327,7 +366,7 @@ def load_tensors(path: Path | str, *, sha256: str | None = None) -> dict[str, Te
         raise CheckpointError(_refused_pickle(path))
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give the folder that a stage or Learner.save wrote")
-    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    if sha256 is not None and digest_of_file(path) != sha256:
         raise CheckpointError(
             f"{path} is not the file that was saved (its SHA-256 differs): it was cut short or altered; "
             "take an earlier save"

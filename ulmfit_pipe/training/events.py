@@ -31,6 +31,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import torch
 from accelerate import Accelerator
 
+from ulmfit_pipe.temporary_files import write_advice
 from ulmfit_pipe.training.gradient_norms import gradient_norms
 from ulmfit_pipe.training.processes import reduce_sum
 from ulmfit_pipe.training.records import EpochRecord, EpochState, Phase, TrainingOptions
@@ -112,7 +113,8 @@ class JsonlLog:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before stand",
+                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before stand. "
+                f"{write_advice(error, None)}",
             ) from error
 
     def finish(self) -> None:
