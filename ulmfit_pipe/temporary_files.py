@@ -24,6 +24,7 @@ except ImportError:  # Windows
 LONGEST_NAME = 255  # bytes; of ext4, xfs, btrfs, NTFS and APFS
 ADDED = len("..12345678.tmp")  # bytes that a temporary name has more than the name it stands for
 ABANDONED = 86_400.0  # seconds: where a disk knows no locks, what is older is of a process that is gone
+STREAMS = re.compile(r"/dev/(std(in|out|err)$|fd(/|$))|/proc/(self|\d+)(/|$)")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -89,6 +90,22 @@ def remove_abandoned(path: Path) -> None:
         if lock is not None or time.time() - found.st_mtime > ABANDONED:
             remove(path)
         _let_go(lock)
+
+
+def no_place_for_a_file(path: Path | str) -> str:
+    """Return why nothing can be written under a path and renamed, where it is a pipe, a device or a stream; else ''."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        mode = 0
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    kind = next((name for test, name in kinds.items() if test(mode)), "")
+    if STREAMS.match(os.path.abspath(path)):  # also where the shell lets it lead to a file
+        kind = "a stream of this process"
+    if not kind:
+        return ""
+    return f"{path} is {kind}; what is written is complete or absent, which needs a file or folder: give a name for one"
 
 
 def remove(path: Path) -> None:

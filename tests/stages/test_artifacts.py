@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import sentencepiece
 import torch
+from tiny_images import save_backbone
 from tiny_runs import folder_bytes, reviews
 from transformers import (
     AutoModel,
@@ -34,6 +35,7 @@ from ulmfit_pipe.stages.artifacts import (
     save_stage,
 )
 from ulmfit_pipe.stages.finished import finished_result
+from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.predict import Predictor
 
 
@@ -81,6 +83,21 @@ def test_a_model_is_known_by_its_files_not_by_its_place(tiny_language_model_fold
     (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
     assert model_identity(moved) != known
     assert (model_identity("owner/name"), model_identity(None)) == ("owner/name", None)
+
+
+def test_whatever_changes_what_a_model_computes_is_part_of_its_fingerprint(tmp_path):
+    images = save_backbone(tmp_path / "images")
+    known = model_identity(images, images=True)
+    processor = json.loads((images / "preprocessor_config.json").read_text())
+    (images / "preprocessor_config.json").write_text(json.dumps({**processor, "image_mean": [0.1, 0.1, 0.1]}))
+    assert model_identity(images, images=True) != known
+    (images / "code.py").write_text("SCALE = 1")
+    known = model_identity(images, images=True)
+    with remote_code(True):
+        trusted = model_identity(images, images=True)
+        (images / "code.py").write_text("SCALE = 2")
+        assert trusted not in (known, model_identity(images, images=True))
+    assert model_identity(images, images=True) == known  # code that may not run changes nothing
 
 
 def test_a_folder_without_a_tokenizer_says_how_a_learner_is_saved_with_one(tmp_path):

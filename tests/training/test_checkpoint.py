@@ -297,6 +297,17 @@ def test_a_path_below_a_file_is_told_what_is_the_matter(tmp_path):
         write_json(tmp_path / "file" / "deep" / "a.json", {})
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/null"), "a device")):
+        with pytest.raises(CheckpointError, match=f"could not save: {path} is {kind}; what is written is complete or"):
+            write_json(path, {})
+        with pytest.raises(CheckpointError, match=f"could not save: {path} is {kind}; .*: give a name for one"):
+            with atomic_folder(path):
+                raise AssertionError("nothing is to be done")
+    assert (tmp_path / "pipe").is_fifo() and Path("/dev/null").is_char_device()
+
+
 # ---- folders that have to stay where they are
 
 

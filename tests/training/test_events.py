@@ -358,6 +358,12 @@ def test_a_log_whose_folder_cannot_be_made_names_the_file(tmp_path):
         JsonlLog(tmp_path / "file" / "log.jsonl").log({"loss": 1.0}, step=0)
 
 
+def test_a_pipe_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(ValueError, match=r"log.jsonl is a pipe, a device or a folder, not a log; choose another file"):
+        JsonlLog(tmp_path / "log.jsonl").start(step=0, epochs=0)
+
+
 def test_a_file_that_is_no_log_is_not_overwritten(tmp_path):
     (tmp_path / "notes.jsonl").write_text('{"text": "dear"}\n')
     with pytest.raises(ValueError, match=r"notes.jsonl is no log of a training and would be overwritten; choose anoth"):

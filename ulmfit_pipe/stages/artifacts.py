@@ -38,9 +38,10 @@ from ulmfit_pipe.models.image_classifier import register_image_classifier
 from ulmfit_pipe.models.image_groups import classes_in
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierConfig, PoolingForSequenceClassification
-from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE
+from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE, remote_code_allowed
 from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
 from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote_classes
+from ulmfit_pipe.temporary_files import no_place_for_a_file
 from ulmfit_pipe.training.checkpoint import (
     SEAL,
     AlteredError,
@@ -53,6 +54,7 @@ from ulmfit_pipe.training.checkpoint import (
     write_sealed,
 )
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # size, crop and scale of an image model
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 # What a fast tokenizer is made from where a model has no tokenizer.json: DeBERTa v2 and v3, ALBERT, Llama, XLM-R.
 SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
@@ -84,6 +86,9 @@ def library_versions() -> dict[str, str]:
 def model_identity(name: str | Path | None, *, images: bool = False) -> str | None:
     """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
 
+    Counted is each file that changes what the model computes: weights, configuration, tokenizer or image processor, and
+    code of its own where that may run.
+
     Args:
         name: As `resolve_model`; None for a model from scratch.
         images: Whether an image model is wanted, for messages.
@@ -101,8 +106,9 @@ def model_identity(name: str | Path | None, *, images: bool = False) -> str | No
     ours = (folder / BACKEND_FILE).is_file()
     tokenizer = [BACKEND_FILE] if ours else [*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json"]
     if not (folder / "tokenizer.json").is_file():
-        tokenizer += SENTENCEPIECE_FILES
-    others = [folder / "config.json", folder / INDEX_FILE, *(folder / name for name in tokenizer)]
+        tokenizer += [*SENTENCEPIECE_FILES, "added_tokens.json"]
+    named = ["config.json", INDEX_FILE, *tokenizer, *(PROCESSOR_FILES if images else ())]
+    others = [*(folder / name for name in named), *(folder.glob("*.py") if remote_code_allowed() else ())]
     for file in sorted([*folder.glob("*.safetensors"), *others]):
         if file.is_file():
             digest.update(f"{file.name} {digest_of_file(file)}\n".encode())
@@ -424,7 +430,7 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise ArtifactError(f"{path} is a file; choose another output folder")
+        raise ArtifactError(no_place_for_a_file(path) or f"{path} is a file; choose another output folder")
     if not contents_of(path):
         return
     found = read_stage(path)

@@ -23,7 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ulmfit_pipe.temporary_files import hidden_name, remove, remove_left_overs, temporary_beside, write_advice
+from ulmfit_pipe.temporary_files import (
+    hidden_name,
+    no_place_for_a_file,
+    remove,
+    remove_left_overs,
+    temporary_beside,
+    write_advice,
+)
 from ulmfit_pipe.training.records import EpochRecord
 
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "error_rate")  # ends of such metrics' names; others are scores
@@ -100,8 +107,10 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     cannot be renamed (`is_fixed`) gets the files one by one.
 
     Raises:
-        CheckpointError: The disk is full or not writable; the old folder is untouched.
+        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old folder is
+            untouched.
     """
+    _refuse_streams(path)
     path = Path(path).resolve()
     recover_folder(path)
     place = path / INSIDE if is_fixed(path) else path
@@ -118,6 +127,11 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own error
         raise CheckpointError(not_saved(path, error)) from error
+
+
+def _refuse_streams(path: Path | str) -> None:
+    if refusal := no_place_for_a_file(path):
+        raise CheckpointError(f"could not save: {refusal}")
 
 
 def is_fixed(path: Path) -> bool:
@@ -244,8 +258,10 @@ def write_atomic(path: Path | str, content: bytes) -> None:
     """Write a file so that either the old content or all of the new is there.
 
     Raises:
-        CheckpointError: The disk is full or not writable; the old file is untouched.
+        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is
+            untouched.
     """
+    _refuse_streams(path)
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,6 +87,8 @@ class JsonlLog:
         self.finish()
         if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is a pipe, a device or a folder, not a log; choose another file")
         lines = self.path.read_bytes().splitlines(keepends=True)
         if lines and not lines[0].startswith(b'{"step": '):
             raise ValueError(f"{self.path} is no log of a training and would be overwritten; choose another file")
