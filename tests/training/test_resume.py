@@ -661,7 +661,10 @@ def test_another_model_is_refused_by_its_first_tensor(tmp_path, accelerator):
         return model, Plan(plan.phases, tuple(groups_of(model))), task, monitor
 
     words = refused(tmp_path, accelerator, other)
-    assert words == "the checkpoint is of another model: head.extra, of which the checkpoint has none"
+    assert words == (
+        "the checkpoint is of another model: head.extra, of which the checkpoint has none; build the model as it was "
+        "then, or delete the folder of checkpoints to begin anew"
+    )
 
 
 def test_other_versions_are_named_and_the_run_goes_on(tmp_path, accelerator):

@@ -150,7 +150,7 @@ def test_another_architecture_is_refused_before_anything_is_changed(tmp_path):
     model = new_model()
     model.head = nn.Linear(6, 9)
     words = load_into(tmp_path / "run", model)
-    assert "holds head.bias of shape (4,), this model's has (9,)" in words
+    assert "holds head.bias of shape (4,), this model's has (9,); build it as it was saved" in words
 
 
 def test_another_class_with_the_same_names_is_refused(tmp_path):

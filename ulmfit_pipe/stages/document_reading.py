@@ -181,7 +181,7 @@ def _check_saved(notes: dict[str, Any], network: Any) -> None:
         if not fits:
             raise ArtifactError(
                 f"{network.config._name_or_path or 'the model'} cannot be used: {name} among its {NOTES} entries in "
-                f"config.json is {shown(notes.get(name, 'missing'))}, which says not how long texts are read; take "
+                f"config.json is {shown(notes.get(name, 'missing'))}, which does not say how long texts are read; take "
                 "another save"
             )
     if bound is not None and bound > longest:

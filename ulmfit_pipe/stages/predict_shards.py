@@ -218,7 +218,10 @@ class ShardedJob:
             raise ArtifactError(f"output_dir {self.folder} is a file; choose another folder")
         for name in (MANIFEST, RECORDS):
             if (self.folder / name).is_symlink():
-                raise ArtifactError(f"{self.folder / name} is a link, and nothing is written through one; remove it")
+                raise ArtifactError(
+                    f"{self.folder / name} is a link, and nothing is written through one; remove it, or choose "
+                    "another output_dir"
+                )
         found = _json_in(self.folder / MANIFEST)
         if isinstance(found, dict) and found.get("kind") == KIND["kind"]:
             self._refuse_other(found)

@@ -154,7 +154,9 @@ def load(path: Path | str, model: nn.Module, groups: Sequence[LayerGroup]) -> di
     for name, value in weights.items():
         shape = tuple(mine_by_name[name].shape)
         if tuple(value.shape) != shape:
-            raise CheckpointError(f"{path} holds {name} of shape {tuple(value.shape)}, this model's has {shape}")
+            raise CheckpointError(
+                f"{path} holds {name} of shape {tuple(value.shape)}, this model's has {shape}; build it as it was saved"
+            )
     with torch.no_grad():
         model.load_state_dict(weights, strict=False)  # strict by the checks above; tied names may be absent
     return state
