@@ -551,7 +551,7 @@ def test_a_full_disk_stops_the_run_says_how_much_is_needed_and_the_one_before_st
     words = str(caught.value)
     assert words.startswith(f"could not save checkpoint {tmp_path / 'run'}/step-")
     assert "No space left on device; it takes about 1 MB and" in words
-    assert f"are free. The one before, {last.name}, stands: free some space, then run the same command again" in words
+    assert f"are free; the one before, {last.name}, stands. The disk is full: free some space, then run the sa" in words
     assert words.endswith("with --resume true")
     assert not list((tmp_path / "run").glob(".*"))
     assert_same(
@@ -564,7 +564,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_so(tmp_path, accelerator, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "_sync", full)
-    with pytest.raises(CheckpointError, match="are free. There is none before it: free some space"):
+    with pytest.raises(CheckpointError, match="are free; there is none before it. The disk is full: free some space"):
         train(classifier, accelerator, kept(tmp_path / "run"))
 
 
@@ -661,7 +661,10 @@ def test_another_model_is_refused_by_its_first_tensor(tmp_path, accelerator):
         return model, Plan(plan.phases, tuple(groups_of(model))), task, monitor
 
     words = refused(tmp_path, accelerator, other)
-    assert words == "the checkpoint is of another model: head.extra, of which the checkpoint has none"
+    assert words == (
+        "the checkpoint is of another model: head.extra, of which the checkpoint has none; build the model as it was "
+        "then, or delete the folder of checkpoints to begin anew"
+    )
 
 
 def test_other_versions_are_named_and_the_run_goes_on(tmp_path, accelerator):

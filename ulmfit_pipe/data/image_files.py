@@ -22,7 +22,7 @@ except ImportError as error:
     raise ImportError("images need Pillow, which is not installed: pip install 'ulmfit_pipe[vision]'") from error
 
 from ulmfit_pipe.data.column_names import shown_names
-from ulmfit_pipe.data.labels import clean_label, list_labels, sort_label_names
+from ulmfit_pipe.data.labels import INTEGERS, can_be, clean_label, list_labels, sort_label_names
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 from ulmfit_pipe.data.tables import load_table
 
@@ -202,7 +202,8 @@ def _from_dataset(
     if label_column is None:
         return images
     ids, names = _labels_of(dataset, label_column, name, label_names)
-    features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+    feature = datasets.ClassLabel(names=names, id=_label_type(dataset.features[label_column], names))
+    features = datasets.Features({"label": feature})
     labels = datasets.Dataset.from_dict({"label": ids}, features=features)
     with bars_on_a_terminal_only():
         return datasets.concatenate_datasets([images, labels], axis=1)
@@ -226,6 +227,13 @@ def _labels_of(
         if label not in numbers:
             raise ImageError(f"row {row} of {name} has the class {label!r}, {_unknown(names)}")
     return [numbers[str(label)] for label in given], names
+
+
+def _label_type(feature: Any, names: Sequence[str]) -> str | None:
+    """Return the type that a column's labels are in, as `LabelColumn` keeps it: integers, or None for names."""
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.id
+    return INTEGERS if getattr(feature, "dtype", "").startswith(("int", "uint")) and can_be(names, INTEGERS) else None
 
 
 def with_source_rows(table: datasets.Dataset) -> datasets.Dataset:

@@ -6,6 +6,7 @@ A folder may hold a forward and, below ``backward/``, a backward classifier; the
 Files are read and written in pieces, so that their size does not matter.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,7 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
         if any(kind in name for name in config.architectures or [] for kind in LANGUAGE_MODELS):
             raise ArtifactError(
                 f"{path} is a language model, which knows no labels: train a classifier from it, for example with "
-                f"recipes/run_pipeline.py --model {path}, and give the folder of its classifier stage"
+                f"recipes/run_pipeline.py --model {shlex.quote(str(path))}, and give the folder of its classifier stage"
             )
         raise ArtifactError(
             f"{path} is no classifier but {config.architectures}; give the folder of a classifier stage"

@@ -144,6 +144,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     with share_of_work() as given:
         accelerator = context.accelerator
     share = given or (accelerator.process_index, accelerator.num_processes)
+    context.tell_of_remote_code(settings)
     with contextlib.ExitStack() as copies:
         if settings.output_dir is not None:
             return _predict_parts(settings, context, copies, share=share, shown=shown, started=started)

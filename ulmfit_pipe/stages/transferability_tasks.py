@@ -181,7 +181,8 @@ def split_classes(names: Sequence[str], *, seed: int, task_a: Sequence[str] | No
         if not LEAST_CLASSES <= len(chosen) <= len(names) - LEAST_CLASSES:
             raise ValueError(
                 f"task_a has {len(chosen)} of {len(names)} classes, which leaves {len(names) - len(chosen)} to task B; "
-                f"each task needs at least {LEAST_CLASSES}"
+                f"each task needs at least {LEAST_CLASSES}: name {LEAST_CLASSES} to {len(names) - LEAST_CLASSES}, or "
+                "leave task_a out to have half of them drawn"
             )
     return [name for name in names if name in chosen], [name for name in names if name not in chosen]
 
