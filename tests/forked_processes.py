@@ -61,6 +61,7 @@ def _forked(work: Callable[[], Any], folder: Path, rank: int, together: dict[str
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
                 torch.save(work(), folder / f"result{rank}.pt")
+                torch.distributed.barrier()  # so that none is missed by one that has still to end
                 code = 0
             except BaseException:
                 traceback.print_exc()
