@@ -4,13 +4,14 @@ Processes that torchrun starts import torch and transformers anew, which takes l
 launcher starts them, and ends them, is for tests of its own to show: see stages/test_launches.py.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,32 @@ def _forked(work: Callable[[], Any], folder: Path, rank: int, together: dict[str
                 traceback.print_exc()
     finally:
         os._exit(code)
+
+
+@contextlib.contextmanager
+def other_process(work: Callable[[Callable[[object], Any]], None]) -> Iterator[tuple[int, str]]:
+    """Fork a process that does some work, says a word and waits to be killed; give its number and the word."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            work(lambda word: os.write(writing, str(word).encode()))
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        word = os.read(reading, 100).decode()
+        assert word, "the other process ended before it said a word"
+        yield process, word
+    finally:
+        os.close(reading)
+        kill(process)
+
+
+def kill(process: int) -> None:
+    """End a forked process, unless it was ended before."""
+    with contextlib.suppress(ChildProcessError):
+        if os.waitpid(process, os.WNOHANG) == (0, 0):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
