@@ -24,6 +24,41 @@ os.environ |= {
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files that take longest, the longest first: with several test processes none of these is begun last.
+LONGEST = [
+    "test_recipes.py",
+    "test_pipeline.py",
+    "test_stages_several_processes.py",
+    "test_predict_files.py",
+    "test_low_shot.py",
+    "test_resumed_recipes.py",
+    "test_launches.py",
+    "test_transformer_classifier.py",
+    "test_transferability.py",
+    "test_transformer_pipeline.py",
+    "test_transformer_language_model.py",
+    "test_several_processes.py",
+    "test_bad_input.py",
+    "test_image_pipeline.py",
+    "test_resume.py",
+    "test_classifier.py",
+    "test_sharding.py",
+    "test_demo.py",
+    "test_show_filters.py",
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order below: pytest-xdist would begin with the files that have the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; nothing else changes its place."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the caches of the libraries."""
     CACHE.cleanup()
