@@ -93,6 +93,24 @@ def cost_ratio():
     return lambda small, large: seconds(large) / seconds(small)
 
 
+@pytest.fixture(scope="module")
+def blank_pictures():
+    """Save a dot for every picture: to draw those of a report takes longer than to train what it reports on.
+
+    They are drawn as users get them by the tests of reports, by recipes/test_recipes.py, stages/test_report.py and
+    stages/test_show_filters.py.
+    """
+    from matplotlib.figure import Figure  # not above: it reads its settings from the names above
+    from PIL import Image
+
+    def save(_figure, target, *, format):
+        Image.new("L", (1, 1)).save(target, format=format)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
+
+
 @pytest.fixture
 def every_warning():
     """Let torch warn each time: an earlier test may have had the only one."""
