@@ -153,14 +153,31 @@ def test_checkpoints_change_nothing_and_draw_no_random_number(tmp_path, accelera
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_run_killed_at_any_batch_ends_bit_identical(tmp_path, accelerator, build, every):
+    """Each fifth batch by a kill, all of them with the checkpoints that a kill there finds on the disk."""
     whole = never_stopped(build, accelerator)
-    total = whole.batches
-    assert total >= 24
-    for kill in range(0, total, 1 if every == 1 else 5):
-        folder = tmp_path / str(kill)
-        with pytest.raises(Killed):
-            train(build, accelerator, kept(folder, every_steps=every), kill=kill)
-        assert_same(train(build, accelerator, kept(folder, every_steps=every, resume=True)), whole)
+    assert whole.batches >= 24
+
+    class Copying(KilledAt):
+        """An objective that puts what is on the disk aside before each batch."""
+
+        def __call__(self, *args):
+            if (tmp_path / "run").exists():
+                shutil.copytree(tmp_path / "run", tmp_path / f"before {10**9 - self.left}")
+            return super().__call__(*args)
+
+    def copying(kill):
+        model, plan, task, monitor = build(kill)
+        return model, plan, replace(task, objective=Copying(task.objective.objective, kill)), monitor
+
+    assert_same(train(copying, accelerator, kept(tmp_path / "run", every_steps=every)), whole)
+    for kill in range(whole.batches):
+        folder = tmp_path / f"before {kill}"
+        if kill % 5 == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            with pytest.raises(Killed):
+                train(build, accelerator, kept(folder, every_steps=every), kill=kill)
+        if every == 1 or kill % 5 == 0:
+            assert_same(train(build, accelerator, kept(folder, every_steps=every, resume=True)), whole)
         shutil.rmtree(folder, ignore_errors=True)
 
 
