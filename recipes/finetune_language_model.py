@@ -15,6 +15,8 @@ The stage is finished when stage.json lies in the output folder; a second call w
 that was killed goes on from its last checkpoint with --resume true.
 """
 
+import shlex
+
 from ulmfit_pipe import LanguageModelJob, describe_perplexity, parse_settings, run_language_model, run_recipe
 
 
@@ -32,9 +34,8 @@ def main() -> None:
     metrics = run_language_model(job)
     print(describe_perplexity(metrics["validation"]))
     print(f"the language model lies in {job.output_dir}; give it to the next stage:")
-    print(
-        f"  python recipes/train_classifier.py --model {job.output_dir} --train_file train.csv --output_dir runs/mine"
-    )
+    folder = shlex.quote(job.output_dir)
+    print(f"  python recipes/train_classifier.py --model {folder} --train_file train.csv --output_dir runs/mine")
 
 
 if __name__ == "__main__":

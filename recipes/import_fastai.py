@@ -21,6 +21,8 @@ Text is cut into words as fastai's spaCy tokenizer does. Every row stays with it
 (old names of special tokens, a decoder that the file lacks) is printed and kept in the folder's stage.json.
 """
 
+import shlex
+
 from ulmfit_pipe import ImportFastaiSettings, import_fastai, parse_settings, run_recipe
 
 NEXT = {
@@ -45,7 +47,7 @@ def main() -> None:
         print(f"labels: {', '.join(summary.labels)}")
     print(f"it lies in {summary.output_dir}; go on with")
     for command in NEXT[summary.kind]:
-        print(f"  python recipes/{command.format(summary.output_dir)}")
+        print(f"  python recipes/{command.format(shlex.quote(str(summary.output_dir)))}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ A folder below ulmfit_pipe/models/pretrained/ is a built-in model: its name work
 the wheel contains it. A second call replaces the folder; the folder of a training is never overwritten.
 """
 
+import shlex
 from pathlib import Path
 
 from ulmfit_pipe import PackageSettings, package_language_model, parse_settings, run_recipe
@@ -35,9 +36,8 @@ def main() -> None:
             print(f"{name.replace('_', ' ')}: {metrics[name]:.3f}")
     print(f"sample: {record['sample']['text']}")
     print(f"the model lies in {settings.output_dir}, its card in {Path(settings.output_dir) / 'README.md'}; use it:")
-    print(
-        f"  python recipes/run_pipeline.py --model {settings.output_dir} --train_file YOURS.csv --output_dir runs/mine"
-    )
+    folder = shlex.quote(settings.output_dir)
+    print(f"  python recipes/run_pipeline.py --model {folder} --train_file YOURS.csv --output_dir runs/mine")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Predict every row of CSV, TSV, JSONL or Parquet files with a trained classifier.
+"""Predict every row of a table, or of several (docs/tables.md lists the kinds), with a trained classifier.
 
     python recipes/predict.py --model runs/reviews/classifier --input_file new.csv --output_file predicted.csv
 

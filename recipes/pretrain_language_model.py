@@ -3,8 +3,8 @@
     python recipes/pretrain_language_model.py --train_file wiki.parquet --output_dir runs/general_lm \
         --language_model.embedding_size 256 --language_model.hidden_size 512 --language_model.epochs 1
 
-The text is one document a row (CSV, TSV, JSONL, Parquet). A subword vocabulary is made from it, then an AWD-LSTM is
-trained with one cycle; the part of the text that was held out measures its perplexity.
+The text is one document a row of a table (docs/tables.md lists the kinds). A subword vocabulary is made from it, then an
+AWD-LSTM is trained with one cycle; the part of the text that was held out measures its perplexity.
 
 For a backward model, the second half of an ensemble, add --language_model.direction backward and, so that both have one
 vocabulary, --language_model.tokenizer_of runs/general_lm.
@@ -17,6 +17,7 @@ A training that was killed (SIGTERM: exit code 75) goes on from its last checkpo
 How long it takes: tokens of text times epochs, over the tokens a second that the table of epochs shows.
 """
 
+import shlex
 from dataclasses import replace
 
 from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model, run_recipe
@@ -38,7 +39,8 @@ def main() -> None:
         f"next-token accuracy {validation['token_accuracy']:.3f}"
     )
     print(f"the language model lies in {job.output_dir}; give it to the next stage:")
-    print(f"  python recipes/run_pipeline.py --model {job.output_dir} --train_file train.csv --output_dir runs/mine")
+    folder = shlex.quote(job.output_dir)
+    print(f"  python recipes/run_pipeline.py --model {folder} --train_file train.csv --output_dir runs/mine")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ The table at the end says who was right how often on paragraphs of source files 
 """
 
 import json
+import shlex
 
 from ulmfit_pipe import DemoSettings, parse_settings, run_demo, run_recipe
 
@@ -38,10 +39,12 @@ def main() -> None:
     print("seconds:", json.dumps(metrics["seconds"]))
     folder = metrics["classifier"]
     print(f"the classifier lies in {folder}; try it:")
-    print(f"""  python -c 'from ulmfit_pipe import TextPipeline as T; print(T.load("{folder}").predict(["..."]))'""")
+    name = json.dumps(folder, ensure_ascii=False)
+    code = f'from ulmfit_pipe import TextPipeline as T; print(T.load({name}).predict(["..."]))'
+    print(f"  python -c {shlex.quote(code)}")
     print("and with a table of your own, columns text and label:")
     print(
-        f"  python recipes/run_pipeline.py --model {metrics['general_model']} --train_file YOURS.csv "
+        f"  python recipes/run_pipeline.py --model {shlex.quote(str(metrics['general_model']))} --train_file YOURS.csv "
         "--output_dir runs/mine"
     )
 

@@ -21,6 +21,9 @@ OUTPUT_DIR/
   settings.yaml     what was run; give it back with --config
 """
 
+import json
+import shlex
+
 from ulmfit_pipe import PipelineSettings, metrics_table, parse_settings, run_pipeline, run_recipe
 
 
@@ -34,8 +37,8 @@ def main() -> None:
     print(metrics_table(metrics))
     folder = metrics["classifier"]
     print(f"the classifier lies in {folder}; use it with")
-    print(f"  python recipes/predict.py --model {folder} --input_file FILE --output_file OUT.csv")
-    print(f'  TextPipeline.load("{folder}").predict(["..."])')
+    print(f"  python recipes/predict.py --model {shlex.quote(folder)} --input_file FILE --output_file OUT.csv")
+    print(f'  TextPipeline.load({json.dumps(folder, ensure_ascii=False)}).predict(["..."])')
 
 
 if __name__ == "__main__":

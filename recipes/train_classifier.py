@@ -20,6 +20,8 @@ A training that was killed goes on where it was with the same command and --resu
 With few labels, add unlabelled text to the language model first: recipes/finetune_language_model.py.
 """
 
+import shlex
+
 from ulmfit_pipe import ClassifierJob, metrics_table, parse_settings, run_classifier, run_recipe
 
 
@@ -32,11 +34,10 @@ def main() -> None:
     metrics = run_classifier(job)
     print(metrics_table(metrics))
     print(f"the classifier lies in {job.output_dir}; use it with")
-    print(f"  python recipes/predict.py --model {job.output_dir} --input_file FILE --output_file OUT.csv")
+    folder = shlex.quote(job.output_dir)
+    print(f"  python recipes/predict.py --model {folder} --input_file FILE --output_file OUT.csv")
     print("and go on from it when there is more labelled data with")
-    print(
-        f"  python recipes/train_classifier.py --model {job.output_dir} --train_file MORE.csv --output_dir NEW_FOLDER"
-    )
+    print(f"  python recipes/train_classifier.py --model {folder} --train_file MORE.csv --output_dir NEW_FOLDER")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ OUTPUT_DIR/
   report.html     curves, learning rates, plan, layer groups
 """
 
+import json
+
 from ulmfit_pipe import ImageSettings, metrics_table, parse_settings, run_image_pipeline, run_recipe, thawing_table
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     print(thawing_table(metrics))
     folder = metrics["classifier"]
     print(f"the classifier lies in {folder}; use it with")
-    print(f'  ImagePipeline.load("{folder}").predict(["image.jpg"])')
+    print(f'  ImagePipeline.load({json.dumps(folder, ensure_ascii=False)}).predict(["image.jpg"])')
 
 
 if __name__ == "__main__":

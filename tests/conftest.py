@@ -24,6 +24,41 @@ os.environ |= {
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files that take longest, the longest first: with several test processes none of these is begun last.
+LONGEST = [
+    "test_recipes.py",
+    "test_pipeline.py",
+    "test_stages_several_processes.py",
+    "test_predict_files.py",
+    "test_low_shot.py",
+    "test_resumed_recipes.py",
+    "test_launches.py",
+    "test_transformer_classifier.py",
+    "test_transferability.py",
+    "test_transformer_pipeline.py",
+    "test_transformer_language_model.py",
+    "test_several_processes.py",
+    "test_bad_input.py",
+    "test_image_pipeline.py",
+    "test_resume.py",
+    "test_classifier.py",
+    "test_sharding.py",
+    "test_demo.py",
+    "test_show_filters.py",
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order below: pytest-xdist would begin with the files that have the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; nothing else changes its place."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the caches of the libraries."""
     CACHE.cleanup()
@@ -56,6 +91,24 @@ def cost_ratio():
         return min(times)
 
     return lambda small, large: seconds(large) / seconds(small)
+
+
+@pytest.fixture(scope="module")
+def blank_pictures():
+    """Save a dot for every picture: to draw those of a report takes longer than to train what it reports on.
+
+    They are drawn as users get them by the tests of reports, by recipes/test_recipes.py, stages/test_report.py and
+    stages/test_show_filters.py.
+    """
+    from matplotlib.figure import Figure  # not above: it reads its settings from the names above
+    from PIL import Image
+
+    def save(_figure, target, *, format):
+        Image.new("L", (1, 1)).save(target, format=format)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
 
 
 @pytest.fixture

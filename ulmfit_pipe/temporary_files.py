@@ -24,6 +24,7 @@ except ImportError:  # Windows
 LONGEST_NAME = 255  # bytes; of ext4, xfs, btrfs, NTFS and APFS
 ADDED = len("..12345678.tmp")  # bytes that a temporary name has more than the name it stands for
 ABANDONED = 86_400.0  # seconds: where a disk knows no locks, what is older is of a process that is gone
+STREAMS = re.compile(r"/dev/(std(in|out|err)$|fd(/|$))|/proc/(self|\d+)(/|$)")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -91,6 +92,22 @@ def remove_abandoned(path: Path) -> None:
         _let_go(lock)
 
 
+def no_place_for_a_file(path: Path | str) -> str:
+    """Return why nothing can be written under a path and renamed, where it is a pipe, a device or a stream; else ''."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        mode = 0
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    kind = next((name for test, name in kinds.items() if test(mode)), "")
+    if STREAMS.match(os.path.abspath(path)):  # also where the shell lets it lead to a file
+        kind = "a stream of this process"
+    if not kind:
+        return ""
+    return f"{path} is {kind}; what is written is complete or absent, which needs a file or folder: give a name for one"
+
+
 def remove(path: Path) -> None:
     """Remove a file or folder where that is possible; a disk that is read-only by now must not hide an error."""
     with contextlib.suppress(OSError):
@@ -143,18 +160,49 @@ def naming(path: Path | str) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def write_advice(error: BaseException, what: str) -> str:
-    """Return what to do about a disk that refused to write.
+def write_advice(error: BaseException, what: str | None, *, again: str = "run again") -> str:
+    """Return what is wrong with a disk that refused, and what to do about it, as one sentence without its full stop.
 
     Args:
         error: What came.
-        what: What can be chosen anew, such as ``output folder``.
+        what: What can be chosen anew, such as ``output folder``; None where that would not help.
+        again: What to do afterwards.
     """
-    number = getattr(error, "errno", None)
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"It is not writable: choose another {what}, or make it writable, then run again"
-    if number == errno.ENAMETOOLONG:
-        return f"Choose an {what} with a shorter name, then run again"
-    if number in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ELOOP):
-        return f"A part of its path is a file or not there: choose another {what}, then run again"
-    return f"Free some disk space or choose another {what}, then run again"
+    cause, cure = DISK_ADVICE.get(number_of(error) or 0, ("The disk failed", "look after it"))
+    other = "" if what is None else f" or choose another {what}"
+    return f"{cause}: {cure}{other}, then {again}"
+
+
+def number_of(error: BaseException | None) -> int | None:
+    """Return the system's number of an error, also of one that another library or an error of ours was raised from."""
+    while error is not None:
+        if (number := getattr(error, "errno", None)) is not None:
+            return int(number)
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # of Rust: safetensors, tokenizers
+            return int(found[1])
+        if "no space left" in str(error).lower():
+            return errno.ENOSPC
+        error = error.__cause__
+    return None
+
+
+_NO_PERMISSION = ("This account has no permission there", "change the permissions (chmod, chown)")
+DISK_ADVICE = {  # what is wrong, and what to do
+    errno.ENOSPC: ("The disk is full", "free some space"),
+    errno.EDQUOT: ("The disk quota of this account is used up", "delete files of yours, have it raised"),
+    errno.EROFS: ("The disk is read-only", "make it writable"),
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EMFILE: ("This process has too many files open", "raise the limit (ulimit -n)"),
+    errno.ENFILE: ("This machine has too many files open", "end other programs"),
+    errno.EFBIG: ("The file is larger than the disk or a limit allows", "raise the limit (ulimit -f)"),
+    errno.EIO: ("The disk reports a fault", "check it"),
+    errno.ENAMETOOLONG: ("The name is too long for the disk", "take a shorter one"),
+    errno.ENOENT: ("A folder of the path is not there", "make it"),
+    errno.ENOTDIR: ("A part of the path is a file, not a folder", "rename it"),
+    errno.EISDIR: ("A folder has that name", "rename it"),
+    errno.EEXIST: ("Something else has that name", "rename it"),
+    errno.ENOTEMPTY: ("Another process writes there too", "end it"),
+    errno.EBUSY: ("Something else is using it", "end that"),
+    errno.ELOOP: ("Links of the path lead in a circle", "correct them"),
+}

@@ -10,7 +10,7 @@ from ulmfit_pipe.data.table_readers import TableError, open_rows
 def refusal(tmp_path, text, *, texts=("text",), label="label", **options):
     path = tmp_path / "rows.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(TableError) as caught:  # also of opening it
         check_wanted(open_rows(path, reading=TableReading(**options)), texts, () if label is None else (label,))
     message = str(caught.value).removeprefix(f"{path}: ")
     assert "\n" not in message
@@ -36,6 +36,26 @@ def test_the_setting_that_names_a_missing_column_is_named(tmp_path):
 )
 def test_a_header_that_was_not_split_says_what_it_holds(tmp_path, mark, words):
     assert words in refusal(tmp_path, f"text{mark}label\na{mark}x\n", delimiter=",")
+
+
+@pytest.mark.parametrize(
+    "text", ['"text" "label"\n"a, b" "x"\n', '"text" "label"\n"1" "a, b" "x"\n', "text label\na x\nb y\n"]
+)
+def test_spaces_between_the_names_are_named_as_r_writes_them(tmp_path, text):
+    assert "; --delimiter space takes " in refusal(tmp_path, text)
+
+
+def test_columns_of_0_and_1_are_named_together_and_never_meant_as_the_text(tmp_path):
+    text = "comment,toxic,threat,obscene\na,0,1,0\nb,1,0,0\n"
+    assert "did you mean" not in refusal(tmp_path, text, texts=("treat",))
+    message = refusal(tmp_path, text, texts=("comment",), label="lable")
+    assert message == (
+        "there is no column 'lable'; there are comment, toxic, threat, obscene; for columns of 0 and 1 that are one "
+        "label each give them all: --label_column toxic --label_column threat --label_column obscene"
+    )
+    many = ",".join(f"flag{number}" for number in range(30))
+    message = refusal(tmp_path, f"text,{many}\n" + f"a{',1' * 30}\nb{',0' * 30}\n")
+    assert message.endswith("--label_column flag6 --label_column flag7 ...")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,11 @@ def test_a_table_holds_paths_from_its_own_folder_on(tmp_path):
         str(tmp_path / f"images/{name}/0.png") for name in ("ant", "bee")
     ]
     assert table.features["label"].names == ["ant", "bee"]
+    assert table.features["label"].id is None
     assert len(scan_images(table).table) == 2
+    numbers = write_table(tmp_path / "n.csv", [("images/ant/0.png", 10), ("images/bee/0.png", 9)], ("image", "label"))
+    kept = load_images(numbers).features["label"]
+    assert (kept.names, kept.id) == (["9", "10"], "int")
     assert load_images(path, image_column="file", label_column=None).column_names == ["image"]
 
 

@@ -15,6 +15,7 @@ from ulmfit_pipe.data.labels import (
     is_given,
     label_name,
     label_type_of,
+    list_apart,
     list_labels,
     parse_list,
     read_label_names,
@@ -188,7 +189,19 @@ def test_what_a_terminal_would_obey_is_escaped():
     assert shown_label("go\n\x1b[31mod\u200b") == "go\\n\\x1b[31mod\\u200b"
     assert shown_label("\u79ef\u6781") == "\u79ef\u6781"
     assert shown_label("x" * 70) == "x" * 60 + "..."
-    assert list_labels([str(number) for number in range(25)]).endswith("18, 19 and 5 more")
+    assert list_labels([str(number) for number in range(25)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 17 more"
+
+
+def test_of_two_long_lists_the_first_name_that_differs_is_shown():
+    names = [f"class {number}" for number in range(5000)]
+    assert list_apart(names, [*names[:3000], "other", *names[3001:]]) == tuple(
+        "class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7 and 4,992 more (number 3,001 is "
+        f"{name})"
+        for name in ("class 3000", "other")
+    )
+    assert list_apart(["a", "b"], ["a", "c"]) == ("a, b", "a, c")
+    assert list_apart(["a"], names)[0] == "a"
+    assert list_apart(names, names[:9])[0].endswith("7 and 4,992 more (number 10 is class 9)")
 
 
 # Several columns, one label each

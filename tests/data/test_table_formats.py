@@ -7,6 +7,7 @@ import pytest
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.table_readers import TableError, open_rows
+from ulmfit_pipe.data.tables import load_table
 
 LABELS = ("pos", "neg")
 PLAIN = [(f"a film of {number} hours", LABELS[number % 2]) for number in range(1, 21)]
@@ -210,7 +211,7 @@ def test_a_web_page_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"delimiter": ",,"}, "delimiter must be one character, or tab, comma, semicolon or pipe, got ',,'"),
+        ({"delimiter": ",,"}, "delimiter must be one character, or tab, comma, semicolon, pipe or space, got ',,'"),
         ({"delimiter": "\n"}, "delimiter must be one character"),
         ({"quote": "no"}, "quote must be double, single, none or one character, got 'no'"),
         ({"quote": ";", "delimiter": ";"}, "quote must be double, single, none or one character, got ';'"),
@@ -239,6 +240,35 @@ def test_a_torn_last_record_is_named_with_line_and_byte_and_left_out_on_request(
     assert any(
         "row 3 (header not counted) is cut short at the end of the file (line 4) and was" in n for n in source.notes
     )
+
+
+@pytest.mark.parametrize("end", ["c,", "c,y\nd,"])
+def test_a_last_row_that_ends_with_its_delimiter_is_told_and_left_out_on_request(tmp_path, end):
+    rows = end.count("\n") + 3
+    path = write(tmp_path / "rows.csv", "text,label\na,x\nb,y\n" + end)
+    found, source = read(path)
+    assert (len(found), found[-1][1]) == (rows, "")
+    assert source.notes == [
+        f"{path}, row {rows} (header not counted), the last, ends with an empty field and without a line end, as where "
+        "a file is cut short; --skip_torn_end true leaves it out"
+    ]
+    assert read(path, skip_torn_end=True)[0] == found[:-1]
+    with pytest.raises(TableError, match=rf"row {rows} .*the label is empty.*\(.*as where a file is cut short; --skip"):
+        load_table(str(path))
+    assert len(load_table(str(path), reading=TableReading(skip_torn_end=True))) == rows - 1
+
+
+def test_empty_last_fields_that_are_usual_are_not_told(tmp_path):
+    for text in ("text,x\na,\nb,", "text,x\na,1\nb,\n"):
+        assert read(write(tmp_path / "rows.csv", text), ("text", "x"))[1].notes == []
+
+
+def test_a_table_that_r_wrote_with_spaces_is_read_on_request(tmp_path):
+    path = write(tmp_path / "rows.txt", '"text" "label"\n"a, b" "x"\n"c \\"d\\"" "y"\n')
+    assert read(path, delimiter="space")[0] == [("a, b", "x"), ('c "d"', "y")]
+    path = write(tmp_path / "rows.txt", '"text" "label"\n"1" "a, b" "x"\n"2" "c" "y"\n')
+    with pytest.raises(TableError, match="one field more than the header, .*as R writes it, without row.names=FALSE"):
+        read(path, delimiter="space")
 
 
 def test_a_short_row_that_is_not_the_last_is_not_left_out(tmp_path):

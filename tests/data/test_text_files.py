@@ -58,7 +58,44 @@ def test_a_byte_that_cp1252_lacks_makes_it_latin_1(tmp_path):
     assert "is read as latin-1" in source.notes[0]
 
 
-@pytest.mark.parametrize(("encoding", "text"), [("gb18030", "距离川沙公路较近"), ("cp1251", "очень хороший фильм")])
+@pytest.mark.parametrize("share", [1, 10])
+@pytest.mark.parametrize(
+    ("encoding", "language", "text"),
+    [
+        ("shift_jis", "Japanese", "これは良い映画でした。主人公の演技が素晴らしい"),
+        ("cp932", "Japanese", "これは良い映画でした①。主人公の演技が素晴らしい"),
+        ("euc_jp", "Japanese", "これは良い映画でした。主人公の演技が素晴らしい"),
+        ("gb18030", "Chinese", "这是一部很好的电影，我非常喜欢它的故事"),
+        ("big5", "Chinese", "這是一部很好的電影，我非常喜歡它的故事"),
+        ("euc_kr", "Korean", "이 영화는 정말 재미있었습니다. 배우들도 좋았어요"),
+    ],
+)
+def test_an_encoding_of_east_asia_is_named_and_never_taken_for_cp1252(tmp_path, encoding, language, text, share):
+    rows = [(text if number % share == 0 else "a long film in English", "a") for number in range(30)]
+    content = "text,label\n" + "".join(",".join(row) + "\n" for row in rows)
+    path = write(tmp_path / "rows.csv", content.encode(encoding))
+    words = f"seems to be {language} text in {encoding}: --encoding {encoding} reads it as that"
+    with pytest.raises(TableError, match=words):
+        open_rows(path)
+    assert read(path, encoding=encoding)[0] == rows
+
+
+def test_japanese_in_bytes_of_ascii_is_named(tmp_path):
+    path = write(tmp_path / "rows.csv", "text,label\n良い映画,a\n".encode("iso2022_jp"))
+    with pytest.raises(TableError, match="ISO-2022-JP: --encoding iso2022_jp reads it"):
+        open_rows(path)
+    assert read(path, encoding="iso2022_jp")[0] == [("良い映画", "a")]
+
+
+def test_umlauts_are_no_east_asian_letters(tmp_path):
+    rows = [("eine schöne Größe für die Straße, größer als früher", "gut")] * 20
+    content = "text;label\n" + "".join(";".join(row) + "\n" for row in rows)
+    found, source = read(write(tmp_path / "rows.csv", content.encode("cp1252")))
+    assert found == rows
+    assert any("is read as cp1252" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("cp1251", "очень хороший фильм"), ("cp1253", "πολύ καλή ταινία")])
 def test_an_encoding_of_another_script_has_to_be_named(tmp_path, encoding, text):
     path = write(tmp_path / "rows.csv", f"text,label\n{text},a\n{text},b\n".encode(encoding))
     with pytest.raises(

@@ -106,3 +106,11 @@ def test_a_text_in_another_encoding_than_the_named_one_is_refused(tmp_path):
     folder = write(tmp_path / "train", {"a/0.txt": "café"})
     with pytest.raises(TableError, match=r"a/0.txt cannot be read as ascii \(ordinal not in range"):
         list(open_rows(folder, reading=TableReading(encoding="ascii")).read(["text"]))
+
+
+def test_a_folder_of_texts_alone_says_where_labels_come_from_and_is_read_without(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    with pytest.raises(TableError, match=r"no column 'label'; .*the texts of each class are in a folder of their own"):
+        load_table(str(tmp_path))
+    assert load_table(str(tmp_path), label_column=None)["text"][:] == ["text 0", "text 1", "text 2"]

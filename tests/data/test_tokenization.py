@@ -1,5 +1,7 @@
 """Training vocabularies, naming them, and tokenizing tables."""
 
+import hashlib
+import json
 import multiprocessing
 import os
 import subprocess
@@ -240,15 +242,48 @@ def damage_ids(path, other):
         writer.write_table(pa.table({"input_ids": [[2, 9, 99], [2, 11]]}, schema=features.arrow_schema))
 
 
+def sealed(path, change):
+    """Change the Arrow stream of a cache file, and seal it as if it were whole."""
+    stream, _, line = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    stream = change(bytearray(stream))
+    seal = json.loads(line) | {"sha256": hashlib.sha256(stream).hexdigest()}
+    path.write_bytes(bytes(stream) + b"\n" + json.dumps(seal).encode() + b"\n")
+
+
+def damage_body(path, other):
+    sealed(path, lambda stream: stream[: len(stream) // 2])
+
+
+def damage_offsets(path, other):
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 3, 5))
+    sealed(path, lambda stream: stream.replace(offsets, (0).to_bytes(4, "little") + b"\xff\xff\xff\x7f" * 2))
+
+
+def damage_rows(path, other):
+    damage_ids(path, other)
+    stream = path.read_bytes()
+    table = pa.ipc.open_stream(stream).read_all().slice(1)
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, table.schema) as writer:
+        writer.write_table(table)
+    key = path.stem.removeprefix("tokens-")
+    content = buffer.getvalue().to_pybytes()
+    seal = {"key": key, "rows": 2, "sha256": hashlib.sha256(content).hexdigest()}
+    path.write_bytes(content + b"\n" + json.dumps(seal).encode() + b"\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (damage_half, "was cut short or altered"),
+        (damage_body, "cannot be read: "),
+        (damage_offsets, "cannot be read: "),
+        (damage_rows, "holds 1 rows of input_ids, 2 of input_ids are asked for"),
         (lambda path, other: path.write_bytes(b""), "was cut short or altered"),
         (lambda path, other: path.write_bytes(bytes(200)), "was cut short or altered"),
         (lambda path, other: path.write_text("[" * 2000), "was cut short or altered"),
         (damage_bit, "was altered: its SHA-256 differs"),
-        (damage_ids, "was cut short or altered, or an older version wrote it"),
+        (damage_ids, "has no SHA-256"),
         (damage_exchange, "holds another table"),
         (damage_folder, "is not a file"),
         (damage_link, "is a link"),
@@ -265,7 +300,8 @@ def test_a_damaged_cache_is_told_and_made_again(tmp_path, caplog, damage, words)
     damage(path, other)
     for _ in range(2):
         assert tokenize_dataset(tables[0], tokenizer, cache_dir=tmp_path)["input_ids"][:] == [[2, 9, 10], [2, 11]]
-    assert [f"token cache damaged, made again: {path} {words}" in line for line in caplog.messages] == [True]
+    kind = "of an older version" if damage is damage_ids else "damaged"
+    assert [f"token cache {kind}, made again: {path} {words}" in line for line in caplog.messages] == [True]
     assert path.read_bytes() == whole and not path.is_symlink()
     assert tokenize_dataset(tables[1], tokenizer, cache_dir=tmp_path)["input_ids"][:] == [[2, 10, 9], [2, 11]]
     assert [file.read_text() for file in tmp_path.glob("*.not-ours-*/mine")] == ["the user's"] * (

@@ -1,13 +1,16 @@
 """Each recipe as a person runs it, on tables of a few dozen rows, one after the other in one folder."""
 
+import ast
 import json
 import os
 import random
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -407,3 +410,39 @@ def test_a_recipe_starts_as_a_program_of_its_own(place):
     done = subprocess.run(words, capture_output=True, text=True, cwd=place, env=surroundings, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("run_pipeline.py: error: there is no file none.csv; the folder . holds ")
+
+
+MEASURED = dict.fromkeys(("perplexity", "perplexity_per_word", "bits_per_character", "token_accuracy"), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "function", "found"),
+    [
+        ("pretrain_language_model", "run_language_model", {"validation": MEASURED}),
+        ("finetune_language_model", "run_language_model", {"validation": MEASURED}),
+        ("train_classifier", "run_classifier", {"seconds": {}}),
+        ("run_pipeline", "run_pipeline", {"seconds": {}, "classifier": "FOLDER"}),
+        (
+            "import_fastai",
+            "import_fastai",
+            SimpleNamespace(kind="classifier", sizes={}, labels=[], output_dir="FOLDER"),
+        ),
+    ],
+)
+def test_commands_that_a_recipe_prints_hold_for_any_folder(run, monkeypatch, recipe, function, found):
+    folder = """my "best" run's $HOME"""
+    if isinstance(found, dict):
+        found = {name: folder if value == "FOLDER" else value for name, value in found.items()}
+    else:
+        found.output_dir = folder
+    monkeypatch.setattr(f"ulmfit_pipe.{function}", lambda _settings: found)
+    given = ["--weights", "w.pth", "--vocab", "v.pkl"] if recipe == "import_fastai" else ["--train_file", "train.csv"]
+    code, out, _ = run(
+        recipe, *given, "--output_dir", folder, *([] if recipe == "import_fastai" else ["--model", "lm"])
+    )
+    assert code == 0
+    commands = [shlex.split(line) for line in out.splitlines() if "--model" in line]
+    assert commands
+    assert {words[words.index("--model") + 1].removesuffix("/language_model") for words in commands} == {folder}
+    calls = [line for line in out.splitlines() if ".load(" in line]
+    assert all(folder in ast.literal_eval(re.search(r'load\(("(\\.|[^"\\])*")', line)[1]) for line in calls)

@@ -29,6 +29,7 @@ RECIPES = {
     "run_pipeline": ["--model", "lm", *TEXT, *LANGUAGE_MODEL, *CLASSIFIER],
     "train_image_classifier": IMAGES,
 }
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 QUICK, SLOW = ("run_pipeline",), pytest.mark.slow
 
 

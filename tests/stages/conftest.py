@@ -31,6 +31,16 @@ def cheap_garbage_collection() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_ends_of_phases(request) -> Iterator[None]:
+    """Leave out accelerate's garbage collection after every phase, and pictures but where they are looked at."""
+    if request.module.__name__ not in ("test_report", "test_show_filters"):
+        request.getfixturevalue("blank_pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_options: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> UlmfitTokenizer:
     """Return a subword tokenizer of a few sentences."""

@@ -1,7 +1,7 @@
 """Both stages of a tiny run, killed by SIGKILL at chosen moments and gone on with, each time in a process of its own.
 
-    python killed_runs.py FOLDER '[["language_model", "step", 3], ...]'        forks a process for every moment
-    torchrun ... killed_runs.py FOLDER '[]' '["classifier", "save", 4, 1]'     one start, killed at one moment
+    forked(folder, [["language_model", "step", 3], ...])                       forks a process for every moment
+    torchrun ... killed_runs.py FOLDER '["classifier", "save", 4, 1]'          one start, killed at one moment
 
 A moment is a stage, a kind and a number: before the n-th step; in the save after the n-th step, at its m-th file; at
 the renaming of that checkpoint (before or after it); in the validation of the n-th epoch; at the start of the n-th
@@ -160,8 +160,8 @@ def in_a_process_of_its_own(work: Any) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def forked(folder: Path, moments: list[list[Any]]) -> None:
-    """Run without a kill, and again with one at every moment; print how each process ended."""
+def forked(folder: Path, moments: list[list[Any]]) -> list[int]:
+    """Run without a kill, and again with one at every moment; return how each process ended."""
     ends = [in_a_process_of_its_own(lambda: prepare(folder))]
     began = time.perf_counter()
     ends.append(in_a_process_of_its_own(lambda: run(folder / "whole", base=folder / "base", seconds=None)))
@@ -172,21 +172,18 @@ def forked(folder: Path, moments: list[list[Any]]) -> None:
         run(folder / "killed", base=folder / "base")
 
     ends += [in_a_process_of_its_own(lambda moment=moment: leg(moment)) for moment in moments]
-    ends.append(in_a_process_of_its_own(lambda: leg(["none", "", 0])))
-    (folder / "ends.json").write_text(json.dumps(ends))
+    return [*ends, in_a_process_of_its_own(lambda: leg(["none", "", 0]))]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    target, chosen = Path(sys.argv[1]), json.loads(sys.argv[2])
-    if len(sys.argv) == 3:
-        forked(target, chosen)
-    elif sys.argv[3] == "prepare":
+    target, chosen = Path(sys.argv[1]), sys.argv[2]
+    if chosen == "prepare":
         prepare(target)
-    elif sys.argv[3] == "whole":
+    elif chosen == "whole":
         run(target / "whole", base=target / "base", seconds=None)
     else:
-        *place, rank = counted(target, json.loads(sys.argv[3]))
+        *place, rank = counted(target, json.loads(chosen))
         if rank == int(os.environ["RANK"]):
             Moment(*place).watch()
         else:

@@ -1,13 +1,12 @@
 """Stages of a few thousand weights whose results must not depend on the number of processes.
 
-Started by torchrun it writes each process' results; imported it gives those of one process. See
-test_stages_several_processes.py, which also writes the models and images that are read here.
+test_stages_several_processes.py writes the models and images that are read here, and runs this in one process and in
+several.
 """
 
 import dataclasses
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -309,17 +308,3 @@ def accuracies_with_dropout(folder: Path) -> list[float]:
         history = parts.learner.fit_plan(parts.phases, keep_best=False)
         found.append(history.epochs[-1].metrics["accuracy"])
     return found
-
-
-def main(folder: Path, *, dropout: bool) -> None:
-    """Write what this process got."""
-    process = RunContext().accelerator
-    output = folder / f"of_{process.num_processes}"
-    result = accuracies_with_dropout(folder) if dropout else everything(folder, output)
-    name = "_dropout" if dropout else ""
-    torch.save(result, folder / f"{process.num_processes}_process{process.process_index}{name}.pt")
-    process.end_training()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), dropout="dropout" in sys.argv)

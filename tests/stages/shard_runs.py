@@ -1,13 +1,11 @@
 """Predictions in parts by processes of their own: several at once, and some that are killed.
 
-Started by torchrun it writes what each process found; started alone with the word ``kill`` it kills predictions at
-every moment that matters. See test_predict_shards_several_processes.py and test_predict_shards_killed.py.
+See test_predict_shards_several_processes.py and test_predict_shards_killed.py.
 """
 
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,15 +156,3 @@ def kill_everywhere(folder: Path, stride: int) -> None:
             times = {file.name: file.stat().st_mtime_ns for file in left.glob("part-*")}
             (folder / f"left{fatal}.json").write_text(json.dumps({"killed": killed, "times": times}))
             in_child(run)
-
-
-if __name__ == "__main__":
-    place = Path(sys.argv[2])
-    if sys.argv[1] == "kill":
-        kill_everywhere(place, int(sys.argv[3]))
-    else:
-        context = RunContext()
-        number = context.accelerator.process_index
-        found = of_several_processes(place)
-        (place / f"process{number}.json").write_text(json.dumps(found))
-        context.accelerator.end_training()

@@ -1,10 +1,9 @@
 """A transformer's thawing with its weights in pieces, which must be that of a whole one.
 
-Started by torchrun it writes each process' results; imported it gives those of one process. See test_large_models.py.
+test_large_models.py runs it in one process and in two.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,3 @@ def in_pieces(folder: Path) -> dict[str, Any]:
         context=RunContext(say=quiet),
     )
     return {"classifier": trained_in_pieces(classifier), "language model": trained_in_pieces(language_model)}
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    process = RunContext().accelerator
-    torch.save(in_pieces(target), target / f"process{process.process_index}.pt")
-    process.end_training()

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import sentencepiece
 import torch
+from tiny_images import save_backbone
 from tiny_runs import folder_bytes, reviews
 from transformers import (
     AutoModel,
@@ -33,6 +34,8 @@ from ulmfit_pipe.stages.artifacts import (
     resolve_model,
     save_stage,
 )
+from ulmfit_pipe.stages.finished import finished_result
+from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.predict import Predictor
 
 
@@ -80,6 +83,21 @@ def test_a_model_is_known_by_its_files_not_by_its_place(tiny_language_model_fold
     (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
     assert model_identity(moved) != known
     assert (model_identity("owner/name"), model_identity(None)) == ("owner/name", None)
+
+
+def test_whatever_changes_what_a_model_computes_is_part_of_its_fingerprint(tmp_path):
+    images = save_backbone(tmp_path / "images")
+    known = model_identity(images, images=True)
+    processor = json.loads((images / "preprocessor_config.json").read_text())
+    (images / "preprocessor_config.json").write_text(json.dumps({**processor, "image_mean": [0.1, 0.1, 0.1]}))
+    assert model_identity(images, images=True) != known
+    (images / "code.py").write_text("SCALE = 1")
+    known = model_identity(images, images=True)
+    with remote_code(True):
+        trusted = model_identity(images, images=True)
+        (images / "code.py").write_text("SCALE = 2")
+        assert trusted not in (known, model_identity(images, images=True))
+    assert model_identity(images, images=True) == known  # code that may not run changes nothing
 
 
 def test_a_folder_without_a_tokenizer_says_how_a_learner_is_saved_with_one(tmp_path):
@@ -217,6 +235,35 @@ def test_a_flipped_bit_of_a_finished_stage_is_named_wherever_it_is_used(finished
             use(finished)
 
 
+def test_a_flipped_bit_of_a_stages_own_record_is_noticed_or_harmless(finished):
+    file = finished / "stage.json"
+    content, saved = file.read_bytes(), read_stage(finished)
+    for at in range(len(content)):
+        damage(file, at=at)
+        try:
+            check_stage_files(finished)
+        except ArtifactError as error:
+            assert "stage.json" in str(error) and "put back a copy of it" in str(error)
+        else:
+            left = read_stage(finished)
+            assert {name: left[name] for name in saved if name != "record_sha256"} == {
+                name: saved[name] for name in saved if name != "record_sha256"
+            }
+        file.write_bytes(content)
+
+
+def test_a_finished_stage_whose_record_was_altered_is_not_taken_for_another_runs(finished):
+    record = json.loads((finished / "stage.json").read_text())
+    (finished / "stage.json").write_text(json.dumps({**record, "identity": {"seed": 1}, "metrics": {"accuracy": 1.0}}))
+    with pytest.raises(
+        ArtifactError, match=r"stage.json is not what was saved \(its SHA-256 differs\): it was damaged"
+    ):
+        finished_result(finished, stage="classifier", identity={"seed": 1}, say=print)
+    older = {name: value for name, value in record.items() if name != "record_sha256"}
+    (finished / "stage.json").write_text(json.dumps({**older, "identity": {"seed": 1}}))  # of a version without seals
+    assert finished_result(finished, stage="classifier", identity={"seed": 1}, say=print).skipped
+
+
 def test_the_ways_out_of_an_altered_file_work(finished):
     original = (finished / "config.json").read_text()
     (finished / "config.json").write_text(original.replace('"bad"', '"awful"'))
@@ -224,6 +271,12 @@ def test_the_ways_out_of_an_altered_file_work(finished):
         Predictor.load(finished)
     record = json.loads((finished / "stage.json").read_text())
     (finished / "stage.json").write_text(json.dumps({name: record[name] for name in record if name != "files"}))
+    with pytest.raises(
+        ArtifactError, match="if you changed it on purpose, delete its entry 'record_sha256', or remove"
+    ):
+        Predictor.load(finished)
+    kept = {name: record[name] for name in record if name not in ("files", "record_sha256")}
+    (finished / "stage.json").write_text(json.dumps(kept))
     assert Predictor.load(finished).label_names == ["awful", "fair", "good"]  # changed on purpose, and said so
     (finished / "stage.json").write_text(json.dumps(record))
     (finished / "config.json").write_text(original)

@@ -119,11 +119,11 @@ def test_of_several_processes_one_prints_and_each_tells_its_errors(monkeypatch, 
     [
         (
             PermissionError(errno.EACCES, "Permission denied", "/data/run"),
-            "/data/run cannot be used: Permission denied. It is not writable: choose another path, or make it writable",
+            "/data/run cannot be used: Permission denied. This account has no permission there: change the",
         ),
         (
             OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300),
-            "a cannot be used: File name too long. Choose",
+            "a cannot be used: File name too long. The name is too long for the disk: take a shorter one or choose",
         ),
         (
             OSError(errno.EROFS, "could not write out.csv: Read-only file system"),
@@ -135,7 +135,17 @@ def test_of_several_processes_one_prints_and_each_tells_its_errors(monkeypatch, 
         ),
         (
             OSError(errno.EBUSY, "busy", "/a", None, "/b"),
-            "/a -> /b cannot be used: busy. Free some disk space or",
+            "/a -> /b cannot be used: busy. Something else is using it: end that or choose another path",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded", "/home/me/t.arrow"),
+            "error: the disk quota of this account is used up ([Errno 122] Disk quota exceeded: '/home/me/t.arrow'); f",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "This process has too many files open: raise the limit (ulimi"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Broken pipe; stages that had"),
+        (
+            OSError(errno.ENOSPC, "could not write out.csv: No space left on device. Free it"),
+            "error: could not write out.csv: No space left on device. Free it; stages",
         ),
     ],
 )

@@ -4,27 +4,14 @@ import errno
 import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
+from forked_processes import kill, other_process
 
 from ulmfit_pipe.stages import folder_lock
 from ulmfit_pipe.stages.folder_lock import held, holder, lock
 from ulmfit_pipe.training.checkpoint import CheckpointError
-
-ROOT = Path(__file__).parents[2]
-LOCKS_AND_FORKS = """
-import os, sys, time
-from pathlib import Path
-from ulmfit_pipe.stages.folder_lock import lock
-file = lock(Path(sys.argv[1]))
-child = os.fork()
-if child:
-    print(child, flush=True)
-time.sleep(600)
-"""
 
 
 def test_a_lock_is_free_after_an_error_and_is_waited_for_where_asked(tmp_path, monkeypatch):
@@ -48,22 +35,25 @@ def test_a_lock_is_free_after_an_error_and_is_waited_for_where_asked(tmp_path, m
 
 def test_another_process_is_named_and_its_lock_goes_with_it_though_its_workers_live_on(tmp_path):
     path = tmp_path / "lock"
-    command = [sys.executable, "-c", LOCKS_AND_FORKS, str(path)]
-    other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    worker = int(other.stdout.readline())
-    try:
-        assert lock(path) is None
-        assert holder(path) == f"process {other.pid} on {socket.gethostname()}"
-        other.kill()
-        other.wait()
-        os.kill(worker, 0)  # it lives
-        assert holder(path) is None
-        with held(path, wait=False) as mine:
-            assert mine
-    finally:
-        other.kill()
-        os.kill(worker, signal.SIGKILL)
-        other.stdout.close()
+
+    def lock_and_fork(say):
+        file, worker = lock(path), os.fork()
+        if worker:
+            say(worker)
+        time.sleep(600)
+        file.close()  # not before
+
+    with other_process(lock_and_fork) as (other, worker):
+        try:
+            assert lock(path) is None
+            assert holder(path) == f"process {other} on {socket.gethostname()}"
+            kill(other)
+            os.kill(int(worker), 0)  # it lives
+            assert holder(path) is None
+            with held(path, wait=False) as mine:
+                assert mine
+        finally:
+            os.kill(int(worker), signal.SIGKILL)
 
 
 def test_a_lock_of_this_process_is_no_other_ones(tmp_path):

@@ -73,6 +73,12 @@ def test_a_record_beside_other_probabilities_is_no_finished_cell(folder):
     assert folder.finished(CELL, IDENTITY) is None
 
 
+def test_a_record_in_which_a_number_was_altered_is_no_finished_cell(folder):
+    record = folder.run(CELL, IDENTITY, Work(), say=str)
+    (folder.path / f"{CELL.name}.json").write_text(json.dumps({**record, "accuracy": 1.0, "record_sha256": "0" * 64}))
+    assert folder.finished(CELL, IDENTITY) is None
+
+
 def test_a_file_of_something_else_is_no_cell(folder):
     folder.path.mkdir()
     for name, content in (("list", []), ("other", {"format": 7})):

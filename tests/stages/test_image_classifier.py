@@ -288,9 +288,7 @@ def test_what_was_scanned_is_not_opened_again_before_training(place, tables, mon
 
 def test_tables_of_other_classes_are_refused(place, tables, tmp_path):
     other = load_images(write_images(tmp_path / "other", ("dark", "night"), count=2))
-    with pytest.raises(
-        ImageError, match=r"training has the classes \['dark', 'light'\], validation \['dark', 'night'\]"
-    ):
+    with pytest.raises(ImageError, match=r"training has the classes dark, light, validation dark, night"):
         build(place, (tables[0], other))
     with pytest.raises(ImageError, match=r"no column 'label' with class names, the columns are \['image'\]; load them"):
         build(place, (tables[0].remove_columns("label"), tables[1]))

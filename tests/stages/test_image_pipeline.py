@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from tiny_images import QUICK, SIDE, save_backbone, write_images
-from tiny_runs import heard
+from tiny_runs import heard, write_csv
 from torch import nn
 
 from ulmfit_pipe.data.image_files import ImageError, load_images
@@ -190,9 +190,19 @@ def test_a_backbone_pretrained_here_gets_the_head_of_ones_own_afterwards(place, 
 
 def test_a_dataset_at_hand_takes_the_place_of_a_folder(place, tmp_path):
     train, test = load_images(place / "train"), load_images(place / "test")
-    metrics = ImagePipeline(place / "resnet").fit(train, test=test, output_dir=tmp_path / "run", classifier=QUICK)
+    numbers = Dataset.from_dict({"label": [7 + 4 * row for row in train["label"]]})  # of a table of integers
+    train = concatenate_datasets([train.remove_columns("label"), numbers], axis=1)
+    names = write_csv(
+        tmp_path / "test.csv",
+        [(row["image"]["path"], str(7 + 4 * row["label"])) for row in test],
+        columns=("image", "label"),
+    )
+    pipeline = ImagePipeline(place / "resnet")
+    metrics = pipeline.fit(train, test=names, output_dir=tmp_path / "run", classifier=QUICK)
     assert metrics["test"]["n"] == 6
     assert metrics["validation"]["n"] == 4
+    (found,) = pipeline.predict([test[0]["image"]["path"]])
+    assert list(found["scores"]) == [7, 11] and found["label"] in (7, 11) and type(found["label"]) is int
 
 
 def test_printed_letters_pretrain_the_backbone_of_the_digits(tmp_path):

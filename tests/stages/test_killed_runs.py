@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from killed_runs import forked
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
 KILLED = -9
@@ -48,18 +49,22 @@ def assert_same_files(whole, killed):
     assert not list(killed.glob(".*"))  # nothing is left of the checkpoints
 
 
-def killed_at(folder, moments):
-    done = start(folder, json.dumps(moments))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    ends = json.loads((folder / "ends.json").read_text())
-    prepared, whole, *legs, last = ends
-    assert (prepared, whole, last) == (0, 0, 0), done.stdout[-5000:]
-    assert_same_files(folder / "whole", folder / "killed")
-    return legs, done.stdout
+@pytest.fixture
+def killed_at(tmp_path, capfd):
+    """Return a function that kills a run at moments; it returns how each process ended, and what all printed."""
+
+    def killed(moments):
+        prepared, whole, *legs, last = forked(tmp_path, moments)
+        said = capfd.readouterr().out
+        assert (prepared, whole, last) == (0, 0, 0), said[-5000:]
+        assert_same_files(tmp_path / "whole", tmp_path / "killed")
+        return legs, said
+
+    return killed
 
 
-def test_two_kills_in_a_save_and_at_a_phase_boundary_change_no_bit(tmp_path):
-    ends, said = killed_at(tmp_path, [["language_model", "save", 0.25, 3], ["classifier", "phase", 2]])
+def test_two_kills_in_a_save_and_at_a_phase_boundary_change_no_bit(killed_at):
+    ends, said = killed_at([["language_model", "save", 0.25, 3], ["classifier", "phase", 2]])
     assert ends == [KILLED, KILLED]
     assert "steps done, in epoch 1 of phase 1" in said
     assert "steps done, at the start of phase 3" in said
@@ -84,18 +89,18 @@ def random_moments(stage, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("stage", list(EPOCHS))
-def test_twenty_kills_at_random_moments_change_no_bit(tmp_path, stage, half):
+def test_twenty_kills_at_random_moments_change_no_bit(killed_at, stage, half):
     moments = random_moments(stage, seed=0)
     assert len(moments) == 10
-    ends, said = killed_at(tmp_path, moments[half::2])
+    ends, said = killed_at(moments[half::2])
     assert ends == [KILLED] * 5, said[-5000:]
 
 
 @pytest.mark.slow
-def test_kills_by_the_clock_change_no_bit(tmp_path):
+def test_kills_by_the_clock_change_no_bit(killed_at):
     """Nobody knows where these come: they are other moments in every run of the tests."""
     shares = [round(random.uniform(0.05, 0.3), 3) for _ in range(8)]
-    ends, said = killed_at(tmp_path, [["any", "clock", share] for share in shares])
+    ends, said = killed_at([["any", "clock", share] for share in shares])
     assert set(ends) <= {KILLED, 0}, (shares, said[-5000:])
     assert ends.count(KILLED) >= 3, (shares, ends)  # a leg may come to its end before its time
 
@@ -104,8 +109,8 @@ def test_kills_by_the_clock_change_no_bit(tmp_path):
 @pytest.mark.two_process
 def test_five_kills_of_one_of_two_processes_change_no_bit(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    assert start(tmp_path, "[]", "prepare").returncode == 0
-    whole = start(tmp_path, "[]", "whole", launcher=launcher)
+    assert start(tmp_path, "prepare").returncode == 0
+    whole = start(tmp_path, "whole", launcher=launcher)
     assert whole.returncode == 0, whole.stderr[-3000:]
     moments = [
         ["language_model", "step", 0.1, 0, 1],
@@ -115,9 +120,9 @@ def test_five_kills_of_one_of_two_processes_change_no_bit(tmp_path):
         ["classifier", "step", 0.7, 0, 1],
     ]
     for moment in moments:
-        done = start(tmp_path, "[]", json.dumps(moment), launcher=launcher)
+        done = start(tmp_path, json.dumps(moment), launcher=launcher)
         assert done.returncode != 0
         assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode  : -9" in done.stderr, done.stderr[-3000:]
-    done = start(tmp_path, "[]", json.dumps(["none", "", 0, 0, 0]), launcher=launcher)
+    done = start(tmp_path, json.dumps(["none", "", 0, 0, 0]), launcher=launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_files(tmp_path / "whole", tmp_path / "killed")

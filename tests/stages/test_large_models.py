@@ -3,13 +3,12 @@ code. Each leads where training without it leads.
 """
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
+from forked_processes import run_in_processes
 from several_process_runs import HELD_OUT, HELD_OUT_TEXTS, ROWS, TEXTS, quiet, save_awd_lstm
 from sharded_stage_runs import in_pieces
-from started_processes import start
 from tiny_runs import table, texts_of
 from tiny_transformers import save_bert, save_gpt2
 
@@ -20,7 +19,6 @@ from ulmfit_pipe.training import gradient_checkpointing
 from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError
 from ulmfit_pipe.training.sharding import _check_parts
 
-HERE = Path(__file__).parent
 GRADUAL = {"plan": "gradual", "epochs_per_phase": 1, "final_epochs": 1, "batch_size": 8, "lr": 1e-2, "num_workers": 1}
 
 
@@ -115,13 +113,8 @@ def test_the_head_alone_runs_no_layer_again(models, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.two_process
 def test_a_transformer_in_pieces_is_thawed_as_a_whole_one_is(models, tmp_path):
-    for name in ("bert", "gpt2"):
-        (tmp_path / name).symlink_to(models / name)
-    done = start(HERE / "sharded_stage_runs.py", tmp_path, processes=2)
-    assert done.returncode == 0, done.stderr[:6000]
-    one = in_pieces(tmp_path)
-    for rank in (0, 1):
-        many = torch.load(tmp_path / f"process{rank}.pt", weights_only=False)
+    one = in_pieces(models)
+    for many in run_in_processes(lambda: in_pieces(models), tmp_path, processes=2):
         for name, single in one.items():
             assert many[name]["losses"] == pytest.approx(single["losses"], abs=1e-9)
             assert many[name]["metrics"] == pytest.approx(single["metrics"], abs=1e-9)

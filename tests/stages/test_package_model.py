@@ -57,7 +57,7 @@ def changed_copy(models, folder, change):
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     record = json.loads((folder / "stage.json").read_text())
-    (folder / "stage.json").write_text(json.dumps({**record, "files": None}))
+    (folder / "stage.json").write_text(json.dumps({**record, "files": None, "record_sha256": None}))
     return folder
 
 

@@ -144,9 +144,7 @@ def test_a_backward_folder_is_averaged_with_the_forward_one(classifier_copy, sav
 
 def test_an_ensemble_of_other_labels_is_refused(classifier_copy, save_tiny_classifier):
     save_tiny_classifier(classifier_copy / "backward", labels=("good", "fair", "bad"))
-    with pytest.raises(
-        ArtifactError, match=r"\['good', 'fair', 'bad'\], the classifier it is averaged with has .*'bad'"
-    ):
+    with pytest.raises(ArtifactError, match="labels good, fair, bad, the classifier it is averaged with has bad, fair"):
         Predictor.load(classifier_copy)
 
 
@@ -201,12 +199,12 @@ def test_multi_label_score_equals_scikit_learn_on_the_predictions(multi_label_pr
 
 def test_a_table_with_its_labels_in_another_order_is_not_scored(predictor):
     table = labelled(["It works."], [0], ClassLabel(names=["good", "fair", "bad"]))
-    with pytest.raises(ValueError, match=r"labels are \['good', 'fair', 'bad'\], the classifier's are \['bad', 'fair'"):
+    with pytest.raises(ValueError, match="labels are good, fair, bad, the classifier's are bad, fair"):
         predictor.score(table)
 
 
 def test_a_table_without_labels_is_not_scored(predictor):
-    with pytest.raises(ValueError, match=r"no column 'label' to score against; it has \['text'\]"):
+    with pytest.raises(ValueError, match=r"no column 'label' to score against; it has text"):
         predictor.score(Dataset.from_dict({"text": ["It works."]}))
 
 

@@ -21,7 +21,7 @@ from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.whole_files import whole_file
+from ulmfit_pipe.stages.whole_files import OutputError, whole_file
 
 TEXTS = [
     "The film was dull, and its ending was duller.",
@@ -511,6 +511,16 @@ class FullDisk:
 
     def close(self):
         self.writer.close()
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "out.csv")
+    with pytest.raises(
+        OutputError, match=r"could not write: .*out.csv is a pipe; what is written is complete or absent"
+    ):
+        with whole_file(tmp_path / "out.csv"):
+            raise AssertionError("nothing is to be done")
+    assert (tmp_path / "out.csv").is_fifo()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -1,16 +1,11 @@
 """A prediction in parts that is killed (SIGKILL) before or after anything that changes the disk, and gone on with."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from part_tables import read_parts, write_table
-from shard_runs import TEXTS
+from shard_runs import TEXTS, kill_everywhere
 
-HERE = Path(__file__).parent
 IDS = list(range(len(TEXTS)))
 
 
@@ -24,16 +19,7 @@ def folder(request, tmp_path_factory, tiny_classifier_folder):
     place = tmp_path_factory.mktemp("killed")
     (place / "model").symlink_to(tiny_classifier_folder)
     write_table(place / "in.jsonl", {"id": IDS, "text": TEXTS})
-    paths = os.pathsep.join(map(str, (HERE.parents[1], HERE)))
-    done = subprocess.run(
-        [sys.executable, HERE / "shard_runs.py", "kill", place, str(request.param)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    kill_everywhere(place, request.param)
     return place
 
 

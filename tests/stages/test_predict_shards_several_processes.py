@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked_processes import run_in_processes
 from part_tables import read_parts, read_table, write_table
-from shard_runs import SUFFIXES, TEXTS, predict
+from shard_runs import SUFFIXES, TEXTS, of_several_processes, predict
 
 from ulmfit_pipe.stages.predict_columns import PredictedColumns
 
@@ -47,12 +48,8 @@ def folder(request, tmp_path_factory, tiny_classifier_folder, save_tiny_classifi
         write_table(place / f"one{suffix}", {"id": ["one"], "text": ["It works."]})
     write_table(place / "bad.csv", {"id": ["a", "b"], "text": ["It works.", ""]})
     stopped_half_way(place)
-    process = launched(HERE / "shard_runs.py", "run", place, processes=request.param)
-    try:
-        _, errors = process.communicate(timeout=500)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors[-4000:]
+    found = run_in_processes(lambda: of_several_processes(place), place / "found", processes=request.param)
+    (place / "found.json").write_text(json.dumps(found))
     return place
 
 
@@ -78,7 +75,7 @@ def stopped_half_way(place: Path) -> None:
 @pytest.fixture(scope="module")
 def found(folder):
     """What each process found."""
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("process*.json"))]
+    return json.loads((folder / "found.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forked_processes import kill, other_process
 from tiny_images import QUICK, save_backbone, write_images
 from tiny_runs import CLASSIFIER, folder_bytes, reviews, table, write_csv
 from tiny_transformers import save_bert
@@ -17,7 +18,7 @@ from tiny_transformers import save_bert
 from ulmfit_pipe.data.image_files import load_images
 from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.command_line import run_recipe
-from ulmfit_pipe.stages.folder_lock import held
+from ulmfit_pipe.stages.folder_lock import held, lock
 from ulmfit_pipe.stages.image_classifier import train_image_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder
@@ -192,14 +193,16 @@ def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path,
 
 @pytest.fixture
 def another_process(tmp_path):
-    """Return a process that trains the stage c, as far as its lock goes."""
-    lines = ["import sys, time", "from pathlib import Path", "from ulmfit_pipe.stages.folder_lock import lock"]
-    lines += ["file = lock(Path(sys.argv[1]))", "print(flush=True)", "time.sleep(600)"]
-    command = [sys.executable, "-c", "\n".join(lines), str(progress_folder(tmp_path / "c") / "lock")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
+    """Return the number of a process that trains the stage c, as far as its lock goes."""
+
+    def train(say):
+        file = lock(progress_folder(tmp_path / "c") / "lock")
+        say("locked")
+        time.sleep(600)
+        file.close()  # not before
+
+    with other_process(train) as (process, _):
         yield process
-        process.kill()
 
 
 def test_a_stage_that_another_process_trains_is_refused_on_all_processes_until_that_ends(
@@ -207,7 +210,7 @@ def test_a_stage_that_another_process_trains_is_refused_on_all_processes_until_t
 ):
     folder, going_on = progress_folder(tmp_path / "c"), RunContext(resume=True)
     words = (
-        rf"^another process trains here \(process {another_process.pid} on .*\), its checkpoints are in {folder}; wait "
+        rf"^another process trains here \(process {another_process} on .*\), its checkpoints are in {folder}; wait "
         r"for it, or end it and go on by --resume true \(resume=True in Python\)$"
     )
 
@@ -225,8 +228,7 @@ def test_a_stage_that_another_process_trains_is_refused_on_all_processes_until_t
     write_checkpoint(checkpoint_path(folder, 7), {"identity": {"vocabulary": None}}, tensors={}, contents={})
     with pytest.raises(CheckpointError, match=words):  # and not: delete that folder
         keep(RunContext())
-    another_process.kill()
-    another_process.wait()
+    kill(another_process)
     keep(going_on)
     drop_progress(tmp_path / "c")
 

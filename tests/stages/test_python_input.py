@@ -235,7 +235,8 @@ def test_one_file_is_one_path(name, given, nothing_is_read):
         ({"language_model": {"epochs": 0}}, "language_model: epochs must be a whole number of 1 or more, got 0"),
         ({"max_rows": 5}, "max_rows must be RowLimits(...) or a dict of its settings, got 5"),
         ({"preset": "fast"}, "preset must be one of auto, paper,"),
-        ({"output_dir": None}, "output_dir takes the name of a folder or model, got None"),
+        ({"output_dir": None}, "fit needs output_dir, the folder for everything that the run writes; write fit("),
+        ({"labels": ["good"]}, "fit has no setting 'labels'; write pandas.DataFrame({"),
         ({"output_dir": FRAME}, "output_dir takes the name of a folder or model, got a DataFrame"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
@@ -245,6 +246,29 @@ def test_settings_in_python_are_checked_as_those_of_the_command_line(settings, w
         TextPipeline(None).fit("train.csv", **{"output_dir": "run", **settings})
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_what_is_given_to_fit_by_place_or_without_a_folder_is_told_how_to_write_it(nothing_is_read):
+    calls = {
+        "fit takes a labelled file or files first and all else by name, got 1 more by place; write pandas.": (
+            lambda: TextPipeline(None).fit(["good film"], ["good"])
+        ),
+        "got 2 more by place; write df.to_csv": lambda: TextPipeline(None).fit(FRAME, FRAME, 3, output_dir="run"),
+        "fit needs output_dir": lambda: TextPipeline(None).fit("train.csv"),
+        "fit has no setting 'ouput_dir'; did you mean 'output_dir'": (
+            lambda: TextPipeline(None).fit("train.csv", ouput_dir="run")
+        ),
+        "fit takes labelled images first and all else by name, got 1 more by place; lay images out": (
+            lambda: ImagePipeline().fit(["1.png"], ["dark"], output_dir="run")
+        ),
+        "fit needs output_dir, the folder for everything that the run writes; write fit": (
+            lambda: ImagePipeline().fit("images")
+        ),
+    }
+    for words, call in calls.items():
+        with pytest.raises((TypeError, ValueError)) as refused:
+            call()
+        assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_table_to_train_on_is_needed(nothing_is_read):
@@ -297,7 +321,7 @@ def test_files_that_may_be_there_pass(tmp_path, monkeypatch):
             "classifier has no setting 'final_epoch'; did you mean 'fin",
         ),
         ({"train": "t", "zzz": 1}, "fit has no setting 'zzz'. There are"),
-        ({"train": "t", "output_dir": None}, "output_dir takes the name of a folder or model, got None"),
+        ({"train": "t", "output_dir": None}, "fit needs output_dir, the folder for everything that the run writes; w"),
     ],
 )
 def test_images_and_their_settings_are_checked_before_any_work(given, words, nothing_is_read):

@@ -35,6 +35,16 @@ def test_lines_go_where_they_are_asked_to():
     assert said == ["a line"]
 
 
+def test_code_that_a_model_brings_is_reported_by_the_main_process_alone():
+    said = []
+    for main in (True, False):
+        context = RunContext(say=said.append)
+        context._accelerator = SimpleNamespace(is_main_process=main)
+        for allowed in (True, False):
+            context.tell_of_remote_code(SimpleNamespace(trust_remote_code=allowed))
+    assert said == ["trust_remote_code is on: Python code that comes with the model may run here"]
+
+
 def test_the_identity_holds_what_the_result_depends_on(tiny_language_model_folder):
     context = RunContext(preset="paper", seed=2, mixed_precision="bf16")
     identity = context.identity(Numbers(num_workers=7), model=str(tiny_language_model_folder), data="d")

@@ -251,6 +251,23 @@ def test_a_tilde_is_the_home_folder_in_every_path_and_nowhere_else(settings_clas
         assert ([found] if isinstance(found, str) else found) == expected, name
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_an_output_that_is_a_pipe_or_a_device_is_refused_before_any_work(tmp_path):
+    os.mkfifo(tmp_path / "out.csv")
+    os.symlink(tmp_path / "out.csv", tmp_path / "link.csv")
+    known = {"model": "awd-lstm-en", "input_file": "in.csv"}
+    for name, kind in ((tmp_path / "out.csv", "a pipe"), (tmp_path / "link.csv", "a pipe"), ("/dev/null", "a device")):
+        with pytest.raises(ValueError, match=f"output_file {name} is {kind}; what is written is complete or absent"):
+            PredictFileSettings(**known, output_file=str(name))
+        with pytest.raises(ValueError, match=f"output_dir {name} is {kind}; .*: give a name for one"):
+            PipelineSettings(train_file=["t.csv"], output_dir=str(name))
+    for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        with pytest.raises(ValueError, match=f"output_file {name} is a stream of this process; what is written is com"):
+            PredictFileSettings(**known, output_file=name)
+    for name in ("/dev/stdout.csv", "/dev/fdx", str(tmp_path)):
+        assert PredictFileSettings(**known, output_file=name).output_file == name
+
+
 NO_PATHS = {"skip_bad_images", "max_train_images"}
 
 

@@ -333,7 +333,7 @@ def test_a_file_that_is_missing_or_not_text_is_a_clear_error(tmp_path):
 
 
 def test_a_required_setting_that_is_missing_is_named():
-    with pytest.raises(SettingsError, match="required and not given: --train_file"):
+    with pytest.raises(SettingsError, match="required and not given: --train_file.*; give it, or name it in a file"):
         parse_settings(PipelineSettings, [], description="A test.")
 
 

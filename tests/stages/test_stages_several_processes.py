@@ -3,16 +3,13 @@
 One start of the processes runs all of them; each test looks at one claim.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from forked_processes import run_in_processes
 from several_process_runs import accuracies_with_dropout, everything, write_inputs
-from started_processes import start
 
-HERE = Path(__file__).parent
 EXACT = [  # in float64, through all phases
     "classifier",
     "classifier, several micro-batches",
@@ -47,10 +44,8 @@ def one(folder):
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def many(request, folder):
-    done = start(HERE / "several_process_runs.py", folder, processes=request.param)
-    assert done.returncode == 0, done.stderr[:6000]
-    files = [folder / f"{request.param}_process{rank}.pt" for rank in range(request.param)]
-    return [torch.load(file, weights_only=False) for file in files]
+    output = folder / f"of_{request.param}"
+    return run_in_processes(lambda: everything(folder, output), output, processes=request.param)
 
 
 def test_every_run_did_train_for_a_few_dozen_steps(one):
@@ -134,9 +129,7 @@ def test_with_dropout_the_mean_accuracy_of_five_seeds_is_within_its_noise(folder
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     alone = np.array(accuracies_with_dropout(folder))
-    done = start(HERE / "several_process_runs.py", folder, "dropout", processes=2)
-    assert done.returncode == 0, done.stderr[:6000]
-    shares = [torch.load(folder / f"2_process{rank}_dropout.pt", weights_only=False) for rank in (0, 1)]
+    shares = run_in_processes(lambda: accuracies_with_dropout(folder), folder / "dropout", processes=2)
     assert shares[0] == shares[1]
     together = np.array(shares[0])
     assert alone.tolist() != together.tolist()  # the masks are others

@@ -378,7 +378,7 @@ def test_going_on_from_a_saved_classifier_keeps_its_head(pretrained, trained, tm
 
 def test_a_classifier_of_other_labels_is_refused(trained):
     other = table([(text, {"bad": "no", "good": "yes"}[label]) for text, label in reviews(8)], ("no", "yes"))
-    with pytest.raises(ArtifactError, match=r"is a classifier of \['bad', 'good'\], the training table has the labels"):
+    with pytest.raises(ArtifactError, match=r"is a classifier of bad, good, the training table has the labels"):
         build(trained["bert"], train=other)
 
 

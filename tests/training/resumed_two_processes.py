@@ -1,9 +1,8 @@
-"""Runs of two processes, stopped and gone on with; torchrun starts them: see test_resume_several_processes.py."""
+"""Runs of two processes, stopped and gone on with; see test_resume_several_processes.py."""
 
 import errno
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,10 +191,3 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     results["told to stop"] = told_to_stop(accelerator, folder / "told")
     results["full disk"] = full_disk(accelerator, folder / "full")
     return results | go_on_together(accelerator, folder)
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    process = Accelerator(cpu=True)
-    torch.save(everything(process, target), target / f"process{process.process_index}.pt")
-    process.end_training()

@@ -1,10 +1,8 @@
 """Runs of the training core with weights in pieces, whose results must be those of whole ones.
 
-Started by torchrun it writes each process' results; imported it gives those of one process. See test_sharding.py.
+test_sharding.py runs them in one process and in two.
 """
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -167,10 +165,3 @@ def everything(accelerator: Accelerator) -> dict[str, Any]:
     if accelerator.num_processes > 1:
         results["refusals"] = refusals(accelerator)
     return results
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    process = Accelerator(cpu=True)
-    torch.save(everything(process), target / f"process{process.process_index}.pt")
-    process.end_training()

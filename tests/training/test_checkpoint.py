@@ -2,6 +2,7 @@ import errno
 import math
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_a_full_disk_leaves_the_previous_folder_as_it_was(tmp_path, error):
     with atomic_folder(path) as folder:
         (folder / "file").write_text("old")
     with pytest.raises(
-        CheckpointError, match=r"could not save to .*run: [Nn]o space left.*previous|untouched. Free some"
+        CheckpointError,
+        match=r"could not save to .*run: [Nn]o space left.*; what was there before is untouched. The disk is full: ",
     ):
         with atomic_folder(path) as folder:
             (folder / "file").write_text("half of the n")
@@ -252,18 +254,36 @@ def test_a_name_that_just_fits_the_disk_can_be_written(tmp_path):
     with atomic_folder(tmp_path / ("b" * 250)) as folder:
         (folder / "file").write_text("new")
     assert sorted(len(path.name) for path in tmp_path.iterdir()) == [250, 250]
-    with pytest.raises(CheckpointError, match=r"could not save to .*aaa: File name too long.*with a shorter name"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"could not save to .*aaa: File name too long.*too long for the disk: take a shorter one or choose",
+    ):
         write_json(tmp_path / ("a" * 256), 1)
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-def test_a_place_that_is_read_only_is_told_although_nothing_can_be_cleaned_up(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EROFS, "The disk is read-only: make it writable or choose another output folder, then run again"),
+        (errno.EACCES, "This account has no permission there: change the permissions (chmod, chown) or choose ano"),
+        (errno.EPERM, "This account has no permission there: change"),
+        (
+            errno.EDQUOT,
+            "The disk quota of this account is used up: delete files of yours, have it raised or",
+        ),
+        (errno.EMFILE, "This process has too many files open: raise the limit (ulimit -n) or choose another output"),
+        (errno.ENOLCK, "The disk failed: look after it or choose another output folder, then run again"),
+    ],
+)
+def test_a_place_that_refuses_is_told_by_its_reason_although_nothing_can_be_cleaned_up(
+    tmp_path, monkeypatch, number, advice
+):
     def refuse(self, *_args, **_options):
         raise OSError(number, os.strerror(number), str(self))
 
     for name in ("write_bytes", "unlink", "mkdir"):
         monkeypatch.setattr(Path, name, refuse)
-    words = rf"could not save to .*: {os.strerror(number)}; what was there before is untouched. It is not writable: "
+    words = f"could not save to .*: {os.strerror(number)}; what was there before is untouched. {re.escape(advice)}"
     with pytest.raises(CheckpointError, match=words):
         write_atomic(tmp_path / "file", b"new")
     with pytest.raises(CheckpointError, match=words):
@@ -273,8 +293,19 @@ def test_a_place_that_is_read_only_is_told_although_nothing_can_be_cleaned_up(tm
 
 def test_a_path_below_a_file_is_told_what_is_the_matter(tmp_path):
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(CheckpointError, match="Not a directory.*A part of its path is a file or not there: choose"):
+    with pytest.raises(CheckpointError, match="Not a directory.*A part of the path is a file, not a folder: rename"):
         write_json(tmp_path / "file" / "deep" / "a.json", {})
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/null"), "a device")):
+        with pytest.raises(CheckpointError, match=f"could not save: {path} is {kind}; what is written is complete or"):
+            write_json(path, {})
+        with pytest.raises(CheckpointError, match=f"could not save: {path} is {kind}; .*: give a name for one"):
+            with atomic_folder(path):
+                raise AssertionError("nothing is to be done")
+    assert (tmp_path / "pipe").is_fifo() and Path("/dev/null").is_char_device()
 
 
 # ---- folders that have to stay where they are

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from ulmfit_pipe.training import checkpoint, checkpoint_store
 from ulmfit_pipe.training.checkpoint import CheckpointError
@@ -155,7 +156,7 @@ def test_a_disk_that_really_is_full_leaves_the_checkpoints_of_before(tmp_path):
     message, left = done.stdout.splitlines()
     assert message.startswith(f"could not save checkpoint {tmp_path}/step-00000003: ")
     assert "No space left on device" in message
-    assert "; it takes about 1 MB and 0 MB are free. The one before, step-00000002, stands: free some space" in message
+    assert "; it takes about 1 MB and 0 MB are free; the one before, step-00000002, stands. The disk" in message
     assert left == "['step-00000001', 'step-00000002'] 2"
 
 
@@ -164,12 +165,39 @@ def test_a_writer_that_is_refused_in_the_middle_of_a_file_leaves_nothing_behind(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(CheckpointError, match="File too large.*The one before, step-00000001, stands"):
+        with pytest.raises(
+            CheckpointError,
+            match="File too large.*; it takes about.*; the one before, step-00000001, stands. The file is l",
+        ):
             write(tmp_path, 2, a=torch.zeros(100_003))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == [path]
     assert read_checkpoint(path)["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (
+            OSError(30, "Read-only file system"),
+            "Read-only file system; there is none before it. The disk is read-only",
+        ),
+        (OSError(13, "Permission denied"), "denied; there is none before it. This account has no permission there: c"),
+        (OSError(122, "Disk quota exceeded"), "it takes about 1 MB and [0-9,]+ MB are free; .*quota of this account"),
+        (
+            SafetensorError("Error while serializing: I/O error: Read-only file system (os error 30)"),
+            "os error 30.; there is none before it. The disk is read-only: make it writable, then run the same command",
+        ),
+    ],
+)
+def test_a_checkpoint_that_a_disk_refuses_says_why(tmp_path, monkeypatch, reason, words):
+    def refuse(*_args, **_options):
+        raise reason
+
+    monkeypatch.setattr(checkpoint_store, "save_file", refuse)
+    with pytest.raises(CheckpointError, match=f"could not save checkpoint {tmp_path}/.*{words}.*with --resume true$"):
+        write(tmp_path, 1)
 
 
 def test_no_room_says_how_much_is_needed(tmp_path, monkeypatch):
@@ -179,7 +207,7 @@ def test_no_room_says_how_much_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_store, "save_file", full)
     big = torch.zeros(1_000_001, dtype=torch.float32)
     with pytest.raises(
-        CheckpointError, match="No space left on device; it takes about 5 MB and [0-9,]+ MB are free. T"
+        CheckpointError, match="No space left on device; it takes about 5 MB and [0-9,]+ MB are free; t"
     ):
         write(tmp_path / "deep", 1, a=big)
     assert not (tmp_path / "deep" / "step-00000001").exists()

@@ -343,7 +343,8 @@ def test_a_full_disk_at_a_line_is_the_one_error_and_names_the_file_and_what_stan
     with pytest.raises(OSError) as caught:
         train(accelerator, [new_phase(3)], LogOnAFullDisk(), checkpoints=kept, log_every=3)
     assert str(caught.value) == (
-        "[Errno 28] could not write to the log /dev/full: No space left on device; checkpoints saved before stand"
+        "[Errno 28] could not write to the log /dev/full: No space left on device; checkpoints saved before stand. "
+        "The disk is full: free some space, then run again"
     )
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.__cause__ is caught.value.__context__  # the log's end added none of its own
@@ -355,6 +356,12 @@ def test_a_log_whose_folder_cannot_be_made_names_the_file(tmp_path):
         OSError, match=r"could not write to the log .*/file/log.jsonl: .*; checkpoints saved before sta"
     ):
         JsonlLog(tmp_path / "file" / "log.jsonl").log({"loss": 1.0}, step=0)
+
+
+def test_a_pipe_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(ValueError, match=r"log.jsonl is a pipe, a device or a folder, not a log; choose another file"):
+        JsonlLog(tmp_path / "log.jsonl").start(step=0, epochs=0)
 
 
 def test_a_file_that_is_no_log_is_not_overwritten(tmp_path):

@@ -322,7 +322,7 @@ def test_a_gradient_that_is_not_finite_stops_where_clipping_sees_it(accelerator)
 
 def test_data_without_batches_is_refused(accelerator):
     task = Task(ToyBatches(text_rows(0)), ClassificationObjective())
-    with pytest.raises(ValueError, match="no batch to train on; give more rows or a smaller batch size"):
+    with pytest.raises(ValueError, match="has no batch to train on; give more rows or a smaller batch size"):
         run(accelerator, new_model(), new_phase(3), task)
 
 

@@ -102,7 +102,10 @@ def test_phase_from_reads_freeze_tos_number():
     ("phases", "words"),
     [
         ([], "at least one phase, got none"),
-        (full(3, lr=1e-2), "phase 'full' is made for 3 layer groups, the model has 4 .embeddings, body, middle, head"),
+        (
+            full(3, lr=1e-2),
+            "phase 'full' is made for 3 layer groups, the model has 4 .embeddings, body, middle, head.: gi",
+        ),
         ([new_phase(4)], "phase 'some' is made for 4 layer groups"),
         ([new_phase(3), new_phase(2)], r"phases of a plan need different names, got \['some', 'some'\]"),
     ],

@@ -107,7 +107,13 @@ def test_a_process_that_left_word_is_named_with_it(store, monkeypatch):
 def test_the_processes_that_do_not_say_that_they_wait_are_named(store):
     store.set("ulmfit_pipe/waiting/1", "")
     assert why_others_ended(GONE) == "process 2 is gone"
-    assert why_others_ended(SILENT) == "process 2 does not answer: it is stopped, or hangs"
+    words = "process 2 does not answer within 600 seconds (ULMFIT_PIPE_TIMEOUT sets how many): it is stopped, or hangs"
+    assert why_others_ended(SILENT) == words
+    nccl = "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(OpType=ALLREDUCE, Timeout(ms)=45000) ran"
+    assert why_others_ended(RuntimeError(nccl)) == words.replace("600", "45")
+    assert why_others_ended(RuntimeError("collective operation timeout")) == (
+        "process 2 does not answer: it is stopped, or hangs"
+    )
     store.set("ulmfit_pipe/waiting/2", "")
     assert why_others_ended(SILENT) == ""
 
@@ -119,7 +125,7 @@ def test_without_its_store_the_process_that_keeps_it_is_named(store, monkeypatch
     monkeypatch.setattr(store, "set", fails, raising=False)
     assert why_others_ended(GONE) == "process 0 is gone"
     monkeypatch.setattr(store, "set", lambda *_given: time.sleep(1), raising=False)  # it is stopped itself
-    assert why_others_ended(SILENT) == "process 0 does not answer: it is stopped, or hangs"
+    assert why_others_ended(SILENT).startswith("process 0 does not answer within 600 seconds (ULMFIT_PIPE_TIMEOUT")
 
 
 def test_other_errors_are_no_word_of_another_process(store, monkeypatch):

@@ -153,14 +153,31 @@ def test_checkpoints_change_nothing_and_draw_no_random_number(tmp_path, accelera
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_run_killed_at_any_batch_ends_bit_identical(tmp_path, accelerator, build, every):
+    """Each fifth batch by a kill, all of them with the checkpoints that a kill there finds on the disk."""
     whole = never_stopped(build, accelerator)
-    total = whole.batches
-    assert total >= 24
-    for kill in range(0, total, 1 if every == 1 else 5):
-        folder = tmp_path / str(kill)
-        with pytest.raises(Killed):
-            train(build, accelerator, kept(folder, every_steps=every), kill=kill)
-        assert_same(train(build, accelerator, kept(folder, every_steps=every, resume=True)), whole)
+    assert whole.batches >= 24
+
+    class Copying(KilledAt):
+        """An objective that puts what is on the disk aside before each batch."""
+
+        def __call__(self, *args):
+            if (tmp_path / "run").exists():
+                shutil.copytree(tmp_path / "run", tmp_path / f"before {10**9 - self.left}")
+            return super().__call__(*args)
+
+    def copying(kill):
+        model, plan, task, monitor = build(kill)
+        return model, plan, replace(task, objective=Copying(task.objective.objective, kill)), monitor
+
+    assert_same(train(copying, accelerator, kept(tmp_path / "run", every_steps=every)), whole)
+    for kill in range(whole.batches):
+        folder = tmp_path / f"before {kill}"
+        if kill % 5 == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            with pytest.raises(Killed):
+                train(build, accelerator, kept(folder, every_steps=every), kill=kill)
+        if every == 1 or kill % 5 == 0:
+            assert_same(train(build, accelerator, kept(folder, every_steps=every, resume=True)), whole)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -551,7 +568,7 @@ def test_a_full_disk_stops_the_run_says_how_much_is_needed_and_the_one_before_st
     words = str(caught.value)
     assert words.startswith(f"could not save checkpoint {tmp_path / 'run'}/step-")
     assert "No space left on device; it takes about 1 MB and" in words
-    assert f"are free. The one before, {last.name}, stands: free some space, then run the same command again" in words
+    assert f"are free; the one before, {last.name}, stands. The disk is full: free some space, then run the sa" in words
     assert words.endswith("with --resume true")
     assert not list((tmp_path / "run").glob(".*"))
     assert_same(
@@ -564,7 +581,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_so(tmp_path, accelerator, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "_sync", full)
-    with pytest.raises(CheckpointError, match="are free. There is none before it: free some space"):
+    with pytest.raises(CheckpointError, match="are free; there is none before it. The disk is full: free some space"):
         train(classifier, accelerator, kept(tmp_path / "run"))
 
 
@@ -661,7 +678,10 @@ def test_another_model_is_refused_by_its_first_tensor(tmp_path, accelerator):
         return model, Plan(plan.phases, tuple(groups_of(model))), task, monitor
 
     words = refused(tmp_path, accelerator, other)
-    assert words == "the checkpoint is of another model: head.extra, of which the checkpoint has none"
+    assert words == (
+        "the checkpoint is of another model: head.extra, of which the checkpoint has none; build the model as it was "
+        "then, or delete the folder of checkpoints to begin anew"
+    )
 
 
 def test_other_versions_are_named_and_the_run_goes_on(tmp_path, accelerator):

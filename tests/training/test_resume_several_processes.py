@@ -1,14 +1,10 @@
 """Two processes that are stopped and gone on with end as if they had not been; what other numbers may go on with."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
-from resumed_two_processes import ALONE, begin_alone, classifier, language_model, train
+from forked_processes import run_in_processes
+from resumed_two_processes import ALONE, begin_alone, classifier, everything, language_model, train
 
 from ulmfit_pipe.training.checkpoint import CheckpointError
 
@@ -24,14 +20,7 @@ def folder(tmp_path_factory):
 def two(folder):
     """The results of both processes, some of which go on with what one process, this one, has begun."""
     assert set(begin_alone(Accelerator(cpu=True), folder).values()) == {"Stopped: "}
-    script = Path(__file__).with_name("resumed_two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [*command, str(script), str(folder)], capture_output=True, text=True, env=environment, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return run_in_processes(lambda: everything(Accelerator(cpu=True), folder), folder, processes=2)
 
 
 @pytest.mark.parametrize("stop", [3, 5, 9, 22])

@@ -45,6 +45,13 @@ def test_tied_weights_saved_under_their_other_name_are_found(tmp_path):
     tensors = checkpoint.load_tensors(path)
     tensors["lm_head.weight"] = tensors.pop("embeddings.weight")
     checkpoint.save_tensors(path, tensors)
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is not the file that was saved \(its SHA-256 differs"
+    ):
+        saved_learner.load(tmp_path / "run", other, lm_groups_of(other))
+    record = json.loads((tmp_path / "run" / "learner.json").read_text())
+    unsealed = {name: value for name, value in record.items() if name not in ("weights", "record_sha256")}
+    (tmp_path / "run" / "learner.json").write_text(json.dumps(unsealed))  # as versions without digests wrote it
     saved_learner.load(tmp_path / "run", other, lm_groups_of(other))
     assert torch.equal(other.embeddings.weight, model.embeddings.weight)
 
@@ -143,7 +150,7 @@ def test_another_architecture_is_refused_before_anything_is_changed(tmp_path):
     model = new_model()
     model.head = nn.Linear(6, 9)
     words = load_into(tmp_path / "run", model)
-    assert "holds head.bias of shape (4,), this model's has (9,)" in words
+    assert "holds head.bias of shape (4,), this model's has (9,); build it as it was saved" in words
 
 
 def test_another_class_with_the_same_names_is_refused(tmp_path):
@@ -167,12 +174,18 @@ def test_broken_folders_are_refused(tmp_path):
     weights, state = tmp_path / "run" / "model.safetensors", tmp_path / "run" / "learner.json"
     whole, text = weights.read_bytes(), state.read_text()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "it was cut short; take an earlier save" in load_into(tmp_path / "run")
+    assert "it was cut short or altered; take an earlier save" in load_into(tmp_path / "run")
     weights.write_bytes(whole)
     state.write_text(text[:40])
     assert "is no whole JSON file" in load_into(tmp_path / "run")
     state.write_text("[]")
     assert "has format None, this version reads 1" in load_into(tmp_path / "run")
+    state.write_text(text.replace('"epochs_done": 0', '"epochs_done": 9'))
+    with pytest.raises(
+        CheckpointError, match=r"learner.json is not what was saved \(its SHA-256 differs\): it was dama"
+    ):
+        saved_learner.read_state(tmp_path / "run")
+    text = json.dumps({**json.loads(text), "record_sha256": None})
     state.write_text(json.dumps({**json.loads(text), "format": 2}))
     assert "has format 2, this version reads 1; save it again" in load_into(tmp_path / "run")
     state.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "trainable"}))

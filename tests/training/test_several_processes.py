@@ -2,14 +2,10 @@
 tests, one of three), many looks at it.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
+from forked_processes import run_in_processes
 from two_process_runs import CACHED_NORMS, ORDERS, everything
 
 pytestmark = pytest.mark.two_process
@@ -24,14 +20,7 @@ COMPARED += [f"{name}, find_unused {find_unused}" for name in ORDERS for find_un
 def many(request, tmp_path_factory):
     """The results of each process."""
     folder = tmp_path_factory.mktemp("many")
-    script = Path(__file__).with_name("two_process_runs.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [*command, str(script), str(folder)], capture_output=True, text=True, env=environment, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in range(request.param)]
+    return run_in_processes(lambda: everything(Accelerator(cpu=True), folder), folder, processes=request.param)
 
 
 @pytest.fixture(scope="module")

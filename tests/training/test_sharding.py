@@ -1,14 +1,11 @@
 """Weights in pieces on two processes (torch's fully_shard over gloo): thawing is what it is with whole weights."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from forked_processes import run_in_processes
 from sharded_runs import everything
 from torch import nn
 from toy_models import NAMES, ToyLanguageModel, groups_of, lm_groups_of, new_model
@@ -30,14 +27,7 @@ COMPARED = [*GRADUAL, *AGAIN, "language model", *ORDERS]
 def pieces(tmp_path_factory):
     """The results of each of two processes."""
     folder = tmp_path_factory.mktemp("pieces")
-    script = Path(__file__).with_name("sharded_runs.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [*command, str(script), str(folder)], capture_output=True, text=True, env=environment, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(folder / f"process{rank}.pt", weights_only=False) for rank in range(2)]
+    return run_in_processes(lambda: everything(Accelerator(cpu=True)), folder, processes=2)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Runs of the training core whose results must not depend on the number of processes.
 
-Started by torchrun it writes each process' results; imported it gives those of one process. See
-test_several_processes.py.
+test_several_processes.py runs them in one process and in several.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -356,10 +354,3 @@ def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
         for find_unused in (False, True):
             results[f"{name}, find_unused {find_unused}"] = order(trained, find_unused=find_unused)
     return results
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    process = Accelerator(cpu=True)
-    torch.save(everything(process, target), target / f"process{process.process_index}.pt")
-    process.end_training()

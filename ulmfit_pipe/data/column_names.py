@@ -14,6 +14,8 @@ SHOWN_LETTERS = 40  # of each
 COMPARED_NAMES = 1000  # in which a near one is looked for
 PEEKED_ROWS = 50  # read to tell whether the first row is one like the others
 LONG_NAME, MANY_WORDS = 60, 6  # letters and words; a column's name has fewer, a text has not
+SHOWN_FLAGS = 8  # columns of 0 and 1 listed in a message
+FLAGS = [set(pair[:count]) for pair in (("0", "1"), ("false", "true")) for count in (1, 2)]
 FASTTEXT = "__label__"  # stands before a label there
 _SEPARATORS = {
     "\t": ("tabs", "tab"),
@@ -61,14 +63,38 @@ def check_wanted(rows: RowSource, text_columns: Sequence[str], label_columns: Se
                 f"{rows.name}: the column name {shown_name(name)!r} stands twice; rename one of the columns"
             )
         if name not in known:
-            option = f"--{role}_column names the column of {role}{'s' if role == 'label' else ''}"
             raise TableError(
                 f"{rows.name}: there is no column {shown_name(name)!r}; there are {shown_names(rows.columns)}"
-                f"{nearest(name, rows.columns)}; {_matter(rows) or option}"
+                f"{_advice(rows, name, role)}"
             )
 
 
-def _matter(rows: RowSource) -> str:
+def _advice(rows: RowSource, name: str, role: str) -> str:
+    """What to do where a column is missing."""
+    if rows.files and role == "label":
+        return (
+            "; a folder has labels where the texts of each class are in a folder of their own, such as "
+            f"{rows.name}/pos/1.txt; give texts without labels as --unlabelled_file, or predict them"
+        )
+    flags = _flag_columns(rows)
+    near = nearest(name, [each for each in rows.columns if each not in flags] if role == "text" else rows.columns)
+    matter = _matter(rows, name)
+    if not matter and role == "label" and len(flags) > 1:
+        more = " ..." if len(flags) > SHOWN_FLAGS else ""
+        listed = " ".join(f"--label_column {shown_name(flag)}" for flag in flags[:SHOWN_FLAGS])
+        return f"{near}; for columns of 0 and 1 that are one label each give them all: {listed}{more}"
+    option = f"--{role}_column names the column of {role}{'s' if role == 'label' else ''}"
+    return f"{near}; {matter or option}"
+
+
+def _flag_columns(rows: RowSource) -> list[str]:
+    """The columns that hold nothing but 0 and 1, or true and false, as far as the first rows tell."""
+    names = [name for name in rows.columns[:COMPARED_NAMES] if name not in rows.repeated]
+    columns = zip(names, zip(*_peeked(rows, names), strict=False), strict=False)
+    return [name for name, values in columns if {str(value).strip().casefold() for value in values} in FLAGS]
+
+
+def _matter(rows: RowSource, name: str) -> str:
     """What seems to be wrong with a header, and the option that mends it."""
     if not rows.untyped:
         return ""
@@ -76,6 +102,8 @@ def _matter(rows: RowSource) -> str:
         for mark, (words, option) in _SEPARATORS.items():
             if mark in rows.columns[0]:
                 return f"the header holds {words}; --delimiter {option} takes them for what separates the fields"
+        if name in [each.strip("'\"") for each in rows.columns[0].split(" ")]:
+            return "the header holds spaces; --delimiter space takes them for what separates the fields"
     if rows.columns[0].startswith(FASTTEXT):
         return f"the file is of fastText; write a table with a column of labels, without {FASTTEXT}, and one of text"
     if _begins_with_title(rows):
@@ -99,10 +127,10 @@ def _begins_with_title(rows: RowSource) -> bool:
     return False
 
 
-def _peeked(rows: RowSource) -> list[tuple[str, ...]]:
+def _peeked(rows: RowSource, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     with contextlib.suppress(TableError):  # a bad row further on is another matter
-        found.extend(itertools.islice(rows.read(rows.columns), PEEKED_ROWS))
+        found.extend(itertools.islice(rows.read(rows.columns if names is None else names), PEEKED_ROWS))
     return found
 
 

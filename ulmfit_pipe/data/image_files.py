@@ -21,12 +21,12 @@ try:
 except ImportError as error:
     raise ImportError("images need Pillow, which is not installed: pip install 'ulmfit_pipe[vision]'") from error
 
-from ulmfit_pipe.data.labels import clean_label, sort_label_names
+from ulmfit_pipe.data.column_names import shown_names
+from ulmfit_pipe.data.labels import INTEGERS, can_be, clean_label, list_labels, sort_label_names
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 from ulmfit_pipe.data.tables import load_table
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs: 256 MB of colour
-SHOWN_NAMES = 20  # class names listed in a message
 SHOWN_FILES = 5  # bad images listed in a message
 # What systems leave in folders of images, beside files and folders that begin with a dot, in small letters
 JUNK = {
@@ -134,8 +134,7 @@ def _counts(path: Path) -> bool:
 
 
 def _unknown(names: Sequence[str]) -> str:
-    known = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
-    return f"which training does not know ({known}); rename it, or train with it"
+    return f"which training does not know ({list_labels(names)}); rename it, or train with it"
 
 
 def _table(images: list[dict[str, Any]], labels: list[int], names: list[str]) -> datasets.Dataset:
@@ -188,7 +187,7 @@ def _from_dataset(
 ) -> datasets.Dataset:
     for column in (image_column, label_column):
         if column is not None and column not in dataset.column_names:
-            raise ImageError(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}")
+            raise ImageError(f"{name} has no column {column!r}; it has {shown_names(dataset.column_names)}")
     feature = dataset.features[image_column]
     kind = getattr(feature, "dtype", None)
     if not isinstance(feature, datasets.Image) and kind not in ("string", "binary"):
@@ -203,7 +202,8 @@ def _from_dataset(
     if label_column is None:
         return images
     ids, names = _labels_of(dataset, label_column, name, label_names)
-    features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+    feature = datasets.ClassLabel(names=names, id=_label_type(dataset.features[label_column], names))
+    features = datasets.Features({"label": feature})
     labels = datasets.Dataset.from_dict({"label": ids}, features=features)
     with bars_on_a_terminal_only():
         return datasets.concatenate_datasets([images, labels], axis=1)
@@ -227,6 +227,13 @@ def _labels_of(
         if label not in numbers:
             raise ImageError(f"row {row} of {name} has the class {label!r}, {_unknown(names)}")
     return [numbers[str(label)] for label in given], names
+
+
+def _label_type(feature: Any, names: Sequence[str]) -> str | None:
+    """Return the type that a column's labels are in, as `LabelColumn` keeps it: integers, or None for names."""
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.id
+    return INTEGERS if getattr(feature, "dtype", "").startswith(("int", "uint")) and can_be(names, INTEGERS) else None
 
 
 def with_source_rows(table: datasets.Dataset) -> datasets.Dataset:

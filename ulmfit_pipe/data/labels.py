@@ -6,6 +6,7 @@ Unicode forms of one letter) are one label; those that merely look alike (capita
 
 import ast
 import csv
+import itertools
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from ulmfit_pipe.data.table_readers import TableError, nearest
 
 Label: TypeAlias = str | int | bool
 
-SHOWN_NAMES = 20  # label names listed in a message
+SHOWN_NAMES = 8  # label names listed in a message
 SHOWN_CHARACTERS = 60  # of one label name in a message
 LONGEST_NORMALIZED = 1000  # characters; Unicode normalization takes quadratic time on long runs of accents
 INTEGERS, BOOLS = "int", "bool"  # types of labels that ClassLabel.id keeps; None there stands for names
@@ -110,6 +111,17 @@ def list_labels(names: Sequence[str], most: int = SHOWN_NAMES) -> str:
     return ", ".join(map(shown_label, names[:most])) + more
 
 
+def list_apart(names: Sequence[str], others: Sequence[str]) -> tuple[str, str]:
+    """Return two lists of label names that differ for a message; of long ones also the first name that differs."""
+    pairs = enumerate(itertools.zip_longest(names, others))
+    at = next((at for at, (one, other) in pairs if one != other), 0)
+    shown = []
+    for each in (names, others):
+        further = f" (number {at + 1:,} is {shown_label(each[at])})" if SHOWN_NAMES <= at < len(each) else ""
+        shown.append(list_labels(each) + further)
+    return shown[0], shown[1]
+
+
 def sort_label_names(names: Iterable[str]) -> list[str]:
     """Label names in their standard order: by value if all are integers, else as strings."""
     names = list(names)
@@ -130,13 +142,21 @@ def label_name(value: Any, place: Place, *, untyped: bool) -> str:
     if isinstance(value, list | tuple | set | np.ndarray):
         raise place.error(f"the label is a list, {value!r:.80}; set multi_label=True if a text may have several")
     if isinstance(value, float) or (untyped and isinstance(value, str) and _FLOAT.fullmatch(clean_label(value))):
-        raise place.error(
-            f"the label is the decimal number {value}; labels must be names or integers. Convert the column first, "
-            f"for example in pandas: table[{place.column!r}] = table[{place.column!r}].astype(int)"
-        )
+        raise place.error(f"the label is the decimal number {value}; {_whole_labels(float(value), place.column)}")
     if not isinstance(value, str | int):
         raise place.error(f"the label must be a name or an integer, got {type(value).__name__} {value!r:.80}")
     return _checked_name(value, place) if isinstance(value, str) else str(value)
+
+
+def _whole_labels(value: float, column: str) -> str:
+    """Say how to make a label of a decimal number."""
+    if value.is_integer():  # pandas turns integers into such numbers where some are missing
+        turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: int}})"
+        return (
+            "labels must be names or integers. Convert the column first, which also leaves out rows without a label, "
+            f"for example in pandas: table = {turned}"
+        )
+    return "a classifier knows classes and no numbers between; make names or integers of them, such as low and high"
 
 
 def _checked_name(value: str, place: Place) -> str:

@@ -22,8 +22,8 @@ class TableReading:
     Attributes:
         encoding: Encoding of tables of text, such as cp1252, latin-1, utf-16 or gb18030; null finds UTF-8, UTF-16 and
             cp1252, and names what is not UTF-8.
-        delimiter: What separates the fields of CSV-like tables: one character, or tab, comma, semicolon, pipe; null
-            finds it.
+        delimiter: What separates the fields of CSV-like tables: one character, or tab, comma, semicolon, pipe, space;
+            null finds it, but for spaces.
         quote: Mark around the fields of CSV-like tables: double, single, or none where quotes belong to the text; null
             finds it, and refuses a table in which both readings make sense.
         no_header: The first row of CSV-like tables and Excel sheets is a row like the others; the columns are then
@@ -47,7 +47,7 @@ class TableReading:
         quote = None if self.quote is None else _QUOTE_WORDS.get(self.quote, self.quote)
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
             raise TableError(
-                f"delimiter must be one character, or tab, comma, semicolon or pipe, got {self.delimiter!r:.60}"
+                f"delimiter must be one character, or tab, comma, semicolon, pipe or space, got {self.delimiter!r:.60}"
             )
         if quote not in (None, NO_QUOTE) and (len(str(quote)) != 1 or str(quote) in "\r\n\0" or quote == delimiter):
             raise TableError(f"quote must be double, single, none or one character, got {self.quote!r:.60}")

@@ -187,18 +187,18 @@ def _find_quote(file: TextFile, sample: Sequence[str], found: TextFormat) -> Tex
 
     name, escape, scan = str(file.path), None, scanned(None)
     notes = [f"{name}: single quotes are the marks around its fields"] if quote == "'" else []
-    if not (scan.fits_as_marks or scan.fits_as_text):
+    if scan.holds_escapes and not scan.fits_as_marks:
         escaped = scanned(BACKSLASH)
-        if escaped.fits_as_marks and escaped.swallowed is None:
+        if escaped.fits_as_marks:
             escape, scan = BACKSLASH, escaped
             notes.append(f"{name}: a backslash stands before a quote that is text")
     if not quotes_are_marks(scan, name=name):
         note = f"{name}: its quotes belong to the text (--quote double reads them as marks around a field)"
         return dataclasses.replace(found, notes=(*found.notes, note))
     if scan.first_span is not None:
-        row, start, end = scan.first_span
+        (row, start, end), spans = scan.first_span, scan.evidence.spans
         notes.append(
-            f"{name}: {scan.spans:,} {'row goes' if scan.spans == 1 else 'rows go'} over several lines in a quoted "
+            f"{name}: {spans:,} {'row goes' if spans == 1 else 'rows go'} over several lines in a quoted "
             f"field, the first is row {row} (lines {start + found.skipped} to {end + found.skipped})"
         )
     return dataclasses.replace(found, quote=quote, escape=escape, notes=(*found.notes, *notes))

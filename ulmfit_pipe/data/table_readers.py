@@ -40,6 +40,7 @@ KNOWN_SUFFIXES = (
     ".txt",
 )
 _BINARY = ((b"PAR1", ".parquet"), (b"ARROW1", ".arrow"), (b"SQLite format 3\0", ".db"))
+_BETWEEN_QUOTES = re.compile(r'"[^"]*"([^"\r\n,])"')
 _SPACE = re.compile(r"[ \t\r\n]*")
 _FIRST_NUMBERS = ("0", "1")  # of rows that are numbered
 _OLD_EXCEL = b"\xd0\xcf\x11\xe0"
@@ -169,7 +170,10 @@ def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, 
     try:
         first = next(table_format.records(TextLines(path) if plain else file.lines()), None)
     except csv.Error as error:
-        raise TableError(f"{path}, the header is not valid CSV: {error}; look for an unmatched quote") from error
+        between = _BETWEEN_QUOTES.match(next(iter(file.lines()), ""))
+        named = "space" if between and between[1] == " " else repr(between[1]) if between else ""
+        hint = f"--delimiter {named} takes what is between its names" if named else "look for an unmatched quote"
+        raise TableError(f"{path}, the header is not valid CSV: {error}; {hint}") from error
     if first is None:
         raise TableError(f"{path} is empty: it has no header and no rows")
     if len(first) == 1:
@@ -208,6 +212,7 @@ class _CheckedRecords:
         self.line = ""  # the line that was read last
         self.lines = 0  # read so far
         self.place = ""  # of the row at hand
+        self.ends_empty = False  # a row before it has nothing in its last field
 
     def _watched(self, lines: Iterable[str]) -> Iterator[str]:
         for self.line in lines:
@@ -235,7 +240,7 @@ class _CheckedRecords:
             if number == 1 and len(row) == self.width + 1 and (row[0] in _FIRST_NUMBERS or not row[-1]):
                 raise TableError(
                     f"{self.path}: each row seems to have one field more than the header, a number before the others "
-                    "(as R writes it) or nothing after them; add a name for it to the header"
+                    "(as R writes it, without row.names=FALSE) or nothing after them; add a name for it to the header"
                 )
             if len(row) != self.width:
                 is_last = self.line.rstrip("\r\n") == self.line and len(row) < self.width
@@ -243,6 +248,15 @@ class _CheckedRecords:
                     number, f"has {len(row):,} fields, the header has {self.width:,}", is_torn=is_last, fields=True
                 )
                 return
+            if not row[-1] and self.width > 1 and self.line.rstrip("\r\n") == self.line and not self.ends_empty:
+                if self.reading.skip_torn_end:
+                    self._refuse(number, "ends with an empty field", is_torn=True)
+                    return
+                self.notes.append(
+                    f"{self.path}, row {number} (header not counted), the last, ends with an empty field and without a "
+                    f"line end, as where a file is cut short; {TORN}"
+                )
+            self.ends_empty = self.ends_empty or not row[-1]
             yield row
             number += 1
 
@@ -256,7 +270,8 @@ class _CheckedRecords:
             raise TableError(f"{place}, {self.place}, {what}: the file seems to be cut short; {TORN}")
         if is_torn:
             raise TableError(
-                f"{place}, {self.place}, {what}; look for an unmatched quote, or {TORN} if the file was cut short"
+                f"{place}, {self.place}, {what}; look for an unmatched quote, --quote none if quotes belong to the "
+                f"text, or {TORN} if the file was cut short"
             )
         if fields:
             raise TableError(

@@ -125,7 +125,13 @@ def _read_table(
             rows = open_one(one)
             check_wanted(rows, reader.columns, reader.label_columns)
             facts.append(FileFacts(rows.name))
-            yield from reader.texts(rows, facts[-1])
+            opened = len(rows.notes)
+            try:
+                yield from reader.texts(rows, facts[-1])
+            except TableError as error:
+                if len(rows.notes) > opened:  # of a last row that was cut short
+                    raise TableError(f"{error} ({rows.notes[-1]})") from error
+                raise
             for note in rows.notes:
                 say(note)
 

@@ -20,14 +20,18 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from ulmfit_pipe.data.likely_encodings import likely_encoding
+
 LONGEST_LINE = 100_000_000  # characters of a line, or of a CSV field; a file without line ends does not fill memory
 BLOCK = 1 << 20  # bytes read at once
 HEAD = 1 << 16  # bytes in which NULs are looked for
 FOREIGN_SHARE = 0.2  # of bytes that are not ASCII: Western text has a tenth, other scripts nearly all
 BINARY_SHARE = 0.3  # of NULs in a file's head: above it the file is no text
+RUNS_SHARE = 0.5  # of bytes that are not UTF-8 stand side by side: above it they are another script's
 FEW_BYTES = 10  # that are not ASCII tell nothing of the script
 DAMAGED_SHARE = 2.0  # the same in text of another script, whose encodings hold valid UTF-8 by chance
 MIXED_SHARE = 0.25  # of letters in valid UTF-8 to bytes that are not: above it the file is UTF-8 with damage
+ISO_2022_JP = b"\x1b$B"  # stands before its letters, which are bytes of ASCII
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 MARKS = (  # a byte order mark, and the encoding that passes over it; UTF-32 first, whose mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -39,6 +43,7 @@ MARKS = (  # a byte order mark, and the encoding that passes over it; UTF-32 fir
 UNPACK_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError)
 _SEVERAL_BYTES = re.compile(r"[^\x00-\x7f\udc80-\udcff]")  # a letter that UTF-8 writes in several bytes
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")  # a byte that surrogateescape kept
+_RUNS_NOT_UTF8 = re.compile(r"[\udc80-\udcff]{2,}")
 
 
 class TableError(ValueError):
@@ -175,12 +180,20 @@ def _found_encoding(path: Path, packing: str | None, head: bytes, unpacked: Call
         return TextFile(path, packing, str(marked), notes=[_encoding_note(path, str(marked))])
     if head.count(0) > BINARY_SHARE * len(head):
         raise TableError(f"{path} holds NUL bytes, so it is no table of text; give a file that a text editor can show")
+    if ISO_2022_JP in head:
+        raise TableError(f"{path} seems to be Japanese text in ISO-2022-JP: --encoding iso2022_jp reads it as that")
     facts = _decode_whole(unpacked)
     if facts.invalid == 0:
         return TextFile(path, packing, marked or "utf-8", facts.holds_quotes, facts.newline)
-    is_foreign = facts.not_ascii > max(FEW_BYTES, FOREIGN_SHARE * facts.letters)
+    in_runs = facts.in_runs > max(FEW_BYTES, RUNS_SHARE * facts.invalid)
+    is_foreign = in_runs or facts.not_ascii > max(FEW_BYTES, FOREIGN_SHARE * facts.letters)
     if facts.several > (DAMAGED_SHARE if is_foreign else MIXED_SHARE) * facts.invalid:
         raise not_utf8(path, unpacked)
+    if is_foreign and (likely := likely_encoding(unpacked)):
+        raise TableError(
+            f"{path} is not UTF-8 but seems to be {likely[1]} text in {likely[0]}: --encoding {likely[0]} reads it as "
+            "that; look at some rows, for an encoding cannot be told for certain"
+        )
     if is_foreign or b"\0" in head:
         raise TableError(
             f"{path} is not UTF-8 but in an encoding of another script, which cannot be told from the file; name it "
@@ -206,6 +219,7 @@ def _utf16_without_mark(head: bytes) -> str | None:
 @dataclass
 class _Facts:
     invalid: int = 0  # bytes that are not UTF-8
+    in_runs: int = 0  # of these, that stand side by side
     several: int = 0  # letters that UTF-8 writes in several bytes
     not_ascii: int = 0  # bytes
     letters: int = 0  # bytes of letters, ASCII or not
@@ -243,6 +257,7 @@ def _decode_whole(unpacked: Callable[[], IO[bytes]]) -> _Facts:
             was_return = block[-1:] == b"\r"
             if not text.isascii():
                 facts.invalid += len(_NOT_UTF8.findall(text))
+                facts.in_runs += sum(map(len, _RUNS_NOT_UTF8.findall(text)))
                 facts.several += len(_SEVERAL_BYTES.findall(text))
                 facts.not_ascii += len(block) - len(block.translate(None, high))
                 facts.not_cp1252 = facts.not_cp1252 or len(block.translate(None, unused)) < len(block)

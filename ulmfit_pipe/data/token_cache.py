@@ -13,16 +13,21 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
 import pyarrow as pa
 
+from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.data.run_files import run_folder
 from ulmfit_pipe.temporary_files import naming, remove, remove_abandoned, temporary_beside
 
 CACHE_SIZE = "ULMFIT_PIPE_TOKEN_CACHE_GIB"  # environment variable: most that the cache may hold; 0 keeps nothing
 DEFAULT_GIB = 2.0  # twenty tables of the size of IMDb: 28 million tokens of 4 bytes are 0.1 GiB
 TAIL = 1024  # bytes in which the line behind the stream is looked for
+STREAM_BEGIN = b"\xff" * 4  # Arrow's mark before each message of a stream
+STREAM_END = STREAM_BEGIN + bytes(4)
+UNSEALED = "has no SHA-256"
 COPIED_ROWS = 1024  # rows copied at once
 
 logger = logging.getLogger(__name__)
@@ -90,7 +95,8 @@ def _from_cache(
     path.parent.mkdir(parents=True, exist_ok=True)
     fault = _fault(path, key=key, rows=rows)
     if fault:
-        logger.warning("token cache damaged, made again: %s %s", path, fault)
+        kind = "of an older version" if fault == UNSEALED else "damaged"
+        logger.warning("token cache %s, made again: %s %s", kind, path, fault)
     if fault is not None:
         if path.is_dir() and not path.is_symlink():  # a file cannot take its place
             path.rename(path.with_name(f"{path.name}.not-ours-{os.urandom(4).hex()}"))
@@ -119,13 +125,35 @@ def _fault(path: Path, *, key: str, rows: int) -> str | None:
             seal = json.loads(line)
             asked = (seal["key"], seal["rows"], seal["sha256"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            return "was cut short or altered, or an older version wrote it"
+            return UNSEALED if _is_whole_stream(file) else "was cut short or altered"
         if asked[:2] != (key, rows):
             return "holds another table"
         file.seek(0)
         if asked[2] != _digest(file.fileno(), start + len(stream)):
             return "was altered: its SHA-256 differs"
+    return _unreadable(path, rows)
+
+
+def _unreadable(path: Path, rows: int) -> str | None:
+    """Return what is the matter with a sealed file that holds no such table."""
+    try:
+        table = datasets.Dataset.from_file(str(path))
+        table.data.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        return f"cannot be read: {in_one_line(error)[:200]}"
+    if len(table) != rows or "input_ids" not in table.column_names:
+        return f"holds {len(table):,} rows of {', '.join(table.column_names)[:80]}, {rows:,} of input_ids are asked for"
     return None
+
+
+def _is_whole_stream(file: BinaryIO) -> bool:
+    """Whether a file is an Arrow stream from its first mark to its last, with nothing behind it."""
+    file.seek(0)
+    begin = file.read(len(STREAM_BEGIN))
+    if begin != STREAM_BEGIN:
+        return False
+    file.seek(max(0, file.seek(0, os.SEEK_END) - len(STREAM_END)))
+    return file.read() == STREAM_END
 
 
 def _digest(descriptor: int, size: int) -> str:

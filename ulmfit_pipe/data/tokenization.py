@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ulmfit_pipe.data.column_names import shown_names
 from ulmfit_pipe.data.english_words import cut_words
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents, tokenizer_key
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
@@ -124,7 +125,7 @@ def tokenize_dataset(
         ValueError: There is no column ``text``, or ``num_proc`` is below 1.
     """
     if "text" not in dataset.column_names:
-        raise ValueError(f"the table needs a column 'text', it has {', '.join(dataset.column_names)}")
+        raise ValueError(f"the table needs a column 'text', it has {shown_names(dataset.column_names)}")
     if num_proc is not None and num_proc < 1:
         raise ValueError(f"num_proc must be at least 1, got {num_proc}")
     kept = [name for name in ("text", "label") if name in dataset.column_names]

@@ -38,18 +38,23 @@ from ulmfit_pipe.models.image_classifier import register_image_classifier
 from ulmfit_pipe.models.image_groups import classes_in
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierConfig, PoolingForSequenceClassification
-from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE
+from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE, remote_code_allowed
 from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
 from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote_classes
+from ulmfit_pipe.temporary_files import no_place_for_a_file
 from ulmfit_pipe.training.checkpoint import (
+    SEAL,
+    AlteredError,
     CheckpointError,
     atomic_folder,
     contents_of,
-    read_json,
+    digest_of_file,
+    read_sealed,
     recover_folder,
-    write_json,
+    write_sealed,
 )
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # size, crop and scale of an image model
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 # What a fast tokenizer is made from where a model has no tokenizer.json: DeBERTa v2 and v3, ALBERT, Llama, XLM-R.
 SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
@@ -78,14 +83,11 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in TRACKED_LIBRARIES}}
 
 
-def digest_of_file(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def model_identity(name: str | Path | None, *, images: bool = False) -> str | None:
     """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
+
+    Counted is each file that changes what the model computes: weights, configuration, tokenizer or image processor, and
+    code of its own where that may run.
 
     Args:
         name: As `resolve_model`; None for a model from scratch.
@@ -104,8 +106,9 @@ def model_identity(name: str | Path | None, *, images: bool = False) -> str | No
     ours = (folder / BACKEND_FILE).is_file()
     tokenizer = [BACKEND_FILE] if ours else [*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json"]
     if not (folder / "tokenizer.json").is_file():
-        tokenizer += SENTENCEPIECE_FILES
-    others = [folder / "config.json", folder / INDEX_FILE, *(folder / name for name in tokenizer)]
+        tokenizer += [*SENTENCEPIECE_FILES, "added_tokens.json"]
+    named = ["config.json", INDEX_FILE, *tokenizer, *(PROCESSOR_FILES if images else ())]
+    others = [*(folder / name for name in named), *(folder.glob("*.py") if remote_code_allowed() else ())]
     for file in sorted([*folder.glob("*.safetensors"), *others]):
         if file.is_file():
             digest.update(f"{file.name} {digest_of_file(file)}\n".encode())
@@ -357,7 +360,7 @@ def save_stage(
             **record,
             "files": files,
         }
-        write_json(folder / STAGE_FILE, full)
+        write_sealed(folder / STAGE_FILE, full)
     return path
 
 
@@ -377,10 +380,13 @@ def check_stage_files(folder: Path | str) -> None:
         folder: Any folder.
 
     Raises:
-        ArtifactError: A file is missing or was altered; the message names it and what to do.
+        ArtifactError: A file is missing or was altered, `stage.json` too; the message names it and what to do.
     """
     folder = Path(folder)
-    saved = (read_stage(folder) or {}).get("files")
+    record = read_stage(folder)
+    if record is None and (folder / STAGE_FILE).is_file():
+        _require_json(folder)
+    saved = (record or {}).get("files")
     if not isinstance(saved, dict):
         return
     there = _digests(folder)
@@ -394,8 +400,19 @@ def check_stage_files(folder: Path | str) -> None:
         raise ArtifactError(
             f"{folder / name} is not the file that was saved ({change}): it was damaged or altered; put back a copy "
             f"of it, or remove {folder} and run the command that wrote it again (if you changed the file on purpose, "
-            f"delete the entry 'files' of {folder / STAGE_FILE})"
+            f"delete the entries 'files' and {SEAL!r} of {folder / STAGE_FILE})"
         )
+
+
+def _require_json(folder: Path) -> None:
+    """Raise if the record of a stage is damaged, so that nothing says which files were saved."""
+    try:
+        read_sealed(folder / STAGE_FILE)
+    except CheckpointError as error:
+        raise ArtifactError(
+            f"{error}; put back a copy of it, or remove {folder} and run the command that wrote it again (without "
+            f"{STAGE_FILE} the model can be used, and nothing tells whether its files are those that were saved)"
+        ) from error
 
 
 def refuse_foreign_folder(path: Path, stage: str) -> None:
@@ -413,7 +430,7 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise ArtifactError(f"{path} is a file; choose another output folder")
+        raise ArtifactError(no_place_for_a_file(path) or f"{path} is a file; choose another output folder")
     if not contents_of(path):
         return
     found = read_stage(path)
@@ -423,12 +440,18 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
 
 
 def read_stage(path: Path | str) -> dict[str, Any] | None:
-    """Return the record of a finished stage, or None where there is none (or it was cut short)."""
+    """Return the record of a finished stage, or None where there is none (or it was cut short).
+
+    Raises:
+        ArtifactError: It is not what was saved: a number or a digest in it was altered.
+    """
     file = Path(path) / STAGE_FILE
     if not file.is_file():
         return None
     try:
-        record = read_json(file)
+        record = read_sealed(file)
+    except AlteredError as error:
+        raise ArtifactError(f"{error}, or remove {path} and run the command that wrote it again") from error
     except CheckpointError:
         return None
     if not isinstance(record, dict) or record.get("format") != FORMAT:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ulmfit_pipe.data.labels import clean_label
+from ulmfit_pipe.data.labels import clean_label, list_apart
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
 from ulmfit_pipe.stages.awd_lstm_classifier import build_awd_lstm_classifier
 from ulmfit_pipe.stages.classifier_labels import NEW_HEAD, is_text_classifier, labels_of
@@ -78,8 +78,9 @@ def _check_labels(model: str, config: Any, names: list[str], *, multi_label: boo
     """Raise unless a saved classifier has the table's labels, and as many of them for a text."""
     saved, gives_several = labels_of(model, config)
     if list(map(clean_label, saved)) != list(map(clean_label, names)):
+        known, given = list_apart(saved, names)
         raise ArtifactError(
-            f"{model} is a classifier of {saved}, the training table has the labels {names}; to go on from a "
+            f"{model} is a classifier of {known}, the training table has the labels {given}; to go on from a "
             f"classifier the labels must be the same: for other labels put a new head on its encoder with {NEW_HEAD}"
         )
     if gives_several != multi_label:

@@ -1,6 +1,7 @@
 """How a recipe ends when something is wrong with what it was given: one line that says what, and exit code 2."""
 
 import contextlib
+import errno
 import math
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import NoReturn
 
 from ulmfit_pipe.console import VisibleStream, in_one_line, open_missing_streams
 from ulmfit_pipe.stages.setting_values import cut_middle
-from ulmfit_pipe.temporary_files import FULL_DISK, write_advice
+from ulmfit_pipe.temporary_files import DISK_ADVICE, FULL_DISK, write_advice
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises, sigterm_when_launcher_ends
 from ulmfit_pipe.training.processes import leave_word, why_others_ended
 
@@ -132,11 +133,15 @@ def _told_in_one_line(error: Exception) -> str | None:
 
 def _words_of_disk(error: OSError) -> str:
     """Return what to say of a disk, path or number that fails: which file, why, what to do."""
-    if error.errno in FULL_DISK:
-        places = "" if error.filename or "could not" in str(error) else _full_places()
-        return f"the disk is full ({error}{places}); free some space, then {AGAIN}; {KEPT}"
-    if error.filename is None:  # ours, with all the words, or a stream's
+    if error.filename is None and "could not" in str(error):  # ours, with all the words
         return f"{error.strerror or error}; {KEPT}"
+    if error.errno in FULL_DISK:
+        what = "disk is full" if error.errno == errno.ENOSPC else "disk quota of this account is used up"
+        places = "" if error.filename else _full_places()
+        return f"the {what} ({error}{places}); free some space, then {AGAIN}; {KEPT}"
+    if error.filename is None:  # a stream's, or of too many open files
+        advice = f". {write_advice(error, None, again=AGAIN)}" if error.errno in DISK_ADVICE else ""
+        return f"{error.strerror or error}{advice}; {KEPT}"
     names = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None)
     return f"{names} cannot be used: {error.strerror}. {write_advice(error, 'path')}; {KEPT}"
 

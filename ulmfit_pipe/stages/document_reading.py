@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.backbone_batches import BackboneBatches, Windows
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.labels import can_be, typed_label
 from ulmfit_pipe.data.pretrained_tokenizers import (
     PROBE,
     SpecialTokens,
@@ -186,7 +187,7 @@ def _check_saved(notes: dict[str, Any], network: Any) -> None:
         if not fits:
             raise ArtifactError(
                 f"{network.config._name_or_path or 'the model'} cannot be used: {name} among its {NOTES} entries in "
-                f"config.json is {shown(notes.get(name, 'missing'))}, which says not how long texts are read; take "
+                f"config.json is {shown(notes.get(name, 'missing'))}, which does not say how long texts are read; take "
                 "another save"
             )
     if bound is not None and bound > longest:
@@ -274,6 +275,12 @@ def raw_thresholds(config: Any) -> Any:
 def label_type_in(config: Any) -> str | None:
     """Return the type that a classifier's labels were given in ("int" or "bool"), or None for names."""
     return notes_of(config).get("label_type")
+
+
+def typed_labels(config: Any, names: Sequence[str]) -> list[Any]:
+    """Return a classifier's labels in the type that training had them in: integers, bools or text."""
+    kind = label_type_in(config)
+    return [typed_label(name, kind if can_be(names, kind) else None) for name in names]
 
 
 def remember_label_type(config: Any, kind: str | None) -> None:

@@ -4,6 +4,7 @@ Nothing but numbers and strings is in them. For a model of subwords the tokenize
 and their tokens, and text has to be cut by our tokenizer.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,6 @@ def _loading(config: Any, settings: ExportFastaiSettings, is_classifier: bool) -
     return [
         f"config = {{**awd_lstm_{kind}_config, **dict({sizes})}}",
         f"learn = {builder}_learner(dls, AWD_LSTM, config=config, {', '.join(given)}, "
-        f'path=".", model_dir="{settings.output_dir}")',
+        f'path=".", model_dir={json.dumps(settings.output_dir, ensure_ascii=False)})',
         f'learn.load("{Path(WEIGHTS).stem}")',
     ]

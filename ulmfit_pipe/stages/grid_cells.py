@@ -20,7 +20,7 @@ from ulmfit_pipe.console import print_line
 from ulmfit_pipe.stages.artifacts import library_versions
 from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
-from ulmfit_pipe.training.checkpoint import CheckpointError, read_json, write_atomic, write_json
+from ulmfit_pipe.training.checkpoint import CheckpointError, read_sealed, write_atomic, write_sealed
 
 FORMAT = 1
 OWN_TO_A_CELL = ("seed", "rows")  # what an identity holds that other seeds of the same method do not share
@@ -145,7 +145,7 @@ class CellFolder:
             "recipe": recipe_of(identity),
             "identity": identity,
         }
-        write_json(self.path / f"{cell.name}.json", record)
+        write_sealed(self.path / f"{cell.name}.json", record)
         return record
 
     def records(self) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def _as_json(identity: dict[str, Any]) -> dict[str, Any]:
 def _read_whole(file: Path) -> dict[str, Any] | None:
     """Return a record whose probabilities lie beside it as they were written, or None."""
     try:
-        record = read_json(file)
+        record = read_sealed(file)
         content = file.with_suffix(".npy").read_bytes()
     except (CheckpointError, OSError):
         return None

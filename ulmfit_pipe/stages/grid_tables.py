@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ulmfit_pipe.console import print_line
+from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.splits import check_labels_for_training
 from ulmfit_pipe.data.tables import TableError, load_table
@@ -147,7 +148,7 @@ def load_labelled_tables(
         say(f"note: {repeats:,} of the {len(test):,} test texts also stand in the labelled table, word for word")
     say(
         f"rows: {len(train):,} labelled ({len(train) - len(pool):,} of them for development), {len(test):,} of "
-        f"{len(whole_test):,} to test on; labels: {', '.join(names)}"
+        f"{len(whole_test):,} to test on; labels: {list_labels(names)}"
     )
     return LabelledTables(train, pool, development, test, whole_test)
 

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import SOURCE_ROW, ImageError, ImageScan, scan_images
+from ulmfit_pipe.data.labels import label_type_of, list_apart
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.quiet_transformers import one_builds
 from ulmfit_pipe.stages.artifacts import model_identity
+from ulmfit_pipe.stages.document_reading import remember_label_type
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.image_network import build_image_network
 from ulmfit_pipe.stages.image_plan import image_phases
@@ -254,13 +256,12 @@ def build_image_learner(
         raise ValueError("keep 'best' needs validation images to judge by; give some, or set keep to 'last'")
     names = _class_names(scan.table)
     if held_out is not None and _class_names(held_out.table) != names:
-        raise ImageError(
-            f"training has the classes {names}, validation {_class_names(held_out.table)}; load both with the same "
-            "label_names"
-        )
+        own, other = list_apart(names, _class_names(held_out.table))
+        raise ImageError(f"training has the classes {own}, validation {other}; load both with the same label_names")
     network, pixels = build_image_network(
         model, names, settings, custom_head=custom_head, layer_groups=layer_groups, say=context.tell
     )
+    remember_label_type(network.config, label_type_of(scan.table.features["label"]))
     pretrained = settings.pretrained and model is not None
     batches = _batches(scan.table, None if held_out is None else held_out.table, pixels, settings, context)
     weights = _balanced_weights(scan.table, len(names)) if settings.class_weights == "balanced" else None

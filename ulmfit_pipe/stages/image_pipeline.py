@@ -20,7 +20,7 @@ from ulmfit_pipe.stages.finished import StageResult, digest_of
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_setting, train_image_classifier
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
-from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
+from ulmfit_pipe.stages.python_input import check_call, check_files, check_folder, check_names
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -333,8 +333,8 @@ class ImagePipeline:
     def fit(
         self,
         train: str | Path | Dataset | None = None,
-        *,
-        output_dir: str | Path,
+        *misplaced: Any,
+        output_dir: str | Path | None = None,
         test: str | Path | Dataset | None = None,
         custom_head: nn.Module | None = None,
         layer_groups: Sequence[LayerGroupSpec] | None = None,
@@ -344,6 +344,7 @@ class ImagePipeline:
 
         Args:
             train: Folder of class folders, table of paths, a saved dataset's folder, or a dataset of `datasets`.
+            misplaced: Nothing: all else is given by name.
             output_dir: Folder for everything the run writes.
             test: The same, scored once.
             custom_head: A module from the backbone's ``last_hidden_state`` to logits, a copy of which is trained in
@@ -356,11 +357,12 @@ class ImagePipeline:
             What ``metrics.json`` holds.
 
         Raises:
-            TypeError: Something other than a path or a dataset stands for images.
+            TypeError: Something other than a path or a dataset stands for images; more by place; no output folder.
             ValueError: A setting, image or model cannot be used.
         """
         names = [each.name for each in dataclasses.fields(ImageSettings) if each.name not in GIVEN_TO_FIT]
         check_names(settings, ImageSettings, elsewhere=GIVEN_TO_FIT, meant=lambda name: meant_setting(name, names))
+        check_call(train, misplaced, output_dir, table=False)
         held_out = settings.pop("validation_images", None)
         given = ImageSettings(
             output_dir=check_folder(output_dir, "output_dir"),

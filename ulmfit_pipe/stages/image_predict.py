@@ -14,10 +14,12 @@ from transformers import AutoModelForImageClassification
 
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import open_image, plain_image, read_source
+from ulmfit_pipe.data.labels import list_apart
 from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
 from ulmfit_pipe.stages.classifier_labels import labels_of
+from ulmfit_pipe.stages.document_reading import typed_labels
 from ulmfit_pipe.stages.python_input import check_sequence
 from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.launch import new_accelerator
@@ -61,6 +63,7 @@ class ImagePredictor:
     def __init__(self, model: Any, pixels: ImagePixels, *, accelerator: Accelerator | None = None) -> None:
         self.model, self.pixels = model, pixels
         self.label_names, _ = labels_of("the model", model.config)
+        self.labels = typed_labels(model.config, self.label_names)
         self._accelerator = accelerator
 
     @classmethod
@@ -110,7 +113,7 @@ class ImagePredictor:
             images: Paths, or opened images of Pillow.
 
         Returns:
-            ``{"label", "score", "scores"}`` an image.
+            ``{"label", "score", "scores"}`` an image; labels are integers where the training table's were, else text.
 
         Raises:
             TypeError: A table, a single path or image instead of a list, or something in it that is neither.
@@ -146,8 +149,8 @@ class ImagePredictor:
             )
         rows = []
         for values in probabilities:
-            scores = {name: float(value) for name, value in zip(self.label_names, values, strict=True)}
-            best = max(scores, key=lambda name: scores[name])
+            scores = {label: float(value) for label, value in zip(self.labels, values, strict=True)}
+            best = max(scores, key=lambda label: scores[label])
             rows.append({"label": best, "score": scores[best], "scores": scores})
         return rows
 
@@ -160,8 +163,9 @@ class ImagePredictor:
         feature = table.features.get("label")
         names = list(feature.names) if isinstance(feature, ClassLabel) else None
         if names != self.label_names:
+            given, own = list_apart(names or ["none"], self.label_names)
             raise ValueError(
-                f"the images' classes are {names}, the classifier's are {self.label_names}: their numbers would mean "
+                f"the images' classes are {given}, the classifier's are {own}: their numbers would mean "
                 "different classes; load the images with label_names of the classifier"
             )
         accelerator = self.accelerator

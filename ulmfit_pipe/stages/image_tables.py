@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, with_source_rows
 from ulmfit_pipe.data.image_samples import handwritten_digits
+from ulmfit_pipe.data.labels import SHOWN_NAMES, list_labels
 from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
 from ulmfit_pipe.stages.image_classifier import tell_of_skipped
 from ulmfit_pipe.stages.run_context import RunContext
@@ -88,7 +89,7 @@ def _tell(tables: ImageTables, context: RunContext) -> None:
     named = {"training": tables.train, "validation": tables.validation, "test": tables.test}
     sizes = ", ".join(f"{len(scan.table):,} {name}" for name, scan in named.items() if scan is not None)
     classes = tables.train.table.features["label"].names
-    context.tell(f"images: {sizes}; classes: {', '.join(classes)}")
+    context.tell(f"images: {sizes}; classes: {list_labels(classes, 2 * SHOWN_NAMES)}")
     known = set(tables.train.digests)
     for name in ("validation", "test"):
         scan = named[name]

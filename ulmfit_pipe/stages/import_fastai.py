@@ -259,10 +259,11 @@ def _label_names(count: int, vocabulary: Vocabulary, settings: ImportFastaiSetti
     named = shown_text(", ".join(labels))
     if len(labels) != count:
         raise ArtifactError(
-            f"{len(labels)} labels are named ({named}), the classifier in {settings.weights} has {count}"
+            f"{len(labels)} labels are named ({named}), the classifier in {settings.weights} has {count}; give all in "
+            "the order of the outputs, --labels once for each"
         )
     if len(set(labels)) != count:
-        raise ArtifactError(f"a label is named twice among {named}")
+        raise ArtifactError(f"a label is named twice among {named}; give each output a name of its own")
     return list(labels)
 
 

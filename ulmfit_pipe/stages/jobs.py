@@ -250,6 +250,7 @@ class LearningRateJob(TableReading):
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
     context = context_of(job, deadline=deadline_after(job.max_seconds))
     context.check_alike(job)
+    context.tell_of_remote_code(job)
     return context.for_model(model_type_of(job.model))
 
 
@@ -395,6 +396,7 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
         gradient_checkpointing=job.gradient_checkpointing,
     )
     context.check_alike(job)
+    context.tell_of_remote_code(job)
     context = context.for_model(model_type_of(job.model))
     context.start()
     learner = _learner_to_sweep(job, context)

@@ -146,7 +146,8 @@ class LowShotSettings(TableReading):
             raise ValueError(f"sizes must be different numbers of rows, {ALL_ROWS} for all, got {self.sizes}")
         if not self.scratch_factors or min(self.scratch_factors) <= 0:
             raise ValueError(
-                f"scratch_factors must be numbers above 0, 1 for the rate itself, got {self.scratch_factors}"
+                f"scratch_factors must be numbers above 0, 1 for the rate itself, got {self.scratch_factors}; 0.5 1 2 "
+                "are half, once and twice the rate"
             )
         if {"backward", "ensemble"} & set(self.methods) and self.model_backward is None:
             raise ValueError(

@@ -72,15 +72,10 @@ def remote_code(allowed: bool) -> Iterator[None]:
 
 
 def trusting_run(run: Callable[Concatenate[Any, Rest], Result]) -> Callable[Concatenate[Any, Rest], Result]:
-    """Let code that comes with a model run within a run whose settings have ``trust_remote_code`` on; it is logged."""
+    """Let code that comes with a model run within a run whose settings have ``trust_remote_code`` on."""
 
     @functools.wraps(run)
     def within(settings: Any, *args: Rest.args, **named: Rest.kwargs) -> Result:
-        context: Any = named.get("context")
-        if settings.trust_remote_code:
-            (print if context is None else context.tell)(
-                "trust_remote_code is on: Python code that comes with the model may run here"
-            )
         with remote_code(settings.trust_remote_code):
             return run(settings, *args, **named)
 

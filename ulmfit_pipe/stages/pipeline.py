@@ -25,7 +25,7 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_langu
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM, PresetName
-from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
+from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_files, check_folder, check_names
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -178,6 +178,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     deadline = deadline_after(settings.max_seconds)
     context = context or context_of(settings)
     context.check_alike(settings)
+    context.tell_of_remote_code(settings)
     refuse_foreign_output(output, ensemble=settings.ensemble)
     context = context.for_model(model_type_of(settings.model))
     if reason:
@@ -387,9 +388,9 @@ class TextPipeline:
 
     def fit(
         self,
-        train: str | Path | Sequence[str | Path],
-        *,
-        output_dir: str | Path,
+        train: str | Path | Sequence[str | Path] | None = None,
+        *misplaced: Any,
+        output_dir: str | Path | None = None,
         test: str | Path | None = None,
         unlabelled: str | Path | Sequence[str | Path] | None = None,
         preset: PresetName = "auto",
@@ -399,6 +400,7 @@ class TextPipeline:
 
         Args:
             train: Labelled file or files.
+            misplaced: Nothing: all else is given by name.
             output_dir: Folder for everything the run writes.
             test: Labelled file that is scored once.
             unlabelled: Further text for the language model.
@@ -410,10 +412,11 @@ class TextPipeline:
             What ``metrics.json`` holds.
 
         Raises:
-            TypeError: A table in memory, or anything else that names no file.
+            TypeError: A table in memory, or anything else that names no file; more by place; no output folder.
             ValueError: A setting, table or model cannot be used.
         """
-        check_names(settings, PipelineSettings, elsewhere=GIVEN_TO_FIT, meant=_meant_setting)
+        check_names(settings, PipelineSettings, elsewhere={**AT_HAND, **GIVEN_TO_FIT}, meant=_meant_setting)
+        check_call(train, misplaced, output_dir)
         held_out = settings.pop("validation_file", None)
         if isinstance(names := settings.get("label_names"), Mapping):
             as_text = {str(value): name for value, name in names.items()}

@@ -6,6 +6,7 @@ A folder may hold a forward and, below ``backward/``, a backward classifier; the
 Files are read and written in pieces, so that their size does not matter.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from ulmfit_pipe.data.backbone_batches import BackboneBatches
 from ulmfit_pipe.data.classifier_batches import ClassifierBatches
-from ulmfit_pipe.data.labels import can_be, clean_label, typed_label
+from ulmfit_pipe.data.column_names import shown_names
+from ulmfit_pipe.data.labels import can_be, clean_label, list_apart, typed_label
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
@@ -262,7 +264,7 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
         if any(kind in name for name in config.architectures or [] for kind in LANGUAGE_MODELS):
             raise ArtifactError(
                 f"{path} is a language model, which knows no labels: train a classifier from it, for example with "
-                f"recipes/run_pipeline.py --model {path}, and give the folder of its classifier stage"
+                f"recipes/run_pipeline.py --model {shlex.quote(str(path))}, and give the folder of its classifier stage"
             )
         raise ArtifactError(
             f"{path} is no classifier but {config.architectures}; give the folder of a classifier stage"
@@ -270,8 +272,9 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
     (names, multi_label), others = labels_of(path, config), labels_of(path, first)
     check_thresholds(path, raw_thresholds(config), labels=len(names))
     if (names, multi_label) != others:
+        own, other = list_apart(names, others[0])
         raise ArtifactError(
-            f"{path} has the labels {names}, the classifier it is averaged with has {others[0]}: both must be trained "
+            f"{path} has the labels {own}, the classifier it is averaged with has {other}: both must be trained "
             f"on the same table; remove {path} or train it again"
         )
     if _vocabulary_of(config) != _vocabulary_of(first):
@@ -316,10 +319,11 @@ def _refuse_integer_weights(path: Path | str, model: Any) -> None:
 def _check_label_names(table: Dataset, known: list[str]) -> None:
     feature = table.features.get("label")
     if feature is None:
-        raise ValueError(f"the table has no column 'label' to score against; it has {table.column_names}")
+        raise ValueError(f"the table has no column 'label' to score against; it has {shown_names(table.column_names)}")
     names = getattr(getattr(feature, "feature", feature), "names", None)
     if names is not None and list(map(clean_label, names)) != list(map(clean_label, known)):
+        given, own = list_apart(names, known)
         raise ValueError(
-            f"the table's labels are {list(names)}, the classifier's are {known}: their numbers would mean different "
+            f"the table's labels are {given}, the classifier's are {own}: their numbers would mean different "
             "labels; load the table with label_names of the classifier"
         )

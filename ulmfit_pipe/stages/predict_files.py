@@ -144,6 +144,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     with share_of_work() as given:
         accelerator = context.accelerator
     share = given or (accelerator.process_index, accelerator.num_processes)
+    context.tell_of_remote_code(settings)
     with contextlib.ExitStack() as copies:
         if settings.output_dir is not None:
             return _predict_parts(settings, context, copies, share=share, shown=shown, started=started)
@@ -328,12 +329,14 @@ def _opened(source: str, settings: PredictFileSettings) -> RowSource:
 
 def _count_rows(rows: RowSource, settings: PredictFileSettings, *, say: Callable[[str], None]) -> int:
     """Read the whole file once, refuse the first row that cannot be predicted, and count the rows."""
-    number, numbers, columns = 0, 0, settings.text_column
+    number, numbers, columns, known = 0, 0, settings.text_column, len(rows.notes)
     for number, values in enumerate(rows.read(columns), start=1):
-        numbers += any(not isinstance(value, str) and value is not None for value in values)
+        numbers += any(not isinstance(value, str) and value is not None and value == value for value in values)
         check_row(values, number, name=rows.name, columns=columns, skip_empty=settings.empty_text == "skip")
     if not number:
         raise TableError(f"{rows.name}: the table is empty, it has no rows to predict")
+    for note in rows.notes[known:]:  # of its last row
+        say(f"note: {note}")
     if numbers:
         say(
             f"note: {numbers:,} of {number:,} texts of {rows.name} are numbers and are taken as their text; is it the "

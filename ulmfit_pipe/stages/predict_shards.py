@@ -23,13 +23,14 @@ from tqdm import tqdm
 from ulmfit_pipe.data.plain_copies import PlainTable
 from ulmfit_pipe.data.row_streams import Chunk, check_suffix, in_parts, one_table, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import TableError
-from ulmfit_pipe.stages.artifacts import ArtifactError, digest_of_file, library_versions, model_identity
+from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, model_identity
 from ulmfit_pipe.stages.document_reading import describe_cut
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.whole_files import whole_file
 from ulmfit_pipe.temporary_files import remove_abandoned
+from ulmfit_pipe.training.checkpoint import digest_of_file
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.record_differences import as_json, differences
 
@@ -217,7 +218,10 @@ class ShardedJob:
             raise ArtifactError(f"output_dir {self.folder} is a file; choose another folder")
         for name in (MANIFEST, RECORDS):
             if (self.folder / name).is_symlink():
-                raise ArtifactError(f"{self.folder / name} is a link, and nothing is written through one; remove it")
+                raise ArtifactError(
+                    f"{self.folder / name} is a link, and nothing is written through one; remove it, or choose "
+                    "another output_dir"
+                )
         found = _json_in(self.folder / MANIFEST)
         if isinstance(found, dict) and found.get("kind") == KIND["kind"]:
             self._refuse_other(found)

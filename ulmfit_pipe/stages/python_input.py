@@ -8,13 +8,18 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, MappingView, Set
+from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
 from itertools import islice
 from typing import Any
 
 from ulmfit_pipe.stages.setting_values import SettingsError, shorten
 
 SHOWN_COLUMNS = 8
+AT_HAND = dict.fromkeys(  # names that other libraries have for data in memory
+    ("texts", "X", "x", "data", "df", "dataset", "train_dataset", "labels", "y"),
+    'pandas.DataFrame({"text": texts, "label": labels}).to_csv("train.csv", index=False), then fit("train.csv", '
+    'output_dir="runs/mine")',
+)
 _FILE_ENDING = re.compile(r"\.\w{1,8}$")
 
 
@@ -131,6 +136,29 @@ def _refuse_text(path: str, takes: str, name: str) -> None:
         raise ValueError(
             f"{takes}; there is no file or folder {shorten(path)}. If it is a text, {_saving_line([path], name)}"
         )
+
+
+def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: bool = True) -> None:
+    """Raise unless `fit` was given one thing to train on, by place, and the folder to write by name.
+
+    Args:
+        train: The first argument.
+        misplaced: What else was given by place.
+        output_dir: The folder; None if there is none.
+        table: Whether tables of texts are trained on; otherwise images.
+
+    Raises:
+        TypeError: It was not; the message has the line to write.
+    """
+    source = '"train.csv"' if table else '"images/train"'
+    line = f'write fit({source}, output_dir="runs/mine")'
+    takes = f"fit takes {'a labelled file or files' if table else 'labelled images'} first and all else by name"
+    if misplaced and table:
+        raise TypeError(f"{takes}, got {len(misplaced)} more by place; {_saving_line([train], 'train')}, then {line}")
+    if misplaced:
+        raise TypeError(f"{takes}, got {len(misplaced)} more by place; lay images out in a folder a class, then {line}")
+    if output_dir is None:
+        raise TypeError(f"fit needs output_dir, the folder for everything that the run writes; {line}")
 
 
 def check_names(

@@ -136,6 +136,11 @@ class RunContext:
         if self.accelerator.is_main_process:
             self.say(line)
 
+    def tell_of_remote_code(self, settings: Any) -> None:
+        """Say that a model's own code may run, where the settings let it."""
+        if settings.trust_remote_code:
+            self.tell("trust_remote_code is on: Python code that comes with the model may run here")
+
     def identity(self, settings: Any, *, model: str | None, data: str) -> dict[str, Any]:
         """Return everything a stage's result depends on; how it is computed (workers) does not count.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ulmfit_pipe.stages.setting_values import python_value, shorten
+from ulmfit_pipe.temporary_files import no_place_for_a_file
 
 SettingsT = TypeVar("SettingsT")
 
@@ -17,6 +18,7 @@ PATH_SETTINGS = frozenset(  # settings that are paths, or names of models; a lis
     "train_file test_file validation_file unlabelled_file input_file output_file output_dir model model_backward "
     "tokenizer_of train_images test_images validation_images images weights vocab before after figure combine".split()
 )
+OUTPUT_SETTINGS = ("output_dir", "output_file", "figure")
 MODEL_SETTINGS = ("model", "model_backward", "tokenizer_of")  # a built-in name comes before a folder without a model
 LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 ADDED = "added"  # mark of a field that came when there were finished stages without it
@@ -51,7 +53,10 @@ def home_path(path: Any) -> Any:
 
 
 def with_home_paths(settings_class: type[SettingsT]) -> type[SettingsT]:
-    """Have a class of settings replace ``~`` in its paths, wherever they come from; a decorator below `dataclass`."""
+    """Have a class of settings replace ``~`` in its paths, wherever they come from; a decorator below `dataclass`.
+
+    An output that is a pipe or a device is refused, before any work is done for it.
+    """
     checked = getattr(settings_class, "__post_init__", lambda settings: None)
 
     def expand_and_check(settings: Any) -> None:
@@ -60,6 +65,8 @@ def with_home_paths(settings_class: type[SettingsT]) -> type[SettingsT]:
             value = getattr(settings, name)
             many = isinstance(value, list | tuple)
             object.__setattr__(settings, name, type(value)(map(home_path, value)) if many else home_path(value))
+            if name in OUTPUT_SETTINGS and isinstance(value, str) and (refusal := no_place_for_a_file(value)):
+                raise ValueError(f"{name} {refusal}")
         checked(settings)
 
     settings_class.__post_init__ = expand_and_check  # type: ignore[attr-defined]

@@ -395,7 +395,7 @@ def _build(settings_class: type[SettingsT], values: dict[str, Any]) -> SettingsT
     complete = {field.name: field.default for field in list_settings(settings_class)} | values
     missing = [f"--{name}" for name, value in complete.items() if value is MISSING]
     if missing:
-        raise SettingsError(f"required and not given: {', '.join(missing)}")
+        raise SettingsError(f"required and not given: {', '.join(missing)}; give it, or name it in a file for --config")
     return _build_group(settings_class, complete, prefix="")
 
 

@@ -215,8 +215,9 @@ def _tell_of_joined_labels(names: Sequence[str], several: bool, say: Say) -> Non
         for name in names:
             parts = [part.strip() for part in name.split(separator)]
             if len(parts) > 1 and all(part in known for part in parts):
+                shown = " and ".join(repr(shown_label(part)) for part in parts[:SHOWN_GROUPS])
                 say(
-                    f"note: the label {name!r} counts as one label beside {' and '.join(map(repr, parts))}; if it "
+                    f"note: the label {shown_label(name)!r} counts as one label beside {shown}; if it "
                     f"means several, set label_separator to {separator!r}"
                 )
                 return

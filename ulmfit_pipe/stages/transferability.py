@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.stages.image_settings import ImageHeadSettings, SmallResNetSettings
@@ -176,7 +177,7 @@ def run_transferability(settings: TransferabilitySettings, *, context: RunContex
     with quick_collections():
         for seed in range(settings.seeds):
             a, b = tasks_of(settings, train, test, seed=seed)
-            context.tell(f"seed {seed}: task A is {', '.join(a.names)}; task B is {', '.join(b.names)}")
+            context.tell(f"seed {seed}: task A is {list_labels(a.names)}; task B is {list_labels(b.names)}")
             seeded = dataclasses.replace(context, seed=seed)
             networks = SeedOfNetworks(settings, a, b, seeded, test_rows=len(test.table))
             for network in networks_of(settings.layers or ()):

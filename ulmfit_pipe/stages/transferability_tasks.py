@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, with_source_rows
 from ulmfit_pipe.data.image_samples import handwritten_digits
+from ulmfit_pipe.data.labels import SHOWN_NAMES, list_labels
 from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
 from ulmfit_pipe.data.tables import TableError, load_table
 from ulmfit_pipe.stages.demo import TARGET_LIBRARIES, TEST_FRACTION, long_paragraphs
@@ -102,9 +103,10 @@ def load_examples(settings: "TransferabilitySettings", *, say: Callable[[str], N
     if len(names) < 2 * LEAST_CLASSES:
         raise TableError(
             f"two tasks of at least {LEAST_CLASSES} classes each need {2 * LEAST_CLASSES} classes, the table has "
-            f"{len(names)} ({', '.join(names)}); give a table with more, such as --dataset digits"
+            f"{len(names)} ({list_labels(names)}); give a table with more, such as --dataset digits"
         )
-    say(f"rows: {len(train.table):,} to train, {len(test.table):,} to test; classes: {', '.join(names)}")
+    classes = list_labels(names, 2 * SHOWN_NAMES)
+    say(f"rows: {len(train.table):,} to train, {len(test.table):,} to test; classes: {classes}")
     return train, test
 
 
@@ -174,12 +176,13 @@ def split_classes(names: Sequence[str], *, seed: int, task_a: Sequence[str] | No
     else:
         unknown = [name for name in task_a if name not in names]
         if unknown:
-            raise ValueError(f"task_a names {unknown[0]!r}, which is no class; the classes are {', '.join(names)}")
+            raise ValueError(f"task_a names {unknown[0]!r}, which is no class; the classes are {list_labels(names)}")
         chosen = set(task_a)
         if not LEAST_CLASSES <= len(chosen) <= len(names) - LEAST_CLASSES:
             raise ValueError(
                 f"task_a has {len(chosen)} of {len(names)} classes, which leaves {len(names) - len(chosen)} to task B; "
-                f"each task needs at least {LEAST_CLASSES}"
+                f"each task needs at least {LEAST_CLASSES}: name {LEAST_CLASSES} to {len(names) - LEAST_CLASSES}, or "
+                "leave task_a out to have half of them drawn"
             )
     return [name for name in names if name in chosen], [name for name in names if name not in chosen]
 
@@ -203,7 +206,7 @@ def tasks_of(
         there = set(task.train.table["label"][:])
         missing = [name for number, name in enumerate(names) if number not in there]
         if missing or not len(task.test.table):
-            lacking = f"the class {missing[0]!r} to train on" if missing else f"{', '.join(names)} to test on"
+            lacking = f"the class {missing[0]!r} to train on" if missing else f"{list_labels(names)} to test on"
             raise TableError(f"there is no row of {lacking}; add some, or raise rows_of_a and rows_of_b")
         found.append(task)
     return found[0], found[1]

@@ -6,7 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ulmfit_pipe.temporary_files import FULL_DISK, hidden_name, remove_left_overs, temporary_beside, write_advice
+from ulmfit_pipe.temporary_files import (
+    FULL_DISK,
+    hidden_name,
+    no_place_for_a_file,
+    remove_left_overs,
+    temporary_beside,
+    write_advice,
+)
 
 
 class OutputError(OSError, ValueError):
@@ -24,8 +31,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     What a killed process left of an earlier attempt is removed.
 
     Raises:
-        OutputError: The disk is full or not writable; the old file is untouched.
+        OutputError: The path is a pipe or a device, or the disk is full or not writable; the old file is untouched.
     """
+    if refusal := no_place_for_a_file(path):
+        raise OutputError(errno.EINVAL, f"could not write: {refusal}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left_overs(path)

@@ -22,7 +22,8 @@ def count_steps(batches: Batches, epochs: int, accumulation_steps: int, *, first
         batches.set_epoch(epoch)
         counts.append(math.ceil(len(batches) / accumulation_steps))
     if not counts or min(counts) < 1:
-        raise ValueError("there is no batch to train on; give more rows or a smaller batch size")
+        where = f"epoch {first_epoch + counts.index(0)} (counted from 0)" if counts else f"a phase of {epochs} epochs"
+        raise ValueError(f"{where} has no batch to train on; give more rows or a smaller batch size")
     return counts
 
 

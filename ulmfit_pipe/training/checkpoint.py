@@ -23,7 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ulmfit_pipe.temporary_files import hidden_name, remove, remove_left_overs, temporary_beside, write_advice
+from ulmfit_pipe.temporary_files import (
+    hidden_name,
+    no_place_for_a_file,
+    remove,
+    remove_left_overs,
+    temporary_beside,
+    write_advice,
+)
 from ulmfit_pipe.training.records import EpochRecord
 
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "error_rate")  # ends of such metrics' names; others are scores
@@ -34,12 +41,17 @@ TRACKERS = "trackers"  # folder beside a stage's own, or in a fixed one; `tensor
 KEPT_INSIDE = ("lost+found", TRACKERS)  # not a stage's own: the disk's, and what the trackers write
 COUNTING_FILES = ("stage.json", "learner.json")  # a folder without them is not finished
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+SEAL = "record_sha256"  # entry of a JSON record that holds the digest of all others
 ATTEMPTS = 10  # at a name that several processes write at once
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pth", ".pt", ".bin", ".ckpt")
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read, or does not fit; the message names the file and what to do."""
+
+
+class AlteredError(CheckpointError):
+    """A record is not what was written."""
 
 
 class BestWeights:
@@ -95,8 +107,10 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     cannot be renamed (`is_fixed`) gets the files one by one.
 
     Raises:
-        CheckpointError: The disk is full or not writable; the old folder is untouched.
+        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old folder is
+            untouched.
     """
+    _refuse_streams(path)
     path = Path(path).resolve()
     recover_folder(path)
     place = path / INSIDE if is_fixed(path) else path
@@ -113,6 +127,11 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own error
         raise CheckpointError(not_saved(path, error)) from error
+
+
+def _refuse_streams(path: Path | str) -> None:
+    if refusal := no_place_for_a_file(path):
+        raise CheckpointError(f"could not save: {refusal}")
 
 
 def is_fixed(path: Path) -> bool:
@@ -239,8 +258,10 @@ def write_atomic(path: Path | str, content: bytes) -> None:
     """Write a file so that either the old content or all of the new is there.
 
     Raises:
-        CheckpointError: The disk is full or not writable; the old file is untouched.
+        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is
+            untouched.
     """
+    _refuse_streams(path)
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,6 +296,40 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
+    """Write a record as `write_json` does, with a SHA-256 of its own content, by which `read_sealed` finds a change."""
+    plain = json.loads(json.dumps(_finite(record)))  # as it will be read: keys are texts, for one
+    write_json(path, {**plain, SEAL: _seal_of(plain)})
+
+
+def read_sealed(path: Path | str) -> Any:
+    """Read what `write_sealed` wrote; a record without a seal, of an older version, is taken as it is.
+
+    Raises:
+        CheckpointError: As `read_json`, or it is not what was written.
+    """
+    record = read_json(path)
+    seal = record.get(SEAL) if isinstance(record, dict) else None
+    if seal is not None and seal != _seal_of(record):
+        raise AlteredError(
+            f"{path} is not what was saved (its SHA-256 differs): it was damaged or altered; put back a copy of it, or "
+            f"if you changed it on purpose, delete its entry {SEAL!r}"
+        )
+    return record
+
+
+def _seal_of(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of a record without its seal, however its file is laid out."""
+    rest = {name: value for name, value in record.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path | str, record: Any) -> None:
@@ -327,7 +382,7 @@ def load_tensors(path: Path | str, *, sha256: str | None = None) -> dict[str, Te
         raise CheckpointError(_refused_pickle(path))
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give the folder that a stage or Learner.save wrote")
-    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    if sha256 is not None and digest_of_file(path) != sha256:
         raise CheckpointError(
             f"{path} is not the file that was saved (its SHA-256 differs): it was cut short or altered; "
             "take an earlier save"

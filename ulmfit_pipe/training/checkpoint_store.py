@@ -4,6 +4,7 @@ A checkpoint is written under a temporary name, synced and renamed; ``state.json
 one of itself, so that a file that was cut short or altered is known. Tensors are safetensors, all else is JSON.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -15,8 +16,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ulmfit_pipe.temporary_files import remove_abandoned
-from ulmfit_pipe.training.checkpoint import CheckpointError, atomic_folder, recover_folder
+from ulmfit_pipe.temporary_files import FULL_DISK, number_of, remove_abandoned, write_advice
+from ulmfit_pipe.training.checkpoint import CheckpointError, atomic_folder, digest_of_file, recover_folder
 
 STATE_FILE = "state.json"
 PREFIX = "step-"
@@ -50,7 +51,7 @@ def write_checkpoint(
         contents: Bytes by file name.
 
     Raises:
-        CheckpointError: The disk is full or not writable; the message says how much space is needed, and what stands.
+        CheckpointError: The disk refuses; the message says why, what stands, and how much space a full one lacks.
     """
     try:
         with atomic_folder(path) as folder:
@@ -58,23 +59,24 @@ def write_checkpoint(
                 save_file(independent(part), folder / name)
             for name, content in contents.items():
                 (folder / name).write_bytes(content)
-            digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+            digests = {file.name: digest_of_file(file) for file in sorted(folder.iterdir())}
             (folder / STATE_FILE).write_text(_sealed({"format": FORMAT, **state, "files": digests}), encoding="utf-8")
     except CheckpointError as error:
         sizes = [sum(value.nbytes for value in part.values()) for part in tensors.values()]
         sizes += [len(content) for content in contents.values()]
-        raise CheckpointError(_no_room(path, sum(sizes), error.__cause__ or error)) from error
+        raise CheckpointError(_not_written(path, sum(sizes), error.__cause__ or error)) from error
 
 
-def _no_room(path: Path, size: int, reason: BaseException) -> str:
+def _not_written(path: Path, size: int, reason: BaseException) -> str:
     before = [one.name for one in checkpoints_in(path.parent)]
     stands = f"the one before, {before[-1]}, stands" if before else "there is none before it"
-    free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
-    return (
-        f"could not save checkpoint {path}: {getattr(reason, 'strerror', None) or reason}; it takes about "
-        f"{math.ceil(size / 1e6):,} MB and {free // 10**6:,} MB are free. {stands[0].upper()}{stands[1:]}: free some "
-        "space, then run the same command again with --resume true"
-    )
+    room = ""
+    if number_of(reason) in (*FULL_DISK, errno.EFBIG):
+        free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
+        room = f"; it takes about {math.ceil(size / 1e6):,} MB and {free // 10**6:,} MB are free"
+    advice = write_advice(reason, None, again="run the same command again with --resume true")
+    reason_words = getattr(reason, "strerror", None) or reason
+    return f"could not save checkpoint {path}: {reason_words}{room}; {stands}. {advice}"
 
 
 def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,11 +91,6 @@ def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         alone[name] = value
     return alone
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _sealed(state: dict[str, Any]) -> str:
@@ -133,7 +130,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path / STATE_FILE} names a file outside of its folder, {name!r}: it was altered")
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name} is missing")
-        if _digest(path / name) != digest:
+        if digest_of_file(path / name) != digest:
             raise CheckpointError(f"{path / name} was cut short or altered: its SHA-256 differs")
     return state
 

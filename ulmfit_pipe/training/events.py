@@ -31,6 +31,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import torch
 from accelerate import Accelerator
 
+from ulmfit_pipe.temporary_files import write_advice
 from ulmfit_pipe.training.gradient_norms import gradient_norms
 from ulmfit_pipe.training.processes import reduce_sum
 from ulmfit_pipe.training.records import EpochRecord, EpochState, Phase, TrainingOptions
@@ -86,6 +87,8 @@ class JsonlLog:
         self.finish()
         if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is a pipe, a device or a folder, not a log; choose another file")
         lines = self.path.read_bytes().splitlines(keepends=True)
         if lines and not lines[0].startswith(b'{"step": '):
             raise ValueError(f"{self.path} is no log of a training and would be overwritten; choose another file")
@@ -112,7 +115,8 @@ class JsonlLog:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before stand",
+                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before stand. "
+                f"{write_advice(error, None)}",
             ) from error
 
     def finish(self) -> None:

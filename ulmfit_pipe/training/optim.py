@@ -147,7 +147,7 @@ def build_optimizer(
         ValueError: A rate is not positive or their number does not fit, or another number is out of range.
     """
     if len(lrs) != len(groups):
-        raise ValueError(f"got {len(lrs)} learning rates for {len(groups)} layer groups; give one a group")
+        raise ValueError(f"got {len(lrs)} learning rates for {len(groups)} layer groups; give one for each group")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be 0 or more, got {weight_decay!r}; 0.01 is the default")
     parameter_groups = []

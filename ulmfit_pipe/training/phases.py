@@ -220,7 +220,8 @@ class Plan:
             if len(phase.lrs) != len(self.groups) or not set(phase.trainable) <= set(range(len(self.groups))):
                 raise ValueError(
                     f"phase {phase.name!r} is made for {len(phase.lrs)} layer groups, the model has "
-                    f"{len(self.groups)} ({', '.join(group.name for group in self.groups)})"
+                    f"{len(self.groups)} ({', '.join(group.name for group in self.groups)}): give it one learning "
+                    "rate for each"
                 )
 
     def to_dict(self) -> dict[str, Any]:

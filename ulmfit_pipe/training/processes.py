@@ -20,6 +20,7 @@ from ulmfit_pipe.training.records import TrainingOptions
 
 OTHER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")  # gloo's words and NCCL's
 OTHER_SILENT = re.compile(r"Timed out waiting \d+ms|collective operation timeout")  # the same
+MILLISECONDS = re.compile(r"Timed out waiting (\d+)ms|Timeout\(ms\)=(\d+)")
 SECONDS_TO_ANSWER = 5.0  # within which processes that wait for the same one say so
 POLL_SECONDS = 0.5
 STOPPED, WAITING = "ulmfit_pipe/stopped/", "ulmfit_pipe/waiting/"  # keys of the processes' store
@@ -112,12 +113,19 @@ def why_others_ended(error: Exception) -> str:
         return ""
     if _store() is None:
         return ""
-    gone = "is gone" if OTHER_GONE.search(words) else "does not answer: it is stopped, or hangs"
+    gone = "is gone" if OTHER_GONE.search(words) else _silence(words)
     found = [f"process 0 {gone}"]  # it keeps the store, where no launcher does; without it no answer comes
     asking = threading.Thread(target=lambda: found.append(_ask_store(gone)), daemon=True)
     asking.start()
     asking.join(2 * SECONDS_TO_ANSWER)
     return found[-1]
+
+
+def _silence(words: str) -> str:
+    """Return what to say of a process that a collective call waited for in vain, with how long it waited."""
+    waited = next((int(one) for found in MILLISECONDS.finditer(words) for one in found.groups() if one), None)
+    within = "" if waited is None else f" within {waited / 1000:g} seconds (ULMFIT_PIPE_TIMEOUT sets how many)"
+    return f"does not answer{within}: it is stopped, or hangs"
 
 
 def _ask_store(gone: str) -> str:

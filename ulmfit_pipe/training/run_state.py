@@ -14,6 +14,8 @@ from ulmfit_pipe.training.records import StepRecord
 
 # ---- weights
 
+AS_BEFORE = "build the model as it was then, or delete the folder of checkpoints to begin anew"
+
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer by name, tied ones once; a state dict would leave some buffers out."""
@@ -29,13 +31,13 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = model_tensors(model)
     for name in sorted(own.keys() ^ tensors.keys()):
         where = "the model has none" if name in tensors else "the checkpoint has none"
-        raise CheckpointError(f"the checkpoint is of another model: {name}, of which {where}")
+        raise CheckpointError(f"the checkpoint is of another model: {name}, of which {where}; {AS_BEFORE}")
     with torch.no_grad():
         for name, value in own.items():
             if value.shape != tensors[name].shape:
                 raise CheckpointError(
                     f"the checkpoint is of another model: {name} is {tuple(tensors[name].shape)} there and "
-                    f"{tuple(value.shape)} in the model"
+                    f"{tuple(value.shape)} in the model; {AS_BEFORE}"
                 )
             value.copy_(tensors[name])
 

@@ -19,11 +19,12 @@ from ulmfit_pipe.training.checkpoint import (
     CheckpointError,
     atomic_folder,
     contents_of,
+    digest_of_file,
     load_tensors,
-    read_json,
+    read_sealed,
     recover_folder,
     save_tensors,
-    write_json,
+    write_sealed,
 )
 from ulmfit_pipe.training.layer_groups import LayerGroup
 
@@ -70,8 +71,11 @@ def save(
         if add_files is not None:
             add_files(folder)
         described = [{"name": group.name, "prefixes": list(group.prefixes), "frozen": group.frozen} for group in groups]
-        record = {"format": FORMAT, "model_class": type(model).__name__, "groups": described, **state}
-        write_json(folder / STATE_FILE, record)
+        weights = [folder / name for name in (WEIGHTS_FILE, OWN_NAMES_FILE)]
+        digests = {file.name: digest_of_file(file) for file in weights if file.is_file()}
+        facts = {"format": FORMAT, "model_class": type(model).__name__, "groups": described, "weights": digests}
+        record = {**facts, **state}
+        write_sealed(folder / STATE_FILE, record)
 
 
 def untied_state(model: nn.Module) -> dict[str, Tensor]:
@@ -113,7 +117,7 @@ def read_state(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is no saved learner (it has no {STATE_FILE}); give the folder Learner.save wrote"
         )
-    state = read_json(path / STATE_FILE)
+    state = read_sealed(path / STATE_FILE)
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found!r}, this version reads {FORMAT}; save it again")
@@ -138,7 +142,8 @@ def load(path: Path | str, model: nn.Module, groups: Sequence[LayerGroup]) -> di
             f"{path} was saved with layer groups {saved}, this model has {mine}; they must be the same"
         )
     own = path / OWN_NAMES_FILE
-    weights = load_tensors(own if own.exists() else path / WEIGHTS_FILE)
+    file = own if own.exists() else path / WEIGHTS_FILE
+    weights = load_tensors(file, sha256=state.get("weights", {}).get(file.name))  # an older save has no digests
     mine_by_name = model.state_dict(keep_vars=True)
     missing, unknown = _misfits(weights, model)
     if missing or unknown or state["model_class"] != type(model).__name__:
@@ -149,7 +154,9 @@ def load(path: Path | str, model: nn.Module, groups: Sequence[LayerGroup]) -> di
     for name, value in weights.items():
         shape = tuple(mine_by_name[name].shape)
         if tuple(value.shape) != shape:
-            raise CheckpointError(f"{path} holds {name} of shape {tuple(value.shape)}, this model's has {shape}")
+            raise CheckpointError(
+                f"{path} holds {name} of shape {tuple(value.shape)}, this model's has {shape}; build it as it was saved"
+            )
     with torch.no_grad():
         model.load_state_dict(weights, strict=False)  # strict by the checks above; tied names may be absent
     return state
