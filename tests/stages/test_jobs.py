@@ -48,7 +48,12 @@ def test_a_validation_file_is_measured_and_its_texts_are_not_trained_on(train_cs
 def test_a_classifier_job_scores_the_test_file(train_csv, tmp_path, tiny_language_model_folder):
     test = write_csv(tmp_path / "test.csv", reviews(6, seed=3))
     job = ClassifierJob(
-        [train_csv], str(tmp_path / "c"), str(tiny_language_model_folder), test_file=str(test), classifier=CLASSIFIER
+        [train_csv],
+        str(tmp_path / "c"),
+        str(tiny_language_model_folder),
+        test_file=str(test),
+        validation_fraction=0.1,
+        classifier=CLASSIFIER,
     )
     metrics = run_classifier(job)
     assert set(metrics) == REPORTED
@@ -63,11 +68,13 @@ def test_a_classifier_job_scores_the_test_file(train_csv, tmp_path, tiny_languag
 
 def test_a_classifier_job_trains_on_all_rows_where_nothing_is_held_out(train_csv, tmp_path, tiny_language_model_folder):
     model, output = str(tiny_language_model_folder), str(tmp_path / "c")
-    job = ClassifierJob([train_csv], output, model, validation_fraction=0.0, classifier=CLASSIFIER)
+    best = dataclasses.replace(CLASSIFIER, keep="best")
+    job = ClassifierJob([train_csv], output, model, validation_fraction=0.0, classifier=best)
     with pytest.raises(ValueError, match="validation_fraction 0 trains on all rows and leaves none"):
         run_classifier(job)
-    last = dataclasses.replace(CLASSIFIER, keep="last")
-    assert run_classifier(dataclasses.replace(job, classifier=last))["validation"] is None
+    for fraction in (0.0, None):  # None holds nothing out of so few rows
+        whole = dataclasses.replace(job, validation_fraction=fraction, classifier=CLASSIFIER)
+        assert run_classifier(whole)["validation"] is None
 
 
 @pytest.mark.parametrize(("freeze_to", "trained"), [(-1, ["head"]), (-2, ["lstm1", "head"])])

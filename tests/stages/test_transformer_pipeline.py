@@ -16,11 +16,16 @@ from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.jobs import ClassifierJob, LearningRateJob, find_learning_rate, run_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings
 from ulmfit_pipe.stages.low_shot import LowShotSettings, run_low_shot
-from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.stages.pipeline import PipelineSettings, fine_tunes_language_model, run_pipeline
 from ulmfit_pipe.stages.run_context import RunContext
 
 CLASSIFIER = ClassifierSettings(epochs_per_phase=1, final_epochs=1, batch_size=8)
-SMALL = {"language_model": LanguageModelSettings(epochs=1, batch_size=4), "classifier": CLASSIFIER}
+SMALL = {
+    "language_model": LanguageModelSettings(epochs=1, batch_size=4),
+    "classifier": CLASSIFIER,
+    "fine_tune_language_model": True,
+    "validation_fraction": 0.1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,45 @@ def test_text_pipeline_takes_a_folder_of_transformers_and_keeps_their_bars_off_t
     assert TextPipeline.load(tmp_path / "run/classifier").predict(["a warm and funny film"]) == [row]
     assert json.loads((tmp_path / "run/metrics.json").read_text())["preset"] == metrics["preset"] == "transformer"
     assert (tmp_path / "run/report.html").is_file()
+
+
+def test_the_language_model_is_fine_tuned_by_default_where_it_can_guess_tokens_and_there_is_text(
+    tables, tmp_path, bert
+):
+    def asked(model, **changes):
+        return fine_tunes_language_model(
+            settings_for(tables, tmp_path, model, **{"fine_tune_language_model": None, **changes})
+        )
+
+    decoder = save_gpt2(tmp_path / "gpt2")
+    more = {"unlabelled_file": [str(tables / "train.csv")]}
+    assert asked(decoder, **more) == (True, "")
+    wanted, line = asked(decoder)
+    assert not wanted
+    assert line.endswith(
+        "is not fine-tuned on the labelled texts alone; give further texts with --unlabelled_file, or "
+        "--fine_tune_language_model true"
+    )
+    wanted, line = asked(bert, **more)  # saved without a head
+    assert not wanted
+    assert "has no head that was trained to guess tokens (--fine_tune_language_model true gives it a new one)" in line
+    assert asked(bert, fine_tune_language_model=True) == asked("awd-lstm-en") == (True, "")
+    assert asked(decoder, fine_tune_language_model=False, **more) == (False, "")
+
+
+def test_with_nothing_but_a_table_and_an_encoder_no_row_is_held_out_and_the_folds_are_reported(tables, tmp_path, bert):
+    said: list[str] = []
+    classifier = ClassifierSettings(final_epochs=1)
+    settings = PipelineSettings(
+        [str(tables / "train.csv")], str(tmp_path / "run"), str(bert), str(tables / "test.csv"), classifier=classifier
+    )
+    metrics = run_pipeline(settings, context=RunContext(say=said.append))
+    assert (metrics["validation"], metrics["test"]["n"], metrics["cross_validation"]["rows"]) == (None, 8, 30)
+    assert (
+        sum("none of the 30 rows is held out, too few to choose by (fewer than 500, or" in line for line in said) == 1
+    )
+    assert list(metrics["seconds"]) == ["classifier", "scoring"]
+    assert "language_model" not in [path.name for path in (tmp_path / "run").iterdir()]
 
 
 def test_an_ensemble_of_transformers_is_refused_before_anything_is_read(tables, tmp_path, bert):

@@ -300,6 +300,7 @@ def classifier_identity(
     train: Dataset, validation: Dataset | None, settings: ClassifierSettings, context: RunContext
 ) -> dict[str, Any]:
     """Return all that the stage's result depends on but the model it starts from."""
+    settings = settled(settings, context.recipe, held_out=validation is not None)
     names = label_names_of(train)[0]
     columns = [table[name] for table in (train, validation) if table is not None for name in ("text", "label")]
     data = digest_of(*columns, names)
