@@ -23,6 +23,7 @@ from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.model_folder import trusting_run
+from ulmfit_pipe.stages.next_steps import next_steps, warnings_of
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
@@ -35,6 +36,7 @@ from ulmfit_pipe.stages.report import (
     write_report,
 )
 from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_scores import BaselineName, score_tables
 from ulmfit_pipe.stages.setting_checks import check_seed, check_types, home_path, with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
@@ -108,6 +110,8 @@ class PipelineSettings(TableReading):
         classifier: Numbers of the classifier stage.
         trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
             refused.
+        baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
+            takes seconds; none trains nothing.
     """
 
     train_file: list[str]
@@ -145,6 +149,7 @@ class PipelineSettings(TableReading):
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     trust_remote_code: bool = False
+    baseline: BaselineName = "tf-idf"
 
     def __post_init__(self) -> None:
         """Refuse values of another type, or on no field's list."""
@@ -289,14 +294,14 @@ def _finish(
             shutil.copytree(output / f"classifier_{BACKWARD}", whole, dirs_exist_ok=True)
     context.accelerator.wait_for_everyone()
     predictor = Predictor.load(folder, accelerator=context.accelerator)
-    test = predictor.score(tables.test) if tables.test is not None else None
-    if line := predictor.describe_cut():
-        context.tell(line)
-    validation = None if tables.validation is None else predictor.score(tables.validation)
+    scores = score_tables(predictor, tables, context, baseline=settings.baseline)
+    judged = "validation" if scores["test"] is None else "test"
+    warnings = [] if scores[judged] is None else warnings_of(scores[judged] or {}, table=judged)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
     metrics = {
-        "test": test,
-        "validation": validation,
+        **scores,
+        "warnings": warnings,
+        "try_next": next_steps(settings, results, rows=len(tables.train)) if warnings else [],
         "language_model": {name: result.metrics for name, result in results.items() if "language_model" in name},
         "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
         "versions": library_versions(),
@@ -310,17 +315,6 @@ def _finish(
         write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
         context.tell(report_line(output / REPORT_FILE))
     return metrics
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """Return the metrics of a run as a small text table."""
-    lines = []
-    for name in ("validation", "test"):
-        values = metrics.get(name)
-        if values:
-            lines.append(f"{name:<12}" + "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "n"))
-    lines.append("seconds     " + "  ".join(f"{key} {value:.0f}" for key, value in metrics["seconds"].items()))
-    return "\n".join(lines)
 
 
 class TextPipeline:
