@@ -18,6 +18,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         if scores := metrics.get(name):
             lines.append(f"{name:<12}{_scores(scores)}")
             lines.extend(_baseline_line(scores))
+    lines.extend(_repeated_lines(metrics))
     shown = metrics.get("test") or metrics.get("validation") or {}
     lines.extend(_class_lines(shown.get("per_class") or {}))
     if "seconds" in metrics:
@@ -65,6 +66,15 @@ def _baseline_line(scores: Mapping[str, Any]) -> Iterator[str]:
         return
     named = [f"{key} {baseline[key]:.4f}" for key in ("accuracy", "micro_f1", "macro_f1") if key in baseline]
     yield f"{'baseline':<12}{'  '.join(named)}   {baseline['name']}, the same rows; {majority}"
+
+
+def _repeated_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the accuracy over all folds, and mean and spread over runs."""
+    if pooled := metrics.get("out_of_fold"):
+        yield f"{'out of fold':<12}{_scores(pooled)}"
+    for table, measures in (metrics.get("spread") or {}).items():
+        named = (f"{key} {v['mean']:.4f} ({v['lowest']:.4f} to {v['highest']:.4f})" for key, v in measures.items())
+        yield f"{table:<12}{'  '.join(named)}   mean (lowest to highest) of {len(metrics['runs'])} runs"
 
 
 def _class_lines(per_class: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

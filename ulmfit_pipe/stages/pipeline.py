@@ -27,6 +27,7 @@ from ulmfit_pipe.stages.next_steps import next_steps, warnings_of
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.python_input import check_files, check_folder, check_names
+from ulmfit_pipe.stages.repeated_runs import check_repeats, fold_of, is_repeated, run_repeated
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -112,6 +113,10 @@ class PipelineSettings(TableReading):
             refused.
         baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
             takes seconds; none trains nothing.
+        folds: Run so many times, each with another of as many parts of the training table held out (stratified), in
+            OUTPUT_DIR/fold1, fold2, ..., and pool the scores; null holds validation_fraction out.
+        fold: Run this fold alone, counted from 1; null runs all of them.
+        seeds: Run so many times, with seed, seed+1, ..., in OUTPUT_DIR/seed0, ...; null runs once.
     """
 
     train_file: list[str]
@@ -150,11 +155,15 @@ class PipelineSettings(TableReading):
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     trust_remote_code: bool = False
     baseline: BaselineName = "tf-idf"
+    folds: int | None = None
+    fold: int | None = None
+    seeds: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values of another type, or on no field's list."""
         check_types(self)
         check_seed(self)
+        check_repeats(self)
 
 
 @exclusive_run()
@@ -173,6 +182,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     Raises:
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
+    if is_repeated(settings):
+        return run_repeated(settings, context, run=run_pipeline)
     settings = with_backward_twin(settings)
     _check(settings)
     output = Path(settings.output_dir)
@@ -186,7 +197,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         validation_file=settings.validation_file,
         test_file=settings.test_file,
         unlabelled_file=settings.unlabelled_file,
-        validation_fraction=settings.validation_fraction,
+        validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
@@ -195,6 +206,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         **columns_of(settings),
         say=context.tell,
     )
+    if settings.folds is not None:
+        tables = fold_of(tables, folds=settings.folds, fold=settings.fold or 1, seed=settings.seed, say=context.tell)
     check_tables_alike(tables, context)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
@@ -214,7 +227,8 @@ def _check(settings: PipelineSettings) -> None:
         raise ValueError(
             "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
         )
-    refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
+    if settings.folds is None:
+        refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
     if settings.ensemble:
         check_ensemble(settings)
 
@@ -389,7 +403,9 @@ class TextPipeline:
             **{"trust_remote_code": self.trust_remote_code, **settings},
         )
         self.metrics = run_pipeline(given)
-        self._predictor = Predictor.load(self.metrics["classifier"], trust_remote_code=given.trust_remote_code)
+        self._predictor = None  # of folds there is no one classifier
+        if folder := self.metrics["classifier"]:
+            self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code)
         return self.metrics
 
     @property
