@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ulmfit_pipe.stages.artifacts import FORMAT
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.next_steps import next_steps, warnings_of
 from ulmfit_pipe.stages.pipeline import PipelineSettings
@@ -50,7 +51,8 @@ def test_a_classifier_that_only_knows_the_most_frequent_class_is_told_so_without
 @pytest.fixture
 def results(tmp_path):
     epochs = [{"phase": "last 1", "epoch": 0}, *({"phase": "all", "epoch": epoch} for epoch in range(4))]
-    (tmp_path / "stage.json").write_text(json.dumps({"stage": "classifier", "epochs": epochs, "cut_short": False}))
+    record = {"format": FORMAT, "stage": "classifier", "epochs": epochs, "cut_short": False}
+    (tmp_path / "stage.json").write_text(json.dumps(record))
     return {"language_model": None, "classifier": StageResult(tmp_path, {}, 1.0, False)}
 
 

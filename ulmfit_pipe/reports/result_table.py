@@ -42,7 +42,8 @@ def class_rows(per_class: Mapping[str, Mapping[str, float]]) -> tuple[list[dict[
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
-    intervals, parts = scores.get("interval") or {}, []
+    intervals = scores.get("interval") or {}
+    parts: list[str] = []
     for key, value in scores.items():
         if key in ("n", "majority", *NESTED):
             continue

@@ -21,7 +21,8 @@ def warnings_of(scores: Mapping[str, Any], *, table: str) -> list[str]:
         scores: What `run_scores.score_tables` gives for one table.
         table: Its name.
     """
-    lines, baseline = [], scores["baseline"]
+    lines: list[str] = []
+    baseline = scores["baseline"]
     if baseline is not None and baseline["ahead_interval"][0] <= 0:
         low, high = baseline["ahead_interval"]
         how = "behind" if high < 0 else "not clearly ahead of"
