@@ -36,6 +36,9 @@ def main() -> None:
     metrics = run_pipeline(settings)
     print(metrics_table(metrics))
     folder = metrics["classifier"]
+    if folder is None:
+        print("these are scores of the folds; the same command without --folds trains the classifier to use")
+        return
     print(f"the classifier lies in {folder}; use it with")
     print(f"  python recipes/predict.py --model {shlex.quote(folder)} --input_file FILE --output_file OUT.csv")
     print(f'  TextPipeline.load({json.dumps(folder, ensure_ascii=False)}).predict(["..."])')

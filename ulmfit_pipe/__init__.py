@@ -9,7 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ulmfit_pipe.stages.pipeline": ("PipelineSettings", "TextPipeline", "metrics_table", "run_pipeline"),
+    "ulmfit_pipe.stages.pipeline": ("PipelineSettings", "TextPipeline", "run_pipeline"),
+    "ulmfit_pipe.reports.result_table": ("metrics_table",),
     "ulmfit_pipe.stages.jobs": (
         "ClassifierJob",
         "LanguageModelJob",

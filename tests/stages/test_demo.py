@@ -3,6 +3,7 @@ import json
 
 import pytest
 from accelerate import Accelerator
+from datasets import ClassLabel
 
 from ulmfit_pipe.data.docstrings import build_corpus
 from ulmfit_pipe.stages import demo
@@ -101,8 +102,8 @@ def test_tfidf_tells_apart_what_words_tell_apart():
         "text": [f"{word} alpha {number}" for number in range(6) for word in ("apple", "stone")],
         "label": [0, 1] * 6,
     }
-    table = demo.Dataset.from_dict(rows)
-    scores = tfidf_scores(DemoTables(table, table, table))
+    table = demo.Dataset.from_dict(rows).cast_column("label", ClassLabel(names=["fruit", "rock"]))
+    scores = tfidf_scores(DemoTables(table, table, table), seed=0)
     assert scores == {"accuracy": 1.0, "macro_f1": 1.0, "n": 12}
 
 

@@ -21,11 +21,11 @@ from ulmfit_pipe.stages.grid_training import (
     run_training,
     tfidf_identity,
     tfidf_outcome,
-    tfidf_search,
     total_epochs,
 )
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.tfidf import folds_of
 from ulmfit_pipe.training.loop import NonFiniteLossError
 
 TRAIN, TEST = table(reviews(24)), table(reviews(12, seed=5))
@@ -197,7 +197,7 @@ def test_all_phases_are_counted(tiny_language_model_folder):
 def test_a_tfidf_cell_equals_scikit_learn_used_directly():
     outcome = tfidf_outcome(TRAIN, TEST, seed=3)
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
-    regression = LogisticRegression(C=outcome.details["regression__C"], max_iter=2000)
+    regression = LogisticRegression(C=outcome.details["C"], max_iter=2000)
     regression.fit(vectorizer.fit_transform(TRAIN["text"][:]), TRAIN["label"][:])
     direct = regression.predict_proba(vectorizer.transform(TEST["text"][:]))
     np.testing.assert_allclose(outcome.probabilities, direct, atol=1e-12)
@@ -208,7 +208,7 @@ def test_a_tfidf_cell_equals_scikit_learn_used_directly():
 
 
 def test_c_is_chosen_by_as_many_stratified_folds_as_the_rows_allow():
-    folds = [tfidf_search(np.repeat([0, 1], count), seed=0).cv.n_splits for count in (2, 3, 5, 50)]
+    folds = [len(folds_of(np.repeat([0, 1], count), seed=0)) for count in (2, 3, 5, 50)]
     assert folds == [2, 3, 5, 5]
 
 

@@ -188,7 +188,7 @@ def test_results_and_picture_are_written_and_say_what_is_generous(finished):
 
 def test_a_second_run_trains_nothing_and_gives_the_same_results(again, finished, monkeypatch):
     monkeypatch.setattr("ulmfit_pipe.stages.classifier.build_classifier_learner", None)  # training would fail
-    monkeypatch.setattr("ulmfit_pipe.stages.grid_training.tfidf_search", None)
+    monkeypatch.setattr("ulmfit_pipe.stages.grid_training.fit_tfidf", None)
     output, said, results = again()
     assert done(said) == []
     assert sum("language_model: already finished" in line for line in said) == 2

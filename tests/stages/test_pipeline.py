@@ -63,7 +63,12 @@ def test_metrics_json_holds_what_every_run_reports(whole):
     settings, metrics, _ = whole
     stored = json.loads(open(f"{settings.output_dir}/metrics.json").read())
     assert stored == metrics
-    assert set(metrics["test"]) == set(metrics["validation"]) == {"accuracy", "macro_f1", "loss", "n"}
+    judged = {"interval", "majority", "per_class", "baseline"}
+    assert set(metrics["test"]) == set(metrics["validation"]) == {"accuracy", "macro_f1", "loss", "n"} | judged
+    low, high = metrics["test"]["interval"]["accuracy"]
+    assert low < metrics["test"]["accuracy"] < high or metrics["test"]["accuracy"] in (0, 1)
+    assert metrics["test"]["baseline"]["rows"] == 27
+    assert {name: row["support"] for name, row in metrics["test"]["per_class"].items()} == {"bad": 4, "good": 4}
     assert (metrics["test"]["n"], metrics["validation"]["n"]) == (8, 3)
     assert set(metrics["seconds"]) == {"language_model", "classifier", "scoring"}
     assert {"python", "torch", "transformers", "datasets", "ulmfit_pipe"} <= set(metrics["versions"])
@@ -176,8 +181,9 @@ def test_a_changed_setting_of_the_last_stage_stops_before_the_first_is_trained(w
 def test_metrics_are_shown_as_a_small_table(whole):
     lines = metrics_table(whole[1]).splitlines()
     assert lines[0].startswith("validation  accuracy ")
-    assert lines[1].startswith("test        accuracy ")
-    assert lines[2].startswith("seconds     language_model ")
+    assert lines[2].startswith("test        accuracy ")
+    assert lines[3].startswith("baseline    accuracy ")
+    assert lines[7].startswith("seconds     language_model ")
 
 
 def test_the_example_of_the_read_me_runs_word_for_word(tables, tmp_path, monkeypatch, tiny_language_model_folder):

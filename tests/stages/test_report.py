@@ -47,7 +47,16 @@ def run(tmp_path_factory):
 def test_the_page_shows_results_pictures_plan_history_groups_and_settings(run):
     page = Page((run[2] / "report.html").read_text(encoding="utf-8"))
     assert page.seen["h1"] == ["ULMFiT run reviews"]
-    assert page.seen["h2"] == ["Results", "Pictures", "Plan", "History", "Layer groups", "Settings", "Run"]
+    assert page.seen["h2"] == [
+        "Results",
+        "Classes in the validation table",
+        "Pictures",
+        "Plan",
+        "History",
+        "Layer groups",
+        "Settings",
+        "Run",
+    ]
     assert [picture["alt"] for picture in page.pictures] == [
         "language model: loss and validation scores",
         "language model: learning rate of each layer group",
@@ -55,7 +64,7 @@ def test_the_page_shows_results_pictures_plan_history_groups_and_settings(run):
         "classifier: learning rate of each layer group",
     ]
     assert all(picture["src"].startswith("data:image/png;base64,") for picture in page.pictures)
-    (plan,) = page.seen["pre"]
+    plan = page.seen["pre"][-1]
     assert re.search(r"^1 full  +lstm0 lstm1 embeddings", plan, re.M)
     assert re.search(r"^4 all  +embeddings lstm0 lstm1 head", plan, re.M)
     cells = page.seen["td"]

@@ -17,6 +17,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ulmfit_pipe.reports.result_table import NESTED, class_rows
+
 Rows = Sequence[Mapping[str, Any]]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -51,8 +53,8 @@ def write_run_report(
     Args:
         path: The HTML file; its folder is made if missing.
         title: Heading of the page.
-        metrics: As in `metrics.json`: splits (`test`, `validation`) to their scores, or None, beside any other
-            entries, which are listed below the splits.
+        metrics: As in `metrics.json`: splits (`test`, `validation`) to their scores, or None, with intervals, classes
+            and baseline where there are some; warnings and what to try next; any other entries are listed below.
         settings: Names to values, nested as they are in YAML.
         plan_table: The plan as text or rows.
         history: What each epoch did, as text or rows.
@@ -67,9 +69,13 @@ def write_run_report(
         FileNotFoundError: A picture file does not exist.
     """
     splits = {name: value for name, value in metrics.items() if name in ("test", "validation", "train")}
-    others = {name: value for name, value in metrics.items() if name not in splits}
+    others = {name: value for name, value in metrics.items() if name not in (*splits, "warnings", "try_next")}
+    advice = "\n".join([*(metrics.get("warnings") or []), *(metrics.get("try_next") or [])])
+    shown = next((name for name in ("test", "validation") if splits.get(name)), "")
+    classes, note = class_rows((splits.get(shown) or {}).get("per_class") or {})
     sections = [
-        ("Results", _block(_split_rows(splits))),
+        ("Results", _block(_split_rows(splits)) + _block(advice)),
+        (f"Classes in the {shown} table", _block(classes) + _block(note)),
         ("Pictures", "".join(_figure(caption, picture) for caption, picture in (pictures or {}).items())),
         ("Plan", _block(plan_table)),
         ("History", _block(history)),
@@ -90,7 +96,24 @@ def write_run_report(
 
 
 def _split_rows(splits: Mapping[str, Any]) -> Rows:
-    return [{"": name, **scores} for name, scores in splits.items() if scores]
+    """Return a row of each table's scores with their intervals, and below it one of the baseline on the same rows."""
+    rows: list[dict[str, Any]] = []
+    for name, scores in splits.items():
+        if not scores:
+            continue
+        row: dict[str, Any] = {"": name}
+        for key, value in scores.items():
+            if key in NESTED:
+                continue
+            row[key] = value
+            if key in (scores.get("interval") or {}):
+                low, high = scores["interval"][key]
+                row[f"{key}, 95 %"] = f"{low:.3f} to {high:.3f}"
+        rows.append(row)
+        if baseline := scores.get("baseline"):
+            same = {key: value for key, value in baseline.items() if key in scores}
+            rows.append({"": f"{baseline['name']}, the same {name} rows", **same})
+    return rows
 
 
 def _pair_rows(values: Mapping[str, Any]) -> Rows:

@@ -16,9 +16,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
 
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
@@ -30,8 +27,10 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_langu
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
+from ulmfit_pipe.stages.run_scores import plain_scores
 from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.tables_of_run import some_rows
+from ulmfit_pipe.stages.tfidf import TITLE, fit_tfidf, label_array
 from ulmfit_pipe.training.checkpoint import write_json
 from ulmfit_pipe.training.text_tables import Report, format_table
 
@@ -42,9 +41,8 @@ FURTHER_LIBRARIES = ("torch", "transformers")  # more to pretrain on in the full
 MIN_WORDS = 24  # of a paragraph to classify: shorter ones often say nothing about their library
 TEST_FRACTION = 0.2  # of each library's source files
 MOST_TEST_ROWS = 2_000
-VALIDATION_LABELS = 25  # a class; they choose epochs, learning rates and C for every rival alike
+VALIDATION_LABELS = 25  # a class; they choose epochs and learning rates of every network alike
 SCRATCH_FACTORS = (0.25, 0.5, 1.0)  # of the preset's rate: a random network wants its own
-REGULARIZATIONS = (0.1, 1.0, 10.0, 100.0)  # C of logistic regression
 
 
 @dataclass(frozen=True)
@@ -311,7 +309,7 @@ def _contest(
     untuned, _ = classify(general_lm, "classifier_untuned")
     tuned, _ = classify(tuned_lm, "classifier")
     return {
-        "TF-IDF + logistic regression": tfidf_scores(tables),
+        TITLE: tfidf_scores(tables, seed=seed),
         "same network from scratch": score(best_twin),
         "pretrained, not fine-tuned": score(untuned),
         "language model fine-tuned, then thawed": score(tuned),
@@ -325,20 +323,10 @@ def _all_epochs(size: DemoSize, *, layers: int) -> int:
     return total_epochs(classifier_phases(groups, size.classifier, load_preset(PRESET), rows=IMDB_ROWS))
 
 
-def tfidf_scores(tables: DemoTables) -> dict[str, float]:
-    """Train TF-IDF (words and pairs) with logistic regression, C chosen on validation, and score it on the test."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=1)
-    train = vectorizer.fit_transform(tables.train["text"])
-    validation, test = vectorizer.transform(tables.validation["text"]), vectorizer.transform(tables.test["text"])
-    models = [LogisticRegression(C=c, max_iter=2000).fit(train, tables.train["label"]) for c in REGULARIZATIONS]
-    best = max(models, key=lambda model: model.score(validation, tables.validation["label"]))
-    predicted = best.predict(test)
-    truth = tables.test["label"]
-    return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "macro_f1": float(f1_score(truth, predicted, average="macro")),
-        "n": len(truth),
-    }
+def tfidf_scores(tables: DemoTables, *, seed: int) -> dict[str, float]:
+    """Train TF-IDF with logistic regression on the labelled rows and score it on the test."""
+    answers = fit_tfidf(tables.train, seed=seed).answers(tables.test)
+    return {**plain_scores(label_array(tables.test), answers), "n": len(tables.test)}
 
 
 def contest_table(scores: dict[str, list[dict[str, float]]]) -> Report:

@@ -7,8 +7,6 @@ nothing. A learning rate that has to be chosen is chosen by development rows, wh
 import dataclasses
 import shutil
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import Pipeline
 
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.stages.artifacts import model_type_of, read_stage
@@ -33,12 +27,9 @@ from ulmfit_pipe.stages.grid_tables import LabelledTables
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.tables_of_run import label_names_of
+from ulmfit_pipe.stages.tfidf import FOLDS, REGULARIZATIONS, TITLE, fit_tfidf
 from ulmfit_pipe.training.loop import NonFiniteLossError
 from ulmfit_pipe.training.records import Phase
-
-REGULARIZATIONS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # C of logistic regression
-FOLDS = 5
-LONGEST_FIT = 2_000  # iterations of logistic regression
 
 
 @dataclass(frozen=True)
@@ -209,42 +200,17 @@ def total_epochs(phases: Sequence[Phase]) -> int:
 
 
 def tfidf_outcome(train: Dataset, test: Dataset, *, seed: int) -> Outcome:
-    """Train TF-IDF (words and pairs, sublinear) with logistic regression and test it.
-
-    C is chosen by stratified cross-validation on the labelled rows alone: 5 folds, fewer with fewer rows.
-    """
+    """Train TF-IDF with logistic regression and test it; C by cross-validation on the labelled rows alone."""
     started = time.perf_counter()
-    labels = np.asarray(train["label"])
-    search = tfidf_search(labels, seed=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # it is then missing in some folds
-        search.fit(list(train["text"]), labels)
-    probabilities = np.zeros((len(test), len(label_names_of(train)[0])))
-    probabilities[:, search.classes_] = search.predict_proba(list(test["text"]))
-    details = {"rows": len(train), "seconds": round(time.perf_counter() - started, 1), **search.best_params_}
-    return outcome_of(probabilities, test, details)
-
-
-def tfidf_search(labels: np.ndarray, *, seed: int) -> GridSearchCV:
-    """Return the cross-validated search over C, not yet fitted."""
-    folds = min(FOLDS, max(Counter(labels.tolist()).values()))
-    return GridSearchCV(
-        Pipeline(
-            [
-                ("tfidf", TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))),
-                ("regression", LogisticRegression(max_iter=LONGEST_FIT)),
-            ]
-        ),
-        {"regression__C": list(REGULARIZATIONS)},
-        cv=StratifiedKFold(max(2, folds), shuffle=True, random_state=seed),
-        error_score=0.0,
-    )
+    fitted = fit_tfidf(train, seed=seed)
+    probabilities = fitted.probabilities(test)
+    return outcome_of(probabilities, test, {**fitted.details, "seconds": round(time.perf_counter() - started, 1)})
 
 
 def tfidf_identity(train: Dataset, test: Dataset, *, seed: int) -> dict[str, Any]:
     """Return all that a TF-IDF cell depends on."""
     return {
-        "rival": f"tf-idf 1-2, logistic regression, C of {REGULARIZATIONS}, {FOLDS} folds",
+        "rival": f"{TITLE}, C of {REGULARIZATIONS}, {FOLDS} folds, vectors of all rows",
         "seed": seed,
         "rows": rows_digest(train),
         "test": rows_digest(test),

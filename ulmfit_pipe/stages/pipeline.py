@@ -23,9 +23,11 @@ from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.model_folder import trusting_run
+from ulmfit_pipe.stages.next_steps import next_steps, warnings_of
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM, PresetName
 from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_files, check_folder, check_names
+from ulmfit_pipe.stages.repeated_runs import check_repeats, fold_of, is_repeated, run_repeated
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -35,6 +37,7 @@ from ulmfit_pipe.stages.report import (
     write_report,
 )
 from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_scores import BaselineName, score_tables
 from ulmfit_pipe.stages.setting_checks import check_seed, check_types, home_path, with_absolute_paths, with_home_paths
 from ulmfit_pipe.stages.settings import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
@@ -110,6 +113,12 @@ class PipelineSettings(TableReading):
         classifier: Numbers of the classifier stage.
         trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
             refused.
+        baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
+            takes seconds; none trains nothing.
+        folds: Run so many times, each with another of as many parts of the training table held out (stratified), in
+            OUTPUT_DIR/fold1, fold2, ..., and pool the scores; null holds validation_fraction out.
+        fold: Run this fold alone, counted from 1; null runs all of them.
+        seeds: Run so many times, with seed, seed+1, ..., in OUTPUT_DIR/seed0, ...; null runs once.
     """
 
     train_file: list[str]
@@ -147,11 +156,16 @@ class PipelineSettings(TableReading):
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     trust_remote_code: bool = False
+    baseline: BaselineName = "tf-idf"
+    folds: int | None = None
+    fold: int | None = None
+    seeds: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values of another type, or on no field's list."""
         check_types(self)
         check_seed(self)
+        check_repeats(self)
 
 
 @exclusive_run()
@@ -170,6 +184,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     Raises:
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
+    if is_repeated(settings):
+        return run_repeated(settings, context, run=run_pipeline)
     settings = with_backward_twin(settings)
     _check(settings)
     fine_tunes, reason = fine_tunes_language_model(settings)
@@ -188,7 +204,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         validation_file=settings.validation_file,
         test_file=settings.test_file,
         unlabelled_file=settings.unlabelled_file,
-        validation_fraction=settings.validation_fraction,
+        validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
@@ -197,6 +213,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         **columns_of(settings),
         say=context.tell,
     )
+    if settings.folds is not None:
+        tables = fold_of(tables, folds=settings.folds, fold=settings.fold or 1, seed=settings.seed, say=context.tell)
     check_tables_alike(tables, context)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
@@ -243,7 +261,8 @@ def _check(settings: PipelineSettings) -> None:
         raise ValueError(
             "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
         )
-    refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
+    if settings.folds is None:
+        refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
     if settings.ensemble:
         check_ensemble(settings)
 
@@ -323,15 +342,15 @@ def _finish(
             shutil.copytree(output / f"classifier_{BACKWARD}", whole, dirs_exist_ok=True)
     context.accelerator.wait_for_everyone()
     predictor = Predictor.load(folder, accelerator=context.accelerator)
-    test = predictor.score(tables.test) if tables.test is not None else None
-    if line := predictor.describe_cut():
-        context.tell(line)
-    validation = None if tables.validation is None else predictor.score(tables.validation)
+    scores = score_tables(predictor, tables, context, baseline=settings.baseline)
+    judged = "validation" if scores["test"] is None else "test"
+    warnings = [] if scores[judged] is None else warnings_of(scores[judged] or {}, table=judged)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
     metrics = {
-        "test": test,
-        "validation": validation,
+        **scores,
         "cross_validation": (read_stage(folder) or {}).get("probe", {}).get("held_out"),
+        "warnings": warnings,
+        "try_next": next_steps(settings, results, rows=len(tables.train)) if warnings else [],
         "language_model": {name: result.metrics for name, result in results.items() if "language_model" in name},
         "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
         "versions": library_versions(),
@@ -345,17 +364,6 @@ def _finish(
         write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
         context.tell(report_line(output / REPORT_FILE))
     return metrics
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """Return the metrics of a run as a small text table."""
-    lines = []
-    for name in ("validation", "test"):
-        values = metrics.get(name)
-        if values:
-            lines.append(f"{name:<12}" + "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "n"))
-    lines.append("seconds     " + "  ".join(f"{key} {value:.0f}" for key, value in metrics["seconds"].items()))
-    return "\n".join(lines)
 
 
 class TextPipeline:
@@ -432,7 +440,9 @@ class TextPipeline:
             **{"trust_remote_code": self.trust_remote_code, **settings},
         )
         self.metrics = run_pipeline(given)
-        self._predictor = Predictor.load(self.metrics["classifier"], trust_remote_code=given.trust_remote_code)
+        self._predictor = None  # of folds there is no one classifier
+        if folder := self.metrics["classifier"]:
+            self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code)
         return self.metrics
 
     @property

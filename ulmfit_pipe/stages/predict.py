@@ -39,7 +39,7 @@ from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.python_input import check_texts
 from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.launch import new_accelerator
-from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
+from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, gather_rows
 from ulmfit_pipe.training.processes import reduce_sum, to_device
 
 BATCH_TOKENS = 16_384  # tokens of a batch, padding included: memory, not result
@@ -225,6 +225,17 @@ class Predictor:
         Raises:
             ValueError: The table's label names are not the classifier's, in its order.
         """
+        return self.score_rows(table)[0]
+
+    def score_rows(self, table: Dataset) -> tuple[dict[str, float], np.ndarray]:
+        """Return what `score` returns, and the answer to each row, in the table's order, on every process.
+
+        Returns:
+            The scores, and int64 (rows,), or for multi-label bool (rows, num_labels).
+
+        Raises:
+            ValueError: The table's label names are not the classifier's, in its order.
+        """
         _check_label_names(table, self.label_names)
         accelerator = self.accelerator
         num_labels = len(self.label_names)
@@ -236,17 +247,24 @@ class Predictor:
         batches = self._batches(
             self.tokenize(table), rank=accelerator.process_index, world_size=accelerator.num_processes
         )
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
+        answers: list[torch.Tensor] = []
         for batch in batches:
             probabilities, labels = self._batch_probabilities(batch), batch["labels"]
             if self.multi_label:
+                given = (probabilities >= thresholds).long()  # (batch, num_labels)
                 logits = probabilities.logit(eps=torch.finfo(torch.float64).eps)
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
                 loss_sum = loss.mean(dim=1).sum()
             else:
+                given = probabilities.argmax(dim=1, keepdim=True)  # (batch, 1)
                 logits = probabilities.clamp(min=SMALLEST).log()
                 loss_sum = torch.nn.functional.nll_loss(logits, labels, reduction="sum")
             metric.update(logits, labels, loss_sum, float(len(labels)))
-        return metric.compute(reduce_sum(accelerator))
+            answers.append(torch.cat([batch["row"][:, None], given], dim=1))
+        rows = gather_rows(torch.cat(answers)).cpu().numpy()
+        ordered = rows[rows[:, 0].argsort(), 1:]
+        return metric.compute(reduce_sum(accelerator)), ordered > 0 if self.multi_label else ordered[:, 0]
 
 
 def _classifier_folder(folder: Path | str) -> Path | str:
