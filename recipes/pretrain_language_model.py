@@ -20,7 +20,7 @@ How long it takes: tokens of text times epochs, over the tokens a second that th
 import shlex
 from dataclasses import replace
 
-from ulmfit_pipe import LanguageModelJob, parse_settings, run_language_model, run_recipe
+from ulmfit_pipe import LanguageModelJob, describe_perplexity, parse_settings, run_language_model, run_recipe
 
 
 def main() -> None:
@@ -32,12 +32,7 @@ def main() -> None:
     if job.model is not None and job.language_model.plan == "preset":
         job = replace(job, language_model=replace(job.language_model, plan="pretrain"))
     metrics = run_language_model(job)
-    validation = metrics["validation"]
-    print(
-        f"validation perplexity {validation['perplexity']:.2f} a token, "
-        f"{validation['perplexity_per_word']:.1f} a word, {validation['bits_per_character']:.3f} bits a character, "
-        f"next-token accuracy {validation['token_accuracy']:.3f}"
-    )
+    print(describe_perplexity(metrics["validation"]))
     print(f"the language model lies in {job.output_dir}; give it to the next stage:")
     folder = shlex.quote(job.output_dir)
     print(f"  python recipes/run_pipeline.py --model {folder} --train_file train.csv --output_dir runs/mine")

@@ -84,7 +84,7 @@ def test_the_cut_of_words_does_not_touch_subwords():
     text = "It can't, cannot... U.S.A. o'clock, wait--what?! :) 10am 5km\n\nwell-known e.g. that's 1,234.50"
     unigram = train_tokenizer(TEXTS, kind="unigram", vocab_size=200)
     prepared = prepare_text(text)
-    assert unigram._prepare(text) == prepared
+    assert unigram.prepared(text) == prepared
     pieces = [piece for piece, _ in unigram.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prepared)]
     assert pieces == (
         "▁xxbos ▁xxmaj ▁it ▁can 't , ▁cannot ▁… ▁xxup ▁u . s . a . ▁o ' clock , ▁wait -- what ?! ▁:) ▁10am ▁5km "

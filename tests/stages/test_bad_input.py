@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 from tiny_runs import CLASSIFIER, LM, TINY_LM, folder_bytes, reviews, write_csv
+from tiny_transformers import save_bert, save_gpt2
 
 from ulmfit_pipe import TextPipeline
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.data.tokenization import train_tokenizer
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.stages.jobs import ClassifierJob, run_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings
 from ulmfit_pipe.training.checkpoint import CheckpointError
 
@@ -378,3 +380,74 @@ def test_a_full_disk_while_an_old_stage_is_replaced_leaves_it_bit_identical(tmp_
         save_stage(saved, stage="language_model", record={"seconds": 2.0}, write=fail)
     assert folder_bytes(saved) == before
     assert list(tmp_path.iterdir()) == [saved]
+
+
+# ---- few rows, many classes, odd models: a classifier, or one sentence
+
+
+@pytest.fixture
+def classify(tmp_path, tiny_language_model_folder):
+    """Return a function that trains a classifier alone on rows, and returns its metrics."""
+
+    def classify(rows, *, model=tiny_language_model_folder, validation=None, test=None, **settings):
+        files = {
+            name: None if given is None else str(write_csv(tmp_path / f"{name}.csv", given))
+            for name, given in (("train", rows), ("validation_file", validation), ("test_file", test))
+        }
+        numbers = ClassifierSettings(plan="full", final_epochs=1, **settings)
+        train = [str(files.pop("train"))]
+        return run_classifier(ClassifierJob(train, str(tmp_path / "out"), str(model), classifier=numbers, **files))
+
+    return classify
+
+
+def test_two_rows_a_class_are_one_to_train_on_and_one_to_measure(classify):
+    assert classify(reviews(4))["validation"]["n"] == 2
+
+
+def test_one_row_a_class_is_refused(classify):
+    with pytest.raises(TableError, match=r"every class has one row only \(bad, good\).*Add rows, or give a validation"):
+        classify(reviews(2))
+
+
+def test_a_class_of_the_test_table_alone_is_refused_with_its_row(classify):
+    words = r"test_file\.csv, row 3 .*the label 'fair' is not among those that training knows \(bad, good\)"
+    with pytest.raises(TableError, match=words):
+        classify(reviews(20), test=reviews(6, labels=("bad", "good", "fair")))
+
+
+def test_a_thousand_classes_of_three_rows_are_trained(classify, capsys):
+    rows = [(text, f"class {number % 1000}") for number, (text, _) in enumerate(reviews(3000))]
+    metrics = classify(rows, batch_size=64)
+    assert metrics["validation"]["n"] == 1000
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 500
+
+
+def test_texts_that_are_all_alike_are_reported(classify, capsys):
+    assert classify([("the same text", label) for _, label in reviews(20)])["validation"]["accuracy"] == 0.5
+    said = capsys.readouterr().out
+    assert "17 of 18 training texts repeat an earlier one" in said
+    assert "with different labels, such as 'the same text'" in said
+
+
+@pytest.mark.parametrize("head", ["own", "concat-pooling", "mean-pooling"])
+def test_an_encoder_without_a_pooling_file_is_trained(classify, tmp_path, head):
+    encoder = save_bert(tmp_path / "encoder")
+    assert not (encoder / "1_Pooling").exists()
+    assert classify(reviews(20), model=encoder, head=head)["validation"]["n"] == 2
+
+
+def test_a_decoder_without_padding_token_pads_with_its_end_of_text_token(classify, tmp_path, capsys):
+    assert classify(reviews(20), model=save_gpt2(tmp_path / "decoder"))["validation"]["n"] == 2
+    assert "has no padding token: its end-of-text token '<|endoftext|>' takes that place" in capsys.readouterr().out
+
+
+def test_the_last_row_of_an_epoch_does_not_reach_batch_norm_alone(classify, capsys):
+    metrics = classify(reviews(33), validation=reviews(4, seed=1), batch_size=32)
+    assert metrics["validation"]["n"] == 4
+    assert "33 training" in capsys.readouterr().out
+
+
+def test_one_validation_row_a_label_is_enough_to_measure(classify):
+    labels = ("bad", "fair", "good")
+    assert classify(reviews(24, labels=labels), validation=reviews(3, labels=labels, seed=5))["validation"]["n"] == 3

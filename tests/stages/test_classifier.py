@@ -1,6 +1,7 @@
 """The classifier stage on a model of a few thousand weights."""
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -262,16 +263,19 @@ def test_dropouts_are_the_presets_times_drop_mult_and_the_window_is_set(tiny_lan
     assert config.gradient_window == 22
 
 
-def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(tiny_language_model_folder, tmp_path):
+def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(tiny_language_model_folder, tmp_path, monkeypatch):
+    settled = [0.3, 0.45, 0.55], "thresholds: as they are settled"
+    monkeypatch.setattr("ulmfit_pipe.stages.classifier.settle_thresholds", lambda *_args, **_kwargs: settled)
     folder, validation = tmp_path / "several", multi_label_table(16, seed=3)
-    result = fit(tiny_language_model_folder, folder, multi_label_table(40), validation)
+    said, context = heard()
+    result = fit(tiny_language_model_folder, folder, multi_label_table(40), validation, context=context)
+    assert settled[1] in said
     assert {"micro_f1", "macro_f1", "mean_average_precision", "loss", "n"} <= set(result.metrics)
     predictor = Predictor.load(folder)
     assert predictor.multi_label
     assert predictor.label_names == ["bad", "fair", "good"]
     thresholds = predictor.models[0].config.thresholds
-    assert len(thresholds) == 3
-    assert thresholds != [0.5, 0.5, 0.5]
+    assert thresholds == json.loads((folder / "stage.json").read_text())["thresholds"] == settled[0]
     assert predictor.score(validation) == pytest.approx(result.metrics)
     row = predictor.predict(["a warm and funny film"])[0]
     expected = [

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 from tiny_runs import texts_of
@@ -22,6 +23,22 @@ def test_a_causal_models_perplexity_is_described_a_token_a_word_and_a_character(
     assert describe_perplexity(metrics) == (
         "validation perplexity 12.35 a token, 100.0 a word, 1.234 bits a character, next-token accuracy 0.500"
     )
+
+
+@pytest.mark.parametrize("text", ["房间很大床也舒服，下次还来。 早餐太差。", "ห้องพักสกปรกมาก", "x" * 30])
+def test_texts_without_spaces_between_words_have_no_perplexity_of_a_word(text):
+    found = compared_across_vocabularies(2.0, tokens=30, texts=texts_of(text))
+    assert found["perplexity_per_word"] is None
+    assert found["bits_per_character"] == pytest.approx(60 / (math.log(2) * len(text)))
+    shown = describe_perplexity({**found, "perplexity": 7.389, "token_accuracy": 0.5})
+    assert re.fullmatch(
+        r"validation perplexity 7\.39 a token, [\d.]+ bits a character, next-token accuracy 0\.500", shown
+    )
+
+
+def test_a_huge_perplexity_is_described_in_scientific_form():
+    metrics = {"perplexity": 2.5e7, "perplexity_per_word": 1e93, "bits_per_character": 9.0, "token_accuracy": 0.0}
+    assert "perplexity 2.5e+07 a token, 1.0e+93 a word, 9.000 bits" in describe_perplexity(metrics)
 
 
 def test_a_masked_models_pseudo_perplexity_is_named_as_such():

@@ -338,7 +338,7 @@ def test_a_time_limit_over_before_the_first_step_says_so_and_keeps_what_is_finis
     assert any("that training was cut short by a time limit" in line for line in said)
 
 
-def test_several_text_columns_and_labels_joined_by_a_separator(tmp_path):
+def test_several_text_columns_and_labels_joined_by_a_separator(tmp_path, capsys):
     rows = [("title", text, label if index % 3 else "bad;good") for index, (text, label) in enumerate(reviews(30))]
     path = write_csv(tmp_path / "several.csv", rows, columns=("title", "body", "tags"))
     metrics = TextPipeline(None).fit(
@@ -351,7 +351,9 @@ def test_several_text_columns_and_labels_joined_by_a_separator(tmp_path):
     )
     assert {"micro_f1", "macro_f1", "mean_average_precision", "loss", "n"} <= set(metrics["validation"])
     config = json.loads((tmp_path / "run/classifier/config.json").read_text())
-    assert (len(config["thresholds"]), config["problem_type"]) == (2, "multi_label_classification")
+    assert (config["thresholds"], config["problem_type"]) == ([0.5, 0.5], "multi_label_classification")
+    assert metrics["thresholds"] == {"bad": 0.5, "good": 0.5}
+    assert "thresholds: bad 0.5 (too few rows), good 0.5 (too few rows)" in capsys.readouterr().out
 
 
 def test_transformers_bars_and_reports_stay_off_the_terminal(whole, capfd):

@@ -279,6 +279,13 @@ def max_f1_by_trying(probabilities, labels):
     return np.mean(tries)
 
 
+def test_a_label_with_too_few_rows_with_or_without_it_keeps_a_half():
+    probabilities = np.array([[0.4, 0.4, 0.4], [0.3, 0.3, 0.3], [0.2, 0.2, 0.2], [0.1, 0.1, 0.1]])
+    labels = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]])
+    assert choose_thresholds(probabilities, labels) == pytest.approx([0.25, 0.35, 0.15])
+    assert choose_thresholds(probabilities, labels, least_rows=2) == pytest.approx([0.25, 0.5, 0.5])
+
+
 def test_everything_is_given_where_that_is_best():
     assert choose_thresholds(np.array([[0.2], [0.6]]), np.array([[1], [1]])) == pytest.approx([0.1])
 

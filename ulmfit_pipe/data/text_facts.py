@@ -15,6 +15,7 @@ SAMPLED_CHARACTERS = 1000  # of each
 LEAST_SHARE = 0.01  # a script with fewer of the letters is not named
 MOST_SCRIPTS = 4
 MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "nat", "#n/a", "undefined"}  # what programs write for no value
+UNSPACED = {"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}  # no space between words
 _STYLES = {"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER"}  # words before a script's name in a letter's name
 
 
@@ -82,12 +83,17 @@ def script_shares(letters: Counter[str]) -> list[tuple[str, float]]:
     counts: Counter[str] = Counter()
     for letter, count in letters.items():
         if letter.isalpha():
-            counts[_script_of(letter)] += count
+            counts[script_of(letter)] += count
     total = counts.total()
     return [(name, count / total) for name, count in counts.most_common() if count >= LEAST_SHARE * total]
 
 
-def _script_of(letter: str) -> str:
+def unspaced_share(letters: Counter[str]) -> float:
+    """Return the share of counted letters that are of a script without spaces between words."""
+    return sum(share for name, share in script_shares(letters) if name in UNSPACED)
+
+
+def script_of(letter: str) -> str:
     """Return the script that a letter's Unicode name begins with."""
     words = unicodedata.name(letter, "OTHER").split()
     word = words[1] if words[0] in _STYLES and len(words) > 1 else words[0]

@@ -10,7 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from ulmfit_pipe.data.column_names import shown_names
 from ulmfit_pipe.data.english_words import cut_words
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents, tokenizer_key
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
+from ulmfit_pipe.data.text_facts import unspaced_share
 from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS, UNK
 from ulmfit_pipe.data.token_cache import cached_tokens
 from ulmfit_pipe.data.ulmfit_tokenizer import KINDS, UlmfitTokenizer, prepare_text
-from ulmfit_pipe.data.unigram_training import train_unigram
+from ulmfit_pipe.data.unigram_training import MAX_WORD_LENGTH, train_unigram
 
 # Punctuation is listed, not asked from Unicode, so that Python and the backend cut words alike.
 _PUNCTUATION = r"!-/:-@\[-`{-~¡-©«-±´¶-¸»¿×÷‐-‧‰-⁞、-〃〈-〟！-／：-＠"
@@ -36,6 +37,8 @@ _SUBWORD_PATTERN = rf"['’](?:s|t|re|ve|m|ll|d)(?!{_LETTER})|▁?{_LETTER}+|▁
 _SPECIAL_WORD = re.compile(rf"\b(?:{'|'.join(SPECIAL_TOKENS)})\b")
 _ALPHABET = string.ascii_lowercase + string.digits + "▁"  # pieces of every subword vocabulary
 MIN_CHARACTER_COUNT = 5  # a rarer character gets no piece of its own and becomes xxunk (unigram)
+UNSPACED_TEXT = 0.1  # share of the letters in scripts without spaces from which runs between spaces are cut up
+UNSPACED_CHARACTER_COUNT = 2  # there, where characters are thousands and each is much of a word's meaning
 NEVER_CHOSEN = -1000.0  # log probability of a special token as a piece: only its whole word gives it
 MAX_COUNTED_WORDS = 2_000_000  # words seen once are forgotten beyond this, to bound memory
 TABLE_ROWS = 256  # rows tokenized and written at once
@@ -212,10 +215,12 @@ def _train_unigram_backend(segments: Iterable[str], vocab_size: int) -> Tokenize
         for character in word:
             characters[character] += count
     num_pieces = vocab_size - len(SPECIAL_TOKENS)
-    frequent = [
-        c for c in sorted(characters, key=lambda c: (-characters[c], c)) if characters[c] >= MIN_CHARACTER_COUNT
-    ]
+    unspaced = unspaced_share(characters) >= UNSPACED_TEXT
+    least = UNSPACED_CHARACTER_COUNT if unspaced else MIN_CHARACTER_COUNT
+    frequent = [c for c in sorted(characters, key=lambda c: (-characters[c], c)) if characters[c] >= least]
     alphabet = {*_ALPHABET, *frequent[: num_pieces // 2]}
+    if unspaced:
+        counts = _cut_runs(counts, alphabet)
     pieces = train_unigram(counts, num_pieces=num_pieces, alphabet=alphabet)
     vocabulary = [(token, NEVER_CHOSEN) for token in SPECIAL_TOKENS]
     vocabulary += [(piece, score) for piece, score in pieces if piece not in SPECIAL_TOKENS]
@@ -243,6 +248,17 @@ def _count_subwords(segments: Iterable[str]) -> Counter[str]:
         for part in cut.findall(f"▁{word}"):
             counts[part] += count
     return counts
+
+
+def _cut_runs(counts: Counter[str], alphabet: set[str]) -> Counter[str]:
+    """Cut words as long as clauses where a character is not in the alphabet, and at the longest that is trained on."""
+    parts: Counter[str] = Counter()
+    for word, count in counts.items():
+        for known, run in groupby(word, key=alphabet.__contains__):
+            text = "".join(run) if known else ""
+            for start in range(0, len(text), MAX_WORD_LENGTH):
+                parts[text[start : start + MAX_WORD_LENGTH]] += count
+    return parts
 
 
 def _train_bpe_backend(segments: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -114,7 +114,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         prepared = prepare_text(text)
         return cut_words(prepared) if self.kind == "word" else prepared.replace("\n", " ").split(" ")
 
-    def _prepare(self, text: str) -> str:
+    def prepared(self, text: str) -> str:
         """The text as the backend cuts it: its words are put between spaces, as they are for ``_words``."""
         prepared = prepare_text(text)
         return " ".join(cut_words(prepared)) if self.kind == "word" else prepared
@@ -143,7 +143,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         if kwargs.get("is_split_into_words"):
             raise ValueError("is_split_into_words is not supported: the text rules need the whole text")
         if isinstance(text, str):
-            return super()._encode_plus(text=self._prepare(text), **kwargs)
+            return super()._encode_plus(text=self.prepared(text), **kwargs)
         if not isinstance(text, list | tuple):
             raise ValueError(f"the text must be a string or a list of strings, got {text!r}")
         for position, document in enumerate(text):
@@ -151,7 +151,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
                 raise ValueError(f"every text must be a string, number {position} of the batch is {document!r}")
         if not text:
             return BatchEncoding({name: [] for name in self.model_input_names})
-        return super()._encode_plus(text=[self._prepare(document) for document in text], **kwargs)
+        return super()._encode_plus(text=[self.prepared(document) for document in text], **kwargs)
 
     def _decode(
         self,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +30,7 @@ from ulmfit_pipe.stages.document_reading import (
     remember_label_type,
     remember_reading,
     set_thresholds,
+    thresholds_of,
 )
 from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
 from ulmfit_pipe.stages.head_probe import HeadStart, ProbeError, main_number, start_head
@@ -40,10 +41,10 @@ from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole, home_path
 from ulmfit_pipe.stages.tables_of_run import label_names_of
+from ulmfit_pipe.stages.thresholds import settle_thresholds
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.metrics import choose_thresholds
 from ulmfit_pipe.training.records import Phase
 
 # Of the probe's scores, when training goes on from them: a head that is certain of every row leaves no gradient. Ours:
@@ -242,6 +243,7 @@ def train_classifier(
         "seconds": seconds,
         "labels": parts.label_names,
         **({} if probe is None else {"probe": probe.record}),
+        **({"thresholds": thresholds_of(parts.network.config)} if parts.multi_label else {}),
         **training_record(parts.learner, phases, history),
     }
     write = partial(_write, parts)
@@ -312,7 +314,7 @@ def _final_metrics(parts: ClassifierParts, validation: Dataset, context: RunCont
     """Choose thresholds where several labels are possible, then score the kept weights on validation."""
     predictor = Predictor([parts.network], parts.tokenizer, accelerator=context.accelerator)
     if parts.multi_label:
-        set_thresholds(parts.network.config, _thresholds(predictor, validation))
+        _set_thresholds(parts, predictor, validation, context)
     return predictor.score(validation)
 
 
@@ -321,12 +323,16 @@ def _shown(metrics: dict[str, float]) -> str:
     return f"validation {values}" if values else "the last epoch's weights, not validated"
 
 
-def _thresholds(predictor: Predictor, validation: Dataset) -> list[float]:
+def _set_thresholds(parts: ClassifierParts, predictor: Predictor, validation: Dataset, context: RunContext) -> None:
     probabilities = predictor.probabilities(predictor.tokenize(validation))
-    labels = torch.zeros(probabilities.shape, dtype=torch.int64)
+    labels = np.zeros(probabilities.shape, dtype=bool)
     for row, chosen in enumerate(validation["label"]):
-        labels[row, chosen] = 1
-    return choose_thresholds(probabilities, labels.numpy())
+        labels[row, chosen] = True
+    thresholds, line = settle_thresholds(
+        probabilities, labels, names=parts.label_names, monitor=str(parts.learner.monitor)
+    )
+    set_thresholds(parts.network.config, thresholds)
+    context.tell(line)
 
 
 @one_builds()

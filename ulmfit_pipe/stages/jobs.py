@@ -41,6 +41,7 @@ from ulmfit_pipe.stages.tables_of_run import (
     split_texts,
     without_texts_of,
 )
+from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
@@ -58,6 +59,8 @@ class LanguageModelJob(TableReading):
         model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
         validation_file: Text that is only measured; without it a part of the training text is held out.
         text_column: Column of text; several are joined with field marks.
+        unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
+            training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
         seed: Seed of split, weights, dropout and order.
@@ -82,6 +85,7 @@ class LanguageModelJob(TableReading):
     model: str | None = None
     validation_file: str | None = None
     text_column: list[str] = field(default_factory=lambda: ["text"])
+    unknown_text: UnknownText = "error"
     validation_fraction: float = 0.02
     preset: PresetName = "auto"
     seed: int = 0
@@ -126,6 +130,8 @@ class ClassifierJob(TableReading):
         min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
             otherwise trained on and never measured.
         empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
+        unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
+            training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given; 0 trains on all rows; null holds out a
             tenth of 500 rows or more (20 or more a label), and nothing of fewer.
         preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
@@ -159,6 +165,7 @@ class ClassifierJob(TableReading):
     label_threshold: float | None = None
     min_rows_per_class: int = 1
     empty_text: Literal["error", "skip"] = "error"
+    unknown_text: UnknownText = "error"
     validation_fraction: float | None = None
     preset: PresetName = "auto"
     seed: int = 0
@@ -289,6 +296,13 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
             say=context.tell,
         )
     tell_of_texts(train, validation, say=context.tell)
+    check_known_texts(
+        train,
+        model=job.model or job.language_model.tokenizer_of,
+        unknown_text=job.unknown_text,
+        context=context,
+        vocabulary=job.language_model.tokenizer,
+    )
     result = train_language_model(
         train,
         validation,
@@ -322,6 +336,13 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         say=context.tell,
     )
     check_tables_alike(tables, context)
+    check_known_texts(
+        tables.train,
+        model=job.model,
+        unknown_text=job.unknown_text,
+        context=context,
+        from_scratch="recipes/run_pipeline.py --model null trains one from scratch on these texts",
+    )
     result = train_classifier(
         tables.train,
         tables.validation,
@@ -336,7 +357,8 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     if line := predictor.describe_cut():
         context.tell(line)
     seconds = {"classifier": result.seconds, "scoring": time.perf_counter() - started}
-    metrics = _write_metrics(job, context, test=test, validation=result.metrics or None, seconds=seconds)
+    more = predictor.named_thresholds()
+    metrics = _write_metrics(job, context, test=test, validation=result.metrics or None, seconds=seconds, **more)
     _write_report(job, context, metrics, {"classifier": result})
     return metrics
 

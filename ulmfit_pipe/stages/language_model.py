@@ -197,12 +197,12 @@ def _write(parts: LanguageModelParts, folder: Path) -> None:
     parts.tokenizer.save_pretrained(folder)
 
 
-def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, float]:
+def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, Any]:
     """Return what validation says of the weights that were kept; it was measured when their epoch ended.
 
     The loss of masked tokens says nothing of a whole text, so it is not spread over characters and words.
     """
-    metrics = dict(history.best.metrics) if history.best is not None else parts.learner.validate()
+    metrics: dict[str, Any] = dict(history.best.metrics) if history.best is not None else parts.learner.validate()
     if parts.masked:
         return metrics
     tokens = parts.learner.task.valid_batches.tokens_per_epoch  # type: ignore[union-attr]

@@ -5,12 +5,14 @@ compared with that of the same vocabulary, masks and blocks.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
 
 from ulmfit_pipe.data.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.text_facts import unspaced_share
 from ulmfit_pipe.data.token_arrays import read_token_arrays
 from ulmfit_pipe.data.tokenization import UlmfitTokenizer, tokenize_dataset
 from ulmfit_pipe.stages.run_context import RunContext
@@ -20,9 +22,11 @@ from ulmfit_pipe.training.objectives import SequenceObjective
 from ulmfit_pipe.training.process_memory import keep_freed_memory
 
 MAX_EXPONENT = 700.0  # of what math.exp can hold
+PLAIN_PERPLEXITY = 1e6  # from here on in scientific form
+LONGEST_WORDS = 20.0  # characters a word: beyond, white space does not cut words (Finnish has about 8)
 
 
-def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) -> dict[str, float]:
+def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) -> dict[str, Any]:
     """Spread the loss over what does not depend on the vocabulary: characters, and words as white space cuts them.
 
     Args:
@@ -31,18 +35,22 @@ def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) ->
         texts: Column ``text``, what was read.
 
     Returns:
-        ``bits_per_character`` and ``perplexity_per_word``.
+        ``bits_per_character`` and ``perplexity_per_word``, None where white space does not cut the texts into words.
     """
-    characters = sum(len(text) for text in texts["text"])
-    words = sum(len(text.split()) for text in texts["text"])
-    nats = loss * tokens
+    letters: Counter[str] = Counter()
+    words = 0
+    for text in texts["text"]:
+        letters.update(text)
+        words += len(text.split())
+    characters, nats = letters.total(), loss * tokens
+    spaced = characters <= LONGEST_WORDS * words and unspaced_share(letters) < 0.5
     return {
         "bits_per_character": nats / (math.log(2) * characters),
-        "perplexity_per_word": math.exp(min(nats / words, MAX_EXPONENT)),
+        "perplexity_per_word": math.exp(min(nats / words, MAX_EXPONENT)) if spaced else None,
     }
 
 
-def describe_perplexity(metrics: Mapping[str, float]) -> str:
+def describe_perplexity(metrics: Mapping[str, Any]) -> str:
     """Return a language model's validation metrics in words.
 
     Args:
@@ -52,10 +60,16 @@ def describe_perplexity(metrics: Mapping[str, float]) -> str:
     if "pseudo_perplexity" in metrics:
         shown = f"{metrics['pseudo_perplexity']:.2f}"
         return f"validation pseudo-perplexity {shown} a masked token, masked-token accuracy {accuracy}"
+    word = metrics.get("perplexity_per_word")
+    a_word = "" if word is None else f", {_in_words(word, 1)} a word"
     return (
-        f"validation perplexity {metrics['perplexity']:.2f} a token, {metrics['perplexity_per_word']:.1f} a word, "
+        f"validation perplexity {_in_words(metrics['perplexity'], 2)} a token{a_word}, "
         f"{metrics['bits_per_character']:.3f} bits a character, next-token accuracy {accuracy}"
     )
+
+
+def _in_words(perplexity: float, digits: int) -> str:
+    return f"{perplexity:.{digits}f}" if perplexity < PLAIN_PERPLEXITY else f"{perplexity:.1e}"
 
 
 def fitting_batch_size(tokens: int, wanted: int, *, processes: int = 1) -> int:
@@ -74,7 +88,7 @@ def fitting_batch_size(tokens: int, wanted: int, *, processes: int = 1) -> int:
 
 def score_language_model(
     model: Any, tokenizer: UlmfitTokenizer, texts: Dataset, *, batch_size: int, context: RunContext
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Measure a language model on texts as its stage does: one stream, with carried state.
 
     Args:

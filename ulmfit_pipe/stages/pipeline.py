@@ -50,6 +50,7 @@ from ulmfit_pipe.stages.tables_of_run import (
     refuse_unjudged_best,
     split_texts,
 )
+from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
 from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
@@ -87,6 +88,8 @@ class PipelineSettings(TableReading):
         min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
             otherwise trained on and never measured.
         empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
+        unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
+            training, allow trains on them all the same.
         validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
             rows; null holds out a tenth of 500 rows or more (20 or more a label), and nothing of fewer.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
@@ -135,6 +138,7 @@ class PipelineSettings(TableReading):
     label_threshold: float | None = None
     min_rows_per_class: int = 1
     empty_text: Literal["error", "skip"] = "error"
+    unknown_text: UnknownText = "error"
     validation_fraction: float | None = None
     preset: PresetName = "auto"
     seed: int = 0
@@ -216,6 +220,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     if settings.folds is not None:
         tables = fold_of(tables, folds=settings.folds, fold=settings.fold or 1, seed=settings.seed, say=context.tell)
     check_tables_alike(tables, context)
+    _check_known(settings, tables, context)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
         refuse_other_run(
@@ -265,6 +270,18 @@ def _check(settings: PipelineSettings) -> None:
         refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
     if settings.ensemble:
         check_ensemble(settings)
+
+
+def _check_known(settings: PipelineSettings, tables: RunTables, context: RunContext) -> None:
+    """Raise where the training texts are unknown to the model that the first stage starts from."""
+    tuned, numbers = settings.fine_tune_language_model, settings.language_model
+    check_known_texts(
+        tables.train,
+        model=settings.model or (numbers.tokenizer_of if tuned else None),
+        unknown_text=settings.unknown_text,
+        context=context,
+        vocabulary=numbers.tokenizer if tuned else "keep",
+    )
 
 
 def _directions(settings: PipelineSettings) -> list[Literal["forward", "backward"]]:
@@ -357,6 +374,7 @@ def _finish(
         "seed": settings.seed,
         "preset": context.preset,
         "classifier": str(folder),
+        **predictor.named_thresholds(),
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)

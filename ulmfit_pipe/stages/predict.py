@@ -117,6 +117,10 @@ class Predictor:
         """Probability from which a label counts as given, for multi-label; the first model's."""
         return thresholds_of(self.models[0].config) or [DEFAULT_THRESHOLD] * len(self.label_names)
 
+    def named_thresholds(self) -> dict[str, dict[str, float]]:
+        """Return what ``metrics.json`` holds of `thresholds`: nothing where a text has one label."""
+        return {"thresholds": dict(zip(self.label_names, self.thresholds, strict=True))} if self.multi_label else {}
+
     def tokenize(self, table: Dataset) -> Dataset:
         """Return a table with ``input_ids`` in place of ``text``."""
         columns = [name for name in ("text", "label") if name in table.column_names]

@@ -306,7 +306,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.sum(np.diff(hits, prepend=0) / labels.sum() * (hits / given)))
 
 
-def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
+def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray, *, least_rows: int = 0) -> list[float]:
     """Choose for each label the probability from which it is given, by best F1 on these rows (validation).
 
     A threshold lies half-way between the two probabilities it parts; of equally good ones the nearest to 0.5 is
@@ -315,6 +315,7 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> list[flo
     Args:
         probabilities: float (rows, num_labels).
         labels: 0 or 1, or bool (rows, num_labels).
+        least_rows: A label that fewer rows have, or lack, keeps 0.5: of so few any choice is chance.
 
     Returns:
         One threshold a label.
@@ -323,7 +324,11 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> list[flo
         ValueError: Shapes do not agree, there are no rows, or labels are not 0 or 1.
     """
     probabilities, labels = _checked_rows(probabilities, labels)
-    return [_best_threshold(p, t) for p, t in zip(probabilities.T, labels.T, strict=True)]
+    rarer = np.minimum(labels.sum(axis=0), (~labels).sum(axis=0))  # (num_labels,)
+    return [
+        0.5 if rows < least_rows else _best_threshold(p, t)
+        for p, t, rows in zip(probabilities.T, labels.T, rarer, strict=True)
+    ]
 
 
 def _best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
