@@ -177,7 +177,7 @@ LEAST = "--development_rows 6 --classifier.lr 0.005 --classifier.epochs_per_phas
 
 def test_7_few_labels_are_measured_and_drawn(run, place):
     words = ["--train_file", "train.csv", "--test_file", "test.csv", "--model", "lm", "--output_dir", "few", *LEAST]
-    words += ["--language_model_text", "training", *SHORT, "--sizes", 6, "--sizes", 12, "--seeds", 1]
+    words += ["--language_model_text", "training", *SHORT, "--sizes", 12, "--seeds", 1]
     code, out, err = run("low_shot", *words, "--figure", "few.png")
     assert (code, err) == (0, "")
     assert "| from scratch " in out

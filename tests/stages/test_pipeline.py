@@ -369,10 +369,11 @@ def test_runs_in_two_threads_give_what_they_give_one_after_the_other_and_leave_n
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     train = str(tables / "train.csv")
+    few = {**SMALL, "classifier": dataclasses.replace(CLASSIFIER, plan="head")}
 
     def fit(place, seed):
         folder = tmp_path / place / str(seed)
-        TextPipeline(None).fit(train, output_dir=folder, seed=seed, checkpoint_seconds=None, **SMALL)
+        TextPipeline(None).fit(train, output_dir=folder, seed=seed, checkpoint_seconds=None, **few)
         assert os.listdir(tmp_path / "tmp") == [] or place == "at once"
         return load_file(folder / "classifier" / "model.safetensors")
 
