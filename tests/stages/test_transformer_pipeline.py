@@ -91,9 +91,8 @@ def test_the_language_model_is_fine_tuned_by_default_where_it_can_guess_tokens_a
     tables, tmp_path, bert
 ):
     def asked(model, **changes):
-        return fine_tunes_language_model(
-            settings_for(tables, tmp_path, model, **{"fine_tune_language_model": None, **changes})
-        )
+        null = {"fine_tune_language_model": None, "language_model": LanguageModelSettings()}
+        return fine_tunes_language_model(settings_for(tables, tmp_path, model, **{**null, **changes}))
 
     decoder = save_gpt2(tmp_path / "gpt2")
     more = {"unlabelled_file": [str(tables / "train.csv")]}
@@ -107,6 +106,7 @@ def test_the_language_model_is_fine_tuned_by_default_where_it_can_guess_tokens_a
     wanted, line = asked(bert, **more)  # saved without a head
     assert not wanted
     assert "has no head that was trained to guess tokens (--fine_tune_language_model true gives it a new one)" in line
+    assert asked(decoder, language_model=LanguageModelSettings(epochs=1)) == (True, "")
     assert asked(bert, fine_tune_language_model=True) == asked("awd-lstm-en") == (True, "")
     assert asked(decoder, fine_tune_language_model=False, **more) == (False, "")
 

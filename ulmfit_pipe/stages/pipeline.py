@@ -103,7 +103,8 @@ class PipelineSettings(TableReading):
         ensemble: Train a forward and a backward AWD-LSTM and average them.
         model_backward: Pretrained backward language model, for the ensemble; the built-in forward model brings its own.
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier; null does
-            it for an AWD-LSTM, and for a transformer with a trained language-model head where there is unlabelled text.
+            it for an AWD-LSTM, where language_model has settings, and for a transformer with a trained language-model
+            head where there is unlabelled text.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
         progress: Show progress bars; null decides by the terminal.
         resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
@@ -239,10 +240,10 @@ def fine_tunes_language_model(settings: PipelineSettings) -> tuple[bool, str]:
 
     Args:
         settings: Settings of the run; null takes the stage where it pays: for an AWD-LSTM always, for a transformer
-            where there is unlabelled text and a head that was trained to guess tokens.
+            where there is unlabelled text and a head that was trained to guess tokens, or settings of the stage.
     """
     wanted = settings.fine_tune_language_model
-    if wanted is not None or settings.model is None:
+    if wanted is not None or settings.model is None or settings.language_model != LanguageModelSettings():
         return wanted is not False, ""
     config = load_config(settings.model)
     if config.model_type == AWD_LSTM:
@@ -363,9 +364,11 @@ def _finish(
     judged = "validation" if scores["test"] is None else "test"
     warnings = [] if scores[judged] is None else warnings_of(scores[judged] or {}, table=judged)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
+    records = {name: read_stage(result.path) or {} for name, result in results.items()}
     metrics = {
         **scores,
-        "cross_validation": (read_stage(folder) or {}).get("probe", {}).get("held_out"),
+        "cross_validation": records["classifier"].get("probe", {}).get("held_out"),
+        "cut_short": [name for name, record in records.items() if record.get("cut_short")],
         "warnings": warnings,
         "try_next": next_steps(settings, results, rows=len(tables.train)) if warnings else [],
         "language_model": {name: result.metrics for name, result in results.items() if "language_model" in name},

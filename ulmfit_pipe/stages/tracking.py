@@ -71,4 +71,10 @@ def save_training(
     if context.accelerator.is_main_process:
         save_stage(output_dir, stage=stage, record=record, write=with_log)
         drop_progress(output_dir)
+    if record.get("cut_short"):
+        epochs = len(record["epochs"])
+        context.tell(
+            f"{stage}: max_seconds ended the training in its epoch {epochs}, before its schedule had come to its end; "
+            "more seconds in another output folder, or fewer epochs, train it whole"
+        )
     context.accelerator.wait_for_everyone()
