@@ -267,6 +267,21 @@ def whole_stages(folder: Path, output: Path) -> dict[str, Any]:
     }
 
 
+def after_a_probe(folder: Path, output: Path) -> dict[str, Any]:
+    """Set the head by logistic regression, then train all groups from there."""
+    result = train_classifier(
+        table(ROWS),
+        table(HELD_OUT),
+        model=str(folder / "bert"),
+        output_dir=output / "probe",
+        settings=ClassifierSettings(final_epochs=3, batch_size=8, rest_lr=1e-4, num_workers=1, keep="last"),
+        context=context_of(),
+    )
+    record = json.loads((result.path / "stage.json").read_text())
+    weights = load_file(result.path / "model.safetensors")
+    return {"metrics": result.metrics, "held_out": record["probe"]["held_out"], "weights": weights}
+
+
 @mock.patch("accelerate.utils.memory.clear_device_cache", lambda **_options: None)  # slower than the models
 def everything(folder: Path, output: Path) -> dict[str, Any]:
     shifting = AugmentationSettings(least_crop=0.8)
@@ -285,6 +300,7 @@ def everything(folder: Path, output: Path) -> dict[str, Any]:
         "images over a still backbone": images(folder, train_norm=False),
         "sweep": sweep(folder),
         "stages": whole_stages(folder, output),
+        "after a probe": after_a_probe(folder, output),
     }
 
 
