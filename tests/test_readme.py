@@ -29,6 +29,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "train.csv", reviews(40))
     write_csv(tmp_path / "test.csv", reviews(8, seed=1))
+    write_csv(tmp_path / "more.csv", reviews(12, seed=2))
     for split, seed in (("train", 0), ("valid", 1), ("test", 2)):
         write_images(tmp_path / "photos" / split, count=12, seed=seed)
     Image.open(next((tmp_path / "photos/test").glob("*/*"))).convert("RGB").save(tmp_path / "a.jpg")

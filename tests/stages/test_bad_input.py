@@ -361,7 +361,7 @@ def test_a_full_disk_while_saving_leaves_the_finished_stages_and_no_rubbish(fit,
     assert "The disk is full: free some space" in str(caught.value)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".classifier.progress", "language_model"]
     metrics = fit()  # the language model is not trained again
-    assert metrics["validation"]["n"] == 2
+    assert metrics["seconds"]["classifier"] > 0
 
 
 def test_a_full_disk_while_an_old_stage_is_replaced_leaves_it_bit_identical(tmp_path, tiny_language_model_folder):
@@ -395,8 +395,9 @@ def classify(tmp_path, tiny_language_model_folder):
             for name, given in (("train", rows), ("validation_file", validation), ("test_file", test))
         }
         numbers = ClassifierSettings(plan="full", final_epochs=1, **settings)
-        train = [str(files.pop("train"))]
-        return run_classifier(ClassifierJob(train, str(tmp_path / "out"), str(model), classifier=numbers, **files))
+        files |= {"train_file": [files.pop("train")], "validation_fraction": 0.1}
+        job = ClassifierJob(output_dir=str(tmp_path / "out"), model=str(model), classifier=numbers, **files)
+        return run_classifier(job)
 
     return classify
 

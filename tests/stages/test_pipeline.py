@@ -145,7 +145,8 @@ def test_a_fraction_of_0_trains_on_all_rows_and_says_so(tables, tmp_path):
 
 
 def test_a_fraction_of_0_cannot_choose_the_best_epoch_and_says_what_to_do_before_any_training(tables, tmp_path):
-    settings = settings_for(tables, tmp_path / "all", validation_fraction=0.0)
+    best = dataclasses.replace(CLASSIFIER, keep="best")
+    settings = settings_for(tables, tmp_path / "all", validation_fraction=0.0, classifier=best)
     with pytest.raises(ValueError, match=r"leaves none to choose the best epoch by; set classifier.keep to 'last'"):
         run_pipeline(settings)
     assert not (tmp_path / "all").exists()

@@ -25,6 +25,7 @@ def settings_for(folder, **changes):
         ({"folds": 3, "fold": 4}, "fold must be 1 to folds, got 4 of folds 3"),
         ({"seeds": 0}, "seeds must be 1 or more runs, got 0"),
         ({"folds": 3, "seeds": 2}, "folds and seeds are two ways to repeat a run; give one of them"),
+        ({"folds": 3, "test_file": "t.csv"}, "folds are tested on parts of train_file in turn; leave test_file"),
         ({"folds": 3, "validation_file": "v.csv"}, "folds hold out parts of train_file in turn; leave validation_file"),
     ],
 )
@@ -37,35 +38,41 @@ def test_each_row_is_held_out_once_with_its_share_of_each_class_and_out_of_the_u
     rows = table(reviews(20))
     tables = RunTables(rows, None, None, texts_of(*rows["text"], "one more"))
     said: list[str] = []
-    folds = [fold_of(tables, folds=4, fold=fold, seed=0, say=said.append) for fold in (1, 2, 3, 4)]
-    held_out = [text for fold in folds for text in fold.validation["text"]]
+    folds = [
+        fold_of(tables, settings_for("run", folds=4, fold=fold, validation_fraction=0.2), say=said.append)
+        for fold in (1, 2, 3, 4)
+    ]
+    held_out = [text for fold in folds for text in fold.test["text"]]
     assert sorted(held_out) == sorted(rows["text"])
     for fold in folds:
-        assert sorted(fold.validation["label"]) in ([0, 0, 1, 1, 1], [0, 0, 0, 1, 1])
-        assert not set(fold.validation["text"]) & {*fold.train["text"], *fold.unlabelled["text"]}
-        assert (len(fold.train), len(fold.unlabelled)) == (15, 16)
-    assert said[0] == "left out 5 of 21 unlabelled texts that also stand in the fold that is held out"
+        assert sorted(fold.test["label"]) in ([0, 0, 1, 1, 1], [0, 0, 0, 1, 1])
+        for apart in (fold.test, fold.validation):  # what chooses an epoch is of the other parts
+            assert not set(apart["text"]) & {*fold.train["text"], *fold.unlabelled["text"]}
+        assert not set(fold.test["text"]) & set(fold.validation["text"])
+        assert (len(fold.train), len(fold.validation), len(fold.unlabelled)) == (12, 3, 13)
+    assert said[0].startswith("left out 8 of 21 unlabelled texts that also stand in the fold that is held out")
 
 
 def test_rows_with_several_labels_have_folds_too_and_too_many_folds_are_refused():
     tables = RunTables(multi_label_table(7), None, None, None)
-    assert [len(fold_of(tables, folds=3, fold=fold, seed=0, say=str).validation) for fold in (1, 2, 3)] == [3, 2, 2]
+    sizes = [len(fold_of(tables, settings_for("run", folds=3, fold=fold), say=str).test) for fold in (1, 2, 3)]
+    assert sizes == [3, 2, 2]
     few = RunTables(table(reviews(6)), None, None, None)
     with pytest.raises(ValueError, match="folds 4 are more than the 3 rows of the largest class; take fewer"):
-        fold_of(few, folds=4, fold=1, seed=0, say=str)
+        fold_of(few, settings_for("run", folds=4, fold=1), say=str)
 
 
 def test_the_accuracies_of_folds_are_pooled_by_their_rows():
     runs = {
-        "fold1": {"classifier": "a", "test": None, "validation": {"accuracy": 0.75, "loss": 1.0, "n": 4}},
-        "fold2": {"classifier": "b", "test": None, "validation": {"accuracy": 1.0, "loss": 0.5, "n": 6}},
+        "fold1": {"classifier": "a", "validation": None, "test": {"accuracy": 0.75, "loss": 1.0, "n": 4}},
+        "fold2": {"classifier": "b", "validation": None, "test": {"accuracy": 1.0, "loss": 0.5, "n": 6}},
     }
     found = summary_of(runs, pooled=True, seed=0)
     low, high = found["out_of_fold"]["interval"]["accuracy"]
     assert (found["out_of_fold"]["accuracy"], found["out_of_fold"]["n"]) == (0.9, 10)
     assert low < 0.75 and high == 1.0
     assert found["spread"] == {
-        "validation": {
+        "test": {
             "accuracy": {"mean": 0.875, "lowest": 0.75, "highest": 1.0},
             "loss": {"mean": 0.75, "lowest": 0.5, "highest": 1.0},
         }
@@ -76,7 +83,7 @@ def test_the_accuracies_of_folds_are_pooled_by_their_rows():
         .startswith("out of fold accuracy 0.9000 (95 % 0.")
     )
     assert (
-        "validation  accuracy 0.8750 (0.7500 to 1.0000)  loss 0.7500 (0.5000 to 1.0000)   "
+        "test        accuracy 0.8750 (0.7500 to 1.0000)  loss 0.7500 (0.5000 to 1.0000)   "
         "mean (lowest to highest) of 2 runs"
     ) in metrics_table({**found, "seconds": {}})
 

@@ -40,7 +40,9 @@ class Page(HTMLParser):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     table = write_csv(folder / "train.csv", reviews(30))
-    settings = PipelineSettings([str(table)], str(folder / "reviews"), None, language_model=LM, classifier=CLASSIFIER)
+    settings = PipelineSettings(
+        [str(table)], str(folder / "reviews"), None, validation_fraction=0.1, language_model=LM, classifier=CLASSIFIER
+    )
     return settings, run_pipeline(settings, context=RunContext(say=str)), folder / "reviews"
 
 

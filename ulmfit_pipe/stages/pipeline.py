@@ -194,7 +194,6 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     settings = with_backward_twin(settings)
     _check(settings)
     fine_tunes, reason = fine_tunes_language_model(settings)
-    settings = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
     output = Path(settings.output_dir)
     deadline = deadline_after(settings.max_seconds)
     context = context or context_of(settings)
@@ -219,7 +218,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         say=context.tell,
     )
     if settings.folds is not None:
-        tables = fold_of(tables, folds=settings.folds, fold=settings.fold or 1, seed=settings.seed, say=context.tell)
+        tables = fold_of(tables, settings, say=context.tell)
     check_tables_alike(tables, context)
     _check_known(settings, tables, context)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
@@ -231,7 +230,8 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         )
     results: dict[str, StageResult] = {}
     for direction in _directions(settings):
-        _run_direction(settings, tables, context, direction=direction, deadline=deadline, results=results)
+        given = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
+        _run_direction(given, tables, context, direction=direction, deadline=deadline, results=results)
     return _finish(settings, tables, context, results=results)
 
 

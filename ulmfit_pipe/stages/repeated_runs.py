@@ -17,7 +17,7 @@ from ulmfit_pipe.stages.report import METRICS_FILE, RUN_FILES, SETTINGS_FILE
 from ulmfit_pipe.stages.run_context import RunContext, context_of, deadline_after
 from ulmfit_pipe.stages.setting_checks import with_absolute_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.stages.tables_of_run import RunTables, without_texts_of
+from ulmfit_pipe.stages.tables_of_run import RunTables, hold_out, without_texts_of
 from ulmfit_pipe.stages.tfidf import label_array
 from ulmfit_pipe.training.checkpoint import write_atomic, write_json
 
@@ -45,21 +45,24 @@ def check_repeats(settings: Any) -> None:
         raise ValueError("folds and seeds are two ways to repeat a run; give one of them")
     if settings.folds is not None and settings.validation_file is not None:
         raise ValueError("folds hold out parts of train_file in turn; leave validation_file out, or folds")
+    if settings.folds is not None and settings.test_file is not None:
+        raise ValueError("folds are tested on parts of train_file in turn; leave test_file out, or folds")
 
 
-def fold_of(tables: RunTables, *, folds: int, fold: int, seed: int, say: Callable[[str], None]) -> RunTables:
-    """Return the tables of one fold: a part of the training rows, stratified by class, is their validation table.
+def fold_of(tables: RunTables, settings: Any, *, say: Callable[[str], None]) -> RunTables:
+    """Return the tables of one fold: a part of the training rows, stratified by class, is their test table.
+
+    What chooses an epoch is held out of the other parts, so that nothing of a fold is seen before it is scored.
 
     Args:
-        tables: Tables without validation rows.
-        folds: Number of parts.
-        fold: Which of them, from 1.
-        seed: Seed of the parts.
+        tables: Tables without validation and test rows.
+        settings: Settings of the run: ``folds``, ``fold``, ``seed`` and ``validation_fraction``.
         say: Told what is left out of the unlabelled texts.
 
     Raises:
         ValueError: There are fewer rows than folds, or no class has a row for each fold.
     """
+    folds, fold, seed = settings.folds, settings.fold or 1, settings.seed
     labels, kind = label_array(tables.train), KFold
     most = len(labels)
     if labels.ndim == 1:
@@ -70,11 +73,12 @@ def fold_of(tables: RunTables, *, folds: int, fold: int, seed: int, say: Callabl
         warnings.filterwarnings("ignore", message="The least populated class")  # it is then missing in some folds
         parts = list(kind(folds, shuffle=True, random_state=seed).split(labels, labels))
     train, held_out = (tables.train.select(rows) for rows in parts[fold - 1])
+    train, validation = hold_out(train, settings.validation_fraction, seed=seed, say=say)
     unlabelled = tables.unlabelled
     if unlabelled is not None:
-        where = "the fold that is held out"
-        unlabelled = without_texts_of(unlabelled, [held_out], what="unlabelled texts", where=where, say=say)
-    return dataclasses.replace(tables, train=train, validation=held_out, unlabelled=unlabelled)
+        where = "the fold that is held out, or in validation"
+        unlabelled = without_texts_of(unlabelled, [validation, held_out], what="unlabelled texts", where=where, say=say)
+    return dataclasses.replace(tables, train=train, validation=validation, test=held_out, unlabelled=unlabelled)
 
 
 def run_repeated(settings: Any, context: RunContext | None, *, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def summary_of(found: Mapping[str, Mapping[str, Any]], *, pooled: bool, seed: in
 
     Args:
         found: The metrics of each run by its name.
-        pooled: Whether the validation tables are the folds of one table.
+        pooled: Whether the test tables are the folds of one table.
         seed: Seed of the interval.
     """
     tables = {name: [run[name] for run in found.values() if run.get(name)] for name in ("validation", "test")}
@@ -142,8 +146,8 @@ def summary_of(found: Mapping[str, Mapping[str, Any]], *, pooled: bool, seed: in
     }
     summary: dict[str, Any] = {"runs": runs, "spread": spread}
     if pooled:
-        rows = sum(scores["n"] for scores in tables["validation"])
-        right = sum(round(scores["accuracy"] * scores["n"]) for scores in tables["validation"])
+        rows = sum(scores["n"] for scores in tables["test"])
+        right = sum(round(scores["accuracy"] * scores["n"]) for scores in tables["test"])
         truth, answers = np.zeros(rows, dtype=int), (np.arange(rows) >= right).astype(int)
         interval = score_intervals(truth, answers, num_labels=2, seed=seed)["accuracy"]
         summary["out_of_fold"] = {"accuracy": right / rows, "n": rows, "interval": {"accuracy": interval}}

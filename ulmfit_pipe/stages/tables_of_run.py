@@ -193,8 +193,7 @@ def load_run_tables(
         validation_file: Held-out file; without it a stratified part of the training rows is held out.
         test_file: Test file, or None.
         unlabelled_file: Further text for the language model, or None.
-        validation_fraction: Part held out where no validation file is given; 0 holds nothing out, None a tenth where
-            there are rows enough for it to say something (500, and 20 a label), else nothing.
+        validation_fraction: Part held out where no validation file is given; None is a tenth of 500 rows or more.
         seed: Seed of the split.
         include_test_text: Keep unlabelled texts that also stand in validation or test.
         max_rows: Use only so many rows of each table.
@@ -221,10 +220,8 @@ def load_run_tables(
     train = _with_labels(train, kept)
     validation, test = (None if table is None else _with_labels(table, kept) for table in held_out.values())
     check_labels_for_training(train)
-    if validation is None and validation_fraction is None:
-        validation_fraction = _fraction_for(train, say)
-    if validation is None and validation_fraction != 0:
-        train, validation = split_train_validation(train, fraction=validation_fraction, seed=seed).values()
+    if validation is None:
+        train, validation = hold_out(train, validation_fraction, seed=seed, say=say)
     unlabelled = None
     if unlabelled_file is not None:
         texts = loader.unlabelled(unlabelled_file, given.texts)
@@ -236,17 +233,31 @@ def load_run_tables(
     return tables
 
 
-def _fraction_for(train: Dataset, say: Callable[[str], None]) -> float:
-    """Return the part to hold out of a table: none where it would be too few rows to choose anything by."""
-    classes = len(label_names_of(train)[0])
-    if len(train) >= max(LEAST_ROWS, LEAST_ROWS_PER_CLASS * classes):
-        return HELD_OUT
-    say(
-        f"validation: none of the {len(train):,} rows is held out, too few to choose by (fewer than {LEAST_ROWS}, or "
-        f"than {LEAST_ROWS_PER_CLASS} for each of {classes:,} labels); all are trained on, the last epoch is kept "
-        f"(--validation_fraction {HELD_OUT} holds a part out)"
-    )
-    return 0.0
+def hold_out(
+    train: Dataset, fraction: float | None, *, seed: int, say: Callable[[str], None]
+) -> tuple[Dataset, Dataset | None]:
+    """Split labelled rows into training and validation, or into all and None.
+
+    Args:
+        train: Labelled rows.
+        fraction: Part to hold out; 0 is none; None is a tenth of a table that is large enough to choose anything by.
+        seed: Seed of the split.
+        say: Told where nothing is held out by default.
+    """
+    if fraction is None:
+        classes = len(label_names_of(train)[0])
+        fraction = HELD_OUT
+        if len(train) < max(LEAST_ROWS, LEAST_ROWS_PER_CLASS * classes):
+            fraction = 0.0
+            say(
+                f"validation: none of the {len(train):,} rows is held out, too few to choose by (fewer than "
+                f"{LEAST_ROWS}, or than {LEAST_ROWS_PER_CLASS} for each of {classes:,} labels); all are trained on, the "
+                f"last epoch is kept (--validation_fraction {HELD_OUT} holds a part out)"
+            )
+    if fraction == 0:
+        return train, None
+    parts = split_train_validation(train, fraction=fraction, seed=seed)
+    return parts["train"], parts["validation"]
 
 
 class _Loader:
@@ -343,6 +354,9 @@ def split_texts(texts: Dataset, *, fraction: float, seed: int, say: Callable[[st
     kept = without_texts_of(
         parts["train"], [parts["validation"]], what="training texts", where="the validation part", say=say
     )
+    if not len(kept):  # a few texts that are repeated again and again: there is nothing else to train on
+        say("all training texts also stand in the validation part, so they are kept; its perplexity says little")
+        kept = parts["train"]
     return kept, parts["validation"]
 
 

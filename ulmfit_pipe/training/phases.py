@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from accelerate import Accelerator
@@ -284,7 +285,7 @@ def run_phases(
         keep_best: End with the best epoch's weights (needs validation data).
         first_epoch: Number of the first epoch for the data's order.
         first_step: Number of the first step for `TrainingOptions.trackers`.
-        start: What the weights are worth as they are, where something has chosen them for this data; None where not.
+        start: What the weights are worth as they are, or None; the first record of the history.
         on_epoch: Called after every epoch.
         say: Told what becomes of `TrainingOptions.cache_frozen`.
 
@@ -308,9 +309,7 @@ def run_phases(
             on_epoch(record)  # type: ignore[misc]
         if log is not None and (keeper is None or not keeper.inside_phase):
             log.begin()  # otherwise the phase begins it, which knows its steps
-        for number in range(len(plan.phases)):
-            if time_used(accelerator, options) >= 1:
-                break
+        for number in takewhile(lambda _: time_used(accelerator, options) < 1, range(len(plan.phases))):
             if keeper is None or number >= keeper.phase:
                 numbers: dict[str, Any] = {"first_epoch": first_epoch, "on_epoch": on_epoch, "options": options}
                 others: dict[str, Any] = {"task": task, "accelerator": accelerator, "say": say, "log": log}

@@ -9,7 +9,6 @@ from accelerate.utils import DistributedType
 
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.record_differences import differences
-from ulmfit_pipe.training.records import START
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -94,8 +93,11 @@ def _wrong_history(history: list[Any], phases: list[Any], number: int, epoch: in
         expected = list(range(phase["start_epoch"], phase["start_epoch"] + len(found)))
         if found != expected or not least <= len(found) <= most:
             return f"it has the records of {len(found)} epochs of phase {index + 1}, which cannot be at its position"
-    known = [START, *(phase["name"] for phase in phases)]
-    strange = [record["phase"] for record in history if record["phase"] not in known]
+    known = [phase["name"] for phase in phases]
+    begun = (
+        history[1:] if history and history[0]["total_steps"] == 0 else history
+    )  # the first may be of no phase: the start
+    strange = [record["phase"] for record in begun if record["phase"] not in known]
     return f"it has a record of a phase {strange[0]!r}, which the plan has not" if strange else ""
 
 
