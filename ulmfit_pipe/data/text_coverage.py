@@ -96,7 +96,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[_
     for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         inner = slice(len(added.prefix), len(ids) - len(added.suffix))
         seen = tokenizer.prepared(text) if isinstance(tokenizer, UlmfitTokenizer) else text
-        yield _Cut(seen, tokenizer.convert_ids_to_tokens(ids[inner]), ids[inner], spans[inner])
+        yield _Cut(seen, list(tokenizer.convert_ids_to_tokens(ids[inner])), ids[inner], spans[inner])
 
 
 def _find_lost(

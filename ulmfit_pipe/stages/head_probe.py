@@ -182,7 +182,8 @@ def _set_blocks(head: PoolingClassifierHead, probe: LinearProbe, x: Tensor) -> N
     max(0, z) - max(0, -z) = z; with more labels than pairs the largest directions are taken. The batch norms get the
     statistics of the texts at hand, so that training and prediction begin with the same scores.
     """
-    first, second = head.blocks[0], head.blocks[1]
+    blocks: Any = head.blocks
+    first, second = blocks
     mean, variance = x.mean(0), x.var(0, correction=0)
     deviation = (variance + first.norm.eps).sqrt()
     first.norm.running_mean.copy_(mean)

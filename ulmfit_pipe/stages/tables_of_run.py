@@ -251,8 +251,8 @@ def hold_out(
             fraction = 0.0
             say(
                 f"validation: none of the {len(train):,} rows is held out, too few to choose by (fewer than "
-                f"{LEAST_ROWS}, or than {LEAST_ROWS_PER_CLASS} for each of {classes:,} labels); all are trained on, the "
-                f"last epoch is kept (--validation_fraction {HELD_OUT} holds a part out)"
+                f"{LEAST_ROWS}, or than {LEAST_ROWS_PER_CLASS} for each of {classes:,} labels); all are trained on, "
+                f"the last epoch is kept (--validation_fraction {HELD_OUT} holds a part out)"
             )
     if fraction == 0:
         return train, None
