@@ -140,6 +140,7 @@ def test_3_a_learning_rate_is_found_for_the_head(run, place):
 
 def test_4_a_classifier_is_trained_on_it(run, place):
     words = ["--model", "tuned", "--train_file", "train.csv", "--test_file", "test.csv", "--output_dir", "classifier"]
+    words += ["--validation_fraction", "0.1"]
     code, out, err = run("train_classifier", *words, *ONE_EPOCH, "--classifier.plan", "gradual")
     assert (code, err) == (0, "")
     metrics = metrics_in(place / "classifier")

@@ -295,7 +295,7 @@ def test_a_full_disk_says_so(tiny_language_model_folder, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ulmfit_pipe.stages.artifacts.write_json", full)
+    monkeypatch.setattr("ulmfit_pipe.stages.artifacts.write_sealed", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         fit(tiny_language_model_folder, tmp_path / "full")
     assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()] == [

@@ -45,7 +45,7 @@ def test_an_awd_lstms_are_its_layers_embeddings_and_head(tiny_language_model_fol
 
 def test_a_model_that_cannot_classify_has_none(tmp_path):
     with pytest.raises(ArtifactError, match="transformers has no classifier with a head of its own"):
-        count_layer_groups(str(save_granite(tmp_path / "granite")), ClassifierSettings())
+        count_layer_groups(str(save_granite(tmp_path / "granite")), ClassifierSettings(head="own"))
 
 
 # ---- saved classifiers of other labels, and of none
@@ -200,7 +200,7 @@ def test_a_model_that_gives_numbers_is_refused_in_training_and_prediction_but_it
         ({"thresholds": 0.5}, "thresholds in config.json must be 3 numbers in 0..1"),
         (
             {"max_length": "x"},
-            "max_length among its ulmfit_pipe entries in config.json is 'x', which says",
+            "max_length among its ulmfit_pipe entries in config.json is 'x', which does not say",
         ),
         ({"max_length": -1}, "max_length among its ulmfit_pipe entries in config.json is -1"),
         ({"max_length": True}, "max_length among its ulmfit_pipe entries in config.json is True"),

@@ -21,7 +21,7 @@ def start(*words, launcher=(), timeout=900):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
 
 
-CLOCK = ("seconds", "items_per_second", "tokens_per_second", "finished_at", "time", "rss_gib")
+CLOCK = ("seconds", "items_per_second", "tokens_per_second", "finished_at", "time", "rss_gib", "record_sha256")
 
 
 def timeless(record):

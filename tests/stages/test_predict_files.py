@@ -616,7 +616,7 @@ def test_an_input_that_is_gone_is_not_blamed_on_the_output(tmp_path):
             (tmp_path / "in" / "in.csv").open()
     assert "could not write" not in str(caught.value)
     with pytest.raises(
-        OSError, match="File name too long; what was there before.*Choose an output file or folder with a shorter"
+        OSError, match="File name too long; what was there before.*take a shorter one or choose another output file"
     ):
         with whole_file(tmp_path / ("a" * 256)):
             pass

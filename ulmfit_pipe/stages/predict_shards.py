@@ -188,6 +188,8 @@ class ShardedJob:
             self._write_manifest()
         counts: Counts = Counter()
         cut, done = self.predictor.cut_texts, 0
+        if (self.folder / part.file).is_fifo():  # whole_file writes no pipe, and the part's name is ours
+            (self.folder / part.file).unlink()
         with whole_file(self.folder / part.file) as temporary:
             with closing(self._open_writer(temporary)) as writer:
                 for chunk in chunks:
