@@ -414,8 +414,11 @@ def read_label_names(source: str | Path | Mapping[Any, Any]) -> dict[str, str]:
         where, pairs = "label_names", list(source.items())
     elif str(source).lstrip().startswith(("{", "[")):
         where, pairs = "label_names", _json_pairs(str(source), "label_names")
+    elif not str(source).strip():
+        raise TableError(f"label_names is empty, got {str(source)!r:.60}; give a JSON or CSV file, or leave it out")
     else:
-        where, pairs = str(source), _read_pairs(Path(source))
+        path = Path(source).expanduser()
+        where, pairs = str(path), _read_pairs(path)
     names: dict[str, str] = {}
     for value, name in pairs:
         key = clean_label(str(value))

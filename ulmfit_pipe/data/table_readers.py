@@ -66,6 +66,8 @@ def open_rows(
     Raises:
         TableError: Nothing is there, it cannot be read, or its kind is unknown.
     """
+    if not str(source).strip():
+        raise TableError(f"the name of a table is empty, got {str(source)!r:.60}; give a file, a folder or a dataset")
     if "://" in str(source):
         raise TableError(f"{source} is an address and not a file; download the file first")
     path, named = _path_and_part(str(source))
@@ -433,6 +435,8 @@ def _open_json(path: Path, file: TextFile, reading: TableReading) -> RowSource:
 def _open_folder(path: Path, split: str | None, usual_splits: Sequence[str], reading: TableReading) -> RowSource:
     if was_saved(path):
         return open_saved(path, split, usual_splits)
+    if path.anchor and path == Path(path.anchor):  # what "$UNSET/" leaves
+        raise TableError(f"{path} is the whole disk and not a table; give a file, or a folder of texts")
     return open_text_folder(path, split, usual_splits, encoding=reading.encoding, tables=_tables_in(path))
 
 
