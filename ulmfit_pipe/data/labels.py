@@ -80,6 +80,11 @@ def clean_label(name: str) -> str:
     return name if len(name) > LONGEST_NORMALIZED else unicodedata.normalize("NFC", name)
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text is empty, or holds nothing but spaces and invisible marks such as U+200B."""
+    return not text.strip(_EDGES)
+
+
 def lookalike_key(name: str) -> str:
     """Return what a label has in common with others that look like it.
 
@@ -163,7 +168,7 @@ def label_name(value: Any, place: Place, *, untyped: bool) -> str:
 def _whole_labels(value: float, column: str) -> str:
     """Say how to make a label of a decimal number."""
     if value.is_integer():  # pandas turns integers into such numbers where some are missing
-        turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: int}})"
+        turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: 'Int64'}})"
         return (
             "labels must be names or integers. Convert the column first, which also leaves out rows without a label, "
             f"for example in pandas: table = {turned}"

@@ -82,6 +82,10 @@ def open_rows(
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in KNOWN_SUFFIXES and not path.is_absolute() and is_hub_name(str(path)):
         return open_hub(str(path), split, usual_splits)
+    if any(mark in str(path) for mark in "*?["):
+        raise TableError(
+            f"there is no file {path}; a pattern is expanded by the shell: leave out its quotes, or list the files"
+        )
     raise TableError(f"there is no file {path}; {_neighbours(path)}")
 
 
@@ -334,6 +338,8 @@ def _json_rows(
                     notes.append(f"{path}, row {number} is cut short at the end of the file ({where}) and was left out")
                     return
                 hint = f" ({where}); if the file was cut short, {TORN}" if is_torn else ""
+                if number == 1 and line.lstrip("\ufeff \t").startswith("["):
+                    hint = "; if the file holds one JSON list, give it a name that ends in .json"
                 raise TableError(f"{path}, row {number} is not a JSON object on one line: {error}{hint}") from error
             yield line, _checked_object(value, path, number)
 
@@ -392,7 +398,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _checked_object(value: Any, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TableError(f"{path}, row {number} must be a JSON object of column names and values, got {value!r:.80}")
+        hint = "; if the file holds one JSON list, give it a name that ends in .json" if isinstance(value, list) else ""
+        raise TableError(
+            f"{path}, row {number} must be a JSON object of column names and values, got {value!r:.80}{hint}"
+        )
     return value
 
 
