@@ -319,3 +319,11 @@ def test_whole_numbers_and_bools_are_not_mixed(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": true}\n')
     with pytest.raises(TableError, match="row 2 .*the label is True, but labels mix whole numbers with true and"):
         load_table(tmp_path / "t.jsonl")
+
+
+def test_a_file_of_label_names_may_lie_in_the_home_folder_and_needs_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "n.json").write_text('{"0": "neg", "1": "pos"}')
+    assert read_label_names("~/n.json") == {"0": "neg", "1": "pos"}
+    with pytest.raises(TableError, match="label_names is empty, got ' '; give a JSON or CSV file, or leave it out"):
+        read_label_names(" ")
