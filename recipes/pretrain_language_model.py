@@ -3,8 +3,8 @@
     python recipes/pretrain_language_model.py --train_file wiki.parquet --output_dir runs/general_lm \
         --language_model.embedding_size 256 --language_model.hidden_size 512 --language_model.epochs 1
 
-The text is one document a row of a table (docs/tables.md lists the kinds). A subword vocabulary is made from it, then an
-AWD-LSTM is trained with one cycle; the part of the text that was held out measures its perplexity.
+The text is one document a row of a table (docs/tables.md lists the kinds). A subword vocabulary is made from it, then
+an AWD-LSTM is trained with one cycle; the part of the text that was held out measures its perplexity.
 
 For a backward model, the second half of an ensemble, add --language_model.direction backward and, so that both have one
 vocabulary, --language_model.tokenizer_of runs/general_lm.

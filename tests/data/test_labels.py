@@ -17,6 +17,7 @@ from ulmfit_pipe.data.labels import (
     label_type_of,
     list_apart,
     list_labels,
+    mixes_scripts,
     parse_list,
     read_label_names,
     shown_label,
@@ -85,6 +86,8 @@ def test_a_long_run_of_accents_is_not_normalized(monkeypatch):
         ["DESC", "\uff24\uff25\uff33\uff23", "DE\u200bSC"],
         ["1", "01", "\uff11", "+1"],
         ["stra\u00dfe", "STRASSE"],
+        ["good", "g\u043eod", "G\u03bfOD"],
+        ["\u0412\u0410D", "BAD"],
     ],
 )
 def test_labels_that_look_alike_are_found(names):
@@ -110,6 +113,11 @@ def test_labels_that_differ_are_no_lookalikes(names):
         ("[0 3]", [0, 3]),
         ("[\"it's\", 'b']", ["it's", "b"]),
         ("[very good, bad]", ["very good", "bad"]),
+        ("array(['x'], dtype=object)", ["x"]),
+        ("array([1, 2])", [1, 2]),
+        ("set()", []),
+        ("frozenset({'a', 'b'})", ["a", "b"]),
+        ("set(x)", None),
         ("[URGENT]", None),
         ("[very good]", None),
         ("(none)", None),
@@ -122,7 +130,9 @@ def test_lists_written_as_text_are_read(text, items):
     assert parse_list(text) == items
 
 
-@pytest.mark.parametrize("cell", ["['x', 'y']", '["x"]', "[]", "('x',)", "{'x', 'y'}", "['x' 'y']", "[['x']]"])
+@pytest.mark.parametrize(
+    "cell", ["['x', 'y']", '["x"]', "[]", "('x',)", "{'x', 'y'}", "['x' 'y']", "[['x']]", "array(['x'])", "set()"]
+)
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_list_as_text_is_no_class(tmp_path, cell, typed):
     with pytest.raises(TableError, match="row 2 .*the label is the text of a list, .*; set multi_label=True if a text"):
@@ -160,7 +170,6 @@ def test_what_is_no_label_is_refused(value, words):
         ([True, False], True, "bool"),
         (["0", "1"], True, None),
         ([0, "1"], True, None),
-        ([True, 1], True, None),
         (["0", "1"], False, "int"),
         (["0", "01"], False, None),
         (["0", "x"], False, None),
@@ -299,3 +308,22 @@ def test_a_file_of_names_that_cannot_be_used_is_named(tmp_path, name, content, w
         (tmp_path / name).write_text(content)
     with pytest.raises(TableError, match=words):
         read_label_names(tmp_path / name)
+
+
+def test_words_that_mix_scripts_are_known():
+    mixed = ["g\u043eod", "\u0421at"]
+    assert [name for name in (*mixed, "good", "\u043d\u0435\u0442 no", "IFN\u03b3") if mixes_scripts(name)] == mixed
+
+
+def test_whole_numbers_and_bools_are_not_mixed(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": true}\n')
+    with pytest.raises(TableError, match="row 2 .*the label is True, but labels mix whole numbers with true and"):
+        load_table(tmp_path / "t.jsonl")
+
+
+def test_a_file_of_label_names_may_lie_in_the_home_folder_and_needs_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "n.json").write_text('{"0": "neg", "1": "pos"}')
+    assert read_label_names("~/n.json") == {"0": "neg", "1": "pos"}
+    with pytest.raises(TableError, match="label_names is empty, got ' '; give a JSON or CSV file, or leave it out"):
+        read_label_names(" ")

@@ -153,3 +153,48 @@ def test_backslashes_before_quotes_in_fields_over_lines_are_understood(tmp_path)
     texts = [f'Shop {number}, the \\"best\\"\n12, Main St' for number in range(6)]
     found = read(tmp_path / "rows.csv", addresses(range(1, 7), texts), None)
     assert found == [(str(number), text.replace("\\", "")) for number, text in enumerate(texts, start=1)]
+
+
+def broken_table(rng, how):
+    """A table all of whose texts are quoted, with one row that is torn, or broken by a quote that is not doubled."""
+    label_first, end = rng.random() < 0.5, rng.choice(["\n", "\r\n"])
+    count, names = rng.choice([3, 4, 20, 60]), rng.choice([["pos", "neg"], ["0", "1"]])
+    header = '"label","text"' if rng.random() < 0.5 else "label,text"
+    lines = []
+    for number in range(count):
+        label, text = f'"{rng.choice(names)}"', f'"{words(rng)} {number}"'
+        lines.append((label, text))
+    at = rng.randrange(count)
+    if how == "broken":
+        label, text = lines[at]
+        first, rest = text[1:-1].split(" ", 1)
+        lines[at] = label, rng.choice([f'"{first} "{rest}""', f'"{first} {rest}', f'"{first}" {rest}"'])
+    if not label_first:
+        header, lines = ",".join(reversed(header.split(","))), [line[::-1] for line in lines]
+    text = "".join(",".join(line) + end for line in lines)
+    if how == "torn":
+        text = text[: len(text) - len(end) - rng.randint(1, len(",".join(lines[-1])) - 1)]
+        at = count - 1
+    return header + end + text, at + 1, count
+
+
+@pytest.mark.parametrize("how", ["torn", "broken"])
+def test_one_bad_row_of_a_quoted_table_is_named_and_no_quote_becomes_text(tmp_path, how):
+    for seed in range(SEEDS):
+        text, row, count = broken_table(random.Random(seed), how)
+        try:
+            found = read(tmp_path / "rows.csv", text, None)
+        except TableError as error:
+            assert f", row {row} (header not counted)" in str(error), (seed, error)
+            if how == "torn":
+                rows = open_rows(tmp_path / "rows.csv", reading=TableReading(skip_torn_end=True))
+                assert len(list(rows.read(["text", "label"]))) == count - 1, seed
+            continue
+        assert how == "torn" and len(found) == count, seed  # cut behind a delimiter, which is noted
+        assert not any('"' in value for values in found for value in values), seed
+
+
+def test_a_torn_label_is_refused_by_row_and_line(tmp_path):
+    text = "text,label\n" + "".join(f'"t{number}","pos"\n' for number in range(1, 61))
+    with pytest.raises(TableError, match=r"row 60 .*, line 61, byte \d+, is not valid CSV.*--skip_torn_end true"):
+        read(tmp_path / "rows.csv", text[:-3], None)

@@ -4,10 +4,15 @@ import json
 import logging
 import tracemalloc
 
+import pandas as pd
 import pytest
 
+from ulmfit_pipe.data.image_files import ImageError, load_images
 from ulmfit_pipe.data.labels import sort_label_names
+from ulmfit_pipe.data.splits import split_train_validation
 from ulmfit_pipe.data.tables import TableError, load_table
+from ulmfit_pipe.stages.predict_columns import is_empty
+from ulmfit_pipe.stages.python_input import check_texts
 
 
 @pytest.fixture
@@ -137,7 +142,7 @@ def test_memory_does_not_grow_with_the_table(csv_file):
         ("text,label\na,x\nb\0c,y\n", "row 2 .*, column 'text': the text holds a NUL byte at character 1"),
         ("text,label\na,x\nb,\n", "row 2 .*, column 'label': the label is empty or only spaces"),
         ("text,label\na,1.0\n", "row 1 .*the label is the decimal number 1.0; labels must be names or integers"),
-        ("text,label\na,0\nb,1e3\n", r"row 2 .*1e3.*table.dropna\(subset=\['label'\]\).astype\({'label': int}\)"),
+        ("text,label\na,0\nb,1e3\n", r"row 2 .*1e3.*table.dropna\(subset=\['label'\]\).astype\({'label': 'Int64'}\)"),
         ("text,label\na,0\nb,0.5\n", r"row 2 .*0.5; a classifier knows classes and no numbers between; make names or"),
         ("text,sentiment\na,x\n", "there is no column 'label'; there are text, sentiment"),
         ("text,labels\na,x\n", "there is no column 'label'; there are text, labels; did you mean 'labels'?"),
@@ -206,3 +211,46 @@ def test_settings_that_contradict_are_refused(csv_file, settings, words):
 def test_no_source_is_refused():
     with pytest.raises(ValueError, match="source is an empty list"):
         load_table([])
+
+
+def test_a_table_in_memory_is_refused_with_the_line_to_write():
+    frame = pd.DataFrame({"text": ["a"], "label": ["b"]})
+    for use in (load_table, split_train_validation, load_images):
+        with pytest.raises(TypeError, match=rf"^{use.__name__} takes .*, got DataFrame; write .* df.to_csv\("):
+            use(frame)
+
+
+def test_a_pattern_is_refused_in_a_line(tmp_path):
+    with pytest.raises(TableError, match="there is no file .*; a pattern is expanded by the shell: leave out its"):
+        load_table(tmp_path / "x*.csv")
+
+
+@pytest.mark.parametrize("text", ['[{"text": "a", "label": "b"}]\n', '[\n{"text": "a", "label": "b"}\n]\n'])
+def test_a_json_list_named_jsonl_is_refused_with_its_right_name(text, tmp_path):
+    (tmp_path / "t.jsonl").write_text(text)
+    with pytest.raises(TableError, match=r"if the file holds one JSON list, give it a name that ends in \.json"):
+        load_table(tmp_path / "t.jsonl")
+
+
+def test_an_empty_name_is_no_folder_of_images():
+    with pytest.raises(ImageError, match="the name of a folder of images is empty, got ''; give a folder or a table"):
+        load_images("")
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\u200b ", "\u2060"])
+def test_a_text_of_invisible_marks_is_blank(text, tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": text, "label": "a"}) + '\n{"text": "b", "label": "b"}\n')
+    with pytest.raises(TableError, match="row 1 .*the text is empty or only spaces"):
+        load_table(tmp_path / "t.jsonl")
+    assert load_table(tmp_path / "t.jsonl", skip_blank=True)["text"][:] == ["b"]
+    with pytest.raises(ValueError, match="text 0 .counted from 0. is empty"):
+        check_texts([text])
+    assert is_empty([text, None])
+
+
+def test_one_column_without_a_header_is_hinted_at(tmp_path):
+    (tmp_path / "t.txt").write_text("first text\nsecond text\n")
+    with pytest.raises(
+        TableError, match="no column 'text'; .*; if the first row is a text like the others, give --no_h"
+    ):
+        load_table(tmp_path / "t.txt", label_column=None)

@@ -1,7 +1,10 @@
 """A folder of texts per class is a table: hidden files are left out, splits are chosen, what is no text is told."""
 
+from pathlib import Path
+
 import pytest
 
+from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.table_readers import TableError, open_rows
 from ulmfit_pipe.data.tables import load_table
 
@@ -114,3 +117,33 @@ def test_a_folder_of_texts_alone_says_where_labels_come_from_and_is_read_without
     with pytest.raises(TableError, match=r"no column 'label'; .*the texts of each class are in a folder of their own"):
         load_table(str(tmp_path))
     assert load_table(str(tmp_path), label_column=None)["text"][:] == ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize("source", ["", " ", "\t"])
+def test_an_empty_name_is_no_table(source, monkeypatch, tmp_path):
+    monkeypatch.chdir(write(tmp_path, {"a.txt": "private", "b.txt": "private"}))
+    for given in (source, [tmp_path / "a.txt", source]):
+        with pytest.raises(TableError, match=r"the name of a table is empty, got '.*'; give a file, a folder"):
+            load_table(given, label_column=None, reading=TableReading(no_header=True), text_columns=["1"])
+
+
+@pytest.mark.parametrize("source", [".", "./", "..", "x/..", Path()])
+def test_texts_without_classes_need_a_folder_with_a_name(source, monkeypatch, tmp_path):
+    (tmp_path / "below" / "x").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "below"):
+        write(folder, {"a.txt": "private"})
+    monkeypatch.chdir(tmp_path / "below")
+    if str(source) == "..":
+        (tmp_path / "below" / "a.txt").unlink()  # else it is a class
+    with pytest.raises(TableError, match=r"holds no folder of \.txt files per class, and texts .* given by its name"):
+        load_table(source, label_column=None)
+
+
+def test_a_folder_of_classes_may_be_the_one_at_hand(monkeypatch, tmp_path):
+    monkeypatch.chdir(write(tmp_path, TEXTS))
+    assert load_table(".").features["label"].names == ["neg", "pos"]
+
+
+def test_the_whole_disk_is_no_table():
+    with pytest.raises(TableError, match="^/ is the whole disk and not a table; give a file, or a folder of texts$"):
+        load_table("/", label_column=None)

@@ -324,3 +324,30 @@ def test_a_path_with_a_nul_character_is_refused(path):
         home_path(path)
     with pytest.raises(ValueError, match="a path cannot hold a NUL character"):
         PredictFileSettings(model="m", input_file=["in.csv"], output_file=path)
+
+
+@pytest.mark.parametrize(("settings_class", "given"), HOME_SETTINGS)
+@pytest.mark.parametrize("way", ["python", "yaml", "command line"])
+def test_an_empty_path_or_model_is_refused_by_its_setting(settings_class, given, way, tmp_path):
+    fields = {each.name for each in dataclasses.fields(settings_class)}
+    for name in sorted(fields & PATH_SETTINGS):
+        for blank in ("", " "):
+            settings = {**given, name: [blank] if isinstance(given.get(name), list) else blank}
+            with pytest.raises(ValueError, match=rf"{name} is empty, got '{blank}'; give a name, or leave {name} out$"):
+                if way == "python":
+                    settings_class(**settings)
+                elif way == "yaml":
+                    (tmp_path / "s.yaml").write_text(yaml.safe_dump(settings))
+                    load_settings(settings_class, tmp_path / "s.yaml")
+                else:
+                    texts = {name: [value] if isinstance(value, str) else value for name, value in settings.items()}
+                    words = [part for name, each in texts.items() for text in each for part in (f"--{name}", text)]
+                    parse_settings(settings_class, words, description="")
+
+
+def test_an_empty_path_or_model_is_refused_by_functions_too():
+    words = "the name of a file, folder or model is empty, got '.*'; give one, or leave it out"
+    for use in (home_path, resolve_model, TextPipeline, TextPipeline.load):
+        for blank in ("", "\n"):
+            with pytest.raises(ValueError, match=words):
+                use(blank)

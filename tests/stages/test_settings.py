@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 
+from ulmfit_pipe.stages.predict_files import PredictFileSettings
 from ulmfit_pipe.stages.settings import (
     SettingsError,
     list_settings,
@@ -406,3 +407,12 @@ def test_settings_are_listed_with_dotted_names_in_order():
     ]
     assert [item.name for item in listed if item.required] == ["train_file"]
     assert all(item.doc for item in listed)
+
+
+@pytest.mark.parametrize("word", ["No", "off", "False", "NO"])
+def test_words_for_no_are_the_option_no(word, tmp_path):
+    given = {"mixed_precision": word, "model": "m", "input_file": "in.csv"}
+    words = [part for name, value in given.items() for part in (f"--{name}", value)]
+    assert parse_settings(PredictFileSettings, words, description="").mixed_precision == "no"
+    (tmp_path / "s.yaml").write_text("".join(f"{name}: '{value}'\n" for name, value in given.items()))
+    assert load_settings(PredictFileSettings, tmp_path / "s.yaml").mixed_precision == "no"

@@ -31,6 +31,9 @@ def files(tmp_path):
     }
 
 
+MISSING = ("NA", "n/a", "-", "?", "N/A", "None", "NULL")
+
+
 def load(files, said, **changes):
     given = {"test_file": str(files["test"]), "unlabelled_file": [str(files["more"])], "say": said.append, **changes}
     return load_run_tables([str(files["train"])], **given)
@@ -179,6 +182,8 @@ def test_labels_that_look_alike_are_reported_with_their_rows(tmp_path):
     [
         (['"a"', "b"], r"note: the labels \"a\" \(8\) stand in quotes"),
         (["nan", "b"], r"note: the labels nan \(8\) are words for a missing value"),
+        *[([word, "b"], rf"note: the labels {re.escape(word)} \(8\) are words for a missing") for word in MISSING],
+        (["g\u043eod", "b"], r"note: the labels .* \(8\) mix letters of two scripts in one word; type them anew"),
         (["[1, 2]", "[3]"], r"note: the labels \[1, 2\] \(8\), \[3\] \(8\) are written like lists; set multi_label"),
     ],
 )

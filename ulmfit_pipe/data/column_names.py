@@ -84,6 +84,10 @@ def _advice(rows: RowSource, name: str, role: str) -> str:
         listed = " ".join(f"--label_column {shown_name(flag)}" for flag in flags[:SHOWN_FLAGS])
         return f"{near}; for columns of 0 and 1 that are one label each give them all: {listed}{more}"
     option = f"--{role}_column names the column of {role}{'s' if role == 'label' else ''}"
+    is_only = role == "text" and not near and rows.untyped and len(rows.columns) == 1
+    if is_only and (not matter or matter.startswith("the header holds spaces")):
+        given = "--no_header true --text_column 1"
+        return f"; {matter or option}; if the first row is a text like the others, give {given}"
     return f"{near}; {matter or option}"
 
 

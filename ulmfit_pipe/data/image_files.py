@@ -87,6 +87,13 @@ def load_images(
     """
     if isinstance(source, datasets.Dataset):
         return _from_dataset(source, "the dataset", image_column, label_column, label_names)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"load_images takes a folder, a table of paths or a dataset, got {type(source).__name__}; write a table in "
+            'memory to a file first: df.to_csv("images.csv", index=False)'
+        )
+    if not os.fspath(source).strip():
+        raise ImageError(f"the name of a folder of images is empty, got {source!r:.60}; give a folder or a table")
     path = Path(os.path.expanduser(source))
     if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
         return _from_dataset(_load_saved(path, split), str(path), image_column, label_column, label_names)

@@ -42,9 +42,16 @@ _INVISIBLE = "".join(
 _EDGES = "".join(character for character in map(chr, range(0x3001)) if character.isspace()) + _INVISIBLE
 _CONTROLS = [code for code in range(0xA0) if not chr(code).isprintable() and not chr(code).isspace()]
 _UNSEEN = dict.fromkeys([*map(ord, _INVISIBLE), *_CONTROLS, *range(0xFE00, 0xFE10)])  # the last choose a style of emoji
+_LIKE_LATIN = str.maketrans(  # small letters of Cyrillic and Greek, and the Latin ones that they look like
+    "аеорсухіјѕԁһӏԛԝвкмнтгαορνικτυχγє", "aeopcyxijsdhlqwbkmhtraopviktuxye"
+)
+_LATIN, _FOREIGN = re.compile("[A-Za-z]"), re.compile("[\u0400-\u052fοΑΒΕΖΗΙΚΜΝΟΡΤΥΧ]")
 _QUOTES = "\"'`´‘’‚“”„«»‹›「」"
 _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐-―]+(?=\w)")
 _LIST_TEXT = re.compile(r"""[\[({]+\s*(['"].*)?[\])}]""", re.DOTALL)
+_LIST_CALL = re.compile(  # as Python shows what is no plain list
+    r"(?:array|set|frozenset|list|tuple|Index)\(\s*(?:([\[({].*[\])}])(?:,\s*dtype=[^,()]*)?)?\s*\)", re.DOTALL
+)
 _LIST_PARTS = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(,)|([^\s,'"\[\](){}]+)|\s+""")
 _GIVEN = {"1", "true", "t", "yes", "y"}
 _NOT_GIVEN = {"0", "false", "f", "no", "n"}
@@ -73,16 +80,21 @@ def clean_label(name: str) -> str:
     return name if len(name) > LONGEST_NORMALIZED else unicodedata.normalize("NFC", name)
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text is empty, or holds nothing but spaces and invisible marks such as U+200B."""
+    return not text.strip(_EDGES)
+
+
 def lookalike_key(name: str) -> str:
     """Return what a label has in common with others that look like it.
 
-    Capitals, quotes around it, the width and style of letters (NFKC), invisible marks, what stands between words, and
-    zeros before an integer do not count.
+    Capitals, quotes around it, the width and style of letters (NFKC), Cyrillic and Greek letters that look like Latin
+    ones, invisible marks, what stands between words, and zeros before an integer do not count.
     """
     key = name.translate(_UNSEEN).casefold()
     if len(key) <= LONGEST_NORMALIZED:
         key = unicodedata.normalize("NFKC", key).casefold()
-    key = " ".join(key.split()).strip(_QUOTES + " ")
+    key = " ".join(key.translate(_LIKE_LATIN).split()).strip(_QUOTES + " ")
     key = _BETWEEN_WORDS.sub(" ", key)
     return str(int(key)) if re.fullmatch(r"[+-]?\d{1,18}", key) else key
 
@@ -93,6 +105,11 @@ def find_lookalikes(names: Iterable[str]) -> list[list[str]]:
     for name in names:
         groups.setdefault(lookalike_key(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def mixes_scripts(name: str) -> bool:
+    """Whether a word of a label mixes Latin letters with Cyrillic ones, or Greek ones that look like Latin ones."""
+    return any(_LATIN.search(word) and _FOREIGN.search(word) for word in re.findall(r"\w+", name))
 
 
 def is_quoted(name: str) -> bool:
@@ -151,7 +168,7 @@ def label_name(value: Any, place: Place, *, untyped: bool) -> str:
 def _whole_labels(value: float, column: str) -> str:
     """Say how to make a label of a decimal number."""
     if value.is_integer():  # pandas turns integers into such numbers where some are missing
-        turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: int}})"
+        turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: 'Int64'}})"
         return (
             "labels must be names or integers. Convert the column first, which also leaves out rows without a label, "
             f"for example in pandas: table = {turned}"
@@ -171,7 +188,7 @@ def _checked_name(value: str, place: Place) -> str:
         raise place.error(
             f"character {error.start} of the label {name!r:.80} is half of a surrogate pair; remove it"
         ) from error
-    if _LIST_TEXT.fullmatch(name):
+    if _LIST_TEXT.fullmatch(name) or _LIST_CALL.fullmatch(name):
         raise place.error(
             f"the label is the text of a list, {name:.80}; set multi_label=True if a text may have several labels, "
             "or write one name"
@@ -184,7 +201,9 @@ def parse_list(text: str) -> list[Any] | None:
 
     One word in brackets, such as ``[URGENT]``, is a name and not a list.
     """
-    groups = _list_groups(clean_label(text))
+    text = clean_label(text)
+    shown = _LIST_CALL.fullmatch(text)
+    groups = _list_groups((shown[1] or "[]") if shown else text)
     if groups is None:
         return None
     if len(groups) == 1:  # nothing, one item, or several between spaces, as NumPy prints them
@@ -319,6 +338,10 @@ class LabelColumn:
             name = self._mapped(name, place)
         elif self.fixed is None:
             self.kinds.add(_kind(value, untyped))
+            if {INTEGERS, BOOLS} <= self.kinds:
+                raise place.error(
+                    f"the label is {value!r}, but labels mix whole numbers with true and false; write all in one way"
+                )
         elif isinstance(value, str) and value in self.numbers:
             name = value  # an older model may know a name that is not clean
         if self.fixed is not None:
@@ -414,8 +437,11 @@ def read_label_names(source: str | Path | Mapping[Any, Any]) -> dict[str, str]:
         where, pairs = "label_names", list(source.items())
     elif str(source).lstrip().startswith(("{", "[")):
         where, pairs = "label_names", _json_pairs(str(source), "label_names")
+    elif not str(source).strip():
+        raise TableError(f"label_names is empty, got {str(source)!r:.60}; give a JSON or CSV file, or leave it out")
     else:
-        where, pairs = str(source), _read_pairs(Path(source))
+        path = Path(source).expanduser()
+        where, pairs = str(path), _read_pairs(path)
     names: dict[str, str] = {}
     for value, name in pairs:
         key = clean_label(str(value))

@@ -25,9 +25,11 @@ REPEATING_LINES = 6  # with fewer, the same
 MANY_LINES = 10  # in a field; that all have the header's fields is no chance
 WIDE = 4  # fields; lines of a text that all have as many are no chance
 FEW_ROWS = 3  # with fewer, that all are quoted or evenly numbered may be chance
+QUOTED_ROWS = 2  # rows that are quoted properly; one may be so by chance
 RISING_ROWS = 5  # with fewer, numbers may rise by chance
 FEW_VALUES_ROWS = 8  # with fewer, a value that no row has tells nothing
 MANY_PAIRS = 5  # of quotes that open before and close after a field, and none elsewhere; that is no chance
+FEW_BARE = 0.1  # of the quoted values of a column; a program that quotes it left no more without, a torn row or two
 MATCHING = 0.8  # of the lines have known values, or the values tell nothing
 SPACED = 0.05  # of a column's values begin with a space: below it a space speaks for punctuation
 
@@ -92,6 +94,10 @@ class _Column:
     @property
     def always_quoted(self) -> bool:
         return self.quoted >= FEW_ROWS and not self.bare
+
+    @property
+    def mostly_quoted(self) -> bool:
+        return self.quoted >= QUOTED_ROWS and self.bare <= FEW_BARE * self.quoted
 
     @property
     def is_numeric(self) -> bool:
@@ -161,6 +167,7 @@ class Evidence:
         self.spans = 0
         self.header_quoted = False
         self.needed = False  # a row on one line makes sense only if its quotes are marks
+        self.all_quoted = False  # so is a row of several fields
         self.loose = False  # a quote stands within a field that is not quoted
         self.needless = False  # a field is quoted that has no need of it
         self.blanks_between = self.blanks_within = 0
@@ -260,6 +267,13 @@ class Evidence:
         )
 
     @property
+    def mostly_quoted(self) -> bool:
+        """Whether nearly all rows are quoted as a program does it, so that a row that is not so is broken."""
+        if self.header_quoted or self.needed or any(column.mostly_quoted for column in self.columns):
+            return True
+        return self.all_quoted and not any(column.bare for column in self.columns)
+
+    @property
     def is_long(self) -> bool:
         """Whether the quotes, taken as marks, make one or two rows of many lines."""
         return self.spans <= FEW_LINES and self.seen >= MANY_LINES * self.spans
@@ -291,6 +305,7 @@ class Evidence:
         return found
 
     def _look_at_quotes(self, record: Sequence[str], quoted: Sequence[bool], *, on_one_line: bool) -> None:
+        self.all_quoted = self.all_quoted or (len(quoted) > 1 and all(quoted))
         for value, mark in zip(record, quoted, strict=False):
             if mark and on_one_line:
                 self.needed = self.needed or self.quote in value

@@ -85,30 +85,42 @@ def scan_quotes(
     evidence = Evidence(delimiter, quote, width, counts_quotes=escape is None)
     scan = QuoteScan(evidence)
     is_header = has_header
-    try:
-        for record in csv.reader(source, delimiter=delimiter, quotechar=quote, escapechar=escape, strict=True):
-            held, source.record = source.record, []
-            if not record:
-                evidence.blank()
-            elif len(record) != width:
-                scan.fits_as_marks, is_header = False, False
-            elif is_header:
-                evidence.add_header(record, held)
-                is_header = False
-            else:
-                scan.rows += 1
-                evidence.add(record, held, (scan.rows, source.number - len(held) + 1, source.number))
-    except csv.Error as error:
-        scan.fits_as_marks = False
-        scan.is_torn = "unexpected end" in str(error)
-        if scan.is_torn and len(source.record) > 1:
-            evidence.add_torn(source.record, (scan.rows + 1, source.number - len(source.record) + 1, source.number))
-    for _ in source:  # the lines after an error
-        source.record.clear()
+    for record in _parsed(source, scan, quote, escape):
+        held, source.record = source.record, []
+        if not record:
+            evidence.blank()
+        elif len(record) != width:
+            scan.fits_as_marks, is_header = False, False
+        elif is_header:
+            evidence.add_header(record, held)
+            is_header = False
+        else:
+            scan.rows += 1
+            evidence.add(record, held, (scan.rows, source.number - len(held) + 1, source.number))
+    if scan.is_torn and len(source.record) > 1:
+        evidence.add_torn(source.record, (scan.rows + 1, source.number - len(source.record) + 1, source.number))
     evidence.finish()
     scan.fits_as_text, scan.holds_escapes = source.fits, source.holds_escapes
     scan.lines = source.filled - has_header
     return scan
+
+
+def _parsed(source: _Lines, scan: QuoteScan, quote: str, escape: str | None) -> Iterator[list[str]]:
+    """Yield the rows, quotes taken as marks; one that cannot be parsed is noted, and the next line begins another."""
+    records = csv.reader(source, delimiter=source.delimiter, quotechar=quote, escapechar=escape, strict=True)
+    while True:
+        try:
+            record = next(records, None)
+        except csv.Error as error:
+            scan.fits_as_marks = False
+            scan.is_torn = "unexpected end" in str(error)
+            if scan.is_torn:
+                return
+            source.record = []
+            continue
+        if record is None:
+            return
+        yield record
 
 
 def quotes_are_marks(scan: QuoteScan, *, name: str) -> bool:
@@ -123,7 +135,8 @@ def quotes_are_marks(scan: QuoteScan, *, name: str) -> bool:
     """
     evidence = scan.evidence
     if evidence.first_span is None or not (scan.fits_as_marks or scan.is_torn):
-        return scan.fits_as_marks or not scan.fits_as_text  # one that fits neither way names its row when it is read
+        # a row that spoils the reading chosen is named when it is read
+        return scan.fits_as_marks or not scan.fits_as_text or evidence.mostly_quoted
     if not scan.fits_as_text:
         if evidence.swallowed is None:
             return True

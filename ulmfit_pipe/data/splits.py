@@ -45,8 +45,14 @@ def split_train_validation(dataset: datasets.Dataset, *, fraction: float = 0.1, 
 
     Raises:
         ValueError: ``fraction`` or ``seed`` is out of range.
+        TypeError: It is no table of `load_table`.
         TableError: There are too few rows.
     """
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(
+            f"split_train_validation takes a table from load_table, got {type(dataset).__name__}; write a table in "
+            'memory to a file first: df.to_csv("train.csv", index=False), then load_table("train.csv")'
+        )
     check_seed(seed)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie in (0, 1), got {fraction!r}; 0.1 is usual")

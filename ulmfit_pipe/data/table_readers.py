@@ -66,6 +66,8 @@ def open_rows(
     Raises:
         TableError: Nothing is there, it cannot be read, or its kind is unknown.
     """
+    if not str(source).strip():
+        raise TableError(f"the name of a table is empty, got {str(source)!r:.60}; give a file, a folder or a dataset")
     if "://" in str(source):
         raise TableError(f"{source} is an address and not a file; download the file first")
     path, named = _path_and_part(str(source))
@@ -80,6 +82,10 @@ def open_rows(
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in KNOWN_SUFFIXES and not path.is_absolute() and is_hub_name(str(path)):
         return open_hub(str(path), split, usual_splits)
+    if any(mark in str(path) for mark in "*?["):
+        raise TableError(
+            f"there is no file {path}; a pattern is expanded by the shell: leave out its quotes, or list the files"
+        )
     raise TableError(f"there is no file {path}; {_neighbours(path)}")
 
 
@@ -332,6 +338,8 @@ def _json_rows(
                     notes.append(f"{path}, row {number} is cut short at the end of the file ({where}) and was left out")
                     return
                 hint = f" ({where}); if the file was cut short, {TORN}" if is_torn else ""
+                if number == 1 and line.lstrip("\ufeff \t").startswith("["):
+                    hint = "; if the file holds one JSON list, give it a name that ends in .json"
                 raise TableError(f"{path}, row {number} is not a JSON object on one line: {error}{hint}") from error
             yield line, _checked_object(value, path, number)
 
@@ -390,7 +398,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _checked_object(value: Any, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TableError(f"{path}, row {number} must be a JSON object of column names and values, got {value!r:.80}")
+        hint = "; if the file holds one JSON list, give it a name that ends in .json" if isinstance(value, list) else ""
+        raise TableError(
+            f"{path}, row {number} must be a JSON object of column names and values, got {value!r:.80}{hint}"
+        )
     return value
 
 
@@ -433,6 +444,8 @@ def _open_json(path: Path, file: TextFile, reading: TableReading) -> RowSource:
 def _open_folder(path: Path, split: str | None, usual_splits: Sequence[str], reading: TableReading) -> RowSource:
     if was_saved(path):
         return open_saved(path, split, usual_splits)
+    if path.anchor and path == Path(path.anchor):  # what "$UNSET/" leaves
+        raise TableError(f"{path} is the whole disk and not a table; give a file, or a folder of texts")
     return open_text_folder(path, split, usual_splits, encoding=reading.encoding, tables=_tables_in(path))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ulmfit_pipe.data.column_names import check_wanted
-from ulmfit_pipe.data.labels import LabelColumn, Place
+from ulmfit_pipe.data.labels import LabelColumn, Place, is_blank
 from ulmfit_pipe.data.row_sources import RowSource, TableReading
 from ulmfit_pipe.data.run_files import run_folder
 from ulmfit_pipe.data.table_readers import TableError, open_rows
@@ -92,9 +92,15 @@ def load_table(
         ``text`` and, with labels, ``label`` (ClassLabel, or a list of them; ``id`` "int" or "bool" where they are).
 
     Raises:
+        TypeError: It is a table in memory.
         TableError: There is no such table, it cannot be read, or a row cannot be used; the message says which.
         ValueError: Settings contradict one another, or are empty.
     """
+    if not isinstance(source, str | Path | list | tuple):
+        raise TypeError(
+            f"load_table takes a file or a list of files, got {type(source).__name__}; write a table in memory to a "
+            'file first: df.to_csv("train.csv", index=False)'
+        )
     given = [source] if isinstance(source, str | Path) else list(source)
     sources = [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in given]
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
@@ -197,7 +203,7 @@ class _RowReader:
                 text_of(value, Place(name, number, column))
                 for value, column in zip(values[:width], self.columns, strict=True)
             ]
-            if not any(field and not field.isspace() for field in fields):
+            if all(map(is_blank, fields)):
                 self._pass_over(values[:width], Place(name, number, ", ".join(self.columns)))
                 facts.blank += 1
                 continue

@@ -53,6 +53,11 @@ def open_text_folder(
         if others:
             notes.append(f"{folder}: {others:,} files in the class folders are no .txt files and were left out")
         return _source(folder, [(name, file) for name in classes for file in filled[name]], encoding, notes)
+    if folder.name in ("", ".."):  # also what an empty name becomes
+        raise TableError(
+            f"the folder {folder} holds no folder of .txt files per class, and texts without classes are only read "
+            "from a folder that is given by its name; give that, or a file"
+        )
     bare = _texts([file for file in sorted(folder.iterdir()) if file.is_file() and _counts(file)])
     if not bare:
         raise TableError(_nothing(folder, tables))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ulmfit_pipe.data.labels import BOOLS, INTEGERS, Place, can_be, typed_label
+from ulmfit_pipe.data.labels import BOOLS, INTEGERS, Place, can_be, is_blank, typed_label
 from ulmfit_pipe.data.row_streams import FORMULA_STARTS, Chunk, Column, JsonText, RowWriter, column_values
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.data.tables import text_of
@@ -245,4 +245,4 @@ def check_row(values: Sequence[Any], number: int, *, name: str, columns: Sequenc
 
 def is_empty(fields: Sequence[str | None]) -> bool:
     """Whether a row has no text in any of its columns."""
-    return not any(field and not field.isspace() for field in fields)
+    return all(field is None or is_blank(field) for field in fields)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, 
 from itertools import islice
 from typing import Any
 
+from ulmfit_pipe.data.labels import is_blank
 from ulmfit_pipe.stages.setting_values import SettingsError, shorten
 
 SHOWN_COLUMNS = 8
@@ -78,7 +79,7 @@ def check_texts(values: Any) -> list[str]:
                 f"text {position} (counted from 0) is {type(text).__name__}, not a string: {shorten(text)}; "
                 f"{_item_advice(text)}"
             )
-        if not text.strip():
+        if is_blank(text):
             raise ValueError(f"text {position} (counted from 0) is empty; leave it out, an empty text has no label")
     return texts
 

@@ -38,8 +38,10 @@ def home_path(path: Any) -> Any:
     Any other text, a model's name for example, and what is no text or path, is returned as it is.
 
     Raises:
-        ValueError: There is no home folder, or a NUL character in the path.
+        ValueError: The path is empty or blank, there is no home folder, or a NUL character in it.
     """
+    if isinstance(path, str) and not path.strip():
+        raise ValueError(f"the name of a file, folder or model is empty, got {path!r:.60}; give one, or leave it out")
     if isinstance(path, str | os.PathLike) and "\0" in os.fspath(path):
         raise ValueError(f"a path cannot hold a NUL character, got {shorten(os.fspath(path))}; write it without")
     if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith("~"):
@@ -55,7 +57,8 @@ def home_path(path: Any) -> Any:
 def with_home_paths(settings_class: type[SettingsT]) -> type[SettingsT]:
     """Have a class of settings replace ``~`` in its paths, wherever they come from; a decorator below `dataclass`.
 
-    An output that is a pipe or a device is refused, before any work is done for it.
+    An empty name is refused, which Python would take for the working directory; and an output that is a pipe or a
+    device, before any work is done for it.
     """
     checked = getattr(settings_class, "__post_init__", lambda settings: None)
 
@@ -64,6 +67,8 @@ def with_home_paths(settings_class: type[SettingsT]) -> type[SettingsT]:
         for name in PATH_SETTINGS & {field.name for field in dataclasses.fields(settings)}:
             value = getattr(settings, name)
             many = isinstance(value, list | tuple)
+            if blank := [one for one in (value if many else [value]) if isinstance(one, str) and not one.strip()]:
+                raise ValueError(f"{name} is empty, got {blank[0]!r:.60}; give a name, or leave {name} out")
             object.__setattr__(settings, name, type(value)(map(home_path, value)) if many else home_path(value))
             if name in OUTPUT_SETTINGS and isinstance(value, str) and (refusal := no_place_for_a_file(value)):
                 raise ValueError(f"{name} {refusal}")

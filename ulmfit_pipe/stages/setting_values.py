@@ -92,8 +92,9 @@ def _read_words(value: Any, hint: Any) -> Any:
             for i, item in enumerate(value)
         ]
         return UNFIT if any(item is UNFIT for item in items) else items
-    if origin is Literal and value is False and "no" in args and not {"true", "false"} & {str(arg) for arg in args}:
-        return "no"  # `false`, by someone who knows what YAML makes of `no`
+    if origin is Literal and "no" in args and not {"true", "false"} & {str(arg) for arg in args}:
+        if value is False or (isinstance(value, str) and WORDS_FOR_BOOL.get(value.lower()) is False):
+            return "no"  # `false`, by someone who knows what YAML makes of `no`; or No, off
     if not isinstance(value, str):
         return value
     if hint is bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ulmfit_pipe.data.labels import find_lookalikes, is_quoted, list_labels, parse_list, shown_label
+from ulmfit_pipe.data.labels import find_lookalikes, is_quoted, list_labels, mixes_scripts, parse_list, shown_label
 from ulmfit_pipe.data.splits import labels_of_rows
 from ulmfit_pipe.data.tables import FileFacts
 from ulmfit_pipe.data.text_facts import TextFacts, count_repeats, count_shared, find_conflicts, look_at_texts
@@ -16,7 +16,7 @@ SHOWN_FILES = 6
 SHOWN_LABELS = 12  # labels listed in a line
 SHOWN_GROUPS = 4  # groups of labels that look alike, listed in a line
 SHOWN_TEXT = 60  # characters of a text that is named
-MISSING_LABELS = {"nan", "NaN", "None", "NULL", "null", "N/A", "<NA>", "NaT", "#N/A", "undefined"}
+MISSING_LABELS = set("nan none null na n/a n.a. <na> nat #n/a undefined missing - -- ? . ...".split())  # small letters
 
 Say = Callable[[str], None]
 
@@ -193,7 +193,8 @@ def _tell_of_odd_labels(counts: Counter[int], names: Sequence[str], several: boo
     """Report labels that may be no labels: in quotes, words for a missing value, lists, several joined in one cell."""
     kinds = {
         "stand in quotes, which are a part of them; take the quotes out if they are not meant": is_quoted,
-        "are words for a missing value; delete these rows if their labels are missing": MISSING_LABELS.__contains__,
+        "are words for a missing value; delete these rows if their labels are missing": _means_missing,
+        "mix letters of two scripts in one word; type them anew if that is not meant": mixes_scripts,
     }
     if not several:
         kinds["are written like lists; set multi_label if a text may have several labels"] = _is_list_text
@@ -202,6 +203,10 @@ def _tell_of_odd_labels(counts: Counter[int], names: Sequence[str], several: boo
         if found:
             say(f"note: the labels {list_labels(found, SHOWN_LABELS)} {what}")
     _tell_of_joined_labels(names, several, say)
+
+
+def _means_missing(name: str) -> bool:
+    return name.casefold() in MISSING_LABELS
 
 
 def _is_list_text(name: str) -> bool:
