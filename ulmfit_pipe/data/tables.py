@@ -96,13 +96,7 @@ def load_table(
         TableError: There is no such table, it cannot be read, or a row cannot be used; the message says which.
         ValueError: Settings contradict one another, or are empty.
     """
-    if not isinstance(source, str | Path | list | tuple):
-        raise TypeError(
-            f"load_table takes a file or a list of files, got {type(source).__name__}; write a table in memory to a "
-            'file first: df.to_csv("train.csv", index=False)'
-        )
-    given = [source] if isinstance(source, str | Path) else list(source)
-    sources = [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in given]
+    sources = _named(source)
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
     label_columns = _listed(label_column)
     several = len(label_columns) > 1
@@ -147,6 +141,17 @@ def _read_table(
     if not reader.label_columns:
         return table
     return datasets.concatenate_datasets([table, reader.labels.column()], axis=1)
+
+
+def _named(source: Any) -> list[Any]:
+    """Return the names of tables as a list, ``~`` replaced."""
+    if not isinstance(source, str | Path | list | tuple):
+        raise TypeError(
+            f"load_table takes a file or a list of files, got {type(source).__name__}; write a table in memory to a "
+            'file first: df.to_csv("train.csv", index=False)'
+        )
+    given = [source] if isinstance(source, str | Path) else source
+    return [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in given]
 
 
 def _listed(names: str | Sequence[str] | None) -> list[str]:
