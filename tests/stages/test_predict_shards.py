@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -706,3 +707,23 @@ def test_an_input_that_is_gone_while_it_is_read_is_told_as_that(predict, table_c
     with pytest.raises(TableError, match="in.csv cannot be read: No such file or directory; was it moved or deleted"):
         predict(table_csv)
     assert not list((tmp_path / "parts").glob("part-*"))
+
+
+def test_a_manifest_that_another_process_writes_meanwhile_is_no_foreign_file(predict, table_csv, half, monkeypatch):
+    manifest = half / "manifest.json"
+    content = manifest.read_bytes()
+    for file in half.iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    read = predict_shards._json_in
+    written = []
+
+    def read_and_written_then(path):
+        """Find no manifest at first, and have another process write it right behind the look."""
+        found = read(path)
+        if path == manifest and not written:
+            written.append(manifest.write_bytes(content))
+        return found
+
+    monkeypatch.setattr(predict_shards, "_json_in", read_and_written_then)
+    assert predict(table_csv).done_before == 0
+    assert [row["id"] for row in read_parts(half)] == IDS

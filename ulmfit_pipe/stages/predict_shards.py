@@ -224,11 +224,13 @@ class ShardedJob:
                     f"{self.folder / name} is a link, and nothing is written through one; remove it, or choose "
                     "another output_dir"
                 )
+        # Listed before it is read: the manifest comes first of all files, perhaps from another process at this moment.
+        there = list(self.folder.iterdir()) if self.folder.exists() else []
         found = _json_in(self.folder / MANIFEST)
         if isinstance(found, dict) and found.get("kind") == KIND["kind"]:
             self._refuse_other(found)
             return found
-        if self.folder.exists() and any(f.suffix != ".tmp" and f.name != RECORDS for f in self.folder.iterdir()):
+        if any(file.suffix != ".tmp" and file.name != RECORDS for file in there):
             raise ArtifactError(
                 f"{self.folder} holds files that are no prediction's, or its {MANIFEST} is damaged; choose another "
                 "output_dir or remove it"
