@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ulmfit_pipe.stages import bootstrap
-from ulmfit_pipe.stages.bootstrap import paired_difference, score_intervals, wilson_interval
+from ulmfit_pipe.stages.bootstrap import paired_difference, score_intervals
+from ulmfit_pipe.training.linear_probe import wilson_interval
 
 
 def answers_with(right, rows):
@@ -39,7 +40,7 @@ def test_a_few_rows_that_are_all_right_prove_little():
     rows = np.zeros(3, dtype=int)
     found = score_intervals(rows, rows, num_labels=2, seed=0)
     assert found["accuracy"] == found["macro_f1"] == pytest.approx([0.4385, 1.0], abs=1e-4)  # Wilson's of 3 in 3
-    assert wilson_interval(0, 3) == pytest.approx([0.0, 0.5615], abs=1e-4)
+    assert wilson_interval(0, 3) == pytest.approx((0.0, 0.5615), abs=1e-4)
 
 
 def test_for_several_labels_a_row_the_interval_is_of_micro_f1():

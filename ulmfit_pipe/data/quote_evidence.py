@@ -47,6 +47,7 @@ class _Numbers:
     step: float | None = None
 
     def add(self, value: str) -> None:
+        """Take the next row's value."""
         if not self.rises:
             return
         if not is_number(value):
@@ -79,6 +80,7 @@ class _Column:
     figures: int = 0  # of these, with a number that others have
 
     def add(self, value: str, *, quoted: bool = False) -> None:
+        """Take the value of a row on one line."""
         self.rows += 1
         self.empty += not value
         self.spaced += value[:1].isspace()
@@ -93,14 +95,17 @@ class _Column:
 
     @property
     def always_quoted(self) -> bool:
+        """Whether a program quoted every text of the column."""
         return self.quoted >= FEW_ROWS and not self.bare
 
     @property
     def mostly_quoted(self) -> bool:
+        """Whether a program quoted the texts of the column, but for a torn row or two."""
         return self.quoted >= QUOTED_ROWS and self.bare <= FEW_BARE * self.quoted
 
     @property
     def is_numeric(self) -> bool:
+        """Whether the column holds numbers and empty values alone."""
         return self.rows > 1 and self.numbers + self.empty == self.rows and self.numbers > 0
 
     @property
@@ -127,6 +132,7 @@ class _Column:
         return self.allows(value)
 
     def allows(self, value: str) -> bool:
+        """Whether a value is like those of the column: numbers among numbers, blanks where there were some."""
         if value[:1].isspace() and self.spaced <= SPACED * self.rows:
             return False
         if not value:

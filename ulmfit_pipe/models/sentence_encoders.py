@@ -14,8 +14,15 @@ Pooling: TypeAlias = Literal["mean", "max", "cls", "last"]
 
 MODULES_FILE = "modules.json"
 # What sentence-transformers calls a pooling, in files up to version 5 (a flag each) and since (one name).
-POOLINGS: dict[str, Pooling] = {"mean_tokens": "mean", "max_tokens": "max", "cls_token": "cls", "lasttoken": "last"}
-NAMED_POOLINGS: dict[str, Pooling] = {"mean": "mean", "max": "max", "cls": "cls", "lasttoken": "last"}
+POOLINGS: dict[str, Pooling] = {
+    "mean_tokens": "mean",
+    "max_tokens": "max",
+    "cls_token": "cls",
+    "mean": "mean",
+    "max": "max",
+    "cls": "cls",
+    "lasttoken": "last",
+}
 
 
 class SentenceEncoderError(ValueError):
@@ -91,7 +98,7 @@ def _pooling(config: dict[str, Any]) -> Pooling:
         wanted = [
             name.removeprefix("pooling_mode_") for name, on in config.items() if name.startswith("pooling_mode_") and on
         ]
-    found = [{**POOLINGS, **NAMED_POOLINGS}.get(name) for name in wanted]
+    found = [POOLINGS.get(name) for name in wanted]
     if len(found) != 1 or found[0] is None:
         raise SentenceEncoderError(f"it pools by {' and '.join(map(str, wanted)) or 'nothing named'}")
     return found[0]

@@ -4,15 +4,15 @@ Rows that say the same are one entry of a count table, and a resample is a multi
 on the entries and not on the rows times the resamples.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from ulmfit_pipe.training.linear_probe import wilson_interval
+
 RESAMPLES = 1_000
 LEVEL = 0.95
-NORMAL_QUANTILE = 1.959964  # of LEVEL, two-sided
 MOST_AT_ONCE = 2_000_000  # numbers of the resamples that are in memory together
 
 Interval = list[float]
@@ -43,7 +43,7 @@ def score_intervals(labels: np.ndarray, answers: np.ndarray, *, num_labels: int,
         right = int((labels == answers).sum())
     drawn = _resampled(counts, score, seed=seed, width=max(len(counts), 0 if several else num_labels))
     accuracy, f1 = (_middle(values) for values in drawn.T)
-    wilson = wilson_interval(right, len(labels))
+    wilson = wilson_interval(right / len(labels), len(labels))
     accuracy = [min(accuracy[0], wilson[0]), max(accuracy[1], wilson[1])]
     if f1[0] == f1[1]:
         f1 = [min(f1[0], wilson[0]), max(f1[1], wilson[1])]
@@ -81,14 +81,6 @@ def paired_difference(
 
     drawn = _resampled(counts, difference, seed=seed, width=len(counts))
     return float(difference(counts[None])[0]), _middle(drawn)
-
-
-def wilson_interval(right: int, rows: int) -> Interval:
-    """Return Wilson's interval of a share: never without width, and right for few rows too."""
-    share, z = right / rows, NORMAL_QUANTILE
-    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def micro_f1(hits: np.ndarray, total: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -270,9 +269,6 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
         seconds=seconds,
         items_per_second=read / seconds,
     )
-    set_scale = partial(_set_scale, head, probe, features)
-    return HeadStart(start, features.seconds * rows / read, record, set_scale)
-
-
-def _set_scale(head: nn.Linear | PoolingClassifierHead, probe: LinearProbe, features: Features, scale: float) -> None:
-    set_head(head, probe, features, scale=scale)
+    return HeadStart(
+        start, features.seconds * rows / read, record, lambda scale: set_head(head, probe, features, scale=scale)
+    )

@@ -112,7 +112,7 @@ def build_transformer_classifier(
     _refuse_settings_of_awd_lstm(model, config, settings)
     head = choose_head(model, config, settings)
     _check_architecture(model, config, settings, head)
-    refuse_larger_network(model, partial(empty_transformer_classifier, model, config, settings))
+    refuse_larger_network(model, partial(_empty_classifier, config, head))
     config = copy.deepcopy(config)
     tokenizer = load_text_tokenizer(model, config, say=context.tell)
     config.dtype = torch.float32  # some are saved in half precision, which is no type to train weights in
@@ -163,6 +163,10 @@ def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierS
     """
     head = choose_head(model, config, settings)
     _check_architecture(model, config, settings, head)
+    return _empty_classifier(config, head)
+
+
+def _empty_classifier(config: Any, head: Head) -> Any:
     with torch.device("meta"):
         if head.pooling and config.model_type != MODEL_TYPE:
             return PoolingForSequenceClassification(

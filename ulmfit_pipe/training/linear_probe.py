@@ -50,8 +50,8 @@ class LinearProbe:
         weight: float64 (num_labels, width), for features as they come.
         bias: float64 (num_labels,).
         strength: Inverse of the regularization, C.
-        held_out: float64 (rows, num_labels), probabilities of each row by a classifier made without it; NaN for rows
-            that were in no held-out fold; None where nothing was held out.
+        held_out: float64 (rows, num_labels), probabilities of each row by a classifier made without it; None where
+            nothing was held out.
     """
 
     weight: Floats
@@ -109,16 +109,15 @@ def _choose_strength(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
         parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, groups))
-    best: tuple[float, float, Floats] | None = None
+    several, found = labels.ndim == 2, {}
     for strength in strengths:
-        held_out = np.full(targets.shape, np.nan)
+        held_out = np.empty(targets.shape)  # every row is in one of the folds
         for train, test in parts:
             weight, intercept = _regress(x[train], targets[train], labels[train], strength=strength, bias=bias)
-            held_out[test] = _probabilities(x[test] @ weight.T + intercept, several=labels.ndim == 2)
-        loss = _log_loss(held_out, targets, several=labels.ndim == 2)
-        if best is None or loss < best[0]:
-            best = (loss, strength, held_out)
-    return (USUAL_STRENGTH, None) if best is None else best[1:]
+            held_out[test] = _probabilities(x[test] @ weight.T + intercept, several=several)
+        found[strength] = held_out
+    best = min(found, key=lambda strength: _log_loss(found[strength], targets, several=several))
+    return best, found[best]
 
 
 def _regress(
@@ -135,7 +134,7 @@ def _regress(
                 given = targets[:, label]
                 if 0 < given.sum() < len(given):
                     model.fit(x, given)
-                    weight[label], intercept[label] = model.coef_[0], model.intercept_[0] if bias else 0.0
+                    weight[label], intercept[label] = model.coef_[0], np.ravel(model.intercept_)[0]
                 else:
                     intercept[label] = NO_ROW if not given.any() else -NO_ROW
             return weight, intercept
@@ -144,9 +143,9 @@ def _regress(
     known = model.classes_
     if len(known) == 2:  # one row: of the second class against the first
         weight[known] = np.concatenate([-model.coef_, model.coef_]) / 2
-        intercept[known] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if bias else 0.0
+        intercept[known] = np.array([-1, 1]) * model.intercept_ / 2
     else:
-        weight[known], intercept[known] = model.coef_, model.intercept_ if bias else 0.0
+        weight[known], intercept[known] = model.coef_, model.intercept_
     return weight, intercept if bias else np.zeros(num_labels)
 
 
