@@ -1,6 +1,6 @@
 """The whole method on the embedded sample: nothing to download, no file to give.
 
-    python recipes/quickstart.py                # about five minutes on 2 cores
+    python recipes/quickstart.py                # 5 to 10 minutes on 2 cores
     python recipes/quickstart.py --full true    # about half an hour: more text, three seeds
     python recipes/quickstart.py --model null   # a small language model of its own, pretrained on docstrings
 
