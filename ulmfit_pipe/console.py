@@ -44,6 +44,12 @@ def on_terminal() -> bool:
     return sys.stderr is not None and not getattr(sys.stderr, "closed", False) and sys.stderr.isatty()
 
 
+def in_notebook() -> bool:
+    """Tell whether this runs in a notebook's kernel: a person sees its output, though no stream is a terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
 class VisibleStream:
     """A stream that shows what its console cannot.
 

@@ -34,6 +34,17 @@ def test_lr_find_marks_each_suggestion_on_the_curve(tmp_path):
     assert (tmp_path / "find.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
+def test_a_notebook_shows_a_picture_without_pyplot():
+    code = (
+        "import sys; from ulmfit_pipe.training.lr_finder import LRFinderResult as R; "
+        "r = R((1e-4, 1e-3, 1e-2), (2.0, 1.0, 3.0), {'valley': 1e-3}, ('head',)); "
+        "assert r._repr_png_()[:8] == r.plot()._repr_png_()[:8] == b'\\x89PNG\\r\\n\\x1a\\n'; "
+        "assert 'matplotlib.pyplot' not in sys.modules; print(r)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown == "LRFinderResult(3 rates, suggested learning rates for head: valley 1.00e-03)\n"
+
+
 def test_a_diverging_loss_does_not_flatten_the_valley():
     figure = plot_lr_find([1e-3, 1e-2, 1e-1, 1.0], [2.0, 1.0, 50.0, 1e9], {})
     assert figure.axes[0].get_ylim()[1] < 3

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
-from ulmfit_pipe.training.phases import gradual_unfreezing, linear_probe_then_fine_tune
+from ulmfit_pipe.training.phases import full, gradual_unfreezing, linear_probe_then_fine_tune
 from ulmfit_pipe.training.records import Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 
@@ -98,6 +99,26 @@ def test_each_fit_says_what_it_is_about_to_train(new_learner, said):
     )
     assert said[3].splitlines()[0].split() == ["phase", "epoch", "train", "loss", "accuracy", "macro_f1", "loss", "n",
                                                "items/s", "seconds"]  # fmt: skip
+    assert said[4].split()[:2] == ["one-cycle", "2"]
+    assert len(said) == 5
+
+
+def test_an_epoch_is_told_when_it_ends(new_learner, said):
+    learner = new_learner()
+    seen = []
+    learner.task.train_batches.set_epoch = lambda _epoch: seen.append(len(said))
+    learner.fit_one_cycle(3)
+    assert [later - earlier for earlier, later in pairwise(seen)][-2:] == [1, 1]
+    assert len(said) == seen[-1] + 1
+
+
+def test_the_kept_weights_are_told_at_the_end(new_learner, said):
+    learner = new_learner()
+    history = learner.fit_plan(learner.plan(full(4, lr=1e-2, epochs=2)))
+    best = history.best
+    assert said[-1] == (
+        f"kept: the weights of full, epoch {best.epoch + 1}, the best by loss {best.metrics['loss']:.4f}"
+    )
 
 
 def test_fit_one_cycle_spreads_a_slice_over_the_groups(new_learner):

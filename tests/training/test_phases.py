@@ -19,7 +19,7 @@ from ulmfit_pipe.training.phases import (
     run_phases,
     trainable_parameters,
 )
-from ulmfit_pipe.training.records import EpochRecord, Phase, Task, TrainingOptions
+from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 
 
@@ -336,6 +336,26 @@ def test_the_history_is_a_table_with_missing_values_shown():
     lines = History(records, [], records[0]).describe().splitlines()
     assert lines[2].split() == ["head", "1", "1.5000", "1.2500", "1,200", "12,346", "2.0", "best"]
     assert lines[3].split() == ["all", "2", "0.5000", "nan", "nan", "10", "0.2"]
+
+
+def test_the_table_of_a_running_training_grows_by_a_line_an_epoch():
+    table = history_module.EpochTable(["head", "everything"])
+    first = EpochRecord("head", 0, 3, 3, 1.5, {"loss": 1.25, "n": 1200}, (1e-2,), 2.0, 12345.6)
+    second = EpochRecord("everything", 11, 3, 3, 0.5, {"loss": 0.75, "n": 1200}, (1e-2,), 0.25, 10.0)
+    header, rule, line = table.line(first).splitlines()
+    assert header.split() == ["phase", "epoch", "train", "loss", "loss", "n", "items/s", "seconds"]
+    assert set(rule) == {"-", " "}
+    assert line.split() == ["head", "1", "1.5000", "1.2500", "1,200", "12,346", "2.0"]
+    assert table.line(second).split() == ["everything", "12", "0.5000", "0.7500", "1,200", "10", "0.2"]
+    assert table.line(second).index("0.7500") == line.index("1.2500") == header.rindex("loss")
+
+
+def test_a_history_shows_itself_in_a_line_and_as_a_table_in_a_notebook():
+    records = [EpochRecord("<b>", 0, 3, 3, 1.5, {"loss": 1.25}, (1e-2,), 2.0, 10.0)]
+    history = History(records, [StepRecord(1, 1.5, (1e-2,))] * 5000, records[0])
+    assert repr(history) == "History(1 epochs, 5000 steps, best: <b>, epoch 1)"
+    assert "&lt;b&gt;" in history._repr_html_()
+    assert "<b>" not in history._repr_html_()
 
 
 def test_plans_do_not_move_statistics_of_frozen_norms(accelerator):

@@ -1,6 +1,7 @@
 import functools
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,20 @@ def test_the_bar_shows_itself_only_on_a_terminal_unless_asked(accelerator, monke
         assert "lr 0.0e+00..1.0e-02" in text
         assert "loss " in text
         assert "rows/s" in text
+
+
+class Kernel:
+    kernel = object()
+
+
+@pytest.mark.parametrize(("shell", "shown"), [(Kernel(), True), (object(), False), (None, False)])
+def test_the_bar_shows_itself_in_a_notebook(accelerator, monkeypatch, shell, shown):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress_bar, "NOTEBOOK_DELAY", 0)
+    run(accelerator, new_model(), new_phase(3))
+    assert ("1/1" in sys.stderr.getvalue()) is shown
+    assert "Warning" not in sys.stderr.getvalue()
 
 
 def test_the_bar_is_quiet_on_other_processes(accelerator, monkeypatch):

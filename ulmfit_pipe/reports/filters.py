@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ulmfit_pipe.reports.plots import DOTS_PER_INCH, MUTED, finish_figure
+from ulmfit_pipe.reports.plots import DOTS_PER_INCH, MUTED, Picture, finish_figure
 
 MOST_FILTERS = 64  # drawn of a layer that has more: those that moved most
 TILE_PIXELS = 48  # about so many pixels a side has a tile of a mosaic before the picture is scaled
@@ -25,7 +24,7 @@ STATES = ("before", "after")
 
 def plot_filters(
     before: np.ndarray, after: np.ndarray, *, title: str = "First-layer filters", path: str | Path | None = None
-) -> Figure:
+) -> Picture:
     """Draw filters before and after, and where they changed.
 
     Args:
@@ -51,7 +50,7 @@ def plot_filters(
         for pick in (np.min, np.max)
     )
     span = np.where(high > low, high - low, 1.0)
-    figure = Figure(figsize=(3 * PANEL + BAR, PANEL + 0.5 * TITLES), dpi=DOTS_PER_INCH)
+    figure = Picture(figsize=(3 * PANEL + BAR, PANEL + 0.5 * TITLES), dpi=DOTS_PER_INCH)
     figure.set_layout_engine("constrained", wspace=0.08)
     panels = figure.subplots(1, 3)
     for axes, state, filters in zip(panels, STATES, (before, after), strict=False):
@@ -83,7 +82,7 @@ def plot_activations(
     layer: str,
     channels: int = 8,
     path: str | Path | None = None,
-) -> Figure:
+) -> Picture:
     """Draw what a layer makes of images before and after: the channels that changed most, a column each.
 
     Args:
@@ -106,7 +105,7 @@ def plot_activations(
         raise ValueError(f"channels must be 1 or more, got {channels!r}")
     shown = most_changed(before, after, channels)
     rows, columns = 2 * len(images), 1 + len(shown)
-    figure = Figure(
+    figure = Picture(
         figsize=(max(LEAST_WIDTH, CELL * (columns + 1) + LABELS), CELL * rows + TITLES),
         dpi=DOTS_PER_INCH,
         layout="constrained",

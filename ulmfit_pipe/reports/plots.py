@@ -1,9 +1,10 @@
 """Pictures from plain lists and dictionaries: learning-rate finder, schedule, history, label curves.
 
-Every function returns a matplotlib `Figure` and saves a PNG where `path` is given. Figures are built by matplotlib's
-object interface: no window, no global state, safe on servers and in threads.
+Every function returns a `Picture`, a matplotlib figure that a notebook shows, and saves a PNG where `path` is given.
+Figures are built by matplotlib's object interface: no window, no global state, safe on servers and in threads.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,13 +28,23 @@ LABEL_GAP = 0.055  # of the axes' height between two names at the curves' ends
 LOSS_HEADROOM = 1.6  # a diverging loss is drawn up to this many times the span between first and lowest
 
 
+class Picture(Figure):
+    """A figure that a notebook shows where it is a cell's last line, whether or not pyplot was ever imported."""
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as PNG."""
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
+
+
 def plot_lr_find(
     lrs: Sequence[float],
     losses: Sequence[float],
     suggestions: Mapping[str, float],
     *,
     path: str | Path | None = None,
-) -> Figure:
+) -> Picture:
     """Draw the loss over the learning rate (log axis) with every suggestion marked on the curve.
 
     Args:
@@ -76,7 +87,7 @@ def plot_schedule(
     *,
     phases: Sequence[tuple[str, int]] = (),
     path: str | Path | None = None,
-) -> Figure:
+) -> Picture:
     """Draw the learning rate of each layer group over the steps (log axis), with the phases' boundaries.
 
     Args:
@@ -111,7 +122,7 @@ def plot_schedule(
     return finish_figure(figure, path)
 
 
-def plot_history(records: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) -> Figure:
+def plot_history(records: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) -> Picture:
     """Draw losses, and the scores beside them, over the epochs of all phases.
 
     Args:
@@ -129,7 +140,7 @@ def plot_history(records: Sequence[Mapping[str, Any]], *, path: str | Path | Non
         for name in dict.fromkeys(name for record in records for name in _metrics(record))
         if name not in ("loss", "n") and all(0 <= _metrics(record).get(name, 0) <= 1 for record in records)
     ]
-    figure = Figure(figsize=(WIDTH, 4.0), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Picture(figsize=(WIDTH, 4.0), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(1, 2 if names else 1, squeeze=False)[0]
     epochs = range(1, len(records) + 1)
     _line(panels[0], epochs, [record.get("train_loss", math.nan) for record in records], "training", BLUE, "o")
@@ -154,7 +165,7 @@ def plot_history(records: Sequence[Mapping[str, Any]], *, path: str | Path | Non
 
 def plot_label_curves(
     panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], *, path: str | Path | None = None
-) -> Figure:
+) -> Picture:
     """Draw test error against the number of labels (log axis), a panel a data set, a line a method.
 
     The line is the mean, the band goes from the lowest to the highest seed; each line bears its name at its end.
@@ -169,7 +180,7 @@ def plot_label_curves(
     empty = [title for title, curves in panels.items() if not any(curves.values())]
     if empty or not panels:
         raise ValueError(f"a picture of label curves needs points, got none for {', '.join(empty) or 'any data set'}")
-    figure = Figure(
+    figure = Picture(
         figsize=(WIDTH * (0.9 + 0.4 * len(panels)) / 1.3, 4.6), dpi=PRINTED_DOTS_PER_INCH, layout="constrained"
     )
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
@@ -230,9 +241,9 @@ def _middle(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def new_figure(*, height: float) -> tuple[Figure, Axes]:
+def new_figure(*, height: float) -> tuple[Picture, Axes]:
     """Return a figure of the width that all have, and its axes."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Picture(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     style_axes(axes)
     return figure, axes
@@ -311,7 +322,7 @@ def _short(lr: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def finish_figure(figure: Figure, path: str | Path | None) -> Figure:
+def finish_figure(figure: Picture, path: str | Path | None) -> Picture:
     """Make titles bold, and save the figure as PNG where a path is given."""
     for axes in figure.axes:
         axes.title.set_fontweight("bold")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ulmfit_pipe.reports.plots import (
     APART,
@@ -17,6 +16,7 @@ from ulmfit_pipe.reports.plots import (
     MUTED,
     PRINTED_DOTS_PER_INCH,
     WIDTH,
+    Picture,
     finish_figure,
     name_ends,
     style_axes,
@@ -38,7 +38,7 @@ APART_BY = 0.05  # of an n, between the points of neighbouring curves, so that t
 
 def plot_transferability(
     points: Sequence[Mapping[str, Any]], groups: Sequence[str], *, title: str, path: str | Path | None = None
-) -> Figure:
+) -> Picture:
     """Draw the curves with the range of their seeds, and the ordinary network as a line with a band.
 
     Args:
@@ -55,7 +55,7 @@ def plot_transferability(
     curves = {name: found for name, found in curves.items() if found}
     if not curves:
         raise ValueError(f"a picture of transferability needs a point of {', '.join(LOOKS)}, got none")
-    figure = Figure(figsize=(WIDTH * 1.15, 4.8), dpi=PRINTED_DOTS_PER_INCH, layout="constrained")
+    figure = Picture(figsize=(WIDTH * 1.15, 4.8), dpi=PRINTED_DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     style_axes(axes)
     start, base = _points_of(points, START), _points_of(points, BASE)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ulmfit_pipe.reports.change_words import change_words
-from ulmfit_pipe.reports.plots import BLUE, INK, MUTED, ORANGE, finish_figure, new_figure
+from ulmfit_pipe.reports.plots import BLUE, INK, MUTED, ORANGE, Picture, finish_figure, new_figure
 
 TITLE = "How far training moved the weights"
 ROW_HEIGHT, MARGINS = 0.36, 1.75  # inches: of a layer group, and of title, axis and legend together
@@ -21,7 +20,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def plot_weight_changes(
     changes: Mapping[str, Rows], *, title: str | None = None, path: str | Path | None = None
-) -> Figure:
+) -> Picture:
     """Draw the relative change of every layer group (log axis), input side at the bottom, and its tensors as dots.
 
     Args:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from ulmfit_pipe.console import in_one_line
-from ulmfit_pipe.reports.plots import plot_history, plot_schedule
+from ulmfit_pipe.reports.plots import Picture, plot_history, plot_schedule
 from ulmfit_pipe.reports.run_report import write_run_report
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
 from ulmfit_pipe.stages.finished import StageResult
@@ -59,7 +57,7 @@ def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], resul
         The path.
     """
     records = {name: read_stage(result.path) or {} for name, result in results.items()}
-    pictures: dict[str, Figure | str | Path] = {}
+    pictures: dict[str, Picture | str | Path] = {}
     for name, record in records.items():
         pictures.update(_pictures(name.replace("_", " "), record))
     return write_run_report(
@@ -100,7 +98,7 @@ def _epoch_rows(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _pictures(name: str, record: Mapping[str, Any]) -> dict[str, Figure]:
+def _pictures(name: str, record: Mapping[str, Any]) -> dict[str, Picture]:
     epochs = [_drawable(epoch) for epoch in record.get("epochs", [])]
     if not epochs:
         return {}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ulmfit_pipe.data.image_batches import ImagePixels
 from ulmfit_pipe.data.image_files import open_image, read_source
 from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.layer_activations import default_layers, first_filters, layer_activations
 from ulmfit_pipe.reports.filters import plot_activations, plot_filters
+from ulmfit_pipe.reports.plots import Picture
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, save_stage
 from ulmfit_pipe.stages.image_predict import load_pixels
 from ulmfit_pipe.stages.setting_checks import check_whole, with_home_paths
@@ -111,7 +111,7 @@ def show_filters(settings: ShowFiltersSettings) -> ShownFilters:
     return ShownFilters(output, list(figures), changes)
 
 
-def _draw_filters(pair: ModelPair) -> Figure:
+def _draw_filters(pair: ModelPair) -> Picture:
     channels = [channels_of(_backbone_config(model)) for model in (pair.before, pair.after)]
     if channels[0] != channels[1]:
         raise ArtifactError(
@@ -122,7 +122,7 @@ def _draw_filters(pair: ModelPair) -> Figure:
     return plot_filters(before, after)
 
 
-def _draw_activations(pair: ModelPair, settings: ShowFiltersSettings) -> dict[str, Figure]:
+def _draw_activations(pair: ModelPair, settings: ShowFiltersSettings) -> dict[str, Picture]:
     if not settings.images:
         return {}
     pixels = load_pixels(settings.after, _backbone_config(pair.after))

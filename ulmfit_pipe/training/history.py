@@ -1,21 +1,56 @@
 """What a run of phases did, its table, and who judges what was best."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from ulmfit_pipe.training.checkpoint import BestWeights
 from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord
-from ulmfit_pipe.training.text_tables import Report, format_table
+from ulmfit_pipe.training.text_tables import Report, format_table, header_lines, table_line
 
 
 def _cell(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-@dataclass
+def _header(metrics: Sequence[str]) -> tuple[str, ...]:
+    return ("phase", "epoch", "train loss", *metrics, "items/s", "seconds")
+
+
+def _row(record: EpochRecord, metrics: Sequence[str]) -> tuple[str, ...]:
+    values = [_cell(record.metrics.get(name, math.nan)) for name in metrics]
+    speed, seconds = f"{record.items_per_second:,.0f}", f"{record.seconds:.1f}"
+    return (record.phase, str(record.epoch + 1), f"{record.train_loss:.4f}", *values, speed, seconds)
+
+
+class EpochTable:
+    """The table of a training while it runs: a line per epoch, its header above the first one.
+
+    Args:
+        phases: Names of all phases that may come, for the width of their column.
+    """
+
+    NARROWEST = 8  # characters of a column of numbers
+
+    def __init__(self, phases: Sequence[str]) -> None:
+        self.phases = phases
+        self.metrics: list[str] | None = None
+
+    def line(self, record: EpochRecord) -> str:
+        """Return the line of an epoch that has ended; the first one has the header above it."""
+        first = self.metrics is None
+        if self.metrics is None:
+            self.metrics = list(record.metrics)
+        names = _header(self.metrics)
+        longest = max(map(len, (*self.phases, record.phase, names[0])))
+        widths = [longest, len(names[1]), *(max(len(name), self.NARROWEST) for name in names[2:])]
+        line = table_line(_row(record, self.metrics), widths)
+        return "\n".join([*header_lines(names, widths), line]) if first else line
+
+
+@dataclass(repr=False)
 class History:
     """What a run of phases did, epoch by epoch and step by step.
 
@@ -34,21 +69,17 @@ class History:
     def describe(self) -> Report:
         """Return a table with a row an epoch; the epoch whose weights were kept is marked."""
         names = list(dict.fromkeys(name for record in self.epochs for name in record.metrics))
-        rows = [("phase", "epoch", "train loss", *names, "items/s", "seconds", "")]
-        for record in self.epochs:
-            values = [_cell(record.metrics.get(name, math.nan)) for name in names]
-            rows.append(
-                (
-                    record.phase,
-                    str(record.epoch + 1),
-                    f"{record.train_loss:.4f}",
-                    *values,
-                    f"{record.items_per_second:,.0f}",
-                    f"{record.seconds:.1f}",
-                    "best" if record is self.best else "",
-                )
-            )
-        return Report(format_table(rows))
+        rows = [(*_row(record, names), "best" if record is self.best else "") for record in self.epochs]
+        return Report(format_table([(*_header(names), ""), *rows]))
+
+    def __repr__(self) -> str:
+        """Return a short line, as a prompt or a notebook shows it: a long training has thousands of steps."""
+        best = f", best: {self.best.phase}, epoch {self.best.epoch + 1}" if self.best is not None else ""
+        return f"History({len(self.epochs)} epochs, {len(self.steps)} steps{best})"
+
+    def _repr_html_(self) -> str:
+        """Return the table of epochs for a notebook."""
+        return self.describe()._repr_html_()
 
 
 class Judge:

@@ -21,7 +21,7 @@ from ulmfit_pipe.training import lr_finder, saved_learner
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.global_norms import accumulation_note
-from ulmfit_pipe.training.history import History
+from ulmfit_pipe.training.history import EpochTable, History
 from ulmfit_pipe.training.launch import new_accelerator, part_random_streams
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.loop import evaluate
@@ -264,7 +264,10 @@ class Learner:
         return self._run(self.plan([phase]), keep_best=False)
 
     def _run(self, plan: Plan, *, keep_best: bool, start: EpochRecord | None = None) -> History:
+        table = EpochTable([phase.name for phase in plan.phases])
+
         def remember(record: EpochRecord) -> None:
+            self.say(table.line(record))
             self.epochs_done += 1
             phase = next((phase for phase in plan.phases if phase.name == record.phase), None)
             if phase is None:  # the start
@@ -304,7 +307,9 @@ class Learner:
         self.history.best = history.best or self.history.best
         if history.best is not None and self.position is not None:
             self.position["weights_of"] = {"phase": history.best.phase, "epoch": history.best.epoch + 1}
-        self.say(str(history.describe()))
+        if history.best is not None:
+            value = f"{self.monitor} {history.best.metrics[self.monitor]:.4f}"
+            self.say(f"kept: the weights of {history.best.phase}, epoch {history.best.epoch + 1}, the best by {value}")
         return history
 
     def validate(self, batches: Batches | None = None) -> dict[str, float]:

@@ -32,13 +32,13 @@ from ulmfit_pipe.training.sharding import phase_model
 from ulmfit_pipe.training.wrapping import prepared
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from ulmfit_pipe.reports.plots import Picture
 
 DIVERGED = 4.0  # the sweep ends where the smoothed loss exceeds so many times its best, fastai 2.8 schedule.py
 SHORTEST_SWEEP = 6  # fastai 2.8 floors num_it to this
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LRFinderResult:
     """A finished sweep.
 
@@ -59,11 +59,19 @@ class LRFinderResult:
         """The suggestion that fastai shows by default."""
         return self.suggestions["valley"]
 
-    def plot(self, path: Path | str | None = None) -> "Figure":
+    def plot(self, path: Path | str | None = None) -> "Picture":
         """Draw the curve and the suggestions, and save it as a picture where a path is given."""
         from ulmfit_pipe.reports.plots import plot_lr_find  # drawing is loaded by who draws
 
         return plot_lr_find(list(self.lrs), list(self.losses), self.suggestions, path=path)
+
+    def __repr__(self) -> str:
+        """Return a short line: the curve has a hundred points."""
+        return f"LRFinderResult({len(self.lrs)} rates, {self.describe()})"
+
+    def _repr_png_(self) -> bytes:
+        """Return the curve as a picture for a notebook."""
+        return self.plot()._repr_png_()
 
     def describe(self) -> str:
         """Return the suggestions in one line."""

@@ -232,6 +232,10 @@ class Plan:
             "groups": [{"name": group.name, "parameters": group.num_parameters} for group in self.groups],
         }
 
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return self.describe()._repr_html_()
+
     def describe(self) -> Report:
         """Return a table: phase, trainable groups, learning rate a group, schedule, epochs, parameters trained."""
         rows = [("phase", "trains", "learning rates", "schedule", "epochs", "parameters")]

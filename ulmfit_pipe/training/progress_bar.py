@@ -1,10 +1,14 @@
 """The bar of an epoch, and what it counts: tokens or rows."""
 
-from accelerate import Accelerator
-from tqdm import tqdm
+import warnings
 
-from ulmfit_pipe.console import on_terminal
+from accelerate import Accelerator
+from tqdm import TqdmWarning, tqdm
+
+from ulmfit_pipe.console import in_notebook, on_terminal
 from ulmfit_pipe.training.objectives import Batch
+
+NOTEBOOK_DELAY = 2.0  # seconds; a notebook's bar without widgets leaves an empty line behind, so short epochs have none
 
 
 def size_of(batch: Batch) -> int:
@@ -22,14 +26,25 @@ def unit_of(batch: Batch) -> str:
 def progress_bar(
     steps: int, description: str, *, accelerator: Accelerator, progress: bool | None, done: int = 0
 ) -> tqdm:
-    """Return a bar that only the main process shows, and only on a terminal unless asked."""
-    shown = on_terminal() if progress is None else progress
-    return tqdm(
+    """Return a bar that only the main process shows, and only on a terminal or in a notebook unless asked."""
+    shown = on_terminal() or in_notebook() if progress is None else progress
+    return _bar_class()(
         total=steps,
         initial=done,
         desc=description,
         disable=not (shown and accelerator.is_main_process),
         leave=False,
+        delay=NOTEBOOK_DELAY if in_notebook() else 0,
         dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}",
     )
+
+
+def _bar_class() -> type[tqdm]:
+    """Return a notebook's own bar there, or a text bar where its widgets are not installed."""
+    if not in_notebook():
+        return tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # it advises to install the widgets
+        from tqdm.auto import tqdm as chosen  # asks IPython when it is imported
+    return chosen

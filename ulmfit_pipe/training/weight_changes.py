@@ -22,7 +22,7 @@ from ulmfit_pipe.training.saved_learner import untied_state
 from ulmfit_pipe.training.text_tables import Report, format_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from ulmfit_pipe.reports.plots import Picture
 
 PIECE = 1 << 22  # numbers turned to float64 at a time, so that large embeddings need no second copy
 
@@ -121,7 +121,7 @@ class WeightChanges:
         parts = {"groups": self.groups, "tensors": self.tensors, "buffers": self.buffers}
         return {name: [row.to_dict() for row in rows] for name, rows in parts.items()}
 
-    def plot(self, path: Path | str | None = None, *, title: str | None = None) -> "Figure":
+    def plot(self, path: Path | str | None = None, *, title: str | None = None) -> "Picture":
         """Draw the change of each layer group and its tensors, and save it as a picture where a path is given."""
         from ulmfit_pipe.reports.weight_changes import plot_weight_changes  # drawing is loaded by who draws
 
