@@ -147,10 +147,9 @@ CIRCLES = {
     "stages.predict_files stages.predict_shards": 2,
     "stages.transferability stages.transferability_cells stages.transferability_results "
     "stages.transferability_tasks": 8,
-    "training.agreement training.batch_windows training.checkpoint training.checkpoint_store training.events "
-    "training.frozen_prefix training.gradient_norms training.history training.loop training.prefix_boundary "
-    "training.processes training.records training.resume training.resume_checks training.run_state "
-    "training.sharding training.wrapping": 44,
+    "training.agreement training.batch_windows training.best_weights training.events training.frozen_prefix "
+    "training.gradient_norms training.history training.loop training.prefix_boundary training.processes "
+    "training.records training.resume training.run_state training.sharding training.wrapping": 39,
 }
 
 

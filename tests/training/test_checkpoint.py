@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from toy_models import ToyLanguageModel, new_model, same, weights_of
 
 from ulmfit_pipe.training import checkpoint
+from ulmfit_pipe.training.best_weights import BestWeights
 from ulmfit_pipe.training.checkpoint import (
-    BestWeights,
     CheckpointError,
     atomic_folder,
     contents_of,

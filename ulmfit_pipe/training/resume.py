@@ -22,7 +22,8 @@ from torch import nn
 
 from ulmfit_pipe.training import checkpoint_store as store
 from ulmfit_pipe.training import run_state
-from ulmfit_pipe.training.checkpoint import BestWeights, CheckpointError
+from ulmfit_pipe.training.best_weights import BestWeights
+from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.processes import gather_bytes, reduce_sum
 from ulmfit_pipe.training.record_differences import as_json
