@@ -41,8 +41,7 @@ from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierC
 from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE, remote_code_allowed
 from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
 from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote_classes
-from ulmfit_pipe.temporary_files import no_place_for_a_file
-from ulmfit_pipe.training.checkpoint import (
+from ulmfit_pipe.storage.atomic import (
     SEAL,
     AlteredError,
     CheckpointError,
@@ -53,6 +52,7 @@ from ulmfit_pipe.training.checkpoint import (
     recover_folder,
     write_sealed,
 )
+from ulmfit_pipe.storage.temporary_files import no_place_for_a_file
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # size, crop and scale of an image model
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")

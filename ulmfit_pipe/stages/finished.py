@@ -10,10 +10,10 @@ from typing import Any
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, check_stage_files, read_stage, refuse_foreign_folder
 from ulmfit_pipe.stages.progress import refuse_unfinished
-from ulmfit_pipe.training.checkpoint import progress_folder
+from ulmfit_pipe.storage.atomic import progress_folder
+from ulmfit_pipe.storage.record_differences import differences
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.record_differences import differences
 from ulmfit_pipe.training.records import EpochRecord, Phase
 
 MOST_RATES = 1000  # learning rates that stage.json keeps, for the picture of the schedule

@@ -18,9 +18,9 @@ import numpy as np
 
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.stages.artifacts import library_versions
-from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
-from ulmfit_pipe.training.checkpoint import CheckpointError, read_sealed, write_atomic, write_sealed
+from ulmfit_pipe.storage.atomic import CheckpointError, read_sealed, write_atomic, write_sealed
+from ulmfit_pipe.storage.locks import held
 
 FORMAT = 1
 OWN_TO_A_CELL = ("seed", "rows")  # what an identity holds that other seeds of the same method do not share

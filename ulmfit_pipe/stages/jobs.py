@@ -42,7 +42,7 @@ from ulmfit_pipe.stages.tables_of_run import (
     without_texts_of,
 )
 from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
-from ulmfit_pipe.training.checkpoint import write_atomic, write_json
+from ulmfit_pipe.storage.atomic import write_atomic, write_json
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
 

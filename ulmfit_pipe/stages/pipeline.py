@@ -51,7 +51,7 @@ from ulmfit_pipe.stages.tables_of_run import (
     split_texts,
 )
 from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
-from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
+from ulmfit_pipe.storage.atomic import atomic_folder, write_atomic, write_json
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head

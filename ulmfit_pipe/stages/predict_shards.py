@@ -29,10 +29,10 @@ from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.whole_files import whole_file
-from ulmfit_pipe.temporary_files import remove_abandoned
-from ulmfit_pipe.training.checkpoint import digest_of_file
+from ulmfit_pipe.storage.atomic import digest_of_file
+from ulmfit_pipe.storage.record_differences import as_json, differences
+from ulmfit_pipe.storage.temporary_files import remove_abandoned
 from ulmfit_pipe.training.preemption import Preempted
-from ulmfit_pipe.training.record_differences import as_json, differences
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.predict_files import PredictFileSettings

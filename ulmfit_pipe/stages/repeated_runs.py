@@ -19,7 +19,7 @@ from ulmfit_pipe.stages.setting_checks import with_absolute_paths
 from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import RunTables, hold_out, without_texts_of
 from ulmfit_pipe.stages.tfidf import label_array
-from ulmfit_pipe.training.checkpoint import write_atomic, write_json
+from ulmfit_pipe.storage.atomic import write_atomic, write_json
 
 MEASURES = ("accuracy", "micro_f1", "macro_f1", "loss")
 

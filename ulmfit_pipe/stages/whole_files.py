@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ulmfit_pipe.temporary_files import (
+from ulmfit_pipe.storage.temporary_files import (
     FULL_DISK,
     hidden_name,
     no_place_for_a_file,

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ulmfit_pipe.training.checkpoint import (
+from ulmfit_pipe.storage.atomic import (
     PICKLE_SUFFIXES,
     CheckpointError,
     atomic_folder,

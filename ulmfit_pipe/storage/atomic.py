@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ulmfit_pipe.temporary_files import (
+from ulmfit_pipe.storage.temporary_files import (
     hidden_name,
     no_place_for_a_file,
     remove,
