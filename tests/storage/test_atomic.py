@@ -15,14 +15,12 @@ from ulmfit_pipe.storage.atomic import (
     CheckpointError,
     atomic_folder,
     contents_of,
-    load_tensors,
     progress_folder,
-    read_json,
     recover_folder,
-    save_tensors,
     write_atomic,
-    write_json,
 )
+from ulmfit_pipe.storage.json_files import read_json, write_json
+from ulmfit_pipe.storage.tensor_files import load_tensors, save_tensors
 
 
 def test_a_folder_takes_its_place_when_the_block_ends(tmp_path):

@@ -1,9 +1,8 @@
 """Knowing a finished stage again: the same settings, model and data are not trained twice."""
 
 import dataclasses
-import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,18 +33,6 @@ class StageResult:
     metrics: dict[str, Any]
     seconds: float
     skipped: bool
-
-
-def digest_of(*columns: Iterable[Any]) -> str:
-    """Return a SHA-256 over columns of texts or labels, as a fingerprint of the data."""
-    digest = hashlib.sha256()
-    for column in columns:
-        for value in column:
-            content = str(value).encode("utf-8", "surrogatepass")
-            digest.update(len(content).to_bytes(8, "little"))
-            digest.update(content)
-        digest.update(b"\xff" * 8)
-    return digest.hexdigest()
 
 
 def finished_result(

@@ -40,7 +40,7 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_langu
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
 from ulmfit_pipe.stages.setting_checks import check_choices, check_whole, with_home_paths
-from ulmfit_pipe.storage.atomic import read_json
+from ulmfit_pipe.storage.json_files import read_json
 from ulmfit_pipe.storage.locks import held
 
 TITLES = {

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.reports.plots import plot_history, plot_schedule
-from ulmfit_pipe.reports.run_report import write_run_report
+from ulmfit_pipe.reports.run_report import run_report
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.setting_values import to_plain
+from ulmfit_pipe.storage.atomic import write_atomic
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -62,8 +63,7 @@ def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], resul
     pictures: dict[str, Figure | str | Path] = {}
     for name, record in records.items():
         pictures.update(_pictures(name.replace("_", " "), record))
-    return write_run_report(
-        path,
+    page = run_report(
         title=f"ULMFiT run {path.parent.name}",
         metrics=metrics,
         settings=to_plain(dataclasses.asdict(settings)),
@@ -74,6 +74,8 @@ def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], resul
         ],
         pictures=pictures,
     )
+    write_atomic(path, page)
+    return path
 
 
 def report_line(path: Path) -> str:
