@@ -1,4 +1,4 @@
-"""Imports go down only: recipes -> stages -> training | models | data, and reports beside them."""
+"""Imports go down only: recipes -> stages -> training | models | data -> storage | reports."""
 
 import ast
 import re
@@ -8,14 +8,16 @@ from pathlib import Path
 
 from package_sources import PACKAGE_FILES, RECIPES, ROOT, listed, nodes, shown, tree
 
-SIBLINGS = {f"ulmfit_pipe.{name}" for name in ("training", "models", "data", "stages", "reports")}
+SIBLINGS = {f"ulmfit_pipe.{name}" for name in ("training", "models", "data", "stages", "reports", "storage")}
+BELOW = {"ulmfit_pipe.reports", "ulmfit_pipe.storage"}
 # Folder -> what its files must not import, at the top or inside a function.
 FORBIDDEN = {
-    "training": SIBLINGS - {"ulmfit_pipe.training", "ulmfit_pipe.reports"}
+    "training": SIBLINGS - {"ulmfit_pipe.training", *BELOW}
     | {"transformers", "datasets", "tokenizers", "torchvision", "PIL", "recipes"},
-    "models": SIBLINGS - {"ulmfit_pipe.models", "ulmfit_pipe.reports"} | {"datasets", "accelerate", "recipes"},
-    "data": SIBLINGS - {"ulmfit_pipe.data", "ulmfit_pipe.reports"} | {"accelerate", "recipes"},
+    "models": SIBLINGS - {"ulmfit_pipe.models", *BELOW} | {"datasets", "accelerate", "recipes"},
+    "data": SIBLINGS - {"ulmfit_pipe.data", *BELOW} | {"accelerate", "recipes"},
     "reports": SIBLINGS - {"ulmfit_pipe.reports"} | {"torch", "transformers", "datasets", "accelerate", "recipes"},
+    "storage": SIBLINGS - {"ulmfit_pipe.storage"} | {"transformers", "datasets", "accelerate", "recipes"},
     "stages": {"recipes"},
 }
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -147,10 +149,9 @@ CIRCLES = {
     "stages.predict_files stages.predict_shards": 2,
     "stages.transferability stages.transferability_cells stages.transferability_results "
     "stages.transferability_tasks": 8,
-    "training.agreement training.batch_windows training.checkpoint training.checkpoint_store training.events "
-    "training.frozen_prefix training.gradient_norms training.history training.loop training.prefix_boundary "
-    "training.processes training.records training.resume training.resume_checks training.run_state "
-    "training.sharding training.wrapping": 44,
+    "training.agreement training.batch_windows training.best_weights training.events training.frozen_prefix "
+    "training.gradient_norms training.history training.loop training.prefix_boundary training.processes "
+    "training.records training.resume training.run_state training.sharding training.wrapping": 39,
 }
 
 

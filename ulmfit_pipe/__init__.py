@@ -69,7 +69,7 @@ _HOMES = {
     "ulmfit_pipe.models.pooling_classifier": ("PoolingClassifierConfig", "PoolingForSequenceClassification"),
     "ulmfit_pipe.models.group_specs": ("layer_group_specs",),
     "ulmfit_pipe.training.accelerate_trackers": ("AccelerateTrackers",),
-    "ulmfit_pipe.training.checkpoint": ("CheckpointError",),
+    "ulmfit_pipe.storage.atomic": ("CheckpointError",),
     "ulmfit_pipe.training.events": ("JsonlLog", "Tracker"),
     "ulmfit_pipe.training.layer_groups": ("freeze_to", "split_layer_groups"),
     "ulmfit_pipe.training.learner": ("Learner",),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ulmfit_pipe.training import checkpoint, loop
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.training import loop
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ QUICK, SLOW = ("run_pipeline",), pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+    monkeypatch.setattr(atomic, "_sync", lambda _path: None)
 
 
 @pytest.fixture

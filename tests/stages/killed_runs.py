@@ -26,7 +26,8 @@ from tiny_runs import TINY_LM, reviews, table
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.training import checkpoint, checkpoint_store, loop, phases
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.training import checkpoint_store, loop, phases
 
 PRETRAINING = LanguageModelSettings(**TINY_LM, epochs=1, batch_size=4)
 FINE_TUNING = LanguageModelSettings(epochs=2, frozen_epochs=1, batch_size=4, bptt=22)
@@ -128,7 +129,7 @@ class Moment:
             self.reached("rename", self.saving, 1)
             return new
 
-        checkpoint_store.write_checkpoint, checkpoint._sync, Path.rename = write_checkpoint, sync, renamed
+        checkpoint_store.write_checkpoint, atomic._sync, Path.rename = write_checkpoint, sync, renamed
 
     def _is_next(self) -> bool:
         return (self.now, "save", self.saving, self.files) == (self.stage, self.kind, self.number, self.part)

@@ -23,7 +23,7 @@ from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.jobs import ClassifierJob, run_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage.atomic import CheckpointError
 
 
 @pytest.fixture

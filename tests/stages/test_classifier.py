@@ -19,7 +19,7 @@ from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_l
 from ulmfit_pipe.stages.document_reading import label_type_in
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage.atomic import CheckpointError
 
 TRAIN, VALIDATION = table(reviews(36)), table(reviews(10, seed=7))
 PLANS = ["preset", "gradual", "chain-thaw", "lp-ft", "head", "full"]

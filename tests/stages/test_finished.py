@@ -6,9 +6,10 @@ import pytest
 from tiny_runs import heard
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
-from ulmfit_pipe.stages.finished import digest_of, finished_result, refuse_other_run, was_cut_short
+from ulmfit_pipe.stages.finished import finished_result, refuse_other_run, was_cut_short
 from ulmfit_pipe.stages.progress import progress_folder
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.checkpoint_store import checkpoint_path, write_checkpoint
 from ulmfit_pipe.training.records import EpochRecord, Phase
 from ulmfit_pipe.training.schedules import Schedule

@@ -14,10 +14,10 @@ from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.stages import low_shot
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.classifier import ClassifierSettings
-from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder
 from ulmfit_pipe.stages.language_model import LanguageModelSettings
 from ulmfit_pipe.stages.low_shot import LowShotSettings, run_low_shot
+from ulmfit_pipe.storage.locks import held
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LM = LanguageModelSettings(plan="full", epochs=1, batch_size=4, bptt=11)

@@ -21,7 +21,7 @@ from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.whole_files import OutputError, whole_file
+from ulmfit_pipe.storage.atomic import OutputError, whole_file
 
 TEXTS = [
     "The film was dull, and its ending was duller.",

@@ -18,13 +18,14 @@ from tiny_transformers import save_bert
 from ulmfit_pipe.data.image_files import load_images
 from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.command_line import run_recipe
-from ulmfit_pipe.stages.folder_lock import held, lock
 from ulmfit_pipe.stages.image_classifier import train_image_classifier
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.training import checkpoint, loop
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.storage.locks import held, lock
+from ulmfit_pipe.training import loop
 from ulmfit_pipe.training.checkpoint_store import checkpoint_path, write_checkpoint
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.records import TrainingOptions
@@ -45,7 +46,7 @@ class BareLearner:
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+    monkeypatch.setattr(atomic, "_sync", lambda _path: None)
 
 
 def stop_at(monkeypatch, step):

@@ -10,7 +10,7 @@ from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier import build_classifier_learner
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_language_model_learner
 from ulmfit_pipe.stages.saved import groups_of, load_learner
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import TrainingOptions
 

@@ -22,7 +22,7 @@ from toy_models import (
     weights_of,
 )
 
-from ulmfit_pipe.training import checkpoint
+from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.training.launch import part_random_streams
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
@@ -112,7 +112,7 @@ def ended(run: Any) -> str:
     """Return how a run ended that should not have come to its end."""
     try:
         run()
-    except (Stopped, Preempted, checkpoint.CheckpointError) as error:
+    except (Stopped, Preempted, atomic.CheckpointError) as error:
         return f"{type(error).__name__}: {error}"
     return "it came to its end"
 
@@ -137,14 +137,14 @@ def full_disk(accelerator: Accelerator, folder: Path) -> str:
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    sync, checkpoint._sync = checkpoint._sync, full
+    sync, atomic._sync = atomic._sync, full
     try:
         return ended(lambda: train(accelerator, classifier(accelerator, dropout=0.3), folder))
     finally:
-        checkpoint._sync = sync
+        atomic._sync = sync
 
 
-@mock.patch.object(checkpoint, "_sync", lambda _path: None)
+@mock.patch.object(atomic, "_sync", lambda _path: None)
 def begin_alone(accelerator: Accelerator, folder: Path) -> dict[str, str]:
     """Begin by one process what two are to go on with, and return how each run ended."""
     runs = {f"alone {stop}": (classifier(accelerator, dropout=0.0), stop) for stop in ALONE}
@@ -171,7 +171,7 @@ def go_on_together(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
 
 
 @mock.patch("accelerate.utils.memory.clear_device_cache", lambda **_options: None)  # slower than the toys
-@mock.patch.object(checkpoint, "_sync", lambda _path: None)  # and so is waiting for the disk
+@mock.patch.object(atomic, "_sync", lambda _path: None)  # and so is waiting for the disk
 def everything(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     dropped = lambda: classifier(accelerator, dropout=0.3)  # noqa: E731
     words = lambda: language_model(accelerator)  # noqa: E731

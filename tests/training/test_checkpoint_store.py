@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from ulmfit_pipe.training import checkpoint, checkpoint_store
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.training import checkpoint_store
 from ulmfit_pipe.training.checkpoint_store import (
     checkpoint_path,
     checkpoints_in,
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+    monkeypatch.setattr(atomic, "_sync", lambda _path: None)
 
 
 def write(folder, step, state=None, **tensors):

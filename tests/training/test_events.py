@@ -15,7 +15,8 @@ import pytest
 import torch
 from toy_models import NAMES, groups_of, new_model, new_phase, new_task, weights_of
 
-from ulmfit_pipe.training import checkpoint, events
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.training import events
 from ulmfit_pipe.training.events import JsonlLog, memory_in_use
 from ulmfit_pipe.training.gradient_norms import _norm
 from ulmfit_pipe.training.learner import Learner
@@ -410,7 +411,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_killed_run_ends_with_the_log_of_one_that_never_was(accelerator, tmp_path, monkeypatch, every):
-    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+    monkeypatch.setattr(atomic, "_sync", lambda _path: None)
     phases = [new_phase(3, name="head", epochs=2), new_phase(1, 2, 3, name="upper")]
 
     def run(name, *, kill=10**9, resume=False):

@@ -23,7 +23,8 @@ from toy_models import (
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
-from ulmfit_pipe.training import checkpoint, loop
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.training import loop
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.loop import fit
@@ -487,7 +488,7 @@ def test_a_phase_that_is_gone_on_with_keeps_the_same_rows_again_bit_for_bit(
     tmp_path, monkeypatch, kind, accumulation, kills
 ):
     """What is kept of a row depends in its last bits on the batch that the row stood in when it was kept."""
-    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+    monkeypatch.setattr(atomic, "_sync", lambda _path: None)
     real = loop.train_step
 
     def train(folder=None, *, kill=None, resume=False):

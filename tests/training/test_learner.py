@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import Accelerator
-from test_checkpoint import files_of, no_space
+from folder_contents import files_of, no_space
 from toy_models import (
     NAMES,
     ToyBatches,
@@ -21,8 +21,9 @@ from toy_models import (
     weights_of,
 )
 
-from ulmfit_pipe.training import checkpoint, lr_finder
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.training import lr_finder
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import LanguageModelMetric
@@ -386,7 +387,7 @@ def test_a_full_disk_leaves_the_last_save_loadable(new_learner, monkeypatch, tmp
     before, weights = files_of(tmp_path), weights_of(learner.model)
     learner.fit(1, 1e-2)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", no_space)
+        patch.setattr(atomic, "_sync", no_space)
         with pytest.raises(CheckpointError, match="No space left on device; what was there before is untouched"):
             learner.save(tmp_path / "run")
     assert files_of(tmp_path) == before

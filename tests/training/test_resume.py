@@ -28,8 +28,9 @@ from toy_models import (
     weights_of,
 )
 
-from ulmfit_pipe.training import checkpoint, phases, resume
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.training import phases, resume
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
@@ -64,7 +65,7 @@ class KilledAt:
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(checkpoint, "_sync", lambda _path: None)
+    monkeypatch.setattr(atomic, "_sync", lambda _path: None)
 
 
 def classifier(kill=10**9):
@@ -561,7 +562,7 @@ def test_a_full_disk_stops_the_run_says_how_much_is_needed_and_the_one_before_st
     def full(*_args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(atomic, "_sync", full)
     with pytest.raises(CheckpointError) as caught:
         train(classifier, accelerator, kept(tmp_path / "run", resume=True))
     monkeypatch.undo()
@@ -580,7 +581,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_so(tmp_path, accelerator, mo
     def full(*_args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(atomic, "_sync", full)
     with pytest.raises(CheckpointError, match="are free; there is none before it. The disk is full: free some space"):
         train(classifier, accelerator, kept(tmp_path / "run"))
 

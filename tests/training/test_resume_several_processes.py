@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from forked_processes import run_in_processes
 from resumed_two_processes import ALONE, begin_alone, classifier, everything, language_model, train
 
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage.atomic import CheckpointError
 
 pytestmark = pytest.mark.two_process
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from toy_models import ToyLanguageModel, groups_of, new_model, weights_of
 
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import StepRecord
 from ulmfit_pipe.training.run_state import (

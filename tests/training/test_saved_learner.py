@@ -2,12 +2,13 @@ import json
 
 import pytest
 import torch
-from test_checkpoint import files_of, no_space
+from folder_contents import files_of, no_space
 from torch import nn
 from toy_models import ToyClassifier, ToyLanguageModel, groups_of, lm_groups_of, new_model, same, weights_of
 
-from ulmfit_pipe.training import checkpoint, saved_learner
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage import atomic, tensor_files
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.training import saved_learner
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 
 STATE = {"trainable": ["head"], "position": None, "epochs_done": 0}
@@ -32,7 +33,7 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path):
     torch.manual_seed(0)
     model, other = ToyLanguageModel(), ToyLanguageModel()
     save(tmp_path / "run", model, lm_groups_of(model))
-    assert "lm_head.weight" not in checkpoint.load_tensors(tmp_path / "run" / "model.safetensors")
+    assert "lm_head.weight" not in tensor_files.load_tensors(tmp_path / "run" / "model.safetensors")
     saved_learner.load(tmp_path / "run", other, lm_groups_of(other))
     assert other.lm_head.weight is other.embeddings.weight
     assert torch.equal(other.embeddings.weight, model.embeddings.weight)
@@ -42,9 +43,9 @@ def test_tied_weights_saved_under_their_other_name_are_found(tmp_path):
     model, other = ToyLanguageModel(), ToyLanguageModel()
     save(tmp_path / "run", model, lm_groups_of(model))
     path = tmp_path / "run" / "model.safetensors"
-    tensors = checkpoint.load_tensors(path)
+    tensors = tensor_files.load_tensors(path)
     tensors["lm_head.weight"] = tensors.pop("embeddings.weight")
-    checkpoint.save_tensors(path, tensors)
+    tensor_files.save_tensors(path, tensors)
     with pytest.raises(
         CheckpointError, match=r"model.safetensors is not the file that was saved \(its SHA-256 differs"
     ):
@@ -60,7 +61,7 @@ def test_a_models_own_save_pretrained_and_further_files_go_into_the_folder(tmp_p
     class WithConfig(ToyClassifier):
         def save_pretrained(self, folder):
             (folder / "config.json").write_text("{}")
-            checkpoint.save_tensors(folder / "model.safetensors", dict(self.named_parameters()))
+            tensor_files.save_tensors(folder / "model.safetensors", dict(self.named_parameters()))
 
     save(tmp_path / "run", WithConfig(), add_files=lambda folder: (folder / "vocab.txt").write_text("xxunk"))
     assert sorted(files_of(tmp_path / "run")) == ["config.json", "learner.json", "model.safetensors", "vocab.txt"]
@@ -72,12 +73,12 @@ def save_nothing(model, folder):
 
 def save_the_head_only(model, folder):
     head = {name: value for name, value in model.state_dict().items() if name.startswith("head")}
-    checkpoint.save_tensors(folder / "model.safetensors", head)
+    tensor_files.save_tensors(folder / "model.safetensors", head)
 
 
 def save_under_older_names(model, folder):
     renamed = {f"old.{name}": value for name, value in saved_learner.untied_state(model).items()}
-    checkpoint.save_tensors(folder / "model.safetensors", renamed)
+    tensor_files.save_tensors(folder / "model.safetensors", renamed)
 
 
 @pytest.mark.parametrize("save_pretrained", [save_nothing, save_the_head_only, save_under_older_names])
@@ -91,9 +92,9 @@ def test_what_a_models_own_save_leaves_out_or_renames_is_kept_beside_it(tmp_path
     save(tmp_path / "run", model, lm_groups_of(model))
     saved_learner.load(tmp_path / "run", other, lm_groups_of(other))
     assert same(weights_of(model), weights_of(other)) == list(weights_of(model))
-    kept = checkpoint.load_tensors(tmp_path / "run" / "learner.safetensors")
+    kept = tensor_files.load_tensors(tmp_path / "run" / "learner.safetensors")
     assert "lm_head.weight" not in kept  # tied
-    Own.save_pretrained = lambda self, folder: checkpoint.save_tensors(
+    Own.save_pretrained = lambda self, folder: tensor_files.save_tensors(
         folder / "model.safetensors", saved_learner.untied_state(self)
     )
     save(tmp_path / "run", model, lm_groups_of(model))
@@ -122,7 +123,7 @@ def test_a_full_disk_keeps_the_previous_save_bit_identical(tmp_path, monkeypatch
         model.head.weight.zero_()
     options = {}
     if where == "_sync":
-        monkeypatch.setattr(checkpoint, "_sync", no_space)
+        monkeypatch.setattr(atomic, "_sync", no_space)
     elif where == "weights":
         monkeypatch.setattr(saved_learner, "save_tensors", no_space)
     else:

@@ -27,8 +27,8 @@ from toy_models import (
     weights_of,
 )
 
+from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training.agreement import DisagreementError
-from ulmfit_pipe.training.checkpoint import CheckpointError
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.loop import NonFiniteLossError, fit
 from ulmfit_pipe.training.lr_finder import lr_find

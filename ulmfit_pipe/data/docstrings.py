@@ -14,10 +14,8 @@ import importlib.util
 import multiprocessing
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +27,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Value
 
 from ulmfit_pipe.data import docstring_text
 from ulmfit_pipe.data.docstring_text import docstrings_of_source, mask_names, name_pattern, paragraphs_of_docstring
+from ulmfit_pipe.storage.atomic import whole_file
 
 SKIPPED_FOLDERS = frozenset(
     "__pycache__ tests test testing site-packages dist-packages _vendor externals third_party "
@@ -222,17 +221,10 @@ def _load_table(file: Path) -> pa.Table | None:
 
 
 def _save_table(table: pa.Table, file: Path) -> None:
-    """Write a library's table beside its final name first, so that no reader meets half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".unfinished")
-    os.close(descriptor)
-    try:
-        with pa.OSFile(unfinished, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    """Write a library's table, which no reader finds half written."""
+    with whole_file(file) as unfinished, pa.OSFile(str(unfinished), "wb") as sink:
+        with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        os.replace(unfinished, file)
-    finally:
-        with suppress(FileNotFoundError):
-            os.remove(unfinished)
 
 
 def _read_libraries(labels: list[str], *, num_workers: int) -> dict[str, pa.Table]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets.fingerprint import get_temporary_cache_files_directory
 
-from ulmfit_pipe.temporary_files import naming, remove_left_overs, temporary_beside
+from ulmfit_pipe.storage.temporary_files import naming, remove_left_overs, temporary_beside
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder of the run's temporary files", default=None)
 

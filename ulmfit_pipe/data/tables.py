@@ -26,7 +26,7 @@ from ulmfit_pipe.data.row_sources import RowSource, TableReading
 from ulmfit_pipe.data.run_files import run_folder
 from ulmfit_pipe.data.table_readers import TableError, open_rows
 from ulmfit_pipe.data.text_rules import join_fields
-from ulmfit_pipe.temporary_files import naming
+from ulmfit_pipe.storage.temporary_files import naming
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.data.run_files import run_folder
-from ulmfit_pipe.temporary_files import naming, remove, remove_abandoned, temporary_beside
+from ulmfit_pipe.storage.temporary_files import naming, remove, remove_abandoned, temporary_beside
 
 CACHE_SIZE = "ULMFIT_PIPE_TOKEN_CACHE_GIB"  # environment variable: most that the cache may hold; 0 keeps nothing
 DEFAULT_GIB = 2.0  # twenty tables of the size of IMDb: 28 million tokens of 4 bytes are 0.1 GiB

@@ -5,11 +5,8 @@ it can be mailed or opened years later.
 """
 
 import base64
-import contextlib
 import io
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -37,8 +34,7 @@ figure { margin: 1.2rem 0; } figcaption { color: #555; font-size: .9rem; } img {
 """
 
 
-def write_run_report(
-    path: str | Path,
+def run_report(
     *,
     title: str,
     metrics: Mapping[str, Any],
@@ -47,11 +43,10 @@ def write_run_report(
     history: str | Rows = "",
     group_table: str | Rows = "",
     pictures: Mapping[str, Figure | str | Path] | None = None,
-) -> Path:
-    """Write a run's page; a page already there is replaced only once the new one is whole.
+) -> bytes:
+    """Return a run's page in UTF-8; what UTF-8 does not know is escaped.
 
     Args:
-        path: The HTML file; its folder is made if missing.
         title: Heading of the page.
         metrics: As in `metrics.json`: splits (`test`, `validation`) to their scores, or None, with intervals, classes
             and baseline where there are some; warnings and what to try next; any other entries are listed below.
@@ -60,9 +55,6 @@ def write_run_report(
         history: What each epoch did, as text or rows.
         group_table: The layer groups as text or rows.
         pictures: Caption to a figure or to a PNG file.
-
-    Returns:
-        The path written.
 
     Raises:
         ValueError: A picture file is not a PNG.
@@ -92,7 +84,7 @@ def write_run_report(
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}</body>\n</html>\n"
     )
-    return _write_whole(Path(path), page)
+    return page.encode("utf-8", "backslashreplace")
 
 
 def _split_rows(splits: Mapping[str, Any]) -> Rows:
@@ -184,18 +176,3 @@ def _png(picture: Figure | str | Path) -> bytes:
     if not content.startswith(PNG_SIGNATURE):
         raise ValueError(f"pictures must be figures or PNG files, {picture} is neither; save it as PNG")
     return content
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's own mode hides the page from everybody else
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    return path

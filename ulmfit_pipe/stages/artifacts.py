@@ -8,11 +8,9 @@ classes.
 """
 
 import hashlib
-import platform
 import re
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +39,11 @@ from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierC
 from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE, remote_code_allowed
 from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
 from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote_classes
-from ulmfit_pipe.temporary_files import no_place_for_a_file
-from ulmfit_pipe.training.checkpoint import (
-    SEAL,
-    AlteredError,
-    CheckpointError,
-    atomic_folder,
-    contents_of,
-    digest_of_file,
-    read_sealed,
-    recover_folder,
-    write_sealed,
-)
+from ulmfit_pipe.storage.atomic import CheckpointError, atomic_folder, contents_of, recover_folder
+from ulmfit_pipe.storage.digests import digest_of_file
+from ulmfit_pipe.storage.json_files import SEAL, AlteredError, read_sealed, write_sealed
+from ulmfit_pipe.storage.temporary_files import no_place_for_a_file
+from ulmfit_pipe.storage.versions import library_versions
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # size, crop and scale of an image model
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
@@ -61,7 +52,6 @@ SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "tokenizer.model", "sentence
 WHOLE_TOKENIZERS = (BACKEND_FILE, "tokenizer.json", "vocab.txt", *SENTENCEPIECE_FILES)  # any is one by itself
 LOG_FILE = "log.jsonl"
 FORMAT = 1
-TRACKED_LIBRARIES = ("ulmfit_pipe", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
 def register() -> None:
@@ -76,11 +66,6 @@ def register() -> None:
     )
     register_image_classifier()
     register_tokenizer()
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that a result depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in TRACKED_LIBRARIES}}
 
 
 def model_identity(name: str | Path | None, *, images: bool = False) -> str | None:

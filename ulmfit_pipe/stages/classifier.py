@@ -32,7 +32,7 @@ from ulmfit_pipe.stages.document_reading import (
     set_thresholds,
     thresholds_of,
 )
-from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
+from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
 from ulmfit_pipe.stages.head_probe import HeadStart, ProbeError, main_number, start_head
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import AWD_LSTM
@@ -43,6 +43,7 @@ from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, c
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.stages.thresholds import settle_thresholds
 from ulmfit_pipe.stages.tracking import save_training, track_training
+from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase

@@ -19,7 +19,8 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
-from ulmfit_pipe.stages.artifacts import library_versions, load_config
+from ulmfit_pipe.reports.text_tables import Report, format_table
+from ulmfit_pipe.stages.artifacts import load_config
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
 from ulmfit_pipe.stages.grid_training import total_epochs
@@ -31,8 +32,8 @@ from ulmfit_pipe.stages.run_scores import plain_scores
 from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.stages.tfidf import TITLE, fit_tfidf, label_array
-from ulmfit_pipe.training.checkpoint import write_json
-from ulmfit_pipe.training.text_tables import Report, format_table
+from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.versions import library_versions
 
 PRESET = "fastai"
 PRETRAINING_LIBRARIES = ("scipy", "stdlib", "sympy")

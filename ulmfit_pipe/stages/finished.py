@@ -1,19 +1,18 @@
 """Knowing a finished stage again: the same settings, model and data are not trained twice."""
 
 import dataclasses
-import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.artifacts import ArtifactError, check_stage_files, read_stage, refuse_foreign_folder
 from ulmfit_pipe.stages.progress import refuse_unfinished
-from ulmfit_pipe.training.checkpoint import progress_folder
+from ulmfit_pipe.storage.atomic import progress_folder
+from ulmfit_pipe.storage.record_differences import differences
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.record_differences import differences
 from ulmfit_pipe.training.records import EpochRecord, Phase
 
 MOST_RATES = 1000  # learning rates that stage.json keeps, for the picture of the schedule
@@ -34,18 +33,6 @@ class StageResult:
     metrics: dict[str, Any]
     seconds: float
     skipped: bool
-
-
-def digest_of(*columns: Iterable[Any]) -> str:
-    """Return a SHA-256 over columns of texts or labels, as a fingerprint of the data."""
-    digest = hashlib.sha256()
-    for column in columns:
-        for value in column:
-            content = str(value).encode("utf-8", "surrogatepass")
-            digest.update(len(content).to_bytes(8, "little"))
-            digest.update(content)
-        digest.update(b"\xff" * 8)
-    return digest.hexdigest()
 
 
 def finished_result(

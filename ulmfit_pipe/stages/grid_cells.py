@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from ulmfit_pipe.console import print_line
-from ulmfit_pipe.stages.artifacts import library_versions
-from ulmfit_pipe.stages.folder_lock import held
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
-from ulmfit_pipe.training.checkpoint import CheckpointError, read_sealed, write_atomic, write_sealed
+from ulmfit_pipe.storage.atomic import CheckpointError, write_atomic
+from ulmfit_pipe.storage.json_files import read_sealed, write_sealed
+from ulmfit_pipe.storage.locks import held
+from ulmfit_pipe.storage.versions import library_versions
 
 FORMAT = 1
 OWN_TO_A_CELL = ("seed", "rows")  # what an identity holds that other seeds of the same method do not share

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.console import print_line
-from ulmfit_pipe.stages.artifacts import library_versions
 from ulmfit_pipe.stages.grid_cells import CellFolder
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
-from ulmfit_pipe.training.checkpoint import write_atomic, write_json
+from ulmfit_pipe.storage.atomic import write_atomic
+from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.versions import library_versions
 
 RESULTS_FILE = "results.json"
 Record = dict[str, Any]

@@ -21,13 +21,13 @@ from ulmfit_pipe.stages.artifacts import model_type_of, read_stage
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.classifier_network import count_layer_groups
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
-from ulmfit_pipe.stages.finished import digest_of
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, short_digest
 from ulmfit_pipe.stages.grid_tables import LabelledTables
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.stages.tfidf import FOLDS, REGULARIZATIONS, TITLE, fit_tfidf
+from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.loop import NonFiniteLossError
 from ulmfit_pipe.training.records import Phase
 

@@ -15,8 +15,9 @@ from torch import nn
 from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
 from ulmfit_pipe.data.splits import split_train_validation
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
-from ulmfit_pipe.stages.artifacts import library_versions, read_stage
-from ulmfit_pipe.stages.finished import StageResult, digest_of
+from ulmfit_pipe.reports.text_tables import format_table
+from ulmfit_pipe.stages.artifacts import read_stage
+from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_setting, train_image_classifier
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
@@ -39,8 +40,10 @@ from ulmfit_pipe.stages.setting_checks import (
     with_home_paths,
 )
 from ulmfit_pipe.stages.settings import settings_to_yaml
-from ulmfit_pipe.training.checkpoint import write_atomic, write_json
-from ulmfit_pipe.training.text_tables import format_table
+from ulmfit_pipe.storage.atomic import write_atomic
+from ulmfit_pipe.storage.digests import digest_of
+from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.versions import library_versions
 
 GIVEN_TO_FIT = {  # settings that `ImagePipeline.fit` takes under another name
     "train_images": "fit(train, ...), the first argument",

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import load_table
-from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, library_versions, model_type_of
+from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, model_type_of
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.language_model import (
@@ -42,7 +42,9 @@ from ulmfit_pipe.stages.tables_of_run import (
     without_texts_of,
 )
 from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
-from ulmfit_pipe.training.checkpoint import write_atomic, write_json
+from ulmfit_pipe.storage.atomic import write_atomic
+from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
 

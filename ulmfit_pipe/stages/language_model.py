@@ -20,7 +20,7 @@ from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
-from ulmfit_pipe.stages.finished import StageResult, digest_of, finished_result, training_record
+from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
 from ulmfit_pipe.stages.language_model_parts import LanguageModelParts
 from ulmfit_pipe.stages.language_model_scores import compared_across_vocabularies, describe_perplexity
 from ulmfit_pipe.stages.lineage import lineage_after
@@ -37,6 +37,7 @@ from ulmfit_pipe.stages.setting_checks import (
 )
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
+from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.history import History
 
 STAGE = "language_model"

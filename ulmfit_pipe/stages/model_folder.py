@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from ulmfit_pipe.stages.model_names import ArtifactError
-from ulmfit_pipe.training.checkpoint import PICKLE_STARTS, PICKLE_SUFFIXES
+from ulmfit_pipe.storage.pickles import PICKLE_STARTS, PICKLE_SUFFIXES
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"

@@ -34,7 +34,7 @@ from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import Precision, RunContext
 from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.tables_of_run import VALIDATION
-from ulmfit_pipe.training.checkpoint import write_atomic
+from ulmfit_pipe.storage.atomic import write_atomic
 
 MOST_BYTES = 32_000_000  # of a built-in model's weights: it travels in the wheel
 CARD_FILE = "README.md"

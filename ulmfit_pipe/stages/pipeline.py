@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
-from ulmfit_pipe.stages.artifacts import library_versions, load_config, model_type_of, read_stage, resolve_model
+from ulmfit_pipe.stages.artifacts import load_config, model_type_of, read_stage, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
 from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
@@ -51,7 +51,9 @@ from ulmfit_pipe.stages.tables_of_run import (
     split_texts,
 )
 from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
-from ulmfit_pipe.training.checkpoint import atomic_folder, write_atomic, write_json
+from ulmfit_pipe.storage.atomic import atomic_folder, write_atomic
+from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.versions import library_versions
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head

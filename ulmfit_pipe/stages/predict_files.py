@@ -29,7 +29,7 @@ from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_r
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
 from ulmfit_pipe.stages.setting_checks import check_choices, with_home_paths
-from ulmfit_pipe.stages.whole_files import whole_file
+from ulmfit_pipe.storage.atomic import whole_file
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.launch import share_of_work
 

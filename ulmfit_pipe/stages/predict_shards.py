@@ -23,16 +23,17 @@ from tqdm import tqdm
 from ulmfit_pipe.data.plain_copies import PlainTable
 from ulmfit_pipe.data.row_streams import Chunk, check_suffix, in_parts, one_table, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import TableError
-from ulmfit_pipe.stages.artifacts import ArtifactError, library_versions, model_identity
+from ulmfit_pipe.stages.artifacts import ArtifactError, model_identity
 from ulmfit_pipe.stages.document_reading import describe_cut
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.whole_files import whole_file
-from ulmfit_pipe.temporary_files import remove_abandoned
-from ulmfit_pipe.training.checkpoint import digest_of_file
+from ulmfit_pipe.storage.atomic import whole_file
+from ulmfit_pipe.storage.digests import digest_of_file
+from ulmfit_pipe.storage.record_differences import as_json, differences
+from ulmfit_pipe.storage.temporary_files import remove_abandoned
+from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.training.preemption import Preempted
-from ulmfit_pipe.training.record_differences import as_json, differences
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.predict_files import PredictFileSettings

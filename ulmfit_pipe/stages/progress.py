@@ -13,14 +13,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ulmfit_pipe.stages.artifacts import library_versions
-from ulmfit_pipe.stages.folder_lock import holder, lock, refuse_link
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.training.checkpoint import CheckpointError, not_saved, progress_folder
+from ulmfit_pipe.storage.atomic import CheckpointError, not_saved, progress_folder
+from ulmfit_pipe.storage.locks import holder, lock, refuse_link
+from ulmfit_pipe.storage.record_differences import as_json, differences
+from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.processes import gather_bytes
-from ulmfit_pipe.training.record_differences import as_json, differences
 from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.resume import Checkpoints
 

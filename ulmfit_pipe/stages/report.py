@@ -8,10 +8,11 @@ from typing import Any
 
 from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.reports.plots import Picture, plot_history, plot_schedule
-from ulmfit_pipe.reports.run_report import write_run_report
+from ulmfit_pipe.reports.run_report import run_report
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.setting_values import to_plain
+from ulmfit_pipe.storage.atomic import write_atomic
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -60,8 +61,7 @@ def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], resul
     pictures: dict[str, Picture | str | Path] = {}
     for name, record in records.items():
         pictures.update(_pictures(name.replace("_", " "), record))
-    return write_run_report(
-        path,
+    page = run_report(
         title=f"ULMFiT run {path.parent.name}",
         metrics=metrics,
         settings=to_plain(dataclasses.asdict(settings)),
@@ -72,6 +72,8 @@ def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], resul
         ],
         pictures=pictures,
     )
+    write_atomic(path, page)
+    return path
 
 
 def report_line(path: Path) -> str:

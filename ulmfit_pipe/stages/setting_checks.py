@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ulmfit_pipe.stages.setting_values import python_value, shorten
-from ulmfit_pipe.temporary_files import no_place_for_a_file
+from ulmfit_pipe.storage.temporary_files import no_place_for_a_file
 
 SettingsT = TypeVar("SettingsT")
 

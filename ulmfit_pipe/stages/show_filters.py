@@ -20,7 +20,7 @@ from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, s
 from ulmfit_pipe.stages.image_predict import load_pixels
 from ulmfit_pipe.stages.setting_checks import check_whole, with_home_paths
 from ulmfit_pipe.stages.weight_comparison import ModelPair, changes_of, load_pair
-from ulmfit_pipe.training.checkpoint import write_json
+from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.training.weight_changes import WeightChanges
 
 STAGE = "show_filters"

@@ -12,8 +12,8 @@ from typing import Any
 from ulmfit_pipe.stages.artifacts import LOG_FILE, save_stage
 from ulmfit_pipe.stages.progress import drop_progress
 from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.storage.atomic import TRACKERS, is_fixed, progress_folder
 from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers
-from ulmfit_pipe.training.checkpoint import TRACKERS, is_fixed, progress_folder
 from ulmfit_pipe.training.events import JsonlLog, Tracker
 from ulmfit_pipe.training.learner import Learner
 

@@ -35,7 +35,7 @@ from ulmfit_pipe.stages.image_settings import AugmentationSettings
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.transferability_tasks import HalfTask
-from ulmfit_pipe.training.checkpoint import write_atomic
+from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.processes import to_device

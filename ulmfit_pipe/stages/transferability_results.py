@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulmfit_pipe.reports.transferability import plot_transferability
-from ulmfit_pipe.stages.artifacts import library_versions
 from ulmfit_pipe.stages.grid_cells import CellFolder
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, Record, markdown, of_one_recipe, without_identity
 from ulmfit_pipe.stages.transferability_cells import BASE_A, BASE_B, CURVES, NEW
-from ulmfit_pipe.training.checkpoint import write_atomic, write_json
+from ulmfit_pipe.storage.atomic import write_atomic
+from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.versions import library_versions
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.transferability import TransferabilitySettings

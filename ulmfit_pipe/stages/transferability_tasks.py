@@ -15,9 +15,9 @@ from ulmfit_pipe.data.labels import SHOWN_NAMES, list_labels
 from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
 from ulmfit_pipe.data.tables import TableError, load_table
 from ulmfit_pipe.stages.demo import TARGET_LIBRARIES, TEST_FRACTION, long_paragraphs
-from ulmfit_pipe.stages.finished import digest_of
 from ulmfit_pipe.stages.grid_tables import nested_order
 from ulmfit_pipe.stages.tables_of_run import TEST, TRAIN, label_names_of, without_texts_of
+from ulmfit_pipe.storage.digests import digest_of
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.transferability import TransferabilitySettings

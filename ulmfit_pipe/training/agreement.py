@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ulmfit_pipe.storage.record_differences import as_json, differences
 from ulmfit_pipe.training.processes import ProcessError, gather_bytes, why_others_ended
-from ulmfit_pipe.training.record_differences import as_json, differences
 
 T = TypeVar("T")
 CHUNK = 2**20  # words that are widened to 64 bits at a time

@@ -16,8 +16,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ulmfit_pipe.temporary_files import FULL_DISK, number_of, remove_abandoned, write_advice
-from ulmfit_pipe.training.checkpoint import CheckpointError, atomic_folder, digest_of_file, recover_folder
+from ulmfit_pipe.storage.atomic import CheckpointError, atomic_folder, recover_folder
+from ulmfit_pipe.storage.digests import digest_of_file
+from ulmfit_pipe.storage.temporary_files import FULL_DISK, number_of, remove_abandoned, write_advice
 
 STATE_FILE = "state.json"
 PREFIX = "step-"

@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import torch
 from accelerate import Accelerator
 
-from ulmfit_pipe.temporary_files import write_advice
+from ulmfit_pipe.storage.temporary_files import write_advice
 from ulmfit_pipe.training.gradient_norms import gradient_norms
 from ulmfit_pipe.training.processes import reduce_sum
 from ulmfit_pipe.training.records import EpochRecord, EpochState, Phase, TrainingOptions

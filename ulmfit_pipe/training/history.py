@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ulmfit_pipe.training.checkpoint import BestWeights
+from ulmfit_pipe.reports.text_tables import Report, format_table, header_lines, table_line
+from ulmfit_pipe.training.best_weights import BestWeights
 from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord
-from ulmfit_pipe.training.text_tables import Report, format_table, header_lines, table_line
 
 
 def _cell(value: float) -> str:

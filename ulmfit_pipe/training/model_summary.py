@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.training.layer_groups import LayerGroup, train_flags_kept
 from ulmfit_pipe.training.processes import to_device
 from ulmfit_pipe.training.records import Task
-from ulmfit_pipe.training.text_tables import Report, format_table
 
 
 def summarize(

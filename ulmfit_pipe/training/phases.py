@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.training.events import run_log
 from ulmfit_pipe.training.history import History, Judge
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names, resolve_index
@@ -27,7 +28,6 @@ from ulmfit_pipe.training.records import EpochRecord, Phase, Task, TrainingOptio
 from ulmfit_pipe.training.resume import ProgressKeeper
 from ulmfit_pipe.training.resume_checks import can_keep
 from ulmfit_pipe.training.schedules import Schedule
-from ulmfit_pipe.training.text_tables import Report, format_table
 
 
 def full(

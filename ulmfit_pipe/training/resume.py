@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.storage.record_differences import as_json
 from ulmfit_pipe.training import checkpoint_store as store
 from ulmfit_pipe.training import run_state
-from ulmfit_pipe.training.checkpoint import BestWeights, CheckpointError
+from ulmfit_pipe.training.best_weights import BestWeights
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.processes import gather_bytes, reduce_sum
-from ulmfit_pipe.training.record_differences import as_json
 from ulmfit_pipe.training.records import EpochRecord, EpochState
 from ulmfit_pipe.training.resume_checks import (
     other_surroundings,

@@ -7,8 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ulmfit_pipe.training.checkpoint import CheckpointError
-from ulmfit_pipe.training.record_differences import differences
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.storage.record_differences import differences
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 

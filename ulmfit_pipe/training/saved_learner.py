@@ -14,18 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ulmfit_pipe.training.checkpoint import (
-    PICKLE_SUFFIXES,
-    CheckpointError,
-    atomic_folder,
-    contents_of,
-    digest_of_file,
-    load_tensors,
-    read_sealed,
-    recover_folder,
-    save_tensors,
-    write_sealed,
-)
+from ulmfit_pipe.storage.atomic import CheckpointError, atomic_folder, contents_of, recover_folder
+from ulmfit_pipe.storage.digests import digest_of_file
+from ulmfit_pipe.storage.json_files import read_sealed, write_sealed
+from ulmfit_pipe.storage.pickles import PICKLE_SUFFIXES
+from ulmfit_pipe.storage.tensor_files import load_tensors, save_tensors
 from ulmfit_pipe.training.layer_groups import LayerGroup
 
 STATE_FILE = "learner.json"

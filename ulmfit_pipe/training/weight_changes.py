@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_pipe.reports.change_words import change_words
+from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.saved_learner import untied_state
-from ulmfit_pipe.training.text_tables import Report, format_table
 
 if TYPE_CHECKING:
     from ulmfit_pipe.reports.plots import Picture

@@ -9,9 +9,9 @@ import time
 import pytest
 from forked_processes import kill, other_process
 
-from ulmfit_pipe.stages import folder_lock
-from ulmfit_pipe.stages.folder_lock import held, holder, lock
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage import locks
+from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.storage.locks import held, holder, lock
 
 
 def test_a_lock_is_free_after_an_error_and_is_waited_for_where_asked(tmp_path, monkeypatch):
@@ -26,7 +26,7 @@ def test_a_lock_is_free_after_an_error_and_is_waited_for_where_asked(tmp_path, m
         raise KeyError
     with held(path, wait=False) as first:
         assert first
-        monkeypatch.setattr(folder_lock.fcntl, "flock", busy_at_first)
+        monkeypatch.setattr(locks.fcntl, "flock", busy_at_first)
         with held(path, wait=True, say=said.append) as second:
             assert second
     assert said == [f"another process holds {path}; waiting for it"]
@@ -64,7 +64,7 @@ def test_a_lock_of_this_process_is_no_other_ones(tmp_path):
 
 
 def test_a_file_that_its_last_holder_took_away_is_locked_where_it_is_now(tmp_path, monkeypatch):
-    path, real, asked = tmp_path / "lock", folder_lock.fcntl.flock, []
+    path, real, asked = tmp_path / "lock", locks.fcntl.flock, []
 
     def flock(file, how):
         asked.append(how)
@@ -73,7 +73,7 @@ def test_a_file_that_its_last_holder_took_away_is_locked_where_it_is_now(tmp_pat
         real(file, how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder_lock.fcntl, "flock", flock)
+        patched.setattr(locks.fcntl, "flock", flock)
         file = lock(path)
     assert len(asked) == 2
     assert lock(path) is None
@@ -86,9 +86,9 @@ def test_where_there_are_no_locks_all_goes_on_without(tmp_path, monkeypatch, kin
         raise OSError(errno.ENOLCK, "No locks available")
 
     if kind == "system":
-        monkeypatch.setattr(folder_lock, "fcntl", None)
+        monkeypatch.setattr(locks, "fcntl", None)
     else:
-        monkeypatch.setattr(folder_lock.fcntl, "flock", unknown)
+        monkeypatch.setattr(locks.fcntl, "flock", unknown)
     for _ in range(2):
         assert lock(tmp_path / "lock") is not None
         assert holder(tmp_path / "lock") is None

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from ulmfit_pipe.training.record_differences import as_json, differences
+from ulmfit_pipe.storage.record_differences import as_json, differences
 
 
 def test_every_value_that_differs_is_named_with_its_place():

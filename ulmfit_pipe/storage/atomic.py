@@ -1,29 +1,24 @@
-"""Saving without ever losing what was there, and the best weights over all phases.
+"""Writing files and folders atomically: they are complete or absent, whatever happens.
 
 A file or folder is written under a temporary name, synced and renamed, so that a full disk or a killed process leaves
-the previous one as it was. Weights are safetensors, everything else is JSON: nothing here unpickles.
+the previous one as it was. The formats are in `json_files` and `tensor_files`.
 """
 
 import contextlib
 import ctypes
 import errno
 import glob
-import hashlib
-import json
-import math
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
 
-from ulmfit_pipe.temporary_files import (
+from ulmfit_pipe.storage.temporary_files import (
+    FULL_DISK,
     hidden_name,
     no_place_for_a_file,
     remove,
@@ -31,71 +26,71 @@ from ulmfit_pipe.temporary_files import (
     temporary_beside,
     write_advice,
 )
-from ulmfit_pipe.training.records import EpochRecord
 
-LOWER_IS_BETTER = ("loss", "perplexity", "error", "error_rate")  # ends of such metrics' names; others are scores
-PICKLE_STARTS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save's zip, pickle
 INSIDE = "stage"  # what is written in a fixed folder has hidden names that begin so
 WHOLE, FILLING = f".{INSIDE}.whole", f".{INSIDE}.filling"  # a new folder, whole; and while its files are moved
 TRACKERS = "trackers"  # folder beside a stage's own, or in a fixed one; `tensorboard --logdir` takes what is in it
 KEPT_INSIDE = ("lost+found", TRACKERS)  # not a stage's own: the disk's, and what the trackers write
 COUNTING_FILES = ("stage.json", "learner.json")  # a folder without them is not finished
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-SEAL = "record_sha256"  # entry of a JSON record that holds the digest of all others
 ATTEMPTS = 10  # at a name that several processes write at once
-PICKLE_SUFFIXES = (".pkl", ".pickle", ".pth", ".pt", ".bin", ".ckpt")
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read, or does not fit; the message names the file and what to do."""
 
 
-class AlteredError(CheckpointError):
-    """A record is not what was written."""
+class OutputError(OSError, ValueError):
+    """A result cannot be written; the message names the file."""
+
+    def __str__(self) -> str:
+        """Return the message alone."""
+        return str(self.strerror)
 
 
-class BestWeights:
-    """Keeps the weights of the best epoch over all phases; a tie keeps the earlier one.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside the path; the file takes the path's place when the block ends without an error.
 
-    Args:
-        monitor: Name of the validation metric to judge by; smaller is better if the name ends like one of
-            `LOWER_IS_BETTER`, larger otherwise.
+    What a killed process left of an earlier attempt is removed.
+
+    Raises:
+        OutputError: The path is a pipe or a device, or the disk is full or not writable; the old file is untouched.
     """
+    if refusal := no_place_for_a_file(path):
+        raise OutputError(errno.EINVAL, f"could not write: {refusal}")
+    try:
+        with _replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if not _is_of_writing(error, path):  # an input that was removed while it was read, for example
+            raise
+        raise OutputError(
+            error.errno,
+            f"could not write {path}: {error.strerror or error}; what was there before is untouched. "
+            f"{write_advice(error, 'output file or folder')}",
+        ) from error
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
-        self.sign = -1.0 if monitor.endswith(LOWER_IS_BETTER) else 1.0
-        self.record: EpochRecord | None = None
-        self.weights: dict[str, Tensor] | None = None
 
-    def value(self, record: EpochRecord) -> float:
-        """Return the judged value, larger is better; NaN counts as the worst.
+def _is_of_writing(error: OSError, path: Path) -> bool:
+    """Return whether an error is about a file beside a path; of those without a name, a disk that takes no more is."""
+    if error.filename is None:
+        return error.errno in (*FULL_DISK, errno.EROFS, errno.EFBIG)
+    place = Path(os.fsdecode(error.filename))
+    ours = place.name == path.name or place.name.startswith(f".{hidden_name(path.name)}.")
+    return place in path.parents or (place.parent == path.parent and ours)
 
-        Raises:
-            KeyError: The metric does not report the monitored name.
-        """
-        if self.monitor not in record.metrics:
-            raise KeyError(f"no validation metric is called {self.monitor!r}; there are {sorted(record.metrics)}")
-        value = self.sign * record.metrics[self.monitor]
-        return -math.inf if math.isnan(value) else value
 
-    def offer(self, record: EpochRecord, model: nn.Module) -> None:
-        """Keep the model's weights if the record is better than any before; a tie goes to the lower loss, if known."""
-        if self.record is None or self._rank(record) > self._rank(self.record):
-            self.record = record
-            state = model.state_dict(keep_vars=True)
-            tensors = {id(value): value for value in state.values()}  # a tied weight has two names and is copied once
-            copies = {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}
-            self.weights = {name: copies[id(value)] for name, value in state.items()}
-
-    def _rank(self, record: EpochRecord) -> tuple[float, float]:
-        loss = record.metrics.get("loss", math.inf)
-        return self.value(record), -math.inf if math.isnan(loss) else -loss
-
-    def restore(self, model: nn.Module) -> None:
-        """Put the kept weights back into the model, if there are any."""
-        if self.weights is not None:
-            model.load_state_dict(self.weights)
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside the path, which is synced and takes the path's place when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left_overs(path)
+    with temporary_beside(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -264,12 +259,8 @@ def write_atomic(path: Path | str, content: bytes) -> None:
     _refuse_streams(path)
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_left_overs(path)
-        with temporary_beside(path) as temporary:
+        with _replacing(path) as temporary:
             temporary.write_bytes(content)
-            _sync(temporary)
-            temporary.replace(path)
     except OSError as error:
         raise CheckpointError(not_saved(path, error)) from error
 
@@ -296,108 +287,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def digest_of_file(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
-    """Write a record as `write_json` does, with a SHA-256 of its own content, by which `read_sealed` finds a change."""
-    plain = json.loads(json.dumps(_finite(record)))  # as it will be read: keys are texts, for one
-    write_json(path, {**plain, SEAL: _seal_of(plain)})
-
-
-def read_sealed(path: Path | str) -> Any:
-    """Read what `write_sealed` wrote; a record without a seal, of an older version, is taken as it is.
-
-    Raises:
-        CheckpointError: As `read_json`, or it is not what was written.
-    """
-    record = read_json(path)
-    seal = record.get(SEAL) if isinstance(record, dict) else None
-    if seal is not None and seal != _seal_of(record):
-        raise AlteredError(
-            f"{path} is not what was saved (its SHA-256 differs): it was damaged or altered; put back a copy of it, or "
-            f"if you changed it on purpose, delete its entry {SEAL!r}"
-        )
-    return record
-
-
-def _seal_of(record: dict[str, Any]) -> str:
-    """Return the SHA-256 of a record without its seal, however its file is laid out."""
-    rest = {name: value for name, value in record.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path | str, record: Any) -> None:
-    """Write a record as strict JSON, atomically; NaN and infinity become null."""
-    write_atomic(path, (json.dumps(_finite(record), indent=2, allow_nan=False) + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        CheckpointError: It is missing, cut short or no JSON.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; give the folder that a stage or Learner.save wrote") from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits or 200,000 brackets too
-        raise CheckpointError(f"{path} is no whole JSON file ({error}); it was cut short: save it again") from error
-
-
-def save_tensors(path: Path | str, tensors: dict[str, Tensor]) -> str:
-    """Write tensors as safetensors, atomically, and return the file's SHA-256."""
-    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    write_atomic(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def load_tensors(path: Path | str, *, sha256: str | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Args:
-        path: The file; pickled formats are refused.
-        sha256: The digest it must have, or None.
-
-    Raises:
-        CheckpointError: The file is missing, pickled, cut short or altered.
-    """
-    path = Path(path)
-    if path.suffix in PICKLE_SUFFIXES:
-        raise CheckpointError(_refused_pickle(path))
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; give the folder that a stage or Learner.save wrote")
-    if sha256 is not None and digest_of_file(path) != sha256:
-        raise CheckpointError(
-            f"{path} is not the file that was saved (its SHA-256 differs): it was cut short or altered; "
-            "take an earlier save"
-        )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        with path.open("rb") as file:
-            if file.read(8).startswith(PICKLE_STARTS):
-                raise CheckpointError(_refused_pickle(path)) from None
-        raise CheckpointError(f"{path} cannot be read ({error}): it was cut short; take an earlier save") from error
-
-
-def _refused_pickle(path: Path) -> str:
-    return (
-        f"{path} is a pickled checkpoint, which can run code when read, so it is refused; "
-        "convert it to safetensors where you trust it, or export it again"
-    )

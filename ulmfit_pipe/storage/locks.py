@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 from weakref import WeakSet
 
-from ulmfit_pipe.training.checkpoint import CheckpointError
+from ulmfit_pipe.storage.atomic import CheckpointError
 
 try:
     import fcntl
