@@ -49,7 +49,7 @@ def test_hidden_files_and_folders_are_left_out_and_other_files_are_counted(tmp_p
         "pos/@eaDir/1.txt": "x",
     }
     rows = open_rows(write(tmp_path / "train", {**TEXTS, **hidden, "neg/note.md": "x", "labels.feat": "x"}))
-    assert len(list(rows.read(["text"]))) == 3
+    assert len(list(rows.read(["text", "label"]))) == 3
     assert rows.notes == [f"{tmp_path / 'train'}: 1 files in the class folders are no .txt files and were left out"]
 
 
@@ -142,6 +142,27 @@ def test_texts_without_classes_need_a_folder_with_a_name(source, monkeypatch, tm
 def test_a_folder_of_classes_may_be_the_one_at_hand(monkeypatch, tmp_path):
     monkeypatch.chdir(write(tmp_path, TEXTS))
     assert load_table(".").features["label"].names == ["neg", "pos"]
+
+
+def test_texts_of_classes_that_are_read_without_labels_are_told_by_their_folders(tmp_path):
+    folder, said = write(tmp_path / "train", TEXTS), []
+    assert load_table(folder, label_column=None, say=said.append)["text"][:] == ["bad", "fine, fine\n", "good"]
+    assert said == [
+        f"{folder}: read 3 texts in the folders pos (2), neg (1), whose names are not used as labels",
+    ]
+    said.clear()
+    load_table(folder, say=said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize("source", [".", "..", "x/.."])
+def test_texts_in_folders_below_one_without_a_name_are_not_read_without_labels(source, monkeypatch, tmp_path):
+    (tmp_path / "x").mkdir()
+    write(tmp_path, {"licences/mit.txt": "private"})
+    monkeypatch.chdir(tmp_path / "x" if source == ".." else tmp_path)
+    (tmp_path / "x/keep.txt").write_text("private")
+    with pytest.raises(TableError, match=r"is not given by its name, and without labels all .* read: licences \(1\)"):
+        load_table(source, label_column=None)
 
 
 def test_the_whole_disk_is_no_table():

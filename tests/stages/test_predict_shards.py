@@ -630,6 +630,20 @@ def test_a_manifest_that_was_altered_changes_nothing(predict, table_csv, half, t
     assert victim.read_text() == "precious"
 
 
+@pytest.mark.parametrize("identity", ["missing", None, [], "x"])
+def test_a_manifest_without_the_facts_of_its_parts_is_refused_by_name(predict, table_csv, half, identity):
+    manifest = manifest_of(half)
+    manifest.pop("identity")
+    (half / "manifest.json").write_text(
+        json.dumps(manifest if identity == "missing" else manifest | {"identity": identity})
+    )
+    words = "manifest.json does not say of which model, settings and input its parts are .no 'identity' in it.: it was"
+    with pytest.raises(
+        ArtifactError, match=rf"^{half}/{words} damaged or altered. Choose another output_dir, or remove"
+    ):
+        predict(table_csv)
+
+
 @pytest.mark.parametrize("change", [{"labels": {"good": 9}}, {"rows": 9, "sha256": None}, {"seal": "0" * 64}])
 def test_a_record_that_was_altered_has_its_part_made_again(predict, table_csv, half, tmp_path, change):
     record = half / ".records" / "part-000000001-000000002.csv.json"

@@ -12,11 +12,16 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from tiny_runs import reviews, write_csv
+from tiny_runs import reviews, table, write_csv
 
 from ulmfit_pipe import ImagePipeline, TextPipeline
+from ulmfit_pipe.data.splits import split_train_validation
+from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.stages import pipeline as pipeline_module
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.image_classifier import build_image_learner
 from ulmfit_pipe.stages.image_predict import ImagePredictor
+from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.python_input import check_sequence, check_texts
 
@@ -347,3 +352,68 @@ def test_a_table_in_memory_never_reaches_the_hub_or_the_working_folder(tmp_path,
     with pytest.raises(TypeError, match=r'^unlabelled takes .*, got a DataFrame; write df.to_csv\("unlabelled.csv"'):
         TextPipeline(None).fit("base.csv", output_dir="out", unlabelled=FRAME)
     assert not (tmp_path / "out").exists()
+
+
+# Tables for the functions beneath fit
+
+TABLE = table(reviews(6))
+NO_TABLES = [
+    (FRAME, 'got DataFrame; write it to a file and load that: df.to_csv("train.csv", index=False), then load_'),
+    (["a cold soup"], 'got list; load one with load_table("train.csv")'),
+    (None, "got NoneType; load one with load_"),
+    ("train.csv", "got str; load it first: load_table('train.csv')"),
+    (Path("train.csv"), "got PosixPath; load it first: load_table('train.csv')"),
+    (DatasetDict(valid=TABLE), "got DatasetDict; give one of its parts: data['valid']"),
+    (
+        Dataset.from_dict({"review": ["a"]}),
+        "got the columns 'review'; rename one: table.rename_column(name, 'text'), or",
+    ),
+]
+UNNAMED = Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+
+
+@pytest.mark.parametrize(("given", "words"), NO_TABLES, ids=lambda each: type(each).__name__)
+def test_what_is_no_table_is_refused_by_every_function_that_takes_one(given, words, tiny_classifier_folder, tmp_path):
+    predictor, out = Predictor.load(tiny_classifier_folder), {"output_dir": tmp_path / "out"}
+    lm = {"model": str(tiny_classifier_folder)}
+    calls = {
+        "train of build_classifier_learner": lambda: build_classifier_learner(given, TABLE, **lm),
+        "validation of build_classifier_learner": lambda: build_classifier_learner(
+            TABLE, 0 if given is None else given, **lm
+        ),
+        "train of train_classifier": lambda: train_classifier(given, None, **lm, **out),
+        "train of build_language_model_learner": lambda: build_language_model_learner(given, TABLE),
+        "validation of build_language_model_learner": lambda: build_language_model_learner(TABLE, given),
+        "train of train_language_model": lambda: train_language_model(given, TABLE, **out),
+        "validation of train_language_model": lambda: train_language_model(TABLE, given, **out),
+        "the table to score": lambda: predictor.score(given),
+        "the table of Predictor.tokenize": lambda: predictor.tokenize(given),
+    }
+    if not isinstance(given, Dataset):
+        calls["the table of split_train_validation"] = lambda: split_train_validation(given)
+    for what, call in calls.items():
+        told = words.replace("NoneType", "int") if what == "validation of build_classifier_learner" else words
+        with pytest.raises(TypeError, match=rf"^{what} must be a datasets.Dataset.*{re.escape(told)}"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_without_names_are_refused_with_the_line_to_write(tiny_language_model_folder):
+    words = r"got labels without names \(Value\('string'\)\); write table.class_encode_column\(\"label\"\), or load it"
+    with pytest.raises(TypeError, match=words):
+        build_classifier_learner(UNNAMED, None, model=str(tiny_language_model_folder))
+    with pytest.raises(
+        TypeError, match=r"must be a datasets.Dataset with 'text' and 'label', .* rename one: .*'label'"
+    ):
+        build_classifier_learner(UNNAMED.remove_columns("label"), None, model=str(tiny_language_model_folder))
+    named = UNNAMED.class_encode_column("label")
+    check_table(named, what="train", columns=("text", "label"))
+
+
+@pytest.mark.parametrize(("given", "words"), NO_TABLES[:2] + NO_TABLES[3:4], ids=lambda each: type(each).__name__)
+def test_what_is_no_table_of_images_is_refused(given, words):
+    told = words.replace("load_table('", "load_images('").replace(
+        'load_table("train.csv")', 'load_images("images/train")'
+    )
+    with pytest.raises(TypeError, match=rf"^a table of images must be .*, as load_images gives it, {re.escape(told)}"):
+        build_image_learner(given, None, model=None)

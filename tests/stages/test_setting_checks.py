@@ -314,6 +314,15 @@ def test_settings_as_they_are_kept_hold_in_any_folder_and_names_stay_names(tmp_p
     assert kept.train_file == [f"{tmp_path}/train.csv", "owner/name", "/abs.csv"]
     assert (kept.output_dir, kept.label_column) == (f"{tmp_path}/runs/a", ["train.csv"])
     assert (kept.model, kept.model_backward) == (f"{tmp_path}/lm", "awd-lstm-en")
+    assert kept.label_names is None
+    (tmp_path / "names.json").write_text('{"0": "neg"}')
+    (tmp_path / "imdb").mkdir()
+    for names, as_kept in (("names.json", f"{tmp_path}/names.json"), ('{"0": "a"}', '{"0": "a"}'), ("x.csv", "x.csv")):
+        assert with_absolute_paths(PipelineSettings(**given, label_names=names)).label_names == as_kept
+    parts = {"train_file": ["imdb:train", "a/b:train"], "test_file": "imdb:test", "output_dir": "runs/a"}
+    kept = with_absolute_paths(PipelineSettings(**parts))
+    assert kept.train_file == [f"{tmp_path}/imdb:train", "a/b:train"]
+    assert kept.test_file == f"{tmp_path}/imdb:test"
     assert report_line(Path("a/r.html")) == f"report: a/r.html (it and the paths below are seen from {tmp_path})"
     assert report_line(tmp_path / "r.html") == f"report: {tmp_path}/r.html"
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.data.table_readers import TableError
+from ulmfit_pipe.data.tables import check_table
 
 LARGEST_SEED = 2**32 - 1  # what NumPy and PyTorch both take
 
@@ -48,11 +49,7 @@ def split_train_validation(dataset: datasets.Dataset, *, fraction: float = 0.1, 
         TypeError: It is no table of `load_table`.
         TableError: There are too few rows.
     """
-    if not isinstance(dataset, datasets.Dataset):
-        raise TypeError(
-            f"split_train_validation takes a table from load_table, got {type(dataset).__name__}; write a table in "
-            'memory to a file first: df.to_csv("train.csv", index=False), then load_table("train.csv")'
-        )
+    check_table(dataset, what="the table of split_train_validation", columns=())
     check_seed(seed)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie in (0, 1), got {fraction!r}; 0.1 is usual")

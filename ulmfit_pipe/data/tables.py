@@ -31,6 +31,7 @@ from ulmfit_pipe.storage.temporary_files import naming
 logger = logging.getLogger(__name__)
 
 WRITE_ROWS = 256  # rows written at once
+SHOWN_COLUMNS = 8  # names of columns that a message lists
 
 
 @dataclass
@@ -141,6 +142,49 @@ def _read_table(
     if not reader.label_columns:
         return table
     return datasets.concatenate_datasets([table, reader.labels.column()], axis=1)
+
+
+def check_table(
+    table: Any, *, what: str, columns: Sequence[str] = ("text",), loading: str = 'load_table("train.csv")'
+) -> None:
+    """Raise unless something is a table as `load_table` or `load_images` gives it.
+
+    Args:
+        table: What a caller gave.
+        what: What it was given as, for the message: ``train of train_classifier``.
+        columns: Columns that it needs. ``label`` must be a ClassLabel, or for multi-label a list of them.
+        loading: The call that gives such a table, for the message.
+
+    Raises:
+        TypeError: It is something else, a column is missing, or the labels have no names.
+    """
+    having = f" with {' and '.join(map(repr, columns))}" if columns else ""
+    takes = f"{what} must be a datasets.Dataset{having}, as {loading.partition('(')[0]} gives it"
+    if not isinstance(table, datasets.Dataset):
+        raise TypeError(f"{takes}, got {type(table).__name__}; {_table_advice(table, loading)}")
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        there = ", ".join(map(repr, table.column_names[:SHOWN_COLUMNS])) or "none"
+        raise TypeError(
+            f"{takes}, got the columns {there}; rename one: table.rename_column(name, {missing[0]!r}), or load it "
+            f"with {loading}"
+        )
+    label = table.features["label"] if "label" in columns else None
+    if "label" in columns and not hasattr(getattr(label, "feature", label), "names"):
+        raise TypeError(
+            f"{takes}, got labels without names ({str(label)!s:.80}); write "
+            f'table.class_encode_column("label"), or load it with {loading}'
+        )
+
+
+def _table_advice(given: Any, loading: str) -> str:
+    if isinstance(given, datasets.DatasetDict):
+        return f"give one of its parts: data[{next(iter(given), 'train')!r}]"
+    if isinstance(given, str | os.PathLike):
+        return f"load it first: {loading.partition('(')[0]}({os.fspath(given)!r:.80})"
+    if hasattr(given, "to_csv"):
+        return f'write it to a file and load that: df.to_csv("train.csv", index=False), then {loading}'
+    return f"load one with {loading}"
 
 
 def _named(source: Any) -> list[Any]:

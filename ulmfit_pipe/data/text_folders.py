@@ -1,5 +1,6 @@
 """A folder of texts: a folder per class with a file per text (``CLASS/*.txt``, as in aclImdb), or texts alone."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ulmfit_pipe.data.text_files import LONGEST_LINE, TableError
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "unsupervised")
 UNLABELLED_NAMES = ("unsup", "unsupervised", "unlabelled", "unlabeled")  # folders beside the classes that are none
 JUNK = ("thumbs.db", "desktop.ini")  # what systems leave in folders, beside files that begin with a dot
+SHOWN_FOLDERS = 8  # names that a message lists
 COLUMNS = ["text", "label", "file"]
 
 
@@ -98,6 +100,9 @@ def _source(
 
     def read(wanted: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         foreign: list[Path] = []
+        if "label" in columns and "label" not in wanted:
+            note = _texts_without_labels(folder, Counter(str(label) for label, _ in files))
+            notes.extend([note] if note not in notes else [])
         for label, file in files:
             values = {"label": label, "file": str(file.relative_to(folder))}
             if "text" in wanted:
@@ -111,6 +116,18 @@ def _source(
 
     names = [str(file.relative_to(folder)) for _, file in files]
     return RowSource(str(folder), list(columns), read, notes=notes, files=names)
+
+
+def _texts_without_labels(folder: Path, counts: Counter[str]) -> str:
+    """Say from where texts are read whose labels are not wanted; any folder might hold some in folders below it."""
+    shown = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(SHOWN_FOLDERS))
+    more = ", ..." if len(counts) > SHOWN_FOLDERS else ""
+    if folder.name in ("", ".."):
+        raise TableError(
+            f"the folder {folder} is not given by its name, and without labels all texts in the folders below it would "
+            f"be read: {shown}{more}; give it by its name, or a file"
+        )
+    return f"{folder}: read {counts.total():,} texts in the folders {shown}{more}, whose names are not used as labels"
 
 
 def _text_of(file: Path, encoding: str | None, foreign: list[Path]) -> str:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.labels import label_type_of
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
+from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
@@ -214,7 +215,11 @@ def train_classifier(
 
     Returns:
         The folder, its validation metrics and seconds.
+
+    Raises:
+        TypeError: A table is none of `load_table`.
     """
+    _check_tables(train, validation, of="train_classifier")
     model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     settings = settled(settings, context.recipe, held_out=validation is not None)
@@ -251,6 +256,12 @@ def train_classifier(
     save_training(output_dir, stage="classifier", record=record, write=write, context=context)
     context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _check_tables(train: Any, validation: Any, *, of: str) -> None:
+    check_table(train, what=f"train of {of}", columns=("text", "label"))
+    if validation is not None:
+        check_table(validation, what=f"validation of {of}", columns=("text", "label"))
 
 
 def _probed(
@@ -348,10 +359,12 @@ def build_classifier_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
+        TypeError: A table is none of `load_table`.
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
         ValueError: The best epoch is to be kept, and there is nothing to judge it by; a setting has no meaning for
             the model; or the model has no two layer groups to thaw one after the other.
     """
+    _check_tables(train, validation, of="build_classifier_learner")
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
     settings = settled(settings, recipe, held_out=validation is not None)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import SOURCE_ROW, ImageError, ImageScan, scan_images
 from ulmfit_pipe.data.labels import label_type_of, list_apart
+from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.quiet_transformers import one_builds
 from ulmfit_pipe.stages.artifacts import model_identity
@@ -310,6 +311,7 @@ def _scanned(
 ) -> ImageScan | None:
     if part is None or isinstance(part, ImageScan):
         return part
+    check_table(part, what="a table of images", columns=("image",), loading='load_images("images/train")')
     scan = scan_images(part, skip_bad=settings.skip_bad_images)
     tell_of_skipped(scan, context)
     return scan

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import open_image, plain_image, read_source
 from ulmfit_pipe.data.labels import list_apart
+from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
@@ -158,8 +159,10 @@ class ImagePredictor:
         """Return accuracy, macro F1, loss and n on labelled images; every process scores its share.
 
         Raises:
+            TypeError: It is no table of `load_images`.
             ValueError: The table's class names are not the classifier's, in its order.
         """
+        check_table(table, what="the table to score", columns=("image",), loading='load_images("images/test")')
         feature = table.features.get("label")
         names = list(feature.names) if isinstance(feature, ClassLabel) else None
         if names != self.label_names:

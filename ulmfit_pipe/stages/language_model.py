@@ -17,6 +17,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
+from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
@@ -153,7 +154,12 @@ def train_language_model(
 
     Returns:
         The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
+
+    Raises:
+        TypeError: A table is none of `load_table`.
     """
+    check_table(train, what="train of train_language_model")
+    check_table(validation, what="validation of train_language_model")
     model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     context = context.for_model(model_type_of(model))
@@ -222,9 +228,12 @@ def build_language_model_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
+        TypeError: A table is none of `load_table`.
         ArtifactError: The model is none that could be a language model, or its tokenizer is another's.
         ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
+    check_table(train, what="train of build_language_model_learner")
+    check_table(validation, what="validation of build_language_model_learner")
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     config = None if model is None else load_config(model)
     model_type = AWD_LSTM if config is None else config.model_type

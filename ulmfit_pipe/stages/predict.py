@@ -23,6 +23,7 @@ from ulmfit_pipe.data.classifier_batches import ClassifierBatches
 from ulmfit_pipe.data.column_names import shown_names
 from ulmfit_pipe.data.labels import can_be, clean_label, list_apart, typed_label
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
+from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
 from ulmfit_pipe.stages.classifier_labels import check_thresholds, is_text_classifier, labels_of
@@ -122,7 +123,12 @@ class Predictor:
         return {"thresholds": dict(zip(self.label_names, self.thresholds, strict=True))} if self.multi_label else {}
 
     def tokenize(self, table: Dataset) -> Dataset:
-        """Return a table with ``input_ids`` in place of ``text``."""
+        """Return a table with ``input_ids`` in place of ``text``.
+
+        Raises:
+            TypeError: It is no table of `load_table`.
+        """
+        check_table(table, what="the table of Predictor.tokenize")
         columns = [name for name in ("text", "label") if name in table.column_names]
         return tokenize_dataset(table.select_columns(columns), self.tokenizer)
 
@@ -227,6 +233,7 @@ class Predictor:
         Every process scores its share; the sums are added. The loss is that of the averaged probabilities.
 
         Raises:
+            TypeError: It is no table of `load_table`.
             ValueError: The table's label names are not the classifier's, in its order.
         """
         return self.score_rows(table)[0]
@@ -238,8 +245,10 @@ class Predictor:
             The scores, and int64 (rows,), or for multi-label bool (rows, num_labels).
 
         Raises:
+            TypeError: It is no table of `load_table`.
             ValueError: The table's label names are not the classifier's, in its order.
         """
+        check_table(table, what="the table to score")
         _check_label_names(table, self.label_names)
         accelerator = self.accelerator
         num_labels = len(self.label_names)

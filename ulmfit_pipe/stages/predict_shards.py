@@ -255,7 +255,12 @@ class ShardedJob:
             raise ArtifactError(
                 f"{self.folder} holds the parts of another version of ulmfit_pipe, which cannot be continued. {advice}"
             )
-        changed = differences(there.get("identity"), self.identity)
+        if not isinstance(there.get("identity"), dict):
+            raise ArtifactError(
+                f"{self.folder / MANIFEST} does not say of which model, settings and input its parts are (no "
+                f"'identity' in it): it was damaged or altered. {advice}"
+            )
+        changed = differences(there["identity"], self.identity)
         for number, source in enumerate(self.inputs, start=1):
             changed = [line.replace(f"inputs.{number}.", f"{source}: ") for line in changed]
         if changed:

@@ -16,7 +16,8 @@ SettingsT = TypeVar("SettingsT")
 
 PATH_SETTINGS = frozenset(  # settings that are paths, or names of models; a list holds several
     "train_file test_file validation_file unlabelled_file input_file output_file output_dir model model_backward "
-    "tokenizer_of train_images test_images validation_images images weights vocab before after figure combine".split()
+    "tokenizer_of label_names train_images test_images validation_images images weights vocab before after figure "
+    "combine".split()
 )
 OUTPUT_SETTINGS = ("output_dir", "output_file", "figure")
 MODEL_SETTINGS = ("model", "model_backward", "tokenizer_of")  # a built-in name comes before a folder without a model
@@ -82,7 +83,12 @@ def with_absolute_paths(settings: SettingsT) -> SettingsT:
     """Return settings whose paths hold in any folder: those of outputs, and of what is there; names stay names."""
 
     def absolute(name: str, path: Any) -> Any:
-        there = isinstance(path, str) and (os.path.exists(path) or name in ("output_dir", "output_file"))
+        if not isinstance(path, str):
+            return path
+        table, colon, part = path.rpartition(":")
+        if colon and not os.path.exists(path) and os.path.exists(table):  # one split of a folder, or sheet of a file
+            return f"{os.path.abspath(table)}:{part}"
+        there = os.path.exists(path) or name in ("output_dir", "output_file")
         is_name = name in MODEL_SETTINGS and not os.path.isfile(os.path.join(str(path), "config.json"))
         return os.path.abspath(path) if there and not is_name else path
 
