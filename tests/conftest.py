@@ -1,8 +1,11 @@
 """What holds for every test: no network, no screen, few threads, nothing written outside temporary folders."""
 
+import contextlib
+import gc
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     CACHE.cleanup()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cheap_garbage_collection() -> Iterator[None]:
+    """Keep the libraries' own objects out of every garbage collection."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def quick_ends_of_phases() -> Iterator[None]:
+    """Leave out accelerate's garbage collection after every phase, which takes longer than toys train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_options: None)
+        yield
+
+
 @pytest.fixture
 def fresh_accelerator():
     """Forget the precision of this process' accelerators before and after."""
@@ -93,13 +113,8 @@ def cost_ratio():
     return lambda small, large: seconds(large) / seconds(small)
 
 
-@pytest.fixture(scope="module")
-def blank_pictures():
-    """Save a dot for every picture: to draw those of a report takes longer than to train what it reports on.
-
-    They are drawn as users get them by the tests of reports, by recipes/test_recipes.py, stages/test_report.py and
-    stages/test_show_filters.py.
-    """
+@contextlib.contextmanager
+def _dots_for_pictures() -> Iterator[None]:
     from matplotlib.figure import Figure  # not above: it reads its settings from the names above
     from PIL import Image
 
@@ -108,6 +123,24 @@ def blank_pictures():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", save)
+        yield
+
+
+@pytest.fixture(scope="module")
+def blank_pictures() -> Iterator[None]:
+    """Save a dot for every picture: to draw those of a report takes longer than to train what it reports on.
+
+    They are drawn as users get them by the tests of reports, by recipes/test_recipes.py, stages/test_report.py and
+    stages/test_show_filters.py.
+    """
+    with _dots_for_pictures():
+        yield
+
+
+@pytest.fixture
+def blank_pictures_here() -> Iterator[None]:
+    """Save dots for the pictures of one test, whose kinds another test of the file draws."""
+    with _dots_for_pictures():
         yield
 
 

@@ -14,6 +14,8 @@ from tiny_images import save_backbone, write_images  # noqa: E402
 from tiny_runs import reviews, write_csv  # noqa: E402
 from tiny_transformers import save_bert, save_gpt2  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_ends_of_phases")
+
 
 def example_with(words: str) -> str:
     """Return the one Python block of the README that holds these words."""

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import socket
 import zipfile
 
@@ -47,9 +48,29 @@ def test_the_encoding_is_found_and_said_where_it_is_not_utf8(tmp_path, suffix, t
     found, source = read(write(tmp_path / f"rows.{suffix}", text.encode(encoding)))
     assert found == ROWS
     told = [note for note in source.notes if "is not UTF-8" in note]
-    assert told == (
-        [] if said is None else [f"{source.name} is not UTF-8; it is read as {said} (--encoding names another one)"]
+    others = ", such as cp1250 for Polish or Czech, mac_roman for old Macs" if said == "cp1252" else ""
+    line = f"{source.name} is not UTF-8; it is read as {said} (--encoding names another one{others})"
+    assert told == ([] if said is None else [line])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"), [("cp1250", "zażółć gęślą jaźń, bardzo dobry film"), ("mac_roman", "café très élégant")]
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_another_encoding_of_one_byte_is_read_with_the_option_that_the_line_names(tmp_path, suffix, encoding, text):
+    content = (
+        f"text,label\n{text!r},a\n".replace("'", '"') if suffix == "csv" else f'{{"text": "{text}", "label": "a"}}\n'
     )
+    path = write(tmp_path / f"rows.{suffix}", content.encode(encoding))
+    taken, source = read(path)
+    assert taken != [(text, "a")]
+    assert re.search(rf"--encoding names another one, such as .*{encoding} for", source.notes[0])
+    assert read(path, encoding=encoding)[0] == [(text, "a")]
+    folder = tmp_path / "folder"
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+        write(folder / label / "0.txt", text.encode(encoding))
+    assert read(folder, encoding=encoding)[0] == [(text, "a"), (text, "b")]
 
 
 def test_a_byte_that_cp1252_lacks_makes_it_latin_1(tmp_path):

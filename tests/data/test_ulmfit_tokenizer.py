@@ -232,32 +232,6 @@ def run_python(code):
     )
 
 
-def test_loading_where_nothing_is_registered_fails_in_every_way(words, tmp_path):
-    words.save_pretrained(tmp_path)
-    ways = "\n".join(
-        [
-            "from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast",
-            f"folder = {str(tmp_path)!r}",
-            "ways = [lambda: AutoTokenizer.from_pretrained(folder),",
-            "        lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=True),",
-            "        lambda: AutoTokenizer.from_pretrained(folder, config=BertConfig()),",
-            "        lambda: PreTrainedTokenizerFast.from_pretrained(folder)]",
-            "for way in ways:",
-            "    try:",
-            "        print('=loaded', way())",
-            "    except Exception as error:",
-            "        print('=' + type(error).__name__)",
-        ]
-    )
-    lines = [line for line in run_python(ways).stdout.replace("=", "\n=").splitlines() if line.startswith("=")]
-    assert [line for line in lines if "Error" in line or "loaded" in line] == [
-        "=ValueError",
-        "=OSError",
-        "=ValueError",
-        "=ValueError",
-    ]
-
-
 def test_loading_in_a_fresh_process_gives_the_same_ids(words, tmp_path):
     words.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))  # whatever model stands beside it

@@ -1,23 +1,8 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
-
-PLAIN_TRANSFORMERS = """
-import sys
-from transformers import AutoConfig, AutoModelForCausalLM
-for trust in (False, True):
-    for loader in (AutoConfig, AutoModelForCausalLM):
-        try:
-            loader.from_pretrained(sys.argv[1], trust_remote_code=trust)
-            print("LOADED")
-        except (ValueError, OSError) as error:
-            print("REFUSED", trust, str(error).replace(chr(10), " "))
-"""
 
 
 def test_default_sizes_and_dropouts_are_fastais():
@@ -79,11 +64,3 @@ def test_saving_and_loading_keeps_every_setting(tmp_path):
     assert loaded.to_dict() == config.to_dict()
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
-
-
-def test_plain_transformers_refuses_a_saved_model_and_names_what_to_import(tmp_path):
-    AwdLstmForCausalLM(AwdLstmConfig(vocab_size=11, embedding_size=5, hidden_size=7)).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", PLAIN_TRANSFORMERS, str(tmp_path)]
-    lines = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout.splitlines()
-    assert len(lines) == 4 and not any("LOADED" in line for line in lines)
-    assert all("import_ulmfit_pipe_stages_first" in line for line in lines if line.startswith("REFUSED True"))

@@ -25,6 +25,7 @@ from ulmfit_pipe import (
 )
 from ulmfit_pipe.stages.settings import list_settings
 
+pytestmark = pytest.mark.usefixtures("quick_ends_of_phases")
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "ablation",
@@ -104,6 +105,7 @@ def test_1_pretraining_makes_a_general_language_model(run, place):
     assert metrics_in(place / "lm").keys() >= REPORTED
 
 
+@pytest.mark.usefixtures("blank_pictures_here")
 def test_1_and_goes_on_from_one(run, place):
     words = ["--model", "lm", "--train_file", "more.csv", "--output_dir", "lm_on", *SHORT]
     code, out, err = run("pretrain_language_model", *words)
@@ -120,6 +122,7 @@ def test_1_and_is_packaged_with_a_card(run, place):
     assert "over 2 legs of training" in (place / "shipped/README.md").read_text()
 
 
+@pytest.mark.usefixtures("blank_pictures_here")
 def test_2_fine_tuning_goes_on_from_it(run, place):
     words = ["--model", "lm", "--train_file", "train.csv", "--train_file", "more.csv", "--output_dir", "tuned"]
     code, out, err = run("finetune_language_model", *words, *SHORT)
@@ -138,6 +141,7 @@ def test_3_a_learning_rate_is_found_for_the_head(run, place):
     assert metrics_in(place / "lr").keys() >= REPORTED
 
 
+@pytest.mark.usefixtures("blank_pictures_here")
 def test_4_a_classifier_is_trained_on_it(run, place):
     words = ["--model", "tuned", "--train_file", "train.csv", "--test_file", "test.csv", "--output_dir", "classifier"]
     words += ["--validation_fraction", "0.1"]
@@ -192,6 +196,7 @@ def test_7_few_labels_are_measured_and_drawn(run, place):
     assert (code, err, out.count("| ULMFiT ")) == (0, "", 2)
 
 
+@pytest.mark.usefixtures("blank_pictures_here")
 def test_8_ways_to_thaw_are_compared(run, place):
     words = ["--train_file", "train.csv", "--test_file", "test.csv", "--model", "few/language_model", *LEAST]
     words += ["--output_dir", "ways", "--size", 12, "--seeds", 1, "--variants", "full", "--variants", "gradual"]
@@ -204,6 +209,7 @@ def test_8_ways_to_thaw_are_compared(run, place):
     assert "| gradual | last 1 (1), last 2 (1), last 3 (1), all (2) | 12 " in out
 
 
+@pytest.mark.usefixtures("blank_pictures_here")
 def test_9_a_model_goes_to_fastais_files_and_comes_back(run, place):
     words = ["--train_file", "more.csv", "--output_dir", "words", "--language_model.tokenizer", "word", *TINY, *SHORT]
     assert run("pretrain_language_model", *words)[0] == 0

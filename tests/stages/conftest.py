@@ -1,7 +1,6 @@
 """Small random models, saved as the stages save them, for every test of stages and recipes below."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,23 +21,11 @@ SENTENCES = [
 ]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cheap_garbage_collection() -> Iterator[None]:
-    """Keep the libraries' own objects out of the collections that every training phase ends with."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def quick_ends_of_phases(request) -> Iterator[None]:
-    """Leave out accelerate's garbage collection after every phase, and pictures but where they are looked at."""
+def quick_training(quick_ends_of_phases, request) -> None:
+    """Draw pictures only where they are looked at."""
     if request.module.__name__ not in ("test_report", "test_show_filters"):
         request.getfixturevalue("blank_pictures")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_options: None)
-        yield
 
 
 @pytest.fixture(scope="session")

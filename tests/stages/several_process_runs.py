@@ -132,7 +132,7 @@ def in_double(learner: Learner, phases: list[Phase]) -> dict[str, Any]:
 
 
 def classifier_learner(folder: Path, model: str, *, said: Said = quiet, seed: int = 0, **changes: Any) -> Any:
-    settings = {"plan": "gradual", "epochs_per_phase": 1, "final_epochs": 3, "batch_size": 8, "lr": 1e-2}
+    settings = {"plan": "gradual", "epochs_per_phase": 1, "final_epochs": 2, "batch_size": 8, "lr": 1e-2}
     settings["num_workers"] = 1
     if model == "language_model":
         settings["drop_mult"] = 0.0

@@ -3,8 +3,9 @@
 import errno
 import io
 import json
+import os
+import runpy
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -217,9 +218,25 @@ def test_a_recipe_runs_without_a_console(tmp_path):
         "    raise OSError(2, 'gone', 'in.csv')\n"
         "run_recipe(main)\n"
     )
-    ended_with = subprocess.run(f"{sys.executable} {program} {tmp_path}/out <&- >&- 2>&-", shell=True, check=False)
-    assert ended_with.returncode == 2
+    assert _forked_without_console(program, tmp_path / "out") == 2
     assert int((tmp_path / "out").read_text()) > 2  # else what libraries write to stderr would go into it
+
+
+def _forked_without_console(program, *words):
+    """Run a program as one that was started with `<&- >&- 2>&-`, and return how it ended."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.closerange(0, 3)
+            sys.stdin = sys.stdout = sys.stderr = sys.__stdin__ = sys.__stdout__ = sys.__stderr__ = None
+            sys.argv = [str(program), *map(str, words)]
+            runpy.run_path(str(program), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_console_that_was_closed_stops_no_training(monkeypatch):

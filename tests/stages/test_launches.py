@@ -6,14 +6,19 @@ And how they end when their launcher does: they do not train on alone.
 import contextlib
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
+import several_process_runs  # noqa: F401  # what the failing process imports, before it is forked
 from started_processes import start
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.two_process
@@ -28,9 +33,36 @@ def folder(tmp_path, tiny_language_model_folder):
     return tmp_path
 
 
-def failed(folder, kind, *, processes=2):
+def start_forked(script, *words, processes):
+    """Do what `start` does, with torchrun's own agent; the processes are forked, so that none has to import torch."""
+    out, errors = (Path(words[0], name) for name in ("out.txt", "errors.txt"))
+    child = os.fork()
+    if child == 0:
+        try:
+            for number, file in enumerate((out, errors), start=1):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+            sys.argv = list(map(str, [script, *words]))
+            sizes = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "run_id": "forked"}
+            rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+            config = LaunchConfig(**sizes, **rendezvous, max_restarts=0, start_method="fork")
+            elastic_launch(config, runpy.run_path)(str(script), None, "__main__")
+        except ChildFailedError as error:
+            print(error, file=sys.stderr)  # as torchrun ends
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return subprocess.CompletedProcess([], code, out.read_text(), errors.read_text())
+
+
+def failed(folder, kind, *, processes=2, forked=False):
     """Start processes of which the last one fails, and see all of them end soon after."""
-    done = start(HERE / "failing_process.py", folder, kind, processes=processes, timeout=MOST_SECONDS)
+    if forked:
+        done = start_forked(HERE / "failing_process.py", folder, kind, processes=processes)
+    else:
+        done = start(HERE / "failing_process.py", folder, kind, processes=processes, timeout=MOST_SECONDS)
     seconds = time.time() - float((folder / "failed_at").read_text())
     assert 0 < seconds <= MOST_SECONDS_TO_END
     assert [path.name for path in (folder / ".failing.progress").iterdir()] == ["step-00000004"]
@@ -47,9 +79,16 @@ def told_by_recipes(done):
     return sorted(line for line in done.stderr.splitlines() if line.startswith("failing_process.py: "))
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_one_failing_process_stops_all_and_its_error_is_shown_as_the_cause(folder, processes):
-    done = failed(folder, "user", processes=processes)
+@pytest.mark.parametrize(
+    ("processes", "forked"),
+    [
+        (2, True),
+        pytest.param(2, False, marks=pytest.mark.slow),
+        pytest.param(3, False, marks=pytest.mark.slow),
+    ],
+)
+def test_one_failing_process_stops_all_and_its_error_is_shown_as_the_cause(folder, processes, forked):
+    done = failed(folder, "user", processes=processes, forked=forked)
     last = processes - 1
     assert told_by_recipes(done) == [
         *[f"failing_process.py: process {rank} ends, since process {last} stopped: {WORDS}" for rank in range(last)],

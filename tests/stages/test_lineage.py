@@ -12,7 +12,8 @@ from ulmfit_pipe.data.lm_batches import LanguageModelBatches
 from ulmfit_pipe.stages import lineage
 from ulmfit_pipe.stages.jobs import LanguageModelJob, run_language_model
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
-from ulmfit_pipe.stages.lineage import lineage_before, lineage_of, processor_name, tokens_seen
+from ulmfit_pipe.stages.lineage import lineage_before, lineage_of, name_of_start, processor_name, tokens_seen
+from ulmfit_pipe.stages.package_model import without_paths
 from ulmfit_pipe.stages.run_context import deadline_after
 from ulmfit_pipe.training.records import EpochRecord
 
@@ -172,3 +173,14 @@ def test_the_processor_has_a_name_on_every_system(tmp_path, monkeypatch):
     assert processor_name()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Slide Rule 7\nmodel name\t: Slide Rule 7\n")
     assert processor_name() == processor_name(torch.device("cpu")) == "Slide Rule 7"
+
+
+def test_a_start_is_named_by_its_folder_or_by_the_address_of_its_owner(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/lm").mkdir(parents=True)
+    (tmp_path / "runs/lm/config.json").write_text("{}")
+    starts = [None, "runs/lm", "runs/lm/", tmp_path / "runs/lm", "awd-lstm-en", "owner/name", "gpt2"]
+    hub = "https://huggingface.co/owner/name"
+    named = [None, "lm", "lm", "lm", "awd-lstm-en", hub, "gpt2"]
+    assert [name_of_start(start) for start in starts] == named
+    assert without_paths(named) == named

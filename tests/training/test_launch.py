@@ -122,6 +122,7 @@ def test_accelerate_launch_on_a_cpu_starts_one_process_and_the_recipe_says_so(la
     assert said.startswith("accelerate launch was asked for 2 processes and started one")
 
 
+@pytest.mark.slow
 @pytest.mark.two_process
 def test_accelerate_launch_for_gpus_starts_all_processes_and_they_find_one_another_without_a_gpu(launched):
     found = [line for line in launched("--multi_gpu") if line.startswith("processes")]

@@ -17,8 +17,8 @@ COMPARED += [f"{name}, find_unused {find_unused}" for name in ORDERS for find_un
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
-def many(request, tmp_path_factory):
-    """The results of each process."""
+def many(request, tmp_path_factory, one):
+    """The results of each process; forked after one has imported all that they need."""
     folder = tmp_path_factory.mktemp("many")
     return run_in_processes(lambda: everything(Accelerator(cpu=True), folder), folder, processes=request.param)
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.fsdp  # here, not in each of the processes
 from accelerate import Accelerator
 from forked_processes import run_in_processes
 from sharded_runs import everything
@@ -24,8 +25,8 @@ COMPARED = [*GRADUAL, *AGAIN, "language model", *ORDERS]
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    """The results of each of two processes."""
+def pieces(tmp_path_factory, one):
+    """The results of each of two processes; forked after all that they need was imported."""
     folder = tmp_path_factory.mktemp("pieces")
     return run_in_processes(lambda: everything(Accelerator(cpu=True)), folder, processes=2)
 

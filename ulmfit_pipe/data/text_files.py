@@ -31,6 +31,7 @@ RUNS_SHARE = 0.5  # of bytes that are not UTF-8 stand side by side: above it the
 FEW_BYTES = 10  # that are not ASCII tell nothing of the script
 DAMAGED_SHARE = 2.0  # the same in text of another script, whose encodings hold valid UTF-8 by chance
 MIXED_SHARE = 0.25  # of letters in valid UTF-8 to bytes that are not: above it the file is UTF-8 with damage
+ONE_BYTE = ("cp1252", "latin-1")  # what is taken for Western text; many encodings have other letters in these places
 ISO_2022_JP = b"\x1b$B"  # stands before its letters, which are bytes of ASCII
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 MARKS = (  # a byte order mark, and the encoding that passes over it; UTF-32 first, whose mark begins with UTF-16's
@@ -204,7 +205,8 @@ def _found_encoding(path: Path, packing: str | None, head: bytes, unpacked: Call
 
 
 def _encoding_note(path: Path, name: str) -> str:
-    return f"{path} is not UTF-8; it is read as {name} (--encoding names another one)"
+    others = ", such as cp1250 for Polish or Czech, mac_roman for old Macs" if name in ONE_BYTE else ""
+    return f"{path} is not UTF-8; it is read as {name} (--encoding names another one{others})"
 
 
 def _utf16_without_mark(head: bytes) -> str | None:

@@ -23,6 +23,7 @@ from ulmfit_pipe.training.records import EpochRecord
 
 MEASURED = ("perplexity", "perplexity_per_word", "bits_per_character")
 MASKED_MEASURED = "pseudo_perplexity"  # of a masked language model, which has none of the others
+HUB = "https://huggingface.co"  # an address, which no record cuts to its last part as it does paths
 CPU_FILE = Path("/proc/cpuinfo")
 
 
@@ -67,7 +68,7 @@ def lineage_after(
     accelerator, batches = context.accelerator, learner.task.train_batches
     accumulation_steps = learner.options.accumulation_steps
     leg = {
-        "started_from": None if model is None else Path(model).name,
+        "started_from": name_of_start(model),
         "tokens_seen": tokens_seen(batches, history.epochs, accumulation_steps=accumulation_steps),
         "tokens_available": tokens,
         "steps": sum(_steps_of_epochs(history.epochs)),
@@ -84,6 +85,17 @@ def lineage_after(
         "date": time.strftime("%Y-%m-%d"),
     }
     return [*lineage_before(model), leg]
+
+
+def name_of_start(model: str | Path | None) -> str | None:
+    """Return how a record names the model that a training started from: a folder's own name, a hub id's address.
+
+    Where the folder lay is nobody's business; a hub id without its owner would be another model's.
+    """
+    if model is None:
+        return None
+    text = str(model).rstrip("/")
+    return f"{HUB}/{text}" if "/" in text and not Path(resolve_model(model)).is_dir() else Path(text).name
 
 
 def tokens_seen(batches: Any, epochs: Sequence[EpochRecord], *, accumulation_steps: int = 1) -> int:
