@@ -23,7 +23,7 @@ from ulmfit_pipe import (
     PipelineSettings,
     parse_settings,
 )
-from ulmfit_pipe.stages.settings import list_settings
+from ulmfit_pipe.settings.parsing import list_settings
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
