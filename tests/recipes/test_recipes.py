@@ -23,7 +23,7 @@ from ulmfit_pipe import (
     PipelineSettings,
     parse_settings,
 )
-from ulmfit_pipe.stages.settings import list_settings
+from ulmfit_pipe.settings.parsing import list_settings
 
 pytestmark = pytest.mark.usefixtures("quick_ends_of_phases")
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from tiny_runs import heard
 
+from ulmfit_pipe.settings.images import ImageHeadSettings
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
 from ulmfit_pipe.stages.image_network import build_image_network
-from ulmfit_pipe.stages.image_settings import ImageHeadSettings
 
 
 @torch.no_grad()

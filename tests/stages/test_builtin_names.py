@@ -16,6 +16,7 @@ from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
 from ulmfit_pipe.models import builtin_models as home
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.settings.parsing import parse_settings
 from ulmfit_pipe.stages import pretrained_files
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
@@ -29,7 +30,6 @@ from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_langu
 from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.settings import parse_settings
 
 SHORT = LanguageModelSettings(epochs=1, frozen_epochs=1, batch_size=4, bptt=11)
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from ulmfit_pipe.data.image_files import ImageError, load_images, scan_images
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
+from ulmfit_pipe.settings.images import AugmentationSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.image_classifier import (
     ImageClassifierSettings,
@@ -20,7 +21,6 @@ from ulmfit_pipe.stages.image_classifier import (
     train_image_classifier,
 )
 from ulmfit_pipe.stages.image_predict import ImagePredictor
-from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
 from ulmfit_pipe.stages.saved import load_learner
 from ulmfit_pipe.training.layer_groups import is_norm

@@ -14,6 +14,7 @@ from torch import nn
 from ulmfit_pipe.data.image_files import ImageError, load_images
 from ulmfit_pipe.data.tables import TableError
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
+from ulmfit_pipe.settings.parsing import load_settings, parse_settings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.image_pipeline import (
     ImagePipeline,
@@ -22,7 +23,6 @@ from ulmfit_pipe.stages.image_pipeline import (
     run_image_pipeline,
     thawing_table,
 )
-from ulmfit_pipe.stages.settings import load_settings, parse_settings
 
 DIGITS = Path(__file__).parents[2] / "recipes/configs/digits.yaml"
 GREY = dataclasses.replace(QUICK, channels=1)

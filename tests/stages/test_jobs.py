@@ -6,6 +6,7 @@ import json
 import pytest
 from tiny_runs import CLASSIFIER, LM, reviews, write_csv
 
+from ulmfit_pipe.settings.parsing import load_settings
 from ulmfit_pipe.stages import jobs
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.jobs import (
@@ -16,7 +17,6 @@ from ulmfit_pipe.stages.jobs import (
     run_classifier,
     run_language_model,
 )
-from ulmfit_pipe.stages.settings import load_settings
 
 REPORTED = {"test", "validation", "seconds", "versions", "seed", "preset"}
 

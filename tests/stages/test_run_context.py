@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ulmfit_pipe.settings.checks import added_setting
 from ulmfit_pipe.stages import run_context
 from ulmfit_pipe.stages.presets import PRESETS
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
-from ulmfit_pipe.stages.setting_checks import added_setting
 
 CPU = SimpleNamespace(device=torch.device("cpu"), is_main_process=True)
 

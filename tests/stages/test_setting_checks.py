@@ -27,9 +27,7 @@ from ulmfit_pipe import (
     load_table,
     parse_settings,
 )
-from ulmfit_pipe.stages.model_names import resolve_model
-from ulmfit_pipe.stages.report import report_line
-from ulmfit_pipe.stages.setting_checks import (
+from ulmfit_pipe.settings.checks import (
     PATH_SETTINGS,
     check_above_zero,
     check_choices,
@@ -39,7 +37,9 @@ from ulmfit_pipe.stages.setting_checks import (
     home_path,
     with_absolute_paths,
 )
-from ulmfit_pipe.stages.settings import load_settings
+from ulmfit_pipe.settings.parsing import load_settings
+from ulmfit_pipe.stages.model_names import resolve_model
+from ulmfit_pipe.stages.report import report_line
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from tiny_runs import CLASSIFIER, LM, reviews, table, texts_of, write_csv
 
+from ulmfit_pipe.settings.parsing import parse_settings
 from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.image_pipeline import ImageSettings, run_image_pipeline
 from ulmfit_pipe.stages.jobs import ClassifierJob, LanguageModelJob, run_classifier, run_language_model
@@ -14,7 +15,6 @@ from ulmfit_pipe.stages.language_model import train_language_model
 from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
 from ulmfit_pipe.stages.progress import progress_folder
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.settings import parse_settings
 
 TEXTS = [text for text, _ in reviews(40)]
 

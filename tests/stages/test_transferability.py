@@ -17,8 +17,8 @@ from torch import nn
 
 from ulmfit_pipe.data.image_files import ImageError
 from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.settings.images import SmallResNetSettings
 from ulmfit_pipe.stages.grid_cells import CellFolder
-from ulmfit_pipe.stages.image_settings import SmallResNetSettings
 from ulmfit_pipe.stages.transferability import (
     TransferabilitySettings,
     checked_layers,

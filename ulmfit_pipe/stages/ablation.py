@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ulmfit_pipe.data.row_sources import TableReading
+from ulmfit_pipe.settings.checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, variant_table, write_results
@@ -26,7 +27,6 @@ from ulmfit_pipe.stages.grid_tables import ALL_ROWS, LabelledTables, load_labell
 from ulmfit_pipe.stages.grid_training import Training, chosen_rate, phases_of, run_training, total_epochs
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.training.records import Phase
 
 ABOUT = (

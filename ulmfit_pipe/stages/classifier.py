@@ -21,6 +21,7 @@ from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.models.window_classifier import bare_classifier
+from ulmfit_pipe.settings.checks import added_setting, check_above_zero, check_types, check_whole, home_path
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
 from ulmfit_pipe.stages.classifier_network import load_as_classifier
 from ulmfit_pipe.stages.classifier_plan import PROBED, classifier_phases, possible_epochs, settled, within_time
@@ -40,7 +41,6 @@ from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import epochs_of_checkpoint, keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole, home_path
 from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.stages.thresholds import settle_thresholds
 from ulmfit_pipe.stages.tracking import save_training, track_training

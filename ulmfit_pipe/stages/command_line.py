@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ulmfit_pipe.console import VisibleStream, in_one_line, open_missing_streams
-from ulmfit_pipe.stages.setting_values import cut_middle
+from ulmfit_pipe.settings.values import cut_middle
 from ulmfit_pipe.storage.temporary_files import DISK_ADVICE, FULL_DISK, write_advice
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises, sigterm_when_launcher_ends
 from ulmfit_pipe.training.processes import leave_word, why_others_ended

@@ -22,6 +22,7 @@ from datasets import Dataset
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.reports.text_tables import Report, format_table
+from ulmfit_pipe.settings.checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.artifacts import load_config
 from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
@@ -32,7 +33,6 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import IMDB_ROWS, TRANSFORMER, load_preset
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.run_scores import plain_scores
-from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.stages.tfidf import TITLE, fit_tfidf, label_array
 from ulmfit_pipe.storage.json_files import write_json

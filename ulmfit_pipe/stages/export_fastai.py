@@ -17,6 +17,7 @@ from ulmfit_pipe.data.tokenization import tokens_in_order
 from ulmfit_pipe.models.fastai_weights import to_fastai_state_dict
 from ulmfit_pipe.models.safe_pickles import Vocabulary, write_vocabulary, write_weights
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER
+from ulmfit_pipe.settings.checks import with_home_paths
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
@@ -26,7 +27,6 @@ from ulmfit_pipe.stages.artifacts import (
     save_stage,
 )
 from ulmfit_pipe.stages.classifier_labels import labels_of
-from ulmfit_pipe.stages.setting_checks import with_home_paths
 
 STAGE = "export_fastai"
 WEIGHTS, ENCODER, VOCABULARY = "model.pth", "encoder.pth", "vocab.pkl"

@@ -23,18 +23,18 @@ from ulmfit_pipe.data.labels import label_type_of, list_apart
 from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.quiet_transformers import one_builds
+from ulmfit_pipe.settings.checks import added_setting, check_above_zero, check_types, check_whole, home_path
+from ulmfit_pipe.settings.images import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.document_reading import remember_label_type
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
 from ulmfit_pipe.stages.image_network import build_image_network
 from ulmfit_pipe.stages.image_plan import image_phases
 from ulmfit_pipe.stages.image_predict import ImagePredictor
-from ulmfit_pipe.stages.image_settings import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
 from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.saved import groups_of
-from ulmfit_pipe.stages.setting_checks import added_setting, check_above_zero, check_types, check_whole, home_path
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.learner import Learner

@@ -26,9 +26,9 @@ from ulmfit_pipe.models.image_classifier import (
     build_image_classifier,
     head_dropouts,
 )
+from ulmfit_pipe.settings.images import ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model, resolve_model
 from ulmfit_pipe.stages.classifier_labels import labels_of
-from ulmfit_pipe.stages.image_settings import ImageHeadSettings
 
 if TYPE_CHECKING:
     from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings

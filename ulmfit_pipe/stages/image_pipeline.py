@@ -16,6 +16,15 @@ from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
 from ulmfit_pipe.data.splits import split_train_validation
 from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.reports.text_tables import format_table
+from ulmfit_pipe.settings.checks import (
+    check_above_zero,
+    check_seed,
+    check_types,
+    check_whole,
+    with_absolute_paths,
+    with_home_paths,
+)
+from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_setting, train_image_classifier
@@ -31,15 +40,6 @@ from ulmfit_pipe.stages.report import (
     write_report,
 )
 from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
-from ulmfit_pipe.stages.setting_checks import (
-    check_above_zero,
-    check_seed,
-    check_types,
-    check_whole,
-    with_absolute_paths,
-    with_home_paths,
-)
-from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.storage.json_files import write_json

@@ -29,8 +29,8 @@ from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForS
 from ulmfit_pipe.models.pickle_names import shown_text
 from ulmfit_pipe.models.safe_pickles import Vocabulary, read_vocabulary, read_weights
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER, remap_embeddings
+from ulmfit_pipe.settings.checks import with_home_paths
 from ulmfit_pipe.stages.artifacts import ArtifactError, digest_of_file, refuse_foreign_folder, register, save_stage
-from ulmfit_pipe.stages.setting_checks import with_home_paths
 
 STAGE = "import_fastai"
 ENCODER_FOLDER = "language_model"  # in a classifier's folder

@@ -15,6 +15,8 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.tables import load_table
+from ulmfit_pipe.settings.checks import check_seed, check_types, with_absolute_paths, with_home_paths
+from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, model_type_of
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.finished import StageResult
@@ -28,8 +30,6 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, report_line, write_report
 from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_seed, check_types, with_absolute_paths, with_home_paths
-from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.table_account import tell_of_texts
 from ulmfit_pipe.stages.tables_of_run import (
     TRAIN,

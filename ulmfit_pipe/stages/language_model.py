@@ -19,6 +19,14 @@ from datasets import Dataset
 from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
+from ulmfit_pipe.settings.checks import (
+    added_setting,
+    check_above_zero,
+    check_types,
+    check_whole,
+    home_path,
+    with_home_paths,
+)
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
@@ -28,14 +36,6 @@ from ulmfit_pipe.stages.lineage import lineage_after
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
-from ulmfit_pipe.stages.setting_checks import (
-    added_setting,
-    check_above_zero,
-    check_types,
-    check_whole,
-    home_path,
-    with_home_paths,
-)
 from ulmfit_pipe.stages.tracking import save_training, track_training
 from ulmfit_pipe.stages.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.storage.digests import digest_of

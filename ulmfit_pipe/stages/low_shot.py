@@ -22,6 +22,7 @@ import numpy as np
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.reports.plots import plot_label_curves
+from ulmfit_pipe.settings.checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, curves_of, size_table, write_results
@@ -39,7 +40,6 @@ from ulmfit_pipe.stages.grid_training import (
 from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_choices, check_whole, with_home_paths
 from ulmfit_pipe.storage.json_files import read_json
 from ulmfit_pipe.storage.locks import held
 

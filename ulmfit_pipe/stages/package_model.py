@@ -20,6 +20,7 @@ from ulmfit_pipe.data.tokenization import UlmfitTokenizer
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.reports.model_card import model_card
+from ulmfit_pipe.settings.checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_model,
@@ -32,7 +33,6 @@ from ulmfit_pipe.stages.language_model_scores import score_language_model
 from ulmfit_pipe.stages.lineage import lineage_of, precision_name
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import Precision, RunContext
-from ulmfit_pipe.stages.setting_checks import check_seed, with_home_paths
 from ulmfit_pipe.stages.tables_of_run import VALIDATION
 from ulmfit_pipe.storage.atomic import write_atomic
 

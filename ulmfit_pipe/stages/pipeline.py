@@ -17,6 +17,8 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
+from ulmfit_pipe.settings.checks import check_seed, check_types, home_path, with_absolute_paths, with_home_paths
+from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of, read_stage, resolve_model
 from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
 from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
@@ -38,8 +40,6 @@ from ulmfit_pipe.stages.report import (
 )
 from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.run_scores import BaselineName, score_tables
-from ulmfit_pipe.stages.setting_checks import check_seed, check_types, home_path, with_absolute_paths, with_home_paths
-from ulmfit_pipe.stages.settings import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import (
     RowLimits,
     RunTables,

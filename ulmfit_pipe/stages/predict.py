@@ -25,6 +25,7 @@ from ulmfit_pipe.data.labels import can_be, clean_label, list_apart, typed_label
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.data.tokenization import tokenize_dataset
+from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
 from ulmfit_pipe.stages.classifier_labels import check_thresholds, is_text_classifier, labels_of
 from ulmfit_pipe.stages.document_reading import (
@@ -38,7 +39,6 @@ from ulmfit_pipe.stages.document_reading import (
 )
 from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.python_input import check_texts
-from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, gather_rows
 from ulmfit_pipe.training.processes import reduce_sum, to_device

@@ -23,12 +23,12 @@ from ulmfit_pipe.data.plain_copies import PlainTable, plain_tables
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.row_streams import check_suffix, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import RowSource, TableError, open_plain, open_rows
+from ulmfit_pipe.settings.checks import check_choices, with_home_paths
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import Counts, PredictedColumns, check_row
 from ulmfit_pipe.stages.predict_shards import ShardedJob
 from ulmfit_pipe.stages.run_context import Precision, RunContext
-from ulmfit_pipe.stages.setting_checks import check_choices, with_home_paths
 from ulmfit_pipe.storage.atomic import whole_file
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.launch import share_of_work

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from ulmfit_pipe.data.labels import is_blank
-from ulmfit_pipe.stages.setting_values import SettingsError, shorten
+from ulmfit_pipe.settings.values import SettingsError, shorten
 
 SHOWN_COLUMNS = 8
 AT_HAND = dict.fromkeys(  # names that other libraries have for data in memory

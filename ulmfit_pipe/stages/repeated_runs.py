@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import KFold, StratifiedKFold
 
+from ulmfit_pipe.settings.checks import with_absolute_paths
+from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.bootstrap import score_intervals
 from ulmfit_pipe.stages.report import METRICS_FILE, RUN_FILES, SETTINGS_FILE
 from ulmfit_pipe.stages.run_context import RunContext, context_of, deadline_after
-from ulmfit_pipe.stages.setting_checks import with_absolute_paths
-from ulmfit_pipe.stages.settings import settings_to_yaml
 from ulmfit_pipe.stages.tables_of_run import RunTables, hold_out, without_texts_of
 from ulmfit_pipe.stages.tfidf import label_array
 from ulmfit_pipe.storage.atomic import write_atomic

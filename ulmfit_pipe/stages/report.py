@@ -9,9 +9,9 @@ from typing import Any
 from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.reports.plots import Picture, plot_history, plot_schedule
 from ulmfit_pipe.reports.run_report import run_report
+from ulmfit_pipe.settings.values import to_plain
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.setting_values import to_plain
 from ulmfit_pipe.storage.atomic import write_atomic
 
 METRICS_FILE = "metrics.json"

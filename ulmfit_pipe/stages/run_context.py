@@ -13,9 +13,9 @@ from accelerate.utils import set_seed
 
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.run_files import run_files
+from ulmfit_pipe.settings.checks import check_seed, check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
-from ulmfit_pipe.stages.setting_checks import check_seed, check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.training.accelerate_trackers import check_report_to
 from ulmfit_pipe.training.agreement import find_alike
 from ulmfit_pipe.training.launch import new_accelerator, started_processes

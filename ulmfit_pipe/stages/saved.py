@@ -17,8 +17,8 @@ from transformers import (
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.models.group_specs import fixed_parameter_names, layer_group_specs
 from ulmfit_pipe.models.window_classifier import INNER, WindowsForSequenceClassification, bare_classifier
+from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model
-from ulmfit_pipe.stages.setting_checks import home_path
 from ulmfit_pipe.training.layer_groups import LayerGroup, split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Task, TrainingOptions

@@ -16,9 +16,9 @@ from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.layer_activations import default_layers, first_filters, layer_activations
 from ulmfit_pipe.reports.filters import plot_activations, plot_filters
 from ulmfit_pipe.reports.plots import Picture
+from ulmfit_pipe.settings.checks import check_whole, with_home_paths
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, save_stage
 from ulmfit_pipe.stages.image_predict import load_pixels
-from ulmfit_pipe.stages.setting_checks import check_whole, with_home_paths
 from ulmfit_pipe.stages.weight_comparison import ModelPair, changes_of, load_pair
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.training.weight_changes import WeightChanges

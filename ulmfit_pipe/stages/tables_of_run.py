@@ -15,8 +15,8 @@ from ulmfit_pipe.data.labels import label_type_of, list_labels, read_label_names
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.splits import check_labels_for_training, check_seed, labels_of_rows, split_train_validation
 from ulmfit_pipe.data.tables import FileFacts, TableError, load_table
+from ulmfit_pipe.settings.checks import check_choices
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.setting_checks import check_choices
 from ulmfit_pipe.stages.table_account import tell_of_tables
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.launch import started_processes

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
-from ulmfit_pipe.stages.image_settings import ImageHeadSettings, SmallResNetSettings
+from ulmfit_pipe.settings.checks import check_above_zero, check_choices, check_whole, with_home_paths
+from ulmfit_pipe.settings.images import ImageHeadSettings, SmallResNetSettings
 from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
-from ulmfit_pipe.stages.setting_checks import check_above_zero, check_choices, check_whole, with_home_paths
 from ulmfit_pipe.stages.transferability_cells import SeedOfNetworks, build_learner, networks_of
 from ulmfit_pipe.stages.transferability_results import write_transferability
 from ulmfit_pipe.stages.transferability_tasks import Examples, load_examples, tasks_of

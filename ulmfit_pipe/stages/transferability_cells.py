@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ulmfit_pipe.data.row_sources import TableReading
+from ulmfit_pipe.settings.images import AugmentationSettings
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
 from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, short_digest
 from ulmfit_pipe.stages.grid_tables import ALL_ROWS
 from ulmfit_pipe.stages.grid_training import outcome_of, total_epochs
 from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, build_image_learner
-from ulmfit_pipe.stages.image_settings import AugmentationSettings
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.transferability_tasks import HalfTask

@@ -7,8 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from ulmfit_pipe.stages.predict_files import PredictFileSettings
-from ulmfit_pipe.stages.settings import (
+from ulmfit_pipe.settings.parsing import (
     SettingsError,
     list_settings,
     load_settings,
@@ -16,6 +15,7 @@ from ulmfit_pipe.stages.settings import (
     save_settings,
     settings_to_yaml,
 )
+from ulmfit_pipe.stages.predict_files import PredictFileSettings
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_w
 def test_unknown_names_are_compared_once_however_many_there_are(tmp_path, monkeypatch):
     compared = []
     monkeypatch.setattr(
-        "ulmfit_pipe.stages.settings._ratio", lambda typed, real: compared.append(typed) or len(typed) / 1000
+        "ulmfit_pipe.settings.parsing._ratio", lambda typed, real: compared.append(typed) or len(typed) / 1000
     )
     numbers = []
     for count in (10, 1000):

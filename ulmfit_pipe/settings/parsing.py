@@ -3,7 +3,7 @@
 A stage describes its settings as a frozen dataclass; a nested dataclass is a group, whose fields get dotted names
 (`--classifier.epochs 3`). Files come first (`--config a.yaml --config b.yaml`, later ones win), the command line wins
 over them. Nothing is guessed: a name that does not exist, or is shortened, stops the run and names the nearest one; a
-value of the wrong type stops it and says what is allowed (`setting_values.py`). jsonargparse converts the values; names
+value of the wrong type stops it and says what is allowed (`values.py`). jsonargparse converts the values; names
 and files are handled here, because it accepts prefixes of names, suggests nothing, and lets a file that is given after
 a setting win over it.
 """
@@ -24,7 +24,7 @@ import docstring_parser
 import yaml
 
 from ulmfit_pipe.console import VisibleStream, in_one_line
-from ulmfit_pipe.stages.setting_values import (
+from ulmfit_pipe.settings.values import (
     COMMAND_LINE,
     SettingsError,
     cut_middle,

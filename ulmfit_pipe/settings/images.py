@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ulmfit_pipe.data.augmentation import Augmentation
-from ulmfit_pipe.stages.setting_checks import check_choices
+from ulmfit_pipe.settings.checks import check_choices
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ulmfit_pipe.stages.setting_values import python_value, shorten
+from ulmfit_pipe.settings.values import python_value, shorten
 from ulmfit_pipe.storage.temporary_files import no_place_for_a_file
 
 SettingsT = TypeVar("SettingsT")
