@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
@@ -26,12 +26,9 @@ from ulmfit_pipe.models.image_classifier import (
     build_image_classifier,
     head_dropouts,
 )
-from ulmfit_pipe.settings.images import ImageHeadSettings
+from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model, resolve_model
 from ulmfit_pipe.stages.classifier_labels import labels_of
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
 
 OURS = UlmfitImageConfig.model_type
 TIMM = "timm_wrapper"
