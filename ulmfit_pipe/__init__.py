@@ -41,7 +41,7 @@ _HOMES = {
     "ulmfit_pipe.models.configuration_awd_lstm": ("AwdLstmConfig",),
     "ulmfit_pipe.models.modeling_awd_lstm": ("AwdLstmForCausalLM", "AwdLstmForSequenceClassification", "AwdLstmModel"),
     "ulmfit_pipe.models.pooling_classifier": ("PoolingClassifierConfig", "PoolingForSequenceClassification"),
-    "ulmfit_pipe.models.group_specs": ("layer_group_specs",),
+    "ulmfit_pipe.models.layer_groups.group_specs": ("layer_group_specs",),
     "ulmfit_pipe.training.accelerate_trackers": ("AccelerateTrackers",),
     "ulmfit_pipe.storage.atomic": ("CheckpointError",),
     "ulmfit_pipe.training.events": ("JsonlLog", "Tracker"),
