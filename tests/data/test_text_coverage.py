@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ulmfit_pipe.data.text_coverage import measure_coverage
 from ulmfit_pipe.data.tokenization import train_tokenizer
-from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
+from ulmfit_pipe.settings.choices import DEFAULT_MODEL
 from ulmfit_pipe.stages.artifacts import load_tokenizer
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "room", "was", "dirty"]

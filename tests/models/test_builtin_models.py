@@ -4,7 +4,8 @@ import tomllib
 from pathlib import Path
 
 from ulmfit_pipe.models import builtin_models as home
-from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, PRETRAINED, builtin_models
+from ulmfit_pipe.models.builtin_models import PRETRAINED, builtin_models
+from ulmfit_pipe.settings.choices import BUILTIN_NAMES
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ulmfit_pipe.models.configuration_awd_lstm import SCALED_DROPOUTS, AwdLstmConfig
 from ulmfit_pipe.models.fastai_weights import fastai_sizes, from_fastai_state_dict
-from ulmfit_pipe.models.group_specs import layer_group_specs
+from ulmfit_pipe.models.layer_groups.group_specs import layer_group_specs
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -15,7 +15,7 @@ from ulmfit_pipe.settings.parsing import (
     save_settings,
     settings_to_yaml,
 )
-from ulmfit_pipe.stages.predict_files import PredictFileSettings
+from ulmfit_pipe.settings.prediction import PredictFileSettings
 
 
 @dataclass(frozen=True)

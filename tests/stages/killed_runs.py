@@ -23,8 +23,9 @@ import torch
 from accelerate import Accelerator
 from tiny_runs import TINY_LM, reviews, table
 
-from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
-from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
+from ulmfit_pipe.stages.classifier import train_classifier
+from ulmfit_pipe.stages.language_model import train_language_model
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.training import checkpoint_store, loop, phases

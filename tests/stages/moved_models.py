@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from tiny_runs import heard
 
-from ulmfit_pipe.settings.images import ImageHeadSettings
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
+from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.image_network import build_image_network
 
 

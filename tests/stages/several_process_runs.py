@@ -25,13 +25,10 @@ from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.images import AugmentationSettings, ImageHeadSettings
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.image_classifier import build_image_learner, train_image_classifier
-from ulmfit_pipe.stages.language_model import (
-    LanguageModelSettings,
-    build_language_model_learner,
-    train_language_model,
-)
+from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training import loop
 from ulmfit_pipe.training.agreement import check_agreement, checksum

@@ -14,9 +14,10 @@ from unittest import mock
 
 from tiny_runs import reviews
 
+from ulmfit_pipe.settings.prediction import PredictFileSettings
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import PredictedColumns
-from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
+from ulmfit_pipe.stages.predict_files import predict_file
 from ulmfit_pipe.stages.run_context import RunContext
 
 TEXTS = [text for text, _ in reviews(11)]

@@ -7,15 +7,9 @@ import pytest
 from tiny_runs import heard, reviews, write_csv
 
 from ulmfit_pipe.data.tables import TableError
-from ulmfit_pipe.stages.ablation import (
-    VARIANTS,
-    AblationSettings,
-    in_words,
-    phases_of_variant,
-    run_ablation,
-    variant_settings,
-)
-from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.settings.studies import VARIANTS, AblationSettings
+from ulmfit_pipe.settings.text import ClassifierSettings
+from ulmfit_pipe.stages.ablation import in_words, phases_of_variant, run_ablation, variant_settings
 from ulmfit_pipe.stages.grid_cells import CellFolder
 from ulmfit_pipe.stages.grid_training import total_epochs
 

@@ -19,10 +19,10 @@ from tiny_transformers import save_bert, save_gpt2
 from ulmfit_pipe import TextPipeline
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.data.tokenization import train_tokenizer
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
+from ulmfit_pipe.settings.text_runs import ClassifierJob
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.classifier import ClassifierSettings
-from ulmfit_pipe.stages.jobs import ClassifierJob, run_classifier
-from ulmfit_pipe.stages.language_model import LanguageModelSettings
+from ulmfit_pipe.stages.jobs import run_classifier
 from ulmfit_pipe.storage.atomic import CheckpointError
 
 

@@ -17,6 +17,8 @@ from ulmfit_pipe.models import builtin_models as home
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.parsing import parse_settings
+from ulmfit_pipe.settings.text import LanguageModelSettings
+from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages import pretrained_files
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
@@ -26,8 +28,8 @@ from ulmfit_pipe.stages.artifacts import (
     model_identity,
     resolve_model,
 )
-from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_language_model_learner
-from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.stages.language_model import build_language_model_learner
+from ulmfit_pipe.stages.pipeline import run_pipeline
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext
 

@@ -9,8 +9,10 @@ from tiny_runs import heard, reviews, table
 from tiny_transformers import SAVED
 
 from ulmfit_pipe.data.image_files import load_images
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, build_image_learner
+from ulmfit_pipe.settings.images import ImageClassifierSettings
+from ulmfit_pipe.settings.text import ClassifierSettings
+from ulmfit_pipe.stages.classifier import build_classifier_learner
+from ulmfit_pipe.stages.image_classifier import build_image_learner
 
 TRAIN, VALIDATION = table(reviews(12)), table(reviews(6, seed=7))
 # Nine steps of Adam, each at most the rate of 0.01 long. Float32 rounds gradients differently where rows are computed

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from tiny_runs import CLASSIFIER, folder_bytes, heard, multi_label_table, reviews, table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.document_reading import label_type_in
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after

@@ -10,8 +10,9 @@ from tiny_runs import heard, reviews, table
 from tiny_transformers import SAVED, encoder_tokenizer, save_granite, save_xlnet_classifier
 from transformers import AutoModelForSequenceClassification
 
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.classifier_network import count_layer_groups
 from ulmfit_pipe.stages.document_reading import thresholds_of
 from ulmfit_pipe.stages.predict import Predictor

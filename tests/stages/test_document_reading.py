@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, XLNetCo
 from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
-from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.document_reading import (
     Reading,
     describe_long,

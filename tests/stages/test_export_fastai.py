@@ -14,9 +14,10 @@ from ulmfit_pipe.data.tokenization import build_word_tokenizer, tokens_in_order,
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.models.safe_pickles import read_vocabulary, read_weights
+from ulmfit_pipe.settings.model_files import ExportFastaiSettings, ImportFastaiSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_tokenizer
-from ulmfit_pipe.stages.export_fastai import ExportFastaiSettings, export_fastai
-from ulmfit_pipe.stages.import_fastai import ImportFastaiSettings, import_fastai
+from ulmfit_pipe.stages.export_fastai import export_fastai
+from ulmfit_pipe.stages.import_fastai import import_fastai
 
 LABELS = ["a", "b", "c", "d"]
 

@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from tiny_runs import heard, reviews, table
 
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages import grid_training
-from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
+from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, recipe_of
 from ulmfit_pipe.stages.grid_tables import LabelledTables
 from ulmfit_pipe.stages.grid_training import (

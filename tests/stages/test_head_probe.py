@@ -12,9 +12,10 @@ from tiny_runs import FILLERS, heard, multi_label_table, reviews, table
 from tiny_transformers import SAVED, save_bert
 
 from ulmfit_pipe.models.classifier_heads import PoolingClassifierHead
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages import classifier
 from ulmfit_pipe.stages.artifacts import read_stage
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.head_probe import ProbeError, find_head, frozen_features, set_head, start_head
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext

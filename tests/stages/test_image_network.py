@@ -18,12 +18,11 @@ from transformers import (
 )
 
 from ulmfit_pipe.data.image_batches import ImagePixels
-from ulmfit_pipe.models.group_specs import LayerGroupSpec
-from ulmfit_pipe.models.image_groups import image_group_specs
-from ulmfit_pipe.settings.images import ImageHeadSettings
+from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.image_groups import image_group_specs
+from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages import image_network
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
 from ulmfit_pipe.stages.image_network import build_image_network, plain_processor, with_image_size
 
 NAMES = ["dark", "light"]

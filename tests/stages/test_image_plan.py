@@ -1,6 +1,6 @@
 import pytest
 
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
+from ulmfit_pipe.settings.images import ImageClassifierSettings
 from ulmfit_pipe.stages.image_plan import image_phases
 from ulmfit_pipe.training.optim import spread_lrs
 

@@ -7,9 +7,8 @@ from tiny_images import save_backbone, write_images
 from tiny_runs import heard
 
 from ulmfit_pipe.data.image_files import ImageError, load_images
-from ulmfit_pipe.settings.images import ImageHeadSettings
+from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
 from ulmfit_pipe.stages.image_network import build_image_network
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 

@@ -9,8 +9,9 @@ from fastai_files import OLD_TOKENS, TOKENS, stored, weights_of
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from ulmfit_pipe.settings.model_files import ImportFastaiSettings
 from ulmfit_pipe.stages.artifacts import load_model, load_tokenizer
-from ulmfit_pipe.stages.import_fastai import ImportFastaiSettings, import_fastai
+from ulmfit_pipe.stages.import_fastai import import_fastai
 from ulmfit_pipe.stages.predict import Predictor
 
 LABELS = ["a", "b", "c", "d"]

@@ -13,12 +13,9 @@ from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
 from ulmfit_pipe.data.tokenization import build_word_tokenizer, tokens_in_order, vocab_hash
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_tokenizer
-from ulmfit_pipe.stages.language_model import (
-    LanguageModelSettings,
-    build_language_model_learner,
-    train_language_model,
-)
+from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.stages.run_context import RunContext, deadline_after
 from ulmfit_pipe.training.schedules import Schedule
 

@@ -12,8 +12,9 @@ from sharded_stage_runs import in_pieces
 from tiny_runs import table, texts_of
 from tiny_transformers import save_bert, save_gpt2
 
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner
-from ulmfit_pipe.stages.language_model import LanguageModelSettings, build_language_model_learner
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
+from ulmfit_pipe.stages.classifier import build_classifier_learner
+from ulmfit_pipe.stages.language_model import build_language_model_learner
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training import gradient_checkpointing
 from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError

@@ -11,12 +11,12 @@ from tiny_runs import heard, reviews, write_csv
 
 from ulmfit_pipe.data.tables import TableError
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.settings.studies import LowShotSettings
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.stages import low_shot
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
-from ulmfit_pipe.stages.classifier import ClassifierSettings
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder
-from ulmfit_pipe.stages.language_model import LanguageModelSettings
-from ulmfit_pipe.stages.low_shot import LowShotSettings, run_low_shot
+from ulmfit_pipe.stages.low_shot import run_low_shot
 from ulmfit_pipe.storage.locks import held
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from ulmfit_pipe.settings.tables import RowLimits
+from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import FORMAT
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.next_steps import next_steps, warnings_of
-from ulmfit_pipe.stages.pipeline import PipelineSettings
-from ulmfit_pipe.stages.tables_of_run import RowLimits
 
 
 def scores(*, ahead, interval, accuracy=(0.8, 0.76, 0.84), majority=0.5):

@@ -19,12 +19,12 @@ from tiny_runs import CLASSIFIER, LM, folder_bytes, reviews, write_csv
 
 from ulmfit_pipe import TextPipeline, metrics_table
 from ulmfit_pipe.data.tables import load_table
+from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.settings.parsing import load_settings, parse_settings
+from ulmfit_pipe.settings.text import ClassifierSettings
+from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob, PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.classifier import ClassifierSettings
-from ulmfit_pipe.stages.image_pipeline import ImageSettings
-from ulmfit_pipe.stages.jobs import ClassifierJob, LanguageModelJob, LearningRateJob
-from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.stages.pipeline import run_pipeline
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 
 SMALL = {"language_model": LM, "classifier": CLASSIFIER, "validation_fraction": 0.1}

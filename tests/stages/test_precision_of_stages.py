@@ -15,8 +15,9 @@ from accelerate.state import AcceleratorState, GradientState
 from several_process_runs import quiet, save_awd_lstm
 from tiny_runs import reviews, table, write_csv
 
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import read_stage
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.precision import cpu_precision, tf32_allowed
 

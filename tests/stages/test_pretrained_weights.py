@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ulmfit_pipe import LanguageModelJob, TextPipeline, parse_settings
-from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, builtin_models
+from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.reports.model_card import model_card
+from ulmfit_pipe.settings.choices import BUILTIN_NAMES
 from ulmfit_pipe.stages.artifacts import load_config, load_model, load_tokenizer, read_stage
 
 TEXT = (

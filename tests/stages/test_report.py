@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from tiny_runs import CLASSIFIER, LM, reviews, write_csv
 
+from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.stages.pipeline import run_pipeline
 from ulmfit_pipe.stages.report import refuse_foreign_output, write_report
 from ulmfit_pipe.stages.run_context import RunContext
 

@@ -7,12 +7,14 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from tiny_runs import CLASSIFIER, LM, reviews, table, texts_of, write_csv
 
+from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.settings.parsing import parse_settings
+from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, PipelineSettings
 from ulmfit_pipe.stages.classifier import train_classifier
-from ulmfit_pipe.stages.image_pipeline import ImageSettings, run_image_pipeline
-from ulmfit_pipe.stages.jobs import ClassifierJob, LanguageModelJob, run_classifier, run_language_model
+from ulmfit_pipe.stages.image_pipeline import run_image_pipeline
+from ulmfit_pipe.stages.jobs import run_classifier, run_language_model
 from ulmfit_pipe.stages.language_model import train_language_model
-from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.stages.pipeline import run_pipeline
 from ulmfit_pipe.stages.progress import progress_folder
 from ulmfit_pipe.stages.run_context import RunContext
 

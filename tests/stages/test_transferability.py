@@ -18,14 +18,9 @@ from torch import nn
 from ulmfit_pipe.data.image_files import ImageError
 from ulmfit_pipe.data.tables import TableError
 from ulmfit_pipe.settings.images import SmallResNetSettings
+from ulmfit_pipe.settings.studies import TransferabilitySettings
 from ulmfit_pipe.stages.grid_cells import CellFolder
-from ulmfit_pipe.stages.transferability import (
-    TransferabilitySettings,
-    checked_layers,
-    quick_collections,
-    run_transferability,
-    with_defaults,
-)
+from ulmfit_pipe.stages.transferability import checked_layers, quick_collections, run_transferability, with_defaults
 from ulmfit_pipe.stages.transferability_cells import (
     CURVES,
     Network,

@@ -5,7 +5,7 @@ import re
 import pytest
 from scipy import stats
 
-from ulmfit_pipe.stages.transferability import TransferabilitySettings
+from ulmfit_pipe.settings.studies import TransferabilitySettings
 from ulmfit_pipe.stages.transferability_results import (
     COVERAGE,
     T_95,

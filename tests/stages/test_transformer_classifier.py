@@ -33,6 +33,8 @@ from transformers import (
     ViTConfig,
 )
 
+from ulmfit_pipe.settings.prediction import PredictFileSettings
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
@@ -40,10 +42,10 @@ from ulmfit_pipe.stages.artifacts import (
     model_identity,
     read_stage,
 )
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.document_reading import Reading
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.predict_files import PredictFileSettings, predict_file
+from ulmfit_pipe.stages.predict_files import predict_file
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import load_learner
 

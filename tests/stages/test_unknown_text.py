@@ -8,9 +8,10 @@ from tiny_runs import CLASSIFIER, LM, heard, reviews, texts_of, write_csv
 from tiny_transformers import save_bert
 
 from ulmfit_pipe.data.tokenization import train_tokenizer
-from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
-from ulmfit_pipe.stages.jobs import ClassifierJob, LanguageModelJob, run_classifier, run_language_model
-from ulmfit_pipe.stages.pipeline import PipelineSettings, run_pipeline
+from ulmfit_pipe.settings.choices import DEFAULT_MODEL
+from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, PipelineSettings
+from ulmfit_pipe.stages.jobs import run_classifier, run_language_model
+from ulmfit_pipe.stages.pipeline import run_pipeline
 from ulmfit_pipe.stages.unknown_text import check_known_texts
 
 CHINESE = [("房间很大，床也舒服。", "good"), ("早餐太差，服务员态度不好。", "bad")] * 15

@@ -7,8 +7,12 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTImageProcessorPil
 
-from ulmfit_pipe.settings.images import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
+from ulmfit_pipe.settings.images import (
+    AugmentationSettings,
+    ImageClassifierSettings,
+    ImageHeadSettings,
+    SmallResNetSettings,
+)
 
 SIDE = 16
 SMALL_HEAD = ImageHeadSettings(hidden_sizes=[6])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from ulmfit_pipe.stages.classifier import ClassifierSettings
-from ulmfit_pipe.stages.language_model import LanguageModelSettings
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.stages.run_context import RunContext
 
 WORDS = {

@@ -4,7 +4,7 @@ from torch import nn
 from toy_models import CLASSES, EMBEDDING, HIDDEN, VOCAB, ToyOutput, groups_of, new_model, text_rows, token_rows
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from ulmfit_pipe.models.group_specs import layer_group_specs
+from ulmfit_pipe.models.layer_groups.group_specs import layer_group_specs
 from ulmfit_pipe.training.batch_rows import PrefixError
 from ulmfit_pipe.training.layer_groups import set_trainable, split_layer_groups
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective

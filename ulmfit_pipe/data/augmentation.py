@@ -15,27 +15,15 @@ class Augmentation:
 
     Attributes:
         flip: Mirror every other image left to right.
-        least_crop: Area of the smallest crop, as a share of the largest crop of that shape that fits.
-        stretch: A crop's sides may differ from the target's shape by this ratio, either way.
-        colour: Brightness, contrast and saturation change by up to this share, each on its own.
-
-    Raises:
-        ValueError: A number is out of range.
+        least_crop: Area of the smallest crop in (0, 1], as a share of the largest crop of that shape that fits.
+        stretch: A crop's sides may differ from the target's shape by this ratio, 1 or more, either way.
+        colour: Brightness, contrast and saturation change by up to this share in [0, 1), each on its own.
     """
 
     flip: bool = True
     least_crop: float = 0.5  # RandomResizedCrop(min_scale=0.5), fastbook chapter 2
     stretch: float = 4 / 3  # the ratio of RandomResizedCrop, fastai and torchvision alike
     colour: float = 0.2  # max_lighting of fastai's aug_transforms
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not 0 < self.least_crop <= 1:
-            raise ValueError(f"least_crop must lie in (0, 1], got {self.least_crop!r}; 1 crops nothing off at random")
-        if not self.stretch >= 1:
-            raise ValueError(f"stretch must be 1 or more, got {self.stretch!r}; 1 keeps the shape")
-        if not 0 <= self.colour < 1:
-            raise ValueError(f"colour must lie in [0, 1), got {self.colour!r}; 0 leaves colours alone")
 
     def apply(
         self, image: Image.Image, *, height: int, width: int, resample: int, chance: np.random.Generator

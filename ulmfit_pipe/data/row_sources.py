@@ -1,4 +1,4 @@
-"""What a table is once it is open, whatever holds it; and the options that a user may set for opening one."""
+"""What a table is once it is open, whatever holds it; and the options for opening one."""
 
 import codecs
 import dataclasses
@@ -17,17 +17,13 @@ _QUOTE_WORDS = {"double": '"', "single": "'", NO_QUOTE: NO_QUOTE}
 
 @dataclass(frozen=True, kw_only=True)
 class TableReading:
-    """How tables of text are read; each null is found out from the file.
+    """How tables of text are read; each None is found out from the file.
 
     Attributes:
-        encoding: Encoding of tables of text, such as cp1252, latin-1, utf-16 or gb18030; null finds UTF-8, UTF-16 and
-            cp1252, and names what is not UTF-8.
-        delimiter: What separates the fields of CSV-like tables: one character, or tab, comma, semicolon, pipe, space;
-            null finds it, but for spaces.
-        quote: Mark around the fields of CSV-like tables: double, single, or none where quotes belong to the text; null
-            finds it, and refuses a table in which both readings make sense.
-        no_header: The first row of CSV-like tables and Excel sheets is a row like the others; the columns are then
-            named by number: --text_column 2 --label_column 1.
+        encoding: Encoding of tables of text.
+        delimiter: Character that separates the fields of CSV-like tables, or its name.
+        quote: Mark around the fields of CSV-like tables, or its name; ``none`` where quotes belong to the text.
+        no_header: The first row of CSV-like tables and Excel sheets is a row like the others.
         skip_torn_end: Leave out the last record of a table that was cut short, instead of refusing the table.
     """
 
@@ -61,9 +57,10 @@ class TableReading:
             skip_torn_end=self.skip_torn_end,
         )
 
-    def options(self) -> "TableReading":
-        """Return the options alone, where they are part of larger settings."""
-        return TableReading(**{each.name: getattr(self, each.name) for each in dataclasses.fields(TableReading)})
+
+def reading_of(settings: Any) -> TableReading:
+    """Return how larger settings, which have fields of the same names, want tables to be read."""
+    return TableReading(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(TableReading)})
 
 
 def _check_encoding(name: str) -> None:

@@ -6,9 +6,6 @@ A built-in model is a folder below `models/pretrained/`; the folder's name is th
 from pathlib import Path
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-DEFAULT_MODEL = "awd-lstm-en"  # reads English forward
-BACKWARD_MODEL = "awd-lstm-en-backward"  # its twin for an ensemble
-BUILTIN_NAMES = (DEFAULT_MODEL, BACKWARD_MODEL)
 
 
 def builtin_models() -> dict[str, Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_pipe.models.image_backbones import channels_of, check_takes_images, count_prefix_tokens
-from ulmfit_pipe.models.image_groups import backbone_stages
+from ulmfit_pipe.models.layer_groups.image_groups import backbone_stages
 
 NEAREST = 3  # names offered where one is not known
 LOOSE = 0.3  # difflib's likeness from which a name is offered

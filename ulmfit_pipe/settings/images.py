@@ -1,11 +1,18 @@
-"""The groups of settings of the image stage: the head, the small backbone, the augmentation."""
+"""Settings of image runs: the classifier, its head, small backbone and augmentation, the pretraining, the run."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ulmfit_pipe.data.augmentation import Augmentation
-from ulmfit_pipe.settings.checks import check_choices
+from ulmfit_pipe.settings.checks import (
+    added_setting,
+    check_above_zero,
+    check_choices,
+    check_seed,
+    check_types,
+    check_whole,
+    with_home_paths,
+)
+from ulmfit_pipe.settings.choices import Precision
 
 
 @dataclass(frozen=True)
@@ -66,18 +73,189 @@ class AugmentationSettings:
         off: Leave images as the processor makes them, in training too.
     """
 
-    flip: bool = Augmentation.flip
-    least_crop: float = Augmentation.least_crop
-    stretch: float = Augmentation.stretch
-    colour: float = Augmentation.colour
+    flip: bool = True
+    least_crop: float = 0.5  # these three as in `data.augmentation.Augmentation`, which has their sources
+    stretch: float = 4 / 3
+    colour: float = 0.2
     off: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that no image could be changed by."""
-        self.build()
+        if not 0 < self.least_crop <= 1:
+            raise ValueError(f"least_crop must lie in (0, 1], got {self.least_crop!r}; 1 crops nothing off at random")
+        if not self.stretch >= 1:
+            raise ValueError(f"stretch must be 1 or more, got {self.stretch!r}; 1 keeps the shape")
+        if not 0 <= self.colour < 1:
+            raise ValueError(f"colour must lie in [0, 1), got {self.colour!r}; 0 leaves colours alone")
 
-    def build(self) -> Augmentation | None:
-        """Return the augmentation, or None where it is off."""
-        numbers = {name: value for name, value in dataclasses.asdict(self).items() if name != "off"}
-        augmentation = Augmentation(**numbers)
-        return None if self.off else augmentation
+
+@dataclass(frozen=True)
+class ImageClassifierSettings:
+    """Numbers of the image stage; the names in brackets are those of fastai's cnn_learner.
+
+    Attributes:
+        plan: fine-tune (the head alone, then all groups, as fastai's fine_tune), gradual, chain-thaw, lp-ft, head (the
+            head only), full (all groups at once); null takes fine-tune, or full where nothing is pretrained.
+        epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
+        final_epochs: Epochs of the last phase.
+        lr: Learning rate of the head while it trains alone, and the last group's in plans without such a phase; once
+            all groups train, fine-tune goes from a two-hundredth to half of it.
+        rest_lr: Learning rate of chain-thaw, and of lp-ft once all groups train; null takes a tenth of lr.
+        lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; null takes 2.6, or 1 where nothing
+            is pretrained.
+        batch_size: Images of a step, over all processes; null takes 64, or fewer for small data.
+        label_smoothing: In [0, 1).
+        class_weights: balanced weighs each class by the inverse of its frequency.
+        monitor: Validation metric that chooses the best epoch.
+        keep: End with the weights of the best epoch on validation data, or of the last epoch.
+        train_norm: Whether batch norms of frozen groups go on training, their running statistics too [train_bn]; false
+            holds everything below the head still.
+        pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
+            random weights, and freezes nothing [pretrained].
+        keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
+            drops so many at its end; null keeps all [cut].
+        channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
+        image_size: Side of the images in pixels; null takes the model's own.
+        layer_groups: early-late-head, or stages for one group a stage [split_on].
+        accumulation_steps: Micro-batches an optimizer step.
+        skip_bad_images: Leave images that do not open out, and say how many, instead of refusing them.
+        num_workers: Threads that open images ahead of the training; null decides.
+        cache_frozen: Run frozen groups once an image in each phase, and train the others from what they gave; needs
+            train_norm false and augmentation.off true, without which an image gives something else each time.
+        head: The head.
+        augmentation: How images change while training.
+        backbone: The backbone where no model is given.
+    """
+
+    plan: Literal["fine-tune", "gradual", "chain-thaw", "lp-ft", "head", "full"] | None = None
+    epochs_per_phase: int = 1
+    final_epochs: int = 5
+    lr: float = 2e-3
+    rest_lr: float | None = None
+    lr_decay: float | None = None
+    batch_size: int | None = None
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
+    keep: Literal["best", "last"] = "best"
+    train_norm: bool = True
+    pretrained: bool = True
+    keep_stages: int | None = None
+    channels: int | None = None
+    image_size: int | None = None
+    layer_groups: Literal["early-late-head", "stages"] = "early-late-head"
+    accumulation_steps: int = 1
+    skip_bad_images: bool = False
+    num_workers: int | None = None
+    cache_frozen: bool = added_setting(False)
+    head: ImageHeadSettings = field(default_factory=ImageHeadSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    backbone: SmallResNetSettings = field(default_factory=SmallResNetSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training could use, before any is begun."""
+        check_types(self)
+        check_whole(self, {"epochs_per_phase": 1, "final_epochs": 1, "accumulation_steps": 1, "num_workers": 0})
+        check_whole(self, {"image_size": 1, "batch_size": 2})
+        check_above_zero(self, "lr", "rest_lr", "lr_decay")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(
+                f"channels must be 1 (grey) or 3 (colour), got {self.channels!r}; leave it out for the model's"
+            )
+        if self.cache_frozen and (self.train_norm or not self.augmentation.off):
+            raise ValueError(
+                f"cache_frozen keeps what frozen layers give for an image, which changes from epoch to epoch with "
+                f"train_norm {self.train_norm} and augmentation.off {self.augmentation.off}; set train_norm to false "
+                "and augmentation.off to true, or leave cache_frozen out"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing!r}; 0.1 is common")
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """The related task that a small backbone is pretrained on where no model is given.
+
+    Attributes:
+        task: printed-letters (capital letters in the fonts of matplotlib, small as the digits are), rotations (which
+            way up the training images are: needs no labels), or none.
+        images: Number of printed letters.
+        epochs: Epochs of the task.
+        lr: Learning rate of the task.
+    """
+
+    task: Literal["none", "printed-letters", "rotations"] = "none"
+    images: int = 5_200
+    epochs: int = 6
+    lr: float = 3e-3
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training could use."""
+        check_types(self)
+        check_whole(self, {"images": 260, "epochs": 1})
+        check_above_zero(self, "lr")
+
+
+@dataclass(frozen=True)
+@with_home_paths
+class ImageSettings:
+    """Settings of a whole run on images.
+
+    Attributes:
+        output_dir: Folder for everything the run writes.
+        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
+        test_images: The same, scored once at the end.
+        validation_images: The same; it chooses the best epoch. Without it a part of the training images is held out.
+        dataset: A sample that needs no files, in place of train_images and test_images: the 8 x 8 handwritten digits of
+            scikit-learn.
+        model: Any image model of transformers (folder or hub id), or a classifier that this recipe wrote; null builds a
+            small ResNet, pretrained as the group pretraining says.
+        image_column: Column of images or paths, in a table or dataset.
+        label_column: Column of labels.
+        validation_fraction: Part of the training images held out where no validation images are given.
+        max_train_images: Use only so many training images, chosen at random by the seed; null takes all.
+        seed: Seed of split, weights, dropout, order and augmentation.
+        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
+        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
+        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
+        progress: Show progress bars; null decides by the terminal.
+        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
+        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
+        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
+            A log.jsonl is written in any case.
+        log_every: Log one optimizer step out of so many.
+        pretraining: The related task where no model is given.
+        classifier: Numbers of the image stage.
+    """
+
+    output_dir: str
+    train_images: str | None = None
+    test_images: str | None = None
+    validation_images: str | None = None
+    dataset: Literal["digits"] | None = None
+    model: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    validation_fraction: float = 0.2
+    max_train_images: int | None = None
+    seed: int = 0
+    max_seconds: float | None = None
+    mixed_precision: Precision = "no"
+    tf32: bool | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    progress: bool | None = None
+    resume: bool = False
+    checkpoint_seconds: float | None = 60.0
+    report_to: list[str] = field(default_factory=list)
+    log_every: int = 10
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
+    classifier: ImageClassifierSettings = field(default_factory=ImageClassifierSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values that are on no field's list, or out of range."""
+        check_types(self)
+        check_seed(self)
+        check_whole(self, {"max_train_images": 1})

@@ -14,19 +14,17 @@ Source: Howard & Ruder 2018, section 5.2, table 7; Felbo et al. 2017 (chain-thaw
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.settings.checks import check_choices, check_whole, with_home_paths
-from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.data.row_sources import reading_of
+from ulmfit_pipe.settings.studies import VARIANTS, AblationSettings
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, variant_table, write_results
-from ulmfit_pipe.stages.grid_tables import ALL_ROWS, LabelledTables, load_labelled_tables
+from ulmfit_pipe.stages.grid_tables import LabelledTables, load_labelled_tables
 from ulmfit_pipe.stages.grid_training import Training, chosen_rate, phases_of, run_training, total_epochs
-from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.training.records import Phase
 
 ABOUT = (
@@ -35,90 +33,6 @@ ABOUT = (
     "All have the same base learning rate, or each the best of the same rates, chosen with seed 0 by development rows "
     "that no variant is trained on in the end (with all rows: by a tenth of them, before it is trained on all)."
 )
-ONE_RATE = {"lr_decay": 1.0}
-SLANTED, ONE_CYCLE, CONSTANT = ({"schedule": name} for name in ("slanted-triangular", "one-cycle", "constant"))
-
-# Variant -> what it changes of the settings `classifier`; epochs are set by `variant_settings`.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "head": {"plan": "head", **SLANTED},
-    "full": {"plan": "full", **ONE_RATE, **CONSTANT},
-    "full-slanted": {"plan": "full", **ONE_RATE, **SLANTED},
-    "full-one-cycle": {"plan": "full", **ONE_RATE, **ONE_CYCLE},
-    "full-discriminative": {"plan": "full", **CONSTANT},
-    "full-discriminative-slanted": {"plan": "full", **SLANTED},
-    "full-discriminative-one-cycle": {"plan": "full", **ONE_CYCLE},
-    "gradual": {"plan": "gradual", **ONE_RATE, **CONSTANT},
-    "gradual-slanted": {"plan": "gradual", **ONE_RATE, **SLANTED},
-    "gradual-one-cycle": {"plan": "gradual", **ONE_RATE, **ONE_CYCLE},
-    "gradual-discriminative": {"plan": "gradual", **CONSTANT},
-    "gradual-discriminative-slanted": {"plan": "gradual", **SLANTED},
-    "gradual-discriminative-one-cycle": {"plan": "gradual", **ONE_CYCLE},
-    "chain-thaw": {"plan": "chain-thaw", **SLANTED},
-    "lp-ft": {"plan": "lp-ft", **SLANTED},
-}
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class AblationSettings(TableReading):
-    """Settings of a comparison of ways to thaw.
-
-    Attributes:
-        train_file: Labelled table or tables.
-        test_file: Labelled table to test on.
-        model: Folder of the fine-tuned language model that every variant starts from.
-        output_dir: Folder for cells and results; several processes may work in it.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels.
-        size: Labelled rows to train on; 0 is all rows.
-        seeds: Number of seeds (0, 1, ...), each with its own rows.
-        variants: What to compare; null compares all.
-        rates: Learning rates to choose from, for each variant the best on development rows with seed 0; null takes
-            classifier.lr for every variant.
-        test_rows: Size of the stratified test sample; null tests on all rows.
-        development_rows: Labelled rows set aside to choose rates by; in no subset.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        progress: Show progress bars; null decides by the terminal.
-        stage: Everything; only show the variants' phases; or only write the results of the cells there are.
-        title: Name of the data; null takes the output folder's name.
-        classifier: Numbers that all variants share: rate, decay, batch size, and the epochs of gradual unfreezing.
-    """
-
-    train_file: list[str]
-    test_file: str
-    model: str
-    output_dir: str = "runs/ablation"
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
-    size: int = ALL_ROWS
-    seeds: int = 3
-    variants: list[str] | None = None
-    rates: list[float] | None = None
-    test_rows: int | None = 2000
-    development_rows: int = 500
-    preset: PresetName = "auto"
-    mixed_precision: Precision = "no"
-    progress: bool | None = None
-    stage: Literal["all", "plans", "results"] = "all"
-    title: str | None = None
-    classifier: ClassifierSettings = field(
-        default_factory=lambda: ClassifierSettings(plan="gradual", lr=1e-2, epochs_per_phase=1, final_epochs=8)
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself before anything is read."""
-        check_choices(self)
-        check_whole(self, {"size": ALL_ROWS, "seeds": 1, "test_rows": 1, "development_rows": 0})
-        unknown = [name for name in self.variants or VARIANTS if name not in VARIANTS]
-        if unknown or self.variants == []:
-            raise ValueError(f"variants must be some of {', '.join(VARIANTS)}, got {', '.join(unknown) or 'none'}")
-        if self.rates is not None and (not self.rates or min(self.rates) <= 0):
-            raise ValueError(f"rates must be numbers above 0, got {self.rates}; leave it out for classifier.lr")
-        given = {name: getattr(self.classifier, name) for name in ("lr", "epochs_per_phase", "final_epochs")}
-        missing = [f"classifier.{name}" for name, value in given.items() if value is None]
-        if missing:
-            raise ValueError(f"all variants share one budget and one rate: set {', '.join(missing)}")
 
 
 @exclusive_run()
@@ -153,7 +67,7 @@ def run_ablation(settings: AblationSettings, *, context: RunContext | None = Non
             label_column=settings.label_column,
             test_rows=settings.test_rows,
             development_rows=settings.development_rows,
-            reading=settings.options(),
+            reading=reading_of(settings),
             say=context.tell,
         )
         tables.check_size(settings.size)

@@ -33,7 +33,7 @@ from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
 from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, silence_fork_warning
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.image_classifier import register_image_classifier
-from ulmfit_pipe.models.image_groups import classes_in
+from ulmfit_pipe.models.layer_groups.image_groups import classes_in
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierConfig, PoolingForSequenceClassification
 from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE, remote_code_allowed

@@ -1,19 +1,17 @@
 """The AWD-LSTM's part of the classifier stage: a head on the encoder of a language model, or a saved classifier."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import load_model, load_tokenizer
 from ulmfit_pipe.stages.presets import with_dropouts
 from ulmfit_pipe.stages.pretrained_files import refuse_larger_network
 from ulmfit_pipe.stages.run_context import RunContext
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.classifier import ClassifierSettings
 
 TRANSFORMERS_ONLY = ("long_documents", "window_length", "window_overlap", "block_groups")
 

@@ -6,7 +6,7 @@ Source: Howard & Ruder 2018, sections 3.1 and 3.2.
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
@@ -23,6 +23,7 @@ from ulmfit_pipe.data.tokenization import (
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.models.vocab_transfer import transfer_vocabulary
+from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_tokenizer
 from ulmfit_pipe.stages.language_model_parts import LanguageModelParts, build_learner
 from ulmfit_pipe.stages.language_model_scores import fitting_batch_size
@@ -33,9 +34,6 @@ from ulmfit_pipe.training.objectives import SequenceObjective
 from ulmfit_pipe.training.phases import full, gradual_unfreezing
 from ulmfit_pipe.training.records import Phase, Task
 from ulmfit_pipe.training.schedules import Schedule
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.language_model import LanguageModelSettings
 
 SUBWORD_VOCAB_SIZE = 15_000  # about MultiFiT's (Eisenschlos et al. 2019)
 SCRATCH_EPOCHS = 10

@@ -1,10 +1,11 @@
 """A language model, encoder or classifier, loaded as a classifier of a table's labels."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.labels import clean_label, list_apart
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
 from ulmfit_pipe.stages.awd_lstm_classifier import build_awd_lstm_classifier
 from ulmfit_pipe.stages.classifier_labels import NEW_HEAD, is_text_classifier, labels_of
@@ -13,9 +14,6 @@ from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.stages.transformer_classifier import build_transformer_classifier, empty_transformer_classifier
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.classifier import ClassifierSettings
 
 
 def load_as_classifier(

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.presets import IMDB_ROWS, TRANSFORMER, WARM_UP, Preset, scale_epochs
 from ulmfit_pipe.training.optim import discriminative_lrs
 from ulmfit_pipe.training.phases import (
@@ -17,9 +17,6 @@ from ulmfit_pipe.training.phases import (
 )
 from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.schedules import Schedule
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.classifier import ClassifierSettings
 
 TIME_FOR_TRAINING = 0.85  # of the time left; validation, saving and scoring take the rest
 SCHEDULES = {

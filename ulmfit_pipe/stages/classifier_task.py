@@ -1,7 +1,7 @@
 """What a classifier is trained on and measured by: batches of labelled texts, a loss, a metric."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.splits import labels_of_rows
 from ulmfit_pipe.data.tokenization import tokenize_dataset
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.document_reading import Reading, describe_long
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
@@ -17,9 +18,6 @@ from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective
 from ulmfit_pipe.training.records import Batches, Task
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.classifier import ClassifierSettings
 
 EVALUATION_ROWS = 256  # rows of an evaluation batch, and its tokens, padding included: memory, not result
 EVALUATION_TOKENS = 16_384

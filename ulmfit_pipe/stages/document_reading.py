@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from datasets import Dataset
@@ -28,21 +28,17 @@ from ulmfit_pipe.data.pretrained_tokenizers import (
     special_tokens_of,
 )
 from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification, longest_input
+from ulmfit_pipe.settings.choices import LongDocuments
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.model_folder import NOTES, shown
 from ulmfit_pipe.stages.model_names import ArtifactError
 from ulmfit_pipe.stages.presets import AWD_LSTM
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.classifier import ClassifierSettings
-
 
 HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
 OVERLAP_SHARE = 1 / 8  # of a window, shared with its neighbour; ours
 ROUNDING = 1e-5  # a text's logits may differ by so much in another batch: rounding, in float32
 LEAK_SHARE = 0.01  # of the difference between two texts' logits; rounding stays far below it
 WINDOWS_INSTEAD = ", and long_documents 'windows' to read all of a longer text"
-
-LongDocuments = Literal["truncate", "head-tail", "windows"]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
 """An ensemble of a forward and a backward AWD-LSTM: which two models, and whether they can be averaged."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-from ulmfit_pipe.models.builtin_models import BACKWARD_MODEL, DEFAULT_MODEL, builtin_models
+from ulmfit_pipe.models.builtin_models import builtin_models
+from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL
+from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_tokenizer, model_type_of, resolve_model
 from ulmfit_pipe.stages.presets import AWD_LSTM
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.pipeline import PipelineSettings
 
 
 def with_backward_twin(settings: "PipelineSettings") -> "PipelineSettings":

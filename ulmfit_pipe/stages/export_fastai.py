@@ -17,7 +17,7 @@ from ulmfit_pipe.data.tokenization import tokens_in_order
 from ulmfit_pipe.models.fastai_weights import to_fastai_state_dict
 from ulmfit_pipe.models.safe_pickles import Vocabulary, write_vocabulary, write_weights
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER
-from ulmfit_pipe.settings.checks import with_home_paths
+from ulmfit_pipe.settings.model_files import ExportFastaiSettings
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
@@ -31,22 +31,6 @@ from ulmfit_pipe.stages.classifier_labels import labels_of
 STAGE = "export_fastai"
 WEIGHTS, ENCODER, VOCABULARY = "model.pth", "encoder.pth", "vocab.pkl"
 FASTAI_HEAD = 50  # width of the inner layer of fastai's head unless lin_ftrs is given
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class ExportFastaiSettings:
-    """Settings of an export.
-
-    Attributes:
-        model: Folder or name of a language model or classifier.
-        output_dir: Folder to write: model.pth, encoder.pth, vocab.pkl.
-        drop_mult_zero: The fastai classifier is built with drop_mult=0; fastai then has other key names in its head.
-    """
-
-    model: str
-    output_dir: str
-    drop_mult_zero: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_pipe.console import print_line
-from ulmfit_pipe.stages.grid_tables import ALL_ROWS
+from ulmfit_pipe.settings.choices import ALL_ROWS
 from ulmfit_pipe.storage.atomic import CheckpointError, write_atomic
 from ulmfit_pipe.storage.json_files import read_sealed, write_sealed
 from ulmfit_pipe.storage.locks import held

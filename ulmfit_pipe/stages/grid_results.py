@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.console import print_line
+from ulmfit_pipe.settings.choices import ALL_ROWS
 from ulmfit_pipe.stages.grid_cells import CellFolder
-from ulmfit_pipe.stages.grid_tables import ALL_ROWS
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions

@@ -17,6 +17,7 @@ from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.splits import check_labels_for_training
 from ulmfit_pipe.data.tables import TableError, load_table
+from ulmfit_pipe.settings.choices import ALL_ROWS
 from ulmfit_pipe.stages.tables_of_run import (
     TEST,
     TRAIN,
@@ -27,7 +28,6 @@ from ulmfit_pipe.stages.tables_of_run import (
     without_texts_of,
 )
 
-ALL_ROWS = 0  # the size that stands for every labelled row
 DEVELOPMENT_SEED = 1_000_003  # far from the seeds of the subsets
 COMMON_SEED = 0  # one test sample for every cell, and one sample of texts for every language model
 LM_HELD_OUT = 0.02  # of the language model's texts, to measure its perplexity

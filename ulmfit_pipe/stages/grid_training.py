@@ -17,8 +17,9 @@ from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
 
 from ulmfit_pipe.console import print_line
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import model_type_of, read_stage
-from ulmfit_pipe.stages.classifier import ClassifierSettings, train_classifier
+from ulmfit_pipe.stages.classifier import train_classifier
 from ulmfit_pipe.stages.classifier_network import count_layer_groups
 from ulmfit_pipe.stages.classifier_plan import classifier_phases
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, short_digest

@@ -9,22 +9,23 @@ import difflib
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset
 from torch import Tensor, nn
 
+from ulmfit_pipe.data.augmentation import Augmentation
 from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import SOURCE_ROW, ImageError, ImageScan, scan_images
 from ulmfit_pipe.data.labels import label_type_of, list_apart
 from ulmfit_pipe.data.tables import check_table
-from ulmfit_pipe.models.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.quiet_transformers import one_builds
-from ulmfit_pipe.settings.checks import added_setting, check_above_zero, check_types, check_whole, home_path
-from ulmfit_pipe.settings.images import AugmentationSettings, ImageHeadSettings, SmallResNetSettings
+from ulmfit_pipe.settings.checks import home_path
+from ulmfit_pipe.settings.images import AugmentationSettings, ImageClassifierSettings
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.document_reading import remember_label_type
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
@@ -50,89 +51,6 @@ STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so 
 LEAST_BATCH = 16  # but no further: a batch norm's statistics are taken over the batch
 EVALUATION_BATCH = 64
 FASTAI_NAMES = {"cut": "keep_stages", "n_in": "channels", "split_on": "layer_groups", "train_bn": "train_norm"}
-
-
-@dataclass(frozen=True)
-class ImageClassifierSettings:
-    """Numbers of the image stage; the names in brackets are those of fastai's cnn_learner.
-
-    Attributes:
-        plan: fine-tune (the head alone, then all groups, as fastai's fine_tune), gradual, chain-thaw, lp-ft, head (the
-            head only), full (all groups at once); null takes fine-tune, or full where nothing is pretrained.
-        epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
-        final_epochs: Epochs of the last phase.
-        lr: Learning rate of the head while it trains alone, and the last group's in plans without such a phase; once
-            all groups train, fine-tune goes from a two-hundredth to half of it.
-        rest_lr: Learning rate of chain-thaw, and of lp-ft once all groups train; null takes a tenth of lr.
-        lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full; null takes 2.6, or 1 where nothing
-            is pretrained.
-        batch_size: Images of a step, over all processes; null takes 64, or fewer for small data.
-        label_smoothing: In [0, 1).
-        class_weights: balanced weighs each class by the inverse of its frequency.
-        monitor: Validation metric that chooses the best epoch.
-        keep: End with the weights of the best epoch on validation data, or of the last epoch.
-        train_norm: Whether batch norms of frozen groups go on training, their running statistics too [train_bn]; false
-            holds everything below the head still.
-        pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
-            random weights, and freezes nothing [pretrained].
-        keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
-            drops so many at its end; null keeps all [cut].
-        channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
-        image_size: Side of the images in pixels; null takes the model's own.
-        layer_groups: early-late-head, or stages for one group a stage [split_on].
-        accumulation_steps: Micro-batches an optimizer step.
-        skip_bad_images: Leave images that do not open out, and say how many, instead of refusing them.
-        num_workers: Threads that open images ahead of the training; null decides.
-        cache_frozen: Run frozen groups once an image in each phase, and train the others from what they gave; needs
-            train_norm false and augmentation.off true, without which an image gives something else each time.
-        head: The head.
-        augmentation: How images change while training.
-        backbone: The backbone where no model is given.
-    """
-
-    plan: Literal["fine-tune", "gradual", "chain-thaw", "lp-ft", "head", "full"] | None = None
-    epochs_per_phase: int = 1
-    final_epochs: int = 5
-    lr: float = 2e-3
-    rest_lr: float | None = None
-    lr_decay: float | None = None
-    batch_size: int | None = None
-    label_smoothing: float = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
-    monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    keep: Literal["best", "last"] = "best"
-    train_norm: bool = True
-    pretrained: bool = True
-    keep_stages: int | None = None
-    channels: int | None = None
-    image_size: int | None = None
-    layer_groups: Literal["early-late-head", "stages"] = "early-late-head"
-    accumulation_steps: int = 1
-    skip_bad_images: bool = False
-    num_workers: int | None = None
-    cache_frozen: bool = added_setting(False)
-    head: ImageHeadSettings = field(default_factory=ImageHeadSettings)
-    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
-    backbone: SmallResNetSettings = field(default_factory=SmallResNetSettings)
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
-        check_types(self)
-        check_whole(self, {"epochs_per_phase": 1, "final_epochs": 1, "accumulation_steps": 1, "num_workers": 0})
-        check_whole(self, {"image_size": 1, "batch_size": 2})
-        check_above_zero(self, "lr", "rest_lr", "lr_decay")
-        if self.channels not in (None, 1, 3):
-            raise ValueError(
-                f"channels must be 1 (grey) or 3 (colour), got {self.channels!r}; leave it out for the model's"
-            )
-        if self.cache_frozen and (self.train_norm or not self.augmentation.off):
-            raise ValueError(
-                f"cache_frozen keeps what frozen layers give for an image, which changes from epoch to epoch with "
-                f"train_norm {self.train_norm} and augmentation.off {self.augmentation.off}; set train_norm to false "
-                "and augmentation.off to true, or leave cache_frozen out"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing!r}; 0.1 is common")
 
 
 @dataclass(frozen=True)
@@ -361,12 +279,24 @@ def _batches(
     workers = (0 if on_cpu else 4) if settings.num_workers is None else settings.num_workers
     common: dict[str, Any] = {"workers": workers, **context.shares()}
     train_batches = ImageBatches(
-        train, pixels, batch_size=wanted, augmentation=settings.augmentation.build(), seed=context.seed, **common
+        train,
+        pixels,
+        batch_size=wanted,
+        augmentation=_augmentation_of(settings.augmentation),
+        seed=context.seed,
+        **common,
     )
     if validation is None:
         return train_batches, None
     size = max(EVALUATION_BATCH, common["world_size"])
     return train_batches, ImageBatches(validation, pixels, batch_size=size, shuffle=False, **common)
+
+
+def _augmentation_of(settings: AugmentationSettings) -> Augmentation | None:
+    """Return the augmentation, or None where it is off."""
+    if settings.off:
+        return None
+    return Augmentation(settings.flip, settings.least_crop, settings.stretch, settings.colour)
 
 
 def meant_setting(name: str, names: Sequence[str]) -> str | None:

@@ -3,14 +3,13 @@
 import copy
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.image_batches import ImagePixels
-from ulmfit_pipe.models.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.image_backbones import (
     build_backbone,
     channels_of,
@@ -26,12 +25,10 @@ from ulmfit_pipe.models.image_classifier import (
     build_image_classifier,
     head_dropouts,
 )
-from ulmfit_pipe.settings.images import ImageHeadSettings
+from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model, resolve_model
 from ulmfit_pipe.stages.classifier_labels import labels_of
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
 
 OURS = UlmfitImageConfig.model_type
 TIMM = "timm_wrapper"

@@ -4,9 +4,8 @@ import copy
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 from PIL import Image
@@ -14,20 +13,16 @@ from torch import nn
 
 from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
 from ulmfit_pipe.data.splits import split_train_validation
-from ulmfit_pipe.models.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
 from ulmfit_pipe.reports.text_tables import format_table
 from ulmfit_pipe.settings.checks import (
-    check_above_zero,
-    check_seed,
-    check_types,
-    check_whole,
     with_absolute_paths,
-    with_home_paths,
 )
+from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, meant_setting, train_image_classifier
+from ulmfit_pipe.stages.image_classifier import meant_setting, train_image_classifier
 from ulmfit_pipe.stages.image_predict import ImagePredictor
 from ulmfit_pipe.stages.image_tables import ImageTables, load_image_tables
 from ulmfit_pipe.stages.python_input import check_call, check_files, check_folder, check_names
@@ -39,7 +34,7 @@ from ulmfit_pipe.stages.report import (
     report_line,
     write_report,
 )
-from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_context import RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.storage.json_files import write_json
@@ -52,95 +47,6 @@ GIVEN_TO_FIT = {  # settings that `ImagePipeline.fit` takes under another name
 }
 PRETRAINING_SHARE = 0.4  # of max_seconds goes to the related task
 PRETRAINING_HELD_OUT = 0.1  # of its images, to choose its best epoch by
-
-
-@dataclass(frozen=True)
-class PretrainingSettings:
-    """The related task that a small backbone is pretrained on where no model is given.
-
-    Attributes:
-        task: printed-letters (capital letters in the fonts of matplotlib, small as the digits are), rotations (which
-            way up the training images are: needs no labels), or none.
-        images: Number of printed letters.
-        epochs: Epochs of the task.
-        lr: Learning rate of the task.
-    """
-
-    task: Literal["none", "printed-letters", "rotations"] = "none"
-    images: int = 5_200
-    epochs: int = 6
-    lr: float = 3e-3
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no training could use."""
-        check_types(self)
-        check_whole(self, {"images": 260, "epochs": 1})
-        check_above_zero(self, "lr")
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class ImageSettings:
-    """Settings of a whole run on images.
-
-    Attributes:
-        output_dir: Folder for everything the run writes.
-        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
-        test_images: The same, scored once at the end.
-        validation_images: The same; it chooses the best epoch. Without it a part of the training images is held out.
-        dataset: A sample that needs no files, in place of train_images and test_images: the 8 x 8 handwritten digits of
-            scikit-learn.
-        model: Any image model of transformers (folder or hub id), or a classifier that this recipe wrote; null builds a
-            small ResNet, pretrained as the group pretraining says.
-        image_column: Column of images or paths, in a table or dataset.
-        label_column: Column of labels.
-        validation_fraction: Part of the training images held out where no validation images are given.
-        max_train_images: Use only so many training images, chosen at random by the seed; null takes all.
-        seed: Seed of split, weights, dropout, order and augmentation.
-        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
-        pretraining: The related task where no model is given.
-        classifier: Numbers of the image stage.
-    """
-
-    output_dir: str
-    train_images: str | None = None
-    test_images: str | None = None
-    validation_images: str | None = None
-    dataset: Literal["digits"] | None = None
-    model: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    validation_fraction: float = 0.2
-    max_train_images: int | None = None
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
-    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
-    classifier: ImageClassifierSettings = field(default_factory=ImageClassifierSettings)
-
-    def __post_init__(self) -> None:
-        """Refuse values that are on no field's list, or out of range."""
-        check_types(self)
-        check_seed(self)
-        check_whole(self, {"max_train_images": 1})
 
 
 @exclusive_run()

@@ -1,7 +1,6 @@
 """Which layer groups of an image classifier train when, and how fast."""
 
-from typing import TYPE_CHECKING
-
+from ulmfit_pipe.settings.images import ImageClassifierSettings
 from ulmfit_pipe.training.optim import LR_DECAY, SLICE_RATIO
 from ulmfit_pipe.training.phases import (
     chain_thaw,
@@ -12,9 +11,6 @@ from ulmfit_pipe.training.phases import (
 )
 from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.schedules import Schedule
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings
 
 MOMS = (0.95, 0.85, 0.95)  # beta1 over a cycle, fastai 2.8's Learner
 HEAD_START, REST_START, REST_DIV = 0.99, 0.3, 5.0  # shapes of fine_tune's two cycles, fastai 2.8 schedule.py

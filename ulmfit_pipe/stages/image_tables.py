@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 
@@ -11,12 +11,10 @@ from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, wi
 from ulmfit_pipe.data.image_samples import handwritten_digits
 from ulmfit_pipe.data.labels import SHOWN_NAMES, list_labels
 from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
+from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.stages.image_classifier import tell_of_skipped
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.tables_of_run import some_rows
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.image_pipeline import ImageSettings
 
 
 @dataclass(frozen=True)

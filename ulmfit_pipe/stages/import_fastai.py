@@ -29,7 +29,7 @@ from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForS
 from ulmfit_pipe.models.pickle_names import shown_text
 from ulmfit_pipe.models.safe_pickles import Vocabulary, read_vocabulary, read_weights
 from ulmfit_pipe.models.vocab_transfer import FASTAI_FILLER, remap_embeddings
-from ulmfit_pipe.settings.checks import with_home_paths
+from ulmfit_pipe.settings.model_files import ImportFastaiSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, digest_of_file, refuse_foreign_folder, register, save_stage
 
 STAGE = "import_fastai"
@@ -50,29 +50,6 @@ OLD_NAMES = {  # special tokens of fastai 0.7 and of the salesforce scripts that
 }
 SUBWORD_MARK = "▁"  # starts a word's first piece in a SentencePiece vocabulary
 MOST_MARKED = 0.05  # share of tokens with that mark from which a vocabulary is one of subwords
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class ImportFastaiSettings:
-    """Settings of an import.
-
-    Attributes:
-        weights: The .pth file (.h5 in fastai 0.7) of learn.save or save_encoder; fastai 2, 1, 0.7 or salesforce.
-        vocab: The .pkl file of its vocabulary: a plain list of tokens, or [tokens, labels] of a classifier.
-        output_dir: Folder to write: a model for every stage; of a classifier, whose encoder is also written as a
-            language model into language_model below it, for the stages that use it.
-        labels: Names of a classifier's labels in the order of its outputs, where the vocabulary file has none.
-        multi_label: The classifier gives a text any number of labels.
-        direction: Whether the model reads text forward or backward; its files do not tell.
-    """
-
-    weights: str
-    vocab: str
-    output_dir: str
-    labels: list[str] | None = None
-    multi_label: bool = False
-    direction: Literal["forward", "backward"] = "forward"
 
 
 @dataclass(frozen=True)

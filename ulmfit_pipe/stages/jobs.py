@@ -6,30 +6,25 @@ and ``report.html`` where something was trained.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
-from ulmfit_pipe.data.row_sources import TableReading
+from ulmfit_pipe.data.row_sources import reading_of
 from ulmfit_pipe.data.tables import load_table
-from ulmfit_pipe.settings.checks import check_seed, check_types, with_absolute_paths, with_home_paths
+from ulmfit_pipe.settings.checks import with_absolute_paths
 from ulmfit_pipe.settings.parsing import settings_to_yaml
+from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, model_type_of
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner, train_classifier
+from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.language_model import (
-    LanguageModelSettings,
-    build_language_model_learner,
-    train_language_model,
-)
+from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.presets import PresetName
 from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, report_line, write_report
-from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_context import RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.table_account import tell_of_texts
 from ulmfit_pipe.stages.tables_of_run import (
     TRAIN,
@@ -41,219 +36,12 @@ from ulmfit_pipe.stages.tables_of_run import (
     split_texts,
     without_texts_of,
 )
-from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
+from ulmfit_pipe.stages.unknown_text import check_known_texts
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class LanguageModelJob(TableReading):
-    """Settings of a language-model run.
-
-    Attributes:
-        train_file: Table or tables of text of any kind in docs/tables.md: a file, a folder of texts, a saved dataset's
-            folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
-        output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
-        model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
-        validation_file: Text that is only measured; without it a part of the training text is held out.
-        text_column: Column of text; several are joined with field marks.
-        unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
-            training, allow trains on them all the same.
-        validation_fraction: Part held out where no validation file is given.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
-        max_seconds: Stop training after so long; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
-        language_model: Numbers of the stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
-    """
-
-    train_file: list[str]
-    output_dir: str
-    model: str | None = None
-    validation_file: str | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    unknown_text: UnknownText = "error"
-    validation_fraction: float = 0.02
-    preset: PresetName = "auto"
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
-    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class ClassifierJob(TableReading):
-    """Settings of a classifier run.
-
-    Attributes:
-        train_file: Labelled table or tables.
-        output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
-        model: Folder or name of a language model or text encoder, or of a saved classifier with the same labels to go
-            on from; any text model of transformers will do.
-        test_file: Labelled table that is scored once at the end.
-        validation_file: Labelled table that chooses the best epoch; without it a part is held out.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
-        label_separator: Splits a label cell into several labels (multi-label).
-        multi_label: The label column holds lists of labels.
-        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
-            itself, or a CSV file with a value and its name in each row; null takes the values as names.
-        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
-        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
-            otherwise trained on and never measured.
-        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
-        unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
-            training, allow trains on them all the same.
-        validation_fraction: Part held out where no validation file is given; 0 trains on all rows; null holds out a
-            tenth of 500 rows or more (20 or more a label), and nothing of fewer.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
-        max_seconds: Stop training after so long; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
-        classifier: Numbers of the stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
-    """
-
-    train_file: list[str]
-    output_dir: str
-    model: str
-    test_file: str | None = None
-    validation_file: str | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: list[str] = field(default_factory=lambda: ["label"])
-    label_separator: str | None = None
-    multi_label: bool = False
-    label_names: str | None = None
-    label_threshold: float | None = None
-    min_rows_per_class: int = 1
-    empty_text: Literal["error", "skip"] = "error"
-    unknown_text: UnknownText = "error"
-    validation_fraction: float | None = None
-    preset: PresetName = "auto"
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
-    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class LearningRateJob(TableReading):
-    """Settings of a learning-rate search.
-
-    Attributes:
-        train_file: The table to sweep over.
-        output_dir: Folder for learning_rate.png and learning_rate.json.
-        stage: Which stage the rate is for.
-        model: Folder of a language model (or classifier); null sweeps a language model from scratch.
-        freeze_to: First trained layer group, as in Learner.freeze_to; -1 is the head only, 0 everything.
-        text_column: Column of text.
-        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
-        label_separator: Splits a label cell into several labels (multi-label).
-        multi_label: The label column holds lists of labels.
-        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
-            itself, or a CSV file with a value and its name in each row; null takes the values as names.
-        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
-        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
-            otherwise trained on and never measured.
-        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
-        start_lr: First learning rate of the sweep.
-        end_lr: Last learning rate of the sweep.
-        num_steps: Steps of the sweep.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
-        mixed_precision: The precision to train in afterwards: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Sweep in TF32 on NVIDIA GPUs, or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        language_model: Numbers of the language-model stage.
-        classifier: Numbers of the classifier stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
-    """
-
-    train_file: list[str]
-    output_dir: str
-    stage: Literal["language_model", "classifier"] = "classifier"
-    model: str | None = None
-    freeze_to: int = -1
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: list[str] = field(default_factory=lambda: ["label"])
-    label_separator: str | None = None
-    multi_label: bool = False
-    label_names: str | None = None
-    label_threshold: float | None = None
-    min_rows_per_class: int = 1
-    empty_text: Literal["error", "skip"] = "error"
-    start_lr: float = 1e-7
-    end_lr: float = 10.0
-    num_steps: int = 100
-    preset: PresetName = "auto"
-    seed: int = 0
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
-    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
 
 
 def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
@@ -275,7 +63,7 @@ def _text_loader(job: LanguageModelJob | LearningRateJob, context: RunContext) -
         load_table,
         text_columns=tuple(job.text_column),
         label_column=None,
-        reading=job.options(),
+        reading=reading_of(job),
         say=context.tell,
     )
 
@@ -333,7 +121,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         **columns_of(job),
         validation_fraction=job.validation_fraction,
         seed=job.seed,
-        reading=job.options(),
+        reading=reading_of(job),
         min_rows_per_class=job.min_rows_per_class,
         say=context.tell,
     )
@@ -448,7 +236,7 @@ def _learner_to_sweep(job: LearningRateJob, context: RunContext) -> Learner:
         job.train_file,
         **columns_of(job),
         seed=job.seed,
-        reading=job.options(),
+        reading=reading_of(job),
         say=context.tell,
     )
     return build_classifier_learner(

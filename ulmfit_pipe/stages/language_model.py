@@ -9,10 +9,9 @@ Source: Howard & Ruder 2018, sections 3.1 and 3.2.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
@@ -20,13 +19,9 @@ from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.data.tables import check_table
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.settings.checks import (
-    added_setting,
-    check_above_zero,
-    check_types,
-    check_whole,
     home_path,
-    with_home_paths,
 )
+from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of
 from ulmfit_pipe.stages.awd_lstm_language_model import build_awd_lstm_language_model
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
@@ -42,91 +37,6 @@ from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.history import History
 
 STAGE = "language_model"
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class LanguageModelSettings:
-    """Numbers of the language-model stage; null takes the preset's.
-
-    Attributes:
-        epochs: Epochs of the phase that trains every layer group.
-        frozen_epochs: Epochs of the first phase, where the preset has one that trains only embedding and decoder.
-        lr: Base learning rate.
-        plan: The preset's phases, all groups at once, gradual unfreezing (a transformer's blocks in three bundles), or
-            (what a model from scratch gets) one cycle with one rate for all groups.
-        batch_size: Rows or blocks of text read side by side, over all processes.
-        bptt: Tokens of an AWD-LSTM's window.
-        variable_bptt: Vary the window's length from step to step, as AWD-LSTM does.
-        block_size: Most tokens of a transformer's block, special tokens included; null takes 128, or the model's
-            longest input if that is shorter.
-        mask_probability: Share of the tokens that a masked language model has to guess; null takes BERT's 0.15.
-        whole_word_masking: Whether a masked language model has to guess whole words instead of single tokens.
-        drop_mult: Multiplies the five dropouts of an AWD-LSTM; smaller for small models or much text.
-        alpha: Weight of AR, an AWD-LSTM's penalty on large activations; null takes the preset's, 0 suits a model that
-            underfits.
-        beta: Weight of TAR, the penalty on their change over time; the same.
-        tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
-            known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
-        tokenizer_of: Folder or name of a model whose tokenizer a model from scratch takes over as it is, such as the
-            forward twin of a backward model; null makes one.
-        vocab_size: Largest size of a new vocabulary; null takes 15,000 subwords, or the preset's number of words.
-        min_count: Rarest word that a new word vocabulary keeps.
-        embedding_size: Of a model from scratch.
-        hidden_size: Of a model from scratch.
-        num_hidden_layers: Of a model from scratch.
-        direction: Read text forward or backward.
-        accumulation_steps: Micro-batches an optimizer step.
-        num_workers: Processes that tokenize; null decides.
-    """
-
-    epochs: int | None = None
-    frozen_epochs: int | None = None
-    lr: float | None = None
-    plan: Literal["preset", "full", "gradual", "pretrain"] = "preset"
-    batch_size: int | None = None
-    bptt: int | None = None
-    variable_bptt: bool = False
-    block_size: int | None = added_setting(None)
-    mask_probability: float | None = added_setting(None)
-    whole_word_masking: bool = added_setting(False)
-    drop_mult: float = 1.0
-    alpha: float | None = None
-    beta: float | None = None
-    tokenizer: Literal["auto", "keep", "unigram", "bpe", "word"] = "auto"
-    tokenizer_of: str | None = None
-    vocab_size: int | None = None
-    min_count: int | None = None
-    embedding_size: int | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    direction: Literal["forward", "backward"] = "forward"
-    accumulation_steps: int = 1
-    num_workers: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
-        check_types(self)
-        ones = ("epochs", "frozen_epochs", "batch_size", "bptt", "vocab_size", "min_count", "embedding_size")
-        more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers", "block_size")
-        check_whole(self, dict.fromkeys((*ones, *more), 1))
-        check_above_zero(self, "lr", "mask_probability")
-        if self.mask_probability is not None and not self.mask_probability < 1:
-            raise ValueError(
-                f"mask_probability must lie in (0, 1), got {self.mask_probability!r}; 0.15 is BERT's value"
-            )
-        makes_one = [name for name in ("vocab_size", "min_count") if getattr(self, name) is not None]
-        makes_one += ["tokenizer"] if self.tokenizer != "auto" else []
-        if self.tokenizer_of is not None and makes_one:
-            raise ValueError(
-                f"tokenizer_of takes the tokenizer of {self.tokenizer_of} as it is, so {makes_one[0]} has no meaning; "
-                "leave one of the two out"
-            )
-        if not self.drop_mult >= 0:
-            raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
-        for name in ("alpha", "beta"):
-            if (value := getattr(self, name)) is not None and not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value!r}; 0 takes the penalty away")
 
 
 @exclusive_run()

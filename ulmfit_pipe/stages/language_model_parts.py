@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase, Task
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.language_model import LanguageModelSettings
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,18 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ulmfit_pipe.data.row_sources import TableReading
+from ulmfit_pipe.data.row_sources import reading_of
 from ulmfit_pipe.reports.plots import plot_label_curves
-from ulmfit_pipe.settings.checks import check_choices, check_whole, with_home_paths
-from ulmfit_pipe.stages.classifier import ClassifierSettings
+from ulmfit_pipe.settings.choices import ALL_ROWS
+from ulmfit_pipe.settings.studies import TITLES, LowShotSettings
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, curves_of, size_table, write_results
-from ulmfit_pipe.stages.grid_tables import ALL_ROWS, LabelledTables, language_model_texts, load_labelled_tables
+from ulmfit_pipe.stages.grid_tables import LabelledTables, language_model_texts, load_labelled_tables
 from ulmfit_pipe.stages.grid_training import (
     Training,
     chosen_rate,
@@ -37,20 +38,11 @@ from ulmfit_pipe.stages.grid_training import (
     tfidf_outcome,
     total_epochs,
 )
-from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
-from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
+from ulmfit_pipe.stages.language_model import train_language_model
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.storage.json_files import read_json
 from ulmfit_pipe.storage.locks import held
 
-TITLES = {
-    "scratch": "from scratch",
-    "pretrained": "pretrained",
-    "ulmfit": "ULMFiT",
-    "backward": "ULMFiT backward",
-    "ensemble": "ULMFiT both ways",
-    "tfidf": "TF-IDF + logistic regression",
-}
 ABOUT = (
     "No method sees a label beyond the cell's own: the last epoch's weights are tested, and nothing is chosen by test "
     "rows. One thing is generous to a rival: the network from scratch has the best of several learning rates, chosen "
@@ -59,101 +51,6 @@ ABOUT = (
     "rows. The language model is fine-tuned once, without labels, and reads no text of the test table."
 )
 IN_WORK_ORDER = ("tfidf", "scratch", "pretrained", "ulmfit", "backward", "ensemble")
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class LowShotSettings(TableReading):
-    """Settings of a grid of methods, label counts and seeds.
-
-    Attributes:
-        train_file: Labelled table or tables.
-        test_file: Labelled table to test on; no model reads a text of it.
-        output_dir: Folder for cells, language models and results; several processes may work in it.
-        unlabelled_file: Further texts for the language model.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels.
-        model: Pretrained language model, a folder or name.
-        model_backward: Its backward twin, for backward and ensemble.
-        sizes: Labelled rows of the subsets; 0 is all rows.
-        seeds: Seeds of each size (0, 1, ...): one number a size, or one for all.
-        methods: What to run of scratch, pretrained, ulmfit, backward, ensemble, tfidf.
-        test_rows: Size of the stratified test sample, the same for every cell; null tests on all rows.
-        development_rows: Labelled rows set aside to choose the learning rate of scratch by; in no subset.
-        language_model_text: What the language model is fine-tuned on: unlabelled_file, the texts of train_file, both.
-        unlabelled_rows: Rows of unlabelled_file to take; null takes all.
-        final_epochs: Epochs of the classifier's last phase, one number a size; null takes classifier.final_epochs.
-        scratch_epochs: Epochs of scratch, one number a size; null gives it those of all the method's phases.
-        scratch_factors: Times the rate of scratch, the rates to choose from; a single one chooses nothing.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        progress: Show progress bars; null decides by the terminal.
-        stage: Everything; the language models only; or only the results of the cells there are.
-        score: Test rows; or development rows, to choose settings by (then all is in OUTPUT_DIR/development).
-        keep_models: Keep the classifiers of the cells in OUTPUT_DIR/models.
-        title: Name of the data in the picture; null takes the output folder's name.
-        figure: Where to draw the picture; null draws OUTPUT_DIR/curve.png.
-        combine: Draw these results.json side by side into figure, and do nothing else.
-        language_model: Numbers of the language-model stage.
-        classifier: Numbers of the classifier, for pretrained, ulmfit and backward.
-        scratch: Numbers of the network from scratch; a null rate, batch size or length takes the classifier's.
-    """
-
-    train_file: list[str] = field(default_factory=list)
-    test_file: str | None = None
-    output_dir: str = "runs/low_shot"
-    unlabelled_file: list[str] | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
-    model: str = "awd-lstm-en"
-    model_backward: str | None = None
-    sizes: list[int] = field(default_factory=lambda: [100, 500, 2000])
-    seeds: list[int] = field(default_factory=lambda: [3])
-    methods: list[str] = field(default_factory=lambda: ["scratch", "pretrained", "ulmfit", "tfidf"])
-    test_rows: int | None = 2000
-    development_rows: int = 500
-    language_model_text: Literal["both", "unlabelled", "training"] = "both"
-    unlabelled_rows: int | None = None
-    final_epochs: list[int] | None = None
-    scratch_epochs: list[int] | None = None
-    scratch_factors: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
-    preset: PresetName = "auto"
-    mixed_precision: Precision = "no"
-    progress: bool | None = None
-    stage: Literal["all", "language_model", "results"] = "all"
-    score: Literal["test", "development"] = "test"
-    keep_models: bool = False
-    title: str | None = None
-    figure: str | None = None
-    combine: list[str] | None = None
-    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
-    classifier: ClassifierSettings = field(default_factory=lambda: ClassifierSettings(plan="gradual"))
-    scratch: ClassifierSettings = field(default_factory=lambda: ClassifierSettings(plan="full", lr_decay=1.0))
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself before anything is read."""
-        check_choices(self)
-        check_whole(self, {"test_rows": 1, "development_rows": 0, "unlabelled_rows": 1})
-        unknown = [method for method in self.methods if method not in TITLES]
-        if unknown or not self.methods:
-            raise ValueError(f"methods must be some of {', '.join(TITLES)}, got {', '.join(unknown) or 'none'}")
-        for name in ("seeds", "final_epochs", "scratch_epochs"):
-            values = getattr(self, name)
-            allowed = (1, len(self.sizes)) if name == "seeds" else (len(self.sizes),)
-            if values is not None and (len(values) not in allowed or min(values) < 1):
-                raise ValueError(f"{name} needs one number of 1 or more for each of sizes {self.sizes}, got {values}")
-        if len(set(self.sizes)) < max(len(self.sizes), 1) or min(self.sizes) < ALL_ROWS:
-            raise ValueError(f"sizes must be different numbers of rows, {ALL_ROWS} for all, got {self.sizes}")
-        if not self.scratch_factors or min(self.scratch_factors) <= 0:
-            raise ValueError(
-                f"scratch_factors must be numbers above 0, 1 for the rate itself, got {self.scratch_factors}; 0.5 1 2 "
-                "are half, once and twice the rate"
-            )
-        if {"backward", "ensemble"} & set(self.methods) and self.model_backward is None:
-            raise ValueError(
-                "backward and ensemble need a backward language model: give --model_backward, such as "
-                "awd-lstm-en-backward, or leave them out of methods"
-            )
 
 
 @dataclass(frozen=True)
@@ -222,7 +119,7 @@ def _load_tables(settings: LowShotSettings, context: RunContext) -> LabelledTabl
         label_column=settings.label_column,
         test_rows=settings.test_rows,
         development_rows=settings.development_rows,
-        reading=settings.options(),
+        reading=reading_of(settings),
         say=context.tell,
     )
     for size in settings.sizes:
@@ -271,7 +168,7 @@ def _models(settings: LowShotSettings, tables: LabelledTables, context: RunConte
         unlabelled_rows=settings.unlabelled_rows,
         text_column=settings.text_column,
         labelled_too=settings.language_model_text != "unlabelled",
-        reading=settings.options(),
+        reading=reading_of(settings),
         say=context.tell,
     )
     for method in needed:

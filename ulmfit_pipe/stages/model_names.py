@@ -3,8 +3,9 @@
 import difflib
 from pathlib import Path
 
-from ulmfit_pipe.models.builtin_models import BUILTIN_NAMES, builtin_models
+from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path
+from ulmfit_pipe.settings.choices import BUILTIN_NAMES
 from ulmfit_pipe.storage.pickles import PICKLE_SUFFIXES
 
 NEAR_NAME = 0.75  # likeness of two names, by difflib, from which one is taken for the other mistyped

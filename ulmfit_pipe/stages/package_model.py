@@ -6,7 +6,6 @@ training, and measured again on the rounded weights where a validation file is g
 
 import copy
 import re
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,13 +13,12 @@ import torch
 from safetensors.torch import save
 from transformers import AutoModelForCausalLM
 
-from ulmfit_pipe.data.row_sources import TableReading
+from ulmfit_pipe.data.row_sources import reading_of
 from ulmfit_pipe.data.tables import load_table
 from ulmfit_pipe.data.tokenization import UlmfitTokenizer
-from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.reports.model_card import model_card
-from ulmfit_pipe.settings.checks import check_seed, with_home_paths
+from ulmfit_pipe.settings.model_files import PackageSettings
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_model,
@@ -32,62 +30,13 @@ from ulmfit_pipe.stages.artifacts import (
 from ulmfit_pipe.stages.language_model_scores import score_language_model
 from ulmfit_pipe.stages.lineage import lineage_of, precision_name
 from ulmfit_pipe.stages.presets import load_preset
-from ulmfit_pipe.stages.run_context import Precision, RunContext
+from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.tables_of_run import VALIDATION
 from ulmfit_pipe.storage.atomic import write_atomic
 
 MOST_BYTES = 32_000_000  # of a built-in model's weights: it travels in the wheel
 CARD_FILE = "README.md"
 PROMPTS = {"forward": "The city lies on the", "backward": "in the nineteenth century."}
-WIKIPEDIA = "English Wikipedia: the plain text of its articles, one article a row."
-WIKIPEDIA_LICENCE = (
-    "Wikipedia's text was written by its many authors and is licensed under CC BY-SA 4.0 (3.0 before June 2023). "
-    "These weights are derived from that text and are given under CC BY-SA 4.0. The code of ulmfit_pipe is Apache-2.0."
-)
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class PackageSettings(TableReading):
-    """Settings of packaging; the notes are for a model of English Wikipedia, change them for any other.
-
-    Attributes:
-        model: Folder of a language model that a stage wrote.
-        output_dir: Folder to write; ulmfit_pipe/models/pretrained/NAME makes it a built-in model.
-        name: Name on the card; a backward model's ends in -backward.
-        validation_file: Text to measure the rounded weights on; without it the card has the training stage's figures.
-        text_column: Column of text; several are joined with field marks.
-        mixed_precision: Of measuring: no, bf16 (faster on many processors), or fp16 (GPU only).
-        prompt: Start of the sample that the card shows (its end, for a backward model); null takes a neutral one.
-        temperature: Of the sample; lower is more careful.
-        top_k: The sample is drawn from so many likeliest tokens at each step.
-        sample_tokens: New tokens of the sample.
-        seed: Seed of the sample.
-        hardware: What it was trained on, in words; null takes what the record knows.
-        data_note: What the text is, in words.
-        license: Licence of the weights, as the hub spells it.
-        license_note: Where the licence comes from, in words.
-    """
-
-    model: str
-    output_dir: str
-    name: str = DEFAULT_MODEL
-    validation_file: str | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    mixed_precision: Precision = "no"
-    prompt: str | None = None
-    temperature: float = 0.7
-    top_k: int = 40
-    sample_tokens: int = 100
-    seed: int = 0
-    hardware: str | None = None
-    data_note: str = WIKIPEDIA
-    license: str = "cc-by-sa-4.0"
-    license_note: str = WIKIPEDIA_LICENCE
-
-    def __post_init__(self) -> None:
-        """Refuse a seed that no generator takes."""
-        check_seed(self)
 
 
 def package_language_model(settings: PackageSettings, *, context: RunContext | None = None) -> dict[str, Any]:
@@ -237,7 +186,7 @@ def _metrics(
         text_columns=tuple(settings.text_column),
         label_column=None,
         usual_splits=VALIDATION,
-        reading=settings.options(),
+        reading=reading_of(settings),
         say=context.tell,
     )
     return score_language_model(network, tokenizer, texts, batch_size=wanted, context=context)

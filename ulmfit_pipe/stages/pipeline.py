@@ -9,27 +9,28 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
-from ulmfit_pipe.settings.checks import check_seed, check_types, home_path, with_absolute_paths, with_home_paths
+from ulmfit_pipe.data.row_sources import reading_of
+from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
+from ulmfit_pipe.settings.choices import DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
+from ulmfit_pipe.settings.text import LanguageModelSettings
+from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import load_config, model_type_of, read_stage, resolve_model
-from ulmfit_pipe.stages.classifier import ClassifierSettings, classifier_identity, train_classifier
+from ulmfit_pipe.stages.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.stages.ensembles import check_ensemble, with_backward_twin
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
-from ulmfit_pipe.stages.language_model import LanguageModelSettings, train_language_model
+from ulmfit_pipe.stages.language_model import train_language_model
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.next_steps import next_steps, warnings_of
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
-from ulmfit_pipe.stages.presets import AWD_LSTM, PresetName
+from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_files, check_folder, check_names
-from ulmfit_pipe.stages.repeated_runs import check_repeats, fold_of, is_repeated, run_repeated
+from ulmfit_pipe.stages.repeated_runs import fold_of, is_repeated, run_repeated
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -38,10 +39,9 @@ from ulmfit_pipe.stages.report import (
     report_line,
     write_report,
 )
-from ulmfit_pipe.stages.run_context import Precision, RunContext, context_of, deadline_after, exclusive_run
-from ulmfit_pipe.stages.run_scores import BaselineName, score_tables
+from ulmfit_pipe.stages.run_context import RunContext, context_of, deadline_after, exclusive_run
+from ulmfit_pipe.stages.run_scores import score_tables
 from ulmfit_pipe.stages.tables_of_run import (
-    RowLimits,
     RunTables,
     check_tables_alike,
     columns_of,
@@ -50,7 +50,7 @@ from ulmfit_pipe.stages.tables_of_run import (
     refuse_unjudged_best,
     split_texts,
 )
-from ulmfit_pipe.stages.unknown_text import UnknownText, check_known_texts
+from ulmfit_pipe.stages.unknown_text import check_known_texts
 from ulmfit_pipe.storage.atomic import atomic_folder, write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
@@ -64,115 +64,6 @@ GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, o
     "unlabelled_file": "unlabelled=",
     "model": "TextPipeline(model)",
 }
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class PipelineSettings(TableReading):
-    """Settings of a whole run.
-
-    Attributes:
-        train_file: Labelled table or tables of any kind in docs/tables.md: a file, a folder of texts per class, a saved
-            dataset's folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
-        output_dir: Folder for everything the run writes.
-        model: Pretrained language model or text encoder, a built-in name, a folder or a hub id; any text model of
-            transformers will do. null trains an AWD-LSTM from scratch on the texts at hand.
-        test_file: Labelled table that is scored once at the end; its split test is taken where it has several.
-        validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
-        unlabelled_file: Further texts for the language model.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
-        label_separator: Splits a label cell into several labels (multi-label).
-        multi_label: The label column holds lists of labels.
-        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
-            itself, or a CSV file with a value and its name in each row; null takes the values as names.
-        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
-        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
-            otherwise trained on and never measured.
-        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
-        unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
-            training, allow trains on them all the same.
-        validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
-            rows; null holds out a tenth of 500 rows or more (20 or more a label), and nothing of fewer.
-        preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
-            for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
-        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        ensemble: Train a forward and a backward AWD-LSTM and average them.
-        model_backward: Pretrained backward language model, for the ensemble; the built-in forward model brings its own.
-        fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier; null does
-            it for an AWD-LSTM, where language_model has settings, and for a transformer with a trained language-model
-            head where there is unlabelled text.
-        include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
-        max_rows: Use only so many rows of each table, for a quick look or a learning curve.
-        language_model: Numbers of the language-model stage.
-        classifier: Numbers of the classifier stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
-        baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
-            takes seconds; none trains nothing.
-        folds: Run so many times, each with another of as many parts of the training table held out (stratified), in
-            OUTPUT_DIR/fold1, fold2, ..., and pool the scores; null holds validation_fraction out.
-        fold: Run this fold alone, counted from 1; null runs all of them.
-        seeds: Run so many times, with seed, seed+1, ..., in OUTPUT_DIR/seed0, ...; null runs once.
-    """
-
-    train_file: list[str]
-    output_dir: str
-    model: str | None = DEFAULT_MODEL
-    test_file: str | None = None
-    validation_file: str | None = None
-    unlabelled_file: list[str] | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: list[str] = field(default_factory=lambda: ["label"])
-    label_separator: str | None = None
-    multi_label: bool = False
-    label_names: str | None = None
-    label_threshold: float | None = None
-    min_rows_per_class: int = 1
-    empty_text: Literal["error", "skip"] = "error"
-    unknown_text: UnknownText = "error"
-    validation_fraction: float | None = None
-    preset: PresetName = "auto"
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    ensemble: bool = False
-    model_backward: str | None = None
-    fine_tune_language_model: bool | None = None
-    include_test_text: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
-    max_rows: RowLimits = field(default_factory=RowLimits)
-    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
-    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    trust_remote_code: bool = False
-    baseline: BaselineName = "tf-idf"
-    folds: int | None = None
-    fold: int | None = None
-    seeds: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
-        check_repeats(self)
 
 
 @exclusive_run()
@@ -214,7 +105,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
-        reading=settings.options(),
+        reading=reading_of(settings),
         min_rows_per_class=settings.min_rows_per_class,
         **columns_of(settings),
         say=context.tell,

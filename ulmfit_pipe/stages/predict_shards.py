@@ -16,13 +16,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from ulmfit_pipe.data.plain_copies import PlainTable
 from ulmfit_pipe.data.row_streams import Chunk, check_suffix, in_parts, one_table, open_stream, open_writer, read_chunks
 from ulmfit_pipe.data.table_readers import TableError
+from ulmfit_pipe.settings.prediction import PredictFileSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, model_identity
 from ulmfit_pipe.stages.document_reading import describe_cut
 from ulmfit_pipe.stages.predict import BACKWARD, Predictor
@@ -34,9 +35,6 @@ from ulmfit_pipe.storage.record_differences import as_json, differences
 from ulmfit_pipe.storage.temporary_files import remove_abandoned
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.training.preemption import Preempted
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.predict_files import PredictFileSettings
 
 MANIFEST, RECORDS = "manifest.json", ".records"
 KIND = {"kind": "prediction in parts", "format": 2}

@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
@@ -31,7 +31,6 @@ AUTO = "auto"  # the preset that the model decides
 TRANSFORMER = "transformer"
 
 Number = TypeVar("Number", int, float)
-PresetName = Literal["auto", "paper", "scripts-2018", "fastai", "transformer"]
 
 # (num_groups, epochs per thawing phase, epochs of the last phase, lr) -> phases; None takes the preset's number
 PhaseBuilder = Callable[[int, int | None, int | None, float | None], list[Phase]]

@@ -31,26 +31,6 @@ def is_repeated(settings: Any) -> bool:
     return settings.seeds is not None or (settings.folds is not None and settings.fold is None)
 
 
-def check_repeats(settings: Any) -> None:
-    """Raise unless ``folds``, ``fold`` and ``seeds`` of a run's settings agree.
-
-    Raises:
-        ValueError: They do not.
-    """
-    if settings.folds is not None and settings.folds < 2:
-        raise ValueError(f"folds must be 2 or more, got {settings.folds!r}; 5 is usual, and null holds one part out")
-    if settings.fold is not None and (settings.folds is None or not 1 <= settings.fold <= settings.folds):
-        raise ValueError(f"fold must be 1 to folds, got {settings.fold!r} of folds {settings.folds!r}; null runs all")
-    if settings.seeds is not None and settings.seeds < 1:
-        raise ValueError(f"seeds must be 1 or more runs, got {settings.seeds!r}; null runs the one seed")
-    if settings.folds is not None and settings.seeds is not None:
-        raise ValueError("folds and seeds are two ways to repeat a run; give one of them")
-    if settings.folds is not None and settings.validation_file is not None:
-        raise ValueError("folds hold out parts of train_file in turn; leave validation_file out, or folds")
-    if settings.folds is not None and settings.test_file is not None:
-        raise ValueError("folds are tested on parts of train_file in turn; leave test_file out, or folds")
-
-
 def fold_of(tables: RunTables, settings: Any, *, say: Callable[[str], None]) -> RunTables:
     """Return the tables of one fold: a part of the training rows, stratified by class, is their test table.
 

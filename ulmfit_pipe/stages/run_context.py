@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.settings.checks import check_seed, check_whole, check_zero_or_more, settings_that_count
+from ulmfit_pipe.settings.choices import Precision
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
 from ulmfit_pipe.training.accelerate_trackers import check_report_to
@@ -23,8 +24,6 @@ from ulmfit_pipe.training.precision import tf32_note
 from ulmfit_pipe.training.records import TrainingOptions
 
 _RUNNING = threading.RLock()  # random numbers, and what Accelerate and transformers keep, are of the whole process
-
-Precision = Literal["no", "fp16", "bf16", "fp8"]
 
 
 @contextlib.contextmanager

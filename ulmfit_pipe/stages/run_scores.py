@@ -3,12 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
+from ulmfit_pipe.settings.choices import BaselineName
 from ulmfit_pipe.stages.bootstrap import paired_difference, score_intervals
 from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.run_context import RunContext
@@ -16,8 +17,6 @@ from ulmfit_pipe.stages.tables_of_run import RunTables, label_names_of
 from ulmfit_pipe.stages.tfidf import TITLE, Tfidf, fit_tfidf, label_array
 from ulmfit_pipe.training.metrics import multi_label_scores
 from ulmfit_pipe.training.processes import gather_bytes
-
-BaselineName = Literal["none", "tf-idf"]
 
 MOST_BASELINE_ROWS = 20_000
 MOST_BASELINE_CLASSES = 1_000  # more would take minutes

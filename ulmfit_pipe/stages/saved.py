@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from ulmfit_pipe.console import print_line
-from ulmfit_pipe.models.group_specs import fixed_parameter_names, layer_group_specs
+from ulmfit_pipe.models.layer_groups.group_specs import fixed_parameter_names, layer_group_specs
 from ulmfit_pipe.models.window_classifier import INNER, WindowsForSequenceClassification, bare_classifier
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model

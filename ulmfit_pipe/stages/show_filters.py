@@ -4,7 +4,7 @@ Filters and activations are of image models; the weights of text models are comp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ulmfit_pipe.models.image_backbones import channels_of
 from ulmfit_pipe.models.layer_activations import default_layers, first_filters, layer_activations
 from ulmfit_pipe.reports.filters import plot_activations, plot_filters
 from ulmfit_pipe.reports.plots import Picture
-from ulmfit_pipe.settings.checks import check_whole, with_home_paths
+from ulmfit_pipe.settings.model_files import ShowFiltersSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, refuse_foreign_folder, save_stage
 from ulmfit_pipe.stages.image_predict import load_pixels
 from ulmfit_pipe.stages.weight_comparison import ModelPair, changes_of, load_pair
@@ -26,36 +26,6 @@ from ulmfit_pipe.training.weight_changes import WeightChanges
 STAGE = "show_filters"
 CHANGES_FILE = "weight_changes.json"
 MOST_LAYERS = 4  # drawn where none is named: from the first stage to the last
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class ShowFiltersSettings:
-    """Settings of the pictures of what fine-tuning did.
-
-    Attributes:
-        before: Folder, built-in name or hub id of the model before fine-tuning: a classifier, an encoder or a language
-            model.
-        after: The model after it, of the same architecture.
-        output_dir: Folder to write: PNG pictures and weight_changes.json.
-        images: Image files, a few; activations are drawn of them. For image models only.
-        layers: Layers whose activations are drawn, names as in the model after fine-tuning, such as
-            backbone.encoder.stages.0; none takes up to four stages from the first to the last.
-        channels: Most channels of a layer to draw, those that changed most.
-    """
-
-    before: str
-    after: str
-    output_dir: str
-    images: list[str] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)
-    channels: int = 8
-
-    def __post_init__(self) -> None:
-        """Refuse numbers and combinations that draw nothing."""
-        check_whole(self, {"channels": 1})
-        if self.layers and not self.images:
-            raise ValueError(f"activations of {self.layers[0]!r} need images to be activated by; give images too")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
@@ -16,6 +16,8 @@ from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.splits import check_labels_for_training, check_seed, labels_of_rows, split_train_validation
 from ulmfit_pipe.data.tables import FileFacts, TableError, load_table
 from ulmfit_pipe.settings.checks import check_choices
+from ulmfit_pipe.settings.choices import EmptyText
+from ulmfit_pipe.settings.tables import RowLimits
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.table_account import tell_of_tables
 from ulmfit_pipe.storage.digests import digest_of
@@ -28,28 +30,6 @@ SPLITS = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
 HELD_OUT = 0.1  # of the labelled rows, for validation
 LEAST_ROWS, LEAST_ROWS_PER_CLASS = 500, 20  # below, a tenth of the rows would be too few to choose an epoch by
 SHOWN_LABELS = 12  # label names listed in a line
-EmptyText: TypeAlias = Literal["error", "skip"]
-
-
-@dataclass(frozen=True)
-class RowLimits:
-    """Use only so many rows of a table, chosen at random by the seed; null takes all.
-
-    Attributes:
-        train: Of the labelled rows, before the validation part is held out.
-        test: Of the test table.
-        unlabelled: Of the further texts.
-    """
-
-    train: int | None = None
-    test: int | None = None
-    unlabelled: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name, count in dataclasses.asdict(self).items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be 1 or more rows, or null for all, got {count!r}")
 
 
 @dataclass(frozen=True)

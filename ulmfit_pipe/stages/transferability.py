@@ -9,17 +9,13 @@ import contextlib
 import dataclasses
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ulmfit_pipe.data.labels import list_labels
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.models.builtin_models import DEFAULT_MODEL
-from ulmfit_pipe.settings.checks import check_above_zero, check_choices, check_whole, with_home_paths
-from ulmfit_pipe.settings.images import ImageHeadSettings, SmallResNetSettings
-from ulmfit_pipe.stages.presets import PresetName
-from ulmfit_pipe.stages.run_context import Precision, RunContext, exclusive_run
+from ulmfit_pipe.settings.choices import DEFAULT_MODEL
+from ulmfit_pipe.settings.studies import TransferabilitySettings
+from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.transferability_cells import SeedOfNetworks, build_learner, networks_of
 from ulmfit_pipe.stages.transferability_results import write_transferability
 from ulmfit_pipe.stages.transferability_tasks import Examples, load_examples, tasks_of
@@ -37,115 +33,6 @@ SAMPLES: dict[str, dict[str, int]] = {
     },
 }
 PLAIN = {"test_rows": 1000, "frozen_epochs": 3, "final_epochs": 5}  # where the tables are one's own
-SOURCES = ("dataset", "train_images", "train_file")
-IMAGES_ONLY, TEXTS_ONLY = ("image_size", "test_images"), ("max_length", "block_groups", "test_file")
-
-
-@dataclass(frozen=True)
-@with_home_paths
-class TransferabilitySettings(TableReading):
-    """Settings of the experiment.
-
-    Attributes:
-        dataset: A sample that needs no files: digits (scikit-learn's, 8 x 8 pixels, ten classes), or docstrings
-            (paragraphs of five installed libraries, the library is the class).
-        train_file: Labelled table or tables of texts, in place of a sample; four classes or more.
-        test_file: The same, tested on; without it a part of train_file is held out.
-        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
-        test_images: The same, tested on; without it a part of train_images is held out.
-        model: Any image or text model of transformers, or of this project; null takes a small ResNet for images and the
-            built-in language model for texts.
-        output_dir: Folder for cells and results; several processes may work in it.
-        text_column: Column of text; several are joined with field marks.
-        image_column: Column of images or paths, in a table or dataset.
-        label_column: Column of labels.
-        task_a: The classes of task A, the others are task B's; null lets each seed draw a half.
-        rows_of_a: Training rows of task A, the same share of each class; null takes all, or a few of a sample's.
-        rows_of_b: Training rows of task B.
-        test_rows: Most test rows of a task, the same share of each class; null takes 1000, or what suits the sample.
-        test_fraction: Part held out where no test table is given.
-        seeds: Number of seeds (0, 1, ...), each with its own split and weights.
-        layers: Numbers n of layer groups to copy; null takes every n up to all groups but the head.
-        frozen_epochs: Epochs in which the copied groups of every curve stand still; 0 thaws those of BnB+ and AnB+ from
-            the start, as the paper does; null takes 3, or what suits the sample.
-        final_epochs: Epochs after that, in which the copied groups of BnB+ and AnB+ are thawed; null takes 5, or what
-            suits the sample.
-        lr: Learning rate of all groups, the same for every network; null takes 0.004 for images, 0.005 for an AWD-LSTM,
-            0.0003 for any other text model.
-        batch_size: Rows of a step; null decides by the number of rows.
-        pretrained: The two base networks start from the model's weights; false lets them start at random, as the
-            paper does. New layers always start at random.
-        image_size: Side of the images in pixels; null takes the model's own, or 32 for the small ResNet.
-        max_length: Cut texts to so many tokens; null reads them whole.
-        block_groups: Bundle a text transformer's blocks into so many layer groups; null makes each block one.
-        preset: Recipe of the optimizer for texts; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        progress: Show progress bars; null decides by the terminal.
-        title: Name of the data; null takes the sample's or the folder's name.
-        figure: The picture's file; null takes transferability.png in the output folder.
-        head: Head of an image classifier; by default a single linear layer, so that the last n trains little else.
-        backbone: The small ResNet.
-    """
-
-    dataset: Literal["digits", "docstrings"] | None = None
-    train_file: list[str] | None = None
-    test_file: str | None = None
-    train_images: str | None = None
-    test_images: str | None = None
-    model: str | None = None
-    output_dir: str = "runs/transferability"
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    image_column: str = "image"
-    label_column: str = "label"
-    task_a: list[str] | None = None
-    rows_of_a: int | None = None
-    rows_of_b: int | None = None
-    test_rows: int | None = None
-    test_fraction: float = 0.25
-    seeds: int = 3
-    layers: list[int] | None = None
-    frozen_epochs: int | None = None
-    final_epochs: int | None = None
-    lr: float | None = None
-    batch_size: int | None = None
-    pretrained: bool = True
-    image_size: int | None = None
-    max_length: int | None = None
-    block_groups: int | None = None
-    preset: PresetName = "auto"
-    mixed_precision: Precision = "no"
-    progress: bool | None = None
-    title: str | None = None
-    figure: str | None = None
-    head: ImageHeadSettings = field(default_factory=lambda: ImageHeadSettings(hidden_sizes=[], dropouts=[0.1]))
-    backbone: SmallResNetSettings = field(default_factory=SmallResNetSettings)
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself before anything is read."""
-        check_choices(self)
-        check_whole(self, {"rows_of_a": 2, "rows_of_b": 2, "test_rows": 1, "seeds": 1, "final_epochs": 1})
-        check_whole(self, {"frozen_epochs": 0, "batch_size": 2, "image_size": 1, "max_length": 1, "block_groups": 1})
-        check_above_zero(self, "lr")
-        given = [name for name in SOURCES if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give one of {', '.join(SOURCES)} to take tasks from, got {' and '.join(given) or 'none'}; "
-                "--dataset digits needs no files"
-            )
-        kind, foreign = ("images", TEXTS_ONLY) if self.on_images else ("texts", IMAGES_ONLY)
-        if self.dataset is not None:
-            foreign = (*foreign, "test_file", "test_images")
-        for name in foreign:
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} {getattr(self, name)!r} has no meaning for {given[0]} {getattr(self, given[0])!r}, which "
-                    f"are {kind}{'' if self.dataset is None else ' with test rows of their own'}; leave it out"
-                )
-
-    @property
-    def on_images(self) -> bool:
-        """Whether the data are images."""
-        return self.train_images is not None or self.dataset == "digits"
 
 
 @exclusive_run()

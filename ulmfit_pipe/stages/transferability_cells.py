@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +25,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.settings.images import AugmentationSettings
+from ulmfit_pipe.settings.choices import ALL_ROWS
+from ulmfit_pipe.settings.images import AugmentationSettings, ImageClassifierSettings
+from ulmfit_pipe.settings.studies import TransferabilitySettings
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
-from ulmfit_pipe.stages.classifier import ClassifierSettings, build_classifier_learner
+from ulmfit_pipe.stages.classifier import build_classifier_learner
 from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, short_digest
-from ulmfit_pipe.stages.grid_tables import ALL_ROWS
 from ulmfit_pipe.stages.grid_training import outcome_of, total_epochs
-from ulmfit_pipe.stages.image_classifier import ImageClassifierSettings, build_image_learner
+from ulmfit_pipe.stages.image_classifier import build_image_learner
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.transferability_tasks import HalfTask
@@ -41,9 +43,6 @@ from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.processes import to_device
 from ulmfit_pipe.training.records import Batches, Phase
 from ulmfit_pipe.training.schedules import Schedule
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.transferability import TransferabilitySettings
 
 CURVES = ("BnB", "BnB+", "AnB", "AnB+", "random")  # as the paper has them
 BASE_A, BASE_B, NEW = "baseA", "baseB", "new"

@@ -17,18 +17,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ulmfit_pipe.reports.transferability import plot_transferability
+from ulmfit_pipe.settings.studies import TransferabilitySettings
 from ulmfit_pipe.stages.grid_cells import CellFolder
 from ulmfit_pipe.stages.grid_results import RESULTS_FILE, Record, markdown, of_one_recipe, without_identity
 from ulmfit_pipe.stages.transferability_cells import BASE_A, BASE_B, CURVES, NEW
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.transferability import TransferabilitySettings
 
 FIGURE_FILE = "transferability.png"
 COVERAGE = 0.9  # of the intervals, by Student's t over the seeds

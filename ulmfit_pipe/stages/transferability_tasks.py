@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
@@ -12,15 +11,14 @@ from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, with_source_rows
 from ulmfit_pipe.data.image_samples import handwritten_digits
 from ulmfit_pipe.data.labels import SHOWN_NAMES, list_labels
+from ulmfit_pipe.data.row_sources import reading_of
 from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
 from ulmfit_pipe.data.tables import TableError, load_table
+from ulmfit_pipe.settings.studies import TransferabilitySettings
 from ulmfit_pipe.stages.demo import TARGET_LIBRARIES, TEST_FRACTION, long_paragraphs
 from ulmfit_pipe.stages.grid_tables import nested_order
 from ulmfit_pipe.stages.tables_of_run import TEST, TRAIN, label_names_of, without_texts_of
 from ulmfit_pipe.storage.digests import digest_of
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.transferability import TransferabilitySettings
 
 SPLIT_SEED = 0  # of what is held out for the test, whatever the seed of a network
 LEAST_CLASSES = 2  # of a task
@@ -141,7 +139,7 @@ def _load_texts(settings: "TransferabilitySettings", say: Callable[[str], None])
             load_table,
             text_columns=settings.text_column,
             label_column=settings.label_column,
-            reading=settings.options(),
+            reading=reading_of(settings),
             say=say,
         )
         train = load(settings.train_file or [], usual_splits=TRAIN)

@@ -7,7 +7,7 @@ ulmfit_pipe is not installed.
 import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers.normalizers import Lowercase, Prepend, Sequence
@@ -29,14 +29,12 @@ from ulmfit_pipe.models.pooling_classifier import (
     backbone_options,
 )
 from ulmfit_pipe.models.sentence_encoders import SentenceEncoder, SentenceEncoderError, read_sentence_encoder
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
 from ulmfit_pipe.stages.classifier_labels import is_text_classifier
 from ulmfit_pipe.stages.document_reading import note
 from ulmfit_pipe.stages.pretrained_files import find_beside, refuse_larger_network
 from ulmfit_pipe.stages.run_context import RunContext
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.classifier import ClassifierSettings
 
 POOLINGS: dict[str, Literal["concat", "mean"]] = {"concat-pooling": "concat", "mean-pooling": "mean"}  # by head
 

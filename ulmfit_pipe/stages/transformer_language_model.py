@@ -12,7 +12,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from ulmfit_pipe.data.token_blocks import TokenBlockBatches, block_layout
 from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.models.token_logits import causal_logits, masked_logits, sees_later_tokens
 from ulmfit_pipe.models.window_classifier import longest_input
+from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
 from ulmfit_pipe.stages.document_reading import NOTES
 from ulmfit_pipe.stages.language_model_parts import LanguageModelParts, build_learner
@@ -43,9 +44,6 @@ from ulmfit_pipe.training.phases import full, gradual_unfreezing
 from ulmfit_pipe.training.records import Phase, Task
 from ulmfit_pipe.training.schedules import Schedule
 from ulmfit_pipe.training.token_objective import TokenObjective
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.stages.language_model import LanguageModelSettings
 
 BLOCK_SIZE = 128  # tokens: Sun et al. 2019 for further pretraining; nine tenths of BERT's own (Devlin et al. 2019, A.2)
 STEPS_PER_EPOCH = 25  # little text narrows the batch until an epoch has about so many steps; ours, as the classifier's

@@ -4,13 +4,14 @@ Without a word the training would end in a classifier that gives every text the 
 """
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from datasets import Dataset
 
 from ulmfit_pipe.data.text_coverage import TextCoverage, measure_coverage
 from ulmfit_pipe.data.text_facts import script_shares
 from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
+from ulmfit_pipe.settings.choices import UnknownText
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,
@@ -21,8 +22,6 @@ from ulmfit_pipe.stages.artifacts import (
 )
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.tables_of_run import some_rows
-
-UnknownText: TypeAlias = Literal["error", "allow"]
 
 SAMPLED_TEXTS = 500
 SAMPLED_CHARACTERS = 300  # of each text, from its beginning

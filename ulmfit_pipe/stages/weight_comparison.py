@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ulmfit_pipe.models.image_backbones import channels_of
-from ulmfit_pipe.models.image_groups import backbone_stages
+from ulmfit_pipe.models.layer_groups.image_groups import backbone_stages
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model
 from ulmfit_pipe.stages.saved import auto_class_of, groups_of
 from ulmfit_pipe.training.saved_learner import untied_state

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ulmfit_pipe.models.group_specs import SPECS_BY_CLASS, LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.group_specs import SPECS_BY_CLASS, LayerGroupSpec
 
 GIVE_THEM_YOURSELF = "give the groups yourself as a list of LayerGroupSpec(name, prefixes), input side first"
 

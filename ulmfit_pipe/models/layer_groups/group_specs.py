@@ -56,9 +56,9 @@ def layer_group_specs(model: nn.Module, *, max_blocks: int | None = None) -> lis
         ValueError: The architecture has no groups that could be told, or no blocks to bundle.
     """
     # here, as these files take LayerGroupSpec from this one
-    from ulmfit_pipe.models.adapter_groups import check_adapters, has_adapters
-    from ulmfit_pipe.models.image_groups import image_group_specs
-    from ulmfit_pipe.models.transformer_groups import pretrained_part, transformer_group_specs
+    from ulmfit_pipe.models.layer_groups.adapter_groups import check_adapters, has_adapters
+    from ulmfit_pipe.models.layer_groups.image_groups import image_group_specs
+    from ulmfit_pipe.models.layer_groups.transformer_groups import pretrained_part, transformer_group_specs
 
     for base in type(model).__mro__:
         if base.__name__ in SPECS_BY_CLASS:
@@ -89,7 +89,7 @@ def fixed_parameter_names(model: nn.Module) -> frozenset[str]:
     They are the pretrained weights below adapters of peft, and what an architecture computes or never reaches
     (`transformer_groups.Arrangement.fixed`).
     """
-    from ulmfit_pipe.models.adapter_groups import frozen_base_names
-    from ulmfit_pipe.models.transformer_groups import fixed_names
+    from ulmfit_pipe.models.layer_groups.adapter_groups import frozen_base_names
+    from ulmfit_pipe.models.layer_groups.transformer_groups import fixed_names
 
     return fixed_names(model) | frozen_base_names(model)
