@@ -28,6 +28,7 @@ from ulmfit_pipe.stages.settings import list_settings
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "ablation",
+    "benchmark_few_labels",
     "benchmark_prediction",
     "benchmark_training",
     "export_fastai",
