@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_ends_of_phases")
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "ablation",
+    "benchmark_few_labels",
     "benchmark_prediction",
     "benchmark_training",
     "export_fastai",
