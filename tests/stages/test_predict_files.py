@@ -609,6 +609,18 @@ def test_what_a_killed_prediction_left_goes_and_what_is_the_users_stays(tmp_path
     }
 
 
+@pytest.mark.parametrize("name", ["file/out.csv", "file/below/out.csv"])
+def test_a_result_below_a_file_is_refused_by_what_stands_in_its_way(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    words = (
+        rf"could not write {tmp_path / name}: Not a directory; .* A part of the path is a file, not a folder: rename it"
+    )
+    with pytest.raises(OutputError, match=words):
+        with whole_file(tmp_path / name):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_an_input_that_is_gone_is_not_blamed_on_the_output(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(FileNotFoundError, match="in.csv") as caught:

@@ -214,9 +214,6 @@ def train_classifier(
 
     Returns:
         The folder, its validation metrics and seconds.
-
-    Raises:
-        TypeError: A table is none of `load_table`.
     """
     _check_tables(train, validation, of="train_classifier")
     model, output_dir = home_path(model), home_path(output_dir)

@@ -36,7 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     if refusal := no_place_for_a_file(path):
         raise OutputError(errno.EINVAL, f"could not write: {refusal}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         remove_left_overs(path)
         with temporary_beside(path) as temporary:
             yield temporary
@@ -51,6 +51,13 @@ def whole_file(path: Path) -> Iterator[Path]:
             f"could not write {path}: {error.strerror or error}; what was there before is untouched. "
             f"{write_advice(error, 'output file or folder')}",
         ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # Python's word for a file in the folder's place
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
 def _is_of_writing(error: OSError, path: Path) -> bool:
