@@ -581,17 +581,17 @@ for suffix in (".csv", ".jsonl", ".parquet"):
 
 
 def test_a_large_file_takes_no_more_memory_than_a_small_one(tiny_classifier_folder, tmp_path):
-    text = "The film was dull, and its ending was duller. " * 160
-    for size, count in (("small", 125), ("large", 2_500)):
+    text = "The film was dull, and its ending was duller. " * 40
+    for size, count in (("small", 500), ("large", 10_000)):
         for suffix in (".csv", ".jsonl", ".parquet"):
             write_table(tmp_path / f"{size}{suffix}", {"text": [f"{row} {text}" for row in range(count)]})
-    command = [sys.executable, "-c", MEASURE, tiny_classifier_folder, tmp_path, "25"]
+    command = [sys.executable, "-c", MEASURE, tiny_classifier_folder, tmp_path, "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     grown = [int(line) for line in done.stdout.split()]
     assert len(grown) == 3 * 2  # a file, and a folder of parts
     for suffix in (".csv", ".jsonl", ".parquet"):
-        assert len(read_table(tmp_path / f"large_out{suffix}")) == 2_500
-        assert len(read_parts(tmp_path / f"large_parts{suffix}")) == 2_500
+        assert len(read_table(tmp_path / f"large_out{suffix}")) == 10_000
+        assert len(read_parts(tmp_path / f"large_parts{suffix}")) == 10_000
     assert max(grown) < 9_000_000  # bytes; each large file holds 18 MB of text
 
 
