@@ -582,17 +582,17 @@ for suffix in (".csv", ".jsonl", ".parquet"):
 
 
 def test_a_large_file_takes_no_more_memory_than_a_small_one(tiny_classifier_folder, tmp_path):
-    text = "The film was dull, and its ending was duller. " * 160
-    for size, count in (("small", 125), ("large", 2_500)):
+    text = "The film was dull, and its ending was duller. " * 40
+    for size, count in (("small", 500), ("large", 10_000)):
         for suffix in (".csv", ".jsonl", ".parquet"):
             write_table(tmp_path / f"{size}{suffix}", {"text": [f"{row} {text}" for row in range(count)]})
-    command = [sys.executable, "-c", MEASURE, tiny_classifier_folder, tmp_path, "25"]
+    command = [sys.executable, "-c", MEASURE, tiny_classifier_folder, tmp_path, "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     grown = [int(line) for line in done.stdout.split()]
     assert len(grown) == 3 * 2  # a file, and a folder of parts
     for suffix in (".csv", ".jsonl", ".parquet"):
-        assert len(read_table(tmp_path / f"large_out{suffix}")) == 2_500
-        assert len(read_parts(tmp_path / f"large_parts{suffix}")) == 2_500
+        assert len(read_table(tmp_path / f"large_out{suffix}")) == 10_000
+        assert len(read_parts(tmp_path / f"large_parts{suffix}")) == 10_000
     assert max(grown) < 9_000_000  # bytes; each large file holds 18 MB of text
 
 
@@ -608,6 +608,18 @@ def test_what_a_killed_prediction_left_goes_and_what_is_the_users_stays(tmp_path
         ".out.csv.mybackup.tmp": "half",
         ".other.csv.12345678.tmp": "half",
     }
+
+
+@pytest.mark.parametrize("name", ["file/out.csv", "file/below/out.csv"])
+def test_a_result_below_a_file_is_refused_by_what_stands_in_its_way(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    words = (
+        rf"could not write {tmp_path / name}: Not a directory; .* A part of the path is a file, not a folder: rename it"
+    )
+    with pytest.raises(OutputError, match=words):
+        with whole_file(tmp_path / name):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_an_input_that_is_gone_is_not_blamed_on_the_output(tmp_path):

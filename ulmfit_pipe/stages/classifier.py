@@ -94,9 +94,6 @@ def train_classifier(
 
     Returns:
         The folder, its validation metrics and seconds.
-
-    Raises:
-        TypeError: A table is none of `load_table`.
     """
     _check_tables(train, validation, of="train_classifier")
     model, output_dir = home_path(model), home_path(output_dir)
@@ -115,8 +112,6 @@ def train_classifier(
     track_training(parts.learner, output_dir, identity=identity, context=context)
     probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
     phases, history = _train(parts, probe, settings, context, output_dir)
-    if probe is None:
-        refuse_unbegun(len(history.steps), output_dir, context)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
@@ -131,8 +126,7 @@ def train_classifier(
         **({"thresholds": thresholds_of(parts.network.config)} if parts.multi_label else {}),
         **training_record(parts.learner, phases, history),
     }
-    write = partial(_write, parts)
-    save_training(output_dir, stage="classifier", record=record, write=write, context=context)
+    save_training(output_dir, stage="classifier", record=record, write=partial(_write, parts), context=context)
     context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
 
@@ -166,7 +160,9 @@ def _train(
     """Run the phases, or as many of their epochs as the time allows, and return them with their history."""
     learner, keep_best = parts.learner, settings.keep == "best"
     if probe is None:
-        return parts.phases, learner.fit_plan(parts.phases, keep_best=keep_best)
+        history = learner.fit_plan(parts.phases, keep_best=keep_best)
+        refuse_unbegun(len(history.steps), output_dir, context)
+        return parts.phases, history
     phases = epochs_of_checkpoint(parts.phases, output_dir) if context.resume else None
     if phases is None:
         possible = main_number(possible_epochs(probe.seconds, context.deadline), context.accelerator)

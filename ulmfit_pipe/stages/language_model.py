@@ -64,12 +64,8 @@ def train_language_model(
 
     Returns:
         The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
-
-    Raises:
-        TypeError: A table is none of `load_table`.
     """
-    check_table(train, what="train of train_language_model")
-    check_table(validation, what="validation of train_language_model")
+    _check_tables(train, validation, of="train_language_model")
     model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     context = context.for_model(model_type_of(model))
@@ -84,10 +80,7 @@ def train_language_model(
     vocabulary = vocabulary_digest(parts.tokenizer)
     keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
-    history = parts.learner.fit_plan(parts.phases)
-    if not history.steps:
-        left = "as the pretrained one was" if parts.pretrained else "random"
-        context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
+    history = _train(parts, context)
     metrics = _final_metrics(parts, history, validation)
     seconds = time.perf_counter() - started + history.earlier_seconds
     record = {
@@ -104,6 +97,19 @@ def train_language_model(
     save_training(output_dir, stage=STAGE, record=record, write=partial(_write, parts), context=context)
     context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")
     return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _train(parts: LanguageModelParts, context: RunContext) -> History:
+    history = parts.learner.fit_plan(parts.phases)
+    if not history.steps:
+        left = "as the pretrained one was" if parts.pretrained else "random"
+        context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
+    return history
+
+
+def _check_tables(train: Any, validation: Any, *, of: str) -> None:
+    for name, table in (("train", train), ("validation", validation)):
+        check_table(table, what=f"{name} of {of}")
 
 
 def _write(parts: LanguageModelParts, folder: Path) -> None:
@@ -142,8 +148,7 @@ def build_language_model_learner(
         ArtifactError: The model is none that could be a language model, or its tokenizer is another's.
         ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
-    check_table(train, what="train of build_language_model_learner")
-    check_table(validation, what="validation of build_language_model_learner")
+    _check_tables(train, validation, of="build_language_model_learner")
     settings, context = settings or LanguageModelSettings(), context or RunContext()
     config = None if model is None else load_config(model)
     model_type = AWD_LSTM if config is None else config.model_type

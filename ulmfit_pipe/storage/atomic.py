@@ -72,6 +72,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         ) from error
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # Python's word for a file in the folder's place
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
 def _is_of_writing(error: OSError, path: Path) -> bool:
     """Return whether an error is about a file beside a path; of those without a name, a disk that takes no more is."""
     if error.filename is None:
@@ -84,7 +91,7 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file beside the path, which is synced and takes the path's place when the block ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     remove_left_overs(path)
     with temporary_beside(path) as temporary:
         yield temporary
