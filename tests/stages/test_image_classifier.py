@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, pipeline
 
 from ulmfit_pipe.data.image_files import ImageError, load_images, scan_images
-from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.settings.images import AugmentationSettings, ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.image_classifier import build_image_learner, train_image_classifier

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ulmfit_pipe.data.image_batches import ImagePixels
-from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
 from ulmfit_pipe.models.layer_groups.image_groups import image_group_specs
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages import image_network
 from ulmfit_pipe.stages.artifacts import ArtifactError

@@ -13,7 +13,7 @@ from torch import nn
 
 from ulmfit_pipe.data.image_files import ImageError, load_images
 from ulmfit_pipe.data.tables import TableError
-from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.settings.images import ImageSettings, PretrainingSettings
 from ulmfit_pipe.settings.parsing import load_settings, parse_settings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage

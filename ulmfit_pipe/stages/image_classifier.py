@@ -22,7 +22,7 @@ from ulmfit_pipe.data.image_batches import ImageBatches, ImagePixels
 from ulmfit_pipe.data.image_files import SOURCE_ROW, ImageError, ImageScan, scan_images
 from ulmfit_pipe.data.labels import label_type_of, list_apart
 from ulmfit_pipe.data.tables import check_table
-from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.models.quiet_transformers import one_builds
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.images import AugmentationSettings, ImageClassifierSettings

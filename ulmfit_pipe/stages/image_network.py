@@ -25,7 +25,7 @@ from ulmfit_pipe.models.image_classifier import (
     build_image_classifier,
     head_dropouts,
 )
-from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model, resolve_model
 from ulmfit_pipe.stages.classifier_labels import labels_of

@@ -13,7 +13,7 @@ from torch import nn
 
 from ulmfit_pipe.data.image_samples import printed_letters, rotation_task
 from ulmfit_pipe.data.splits import split_train_validation
-from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.reports.text_tables import format_table
 from ulmfit_pipe.settings.checks import (
     with_absolute_paths,

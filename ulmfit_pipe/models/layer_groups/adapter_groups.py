@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ulmfit_pipe.models.layer_groups.transformer_groups import GIVE_THEM_YOURSELF
+from ulmfit_pipe.models.layer_groups.spec import GIVE_THEM_YOURSELF
 
 
 def has_adapters(model: nn.Module) -> bool:

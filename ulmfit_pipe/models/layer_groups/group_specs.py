@@ -1,47 +1,12 @@
-"""Which module-name prefixes make up each layer group, by architecture; input side first.
-
-The language model's tied embedding is in its last group (it is the decoder), the classifier's in its first.
-Source: fastai 2.8 `awd_lstm_lm_split` and `awd_lstm_clas_split`.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""The layer groups of any model that is supported, input side first, and the parameters that no training moves."""
 
 from torch import nn
 
-
-@dataclass(frozen=True)
-class LayerGroupSpec:
-    """A layer group's name and the module-name prefixes of its parameters."""
-
-    name: str
-    prefixes: tuple[str, ...]
-
-
-def _lstm_groups(model: nn.Module, prefix: str) -> list[LayerGroupSpec]:
-    layers = model.get_submodule(f"{prefix}layers")
-    return [LayerGroupSpec(f"lstm{i}", (f"{prefix}layers.{i}",)) for i, _ in enumerate(layers.children())]
-
-
-def _awd_lstm_backbone(model: nn.Module) -> list[LayerGroupSpec]:
-    return [LayerGroupSpec("embeddings", ("embeddings",)), *_lstm_groups(model, "")]
-
-
-def _awd_lstm_language_model(model: nn.Module) -> list[LayerGroupSpec]:
-    embeddings = LayerGroupSpec("embeddings", ("model.embeddings", "lm_head"))
-    return [*_lstm_groups(model, "model."), embeddings]
-
-
-def _awd_lstm_classifier(model: nn.Module) -> list[LayerGroupSpec]:
-    embeddings = LayerGroupSpec("embeddings", ("model.embeddings",))
-    return [embeddings, *_lstm_groups(model, "model."), LayerGroupSpec("head", ("classifier",))]
-
-
-SPECS_BY_CLASS: dict[str, Callable[[nn.Module], list[LayerGroupSpec]]] = {
-    "AwdLstmModel": _awd_lstm_backbone,
-    "AwdLstmForCausalLM": _awd_lstm_language_model,
-    "AwdLstmForSequenceClassification": _awd_lstm_classifier,
-}
+from ulmfit_pipe.models.layer_groups.adapter_groups import check_adapters, frozen_base_names, has_adapters
+from ulmfit_pipe.models.layer_groups.awd_lstm_groups import SPECS_BY_CLASS
+from ulmfit_pipe.models.layer_groups.image_groups import image_group_specs
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.transformer_groups import fixed_names, pretrained_part, transformer_group_specs
 
 
 def layer_group_specs(model: nn.Module, *, max_blocks: int | None = None) -> list[LayerGroupSpec]:
@@ -55,11 +20,6 @@ def layer_group_specs(model: nn.Module, *, max_blocks: int | None = None) -> lis
     Raises:
         ValueError: The architecture has no groups that could be told, or no blocks to bundle.
     """
-    # here, as these files take LayerGroupSpec from this one
-    from ulmfit_pipe.models.layer_groups.adapter_groups import check_adapters, has_adapters
-    from ulmfit_pipe.models.layer_groups.image_groups import image_group_specs
-    from ulmfit_pipe.models.layer_groups.transformer_groups import pretrained_part, transformer_group_specs
-
     for base in type(model).__mro__:
         if base.__name__ in SPECS_BY_CLASS:
             _refuse_bundles(model, max_blocks)
@@ -89,7 +49,4 @@ def fixed_parameter_names(model: nn.Module) -> frozenset[str]:
     They are the pretrained weights below adapters of peft, and what an architecture computes or never reaches
     (`transformer_groups.Arrangement.fixed`).
     """
-    from ulmfit_pipe.models.layer_groups.adapter_groups import frozen_base_names
-    from ulmfit_pipe.models.layer_groups.transformer_groups import fixed_names
-
     return fixed_names(model) | frozen_base_names(model)

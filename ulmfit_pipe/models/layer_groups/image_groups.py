@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 
-from ulmfit_pipe.models.layer_groups.group_specs import LayerGroupSpec
+from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 
 Stages = list[tuple[str, ...]]  # the module-name prefixes of each stage, input side first
 

@@ -17,9 +17,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ulmfit_pipe.models.layer_groups.group_specs import SPECS_BY_CLASS, LayerGroupSpec
-
-GIVE_THEM_YOURSELF = "give the groups yourself as a list of LayerGroupSpec(name, prefixes), input side first"
+from ulmfit_pipe.models.layer_groups.awd_lstm_groups import SPECS_BY_CLASS
+from ulmfit_pipe.models.layer_groups.spec import GIVE_THEM_YOURSELF, LayerGroupSpec
 
 
 @dataclass(frozen=True)
