@@ -44,7 +44,7 @@ _HOMES = {
     "ulmfit_pipe.models.layer_groups.group_specs": ("layer_group_specs",),
     "ulmfit_pipe.training.accelerate_trackers": ("AccelerateTrackers",),
     "ulmfit_pipe.storage.atomic": ("CheckpointError",),
-    "ulmfit_pipe.training.events": ("JsonlLog", "Tracker"),
+    "ulmfit_pipe.training.events": ("JsonlLog",),
     "ulmfit_pipe.training.layer_groups": ("freeze_to", "split_layer_groups"),
     "ulmfit_pipe.training.learner": ("Learner",),
     "ulmfit_pipe.training.objectives": ("ClassificationObjective", "SequenceObjective"),
@@ -56,8 +56,7 @@ _HOMES = {
         "linear_probe_then_fine_tune",
     ),
     "ulmfit_pipe.training.preemption": ("Preempted",),
-    "ulmfit_pipe.training.records": ("Phase", "Task", "TrainingOptions"),
-    "ulmfit_pipe.training.resume": ("Checkpoints",),
+    "ulmfit_pipe.training.records": ("Checkpoints", "Phase", "Task", "Tracker", "TrainingOptions"),
     "ulmfit_pipe.training.schedules": ("Schedule",),
     "ulmfit_pipe.training.weight_changes": ("WeightChanges", "weight_changes"),
     "ulmfit_pipe.settings.images": (

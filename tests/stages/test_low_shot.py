@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -202,9 +203,7 @@ def test_a_cell_that_is_gone_or_cut_short_is_done_again_and_no_other(again, fini
     cut.write_bytes(cut.read_bytes()[:100])
     _, said, results = again()
     assert done(said) == ["ulmfit, 8 labels, seed 1, 10 test rows", "tfidf, 16 labels, seed 0, 10 test rows"]
-    assert results["summary"] == [
-        {**row, "seconds": pytest.approx(row["seconds"], abs=5)} for row in finished[2]["summary"]
-    ]
+    assert results["summary"] == [{**row, "seconds": mock.ANY} for row in finished[2]["summary"]]
 
 
 def test_changed_settings_do_again_what_they_change(again):

@@ -28,8 +28,8 @@ from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.preemption import Preempted
-from ulmfit_pipe.training.records import Task, TrainingOptions
-from ulmfit_pipe.training.resume import Checkpoints, ProgressKeeper
+from ulmfit_pipe.training.records import Checkpoints, Task, TrainingOptions
+from ulmfit_pipe.training.resume import ProgressKeeper
 from ulmfit_pipe.training.schedules import Schedule
 
 FAR = 10**9
@@ -98,14 +98,18 @@ def train(
     entered: list[Any] = []
     enter_phase = ProgressKeeper.enter_phase
 
-    def noted(*args: Any) -> Any:
-        entered.append(enter_phase(*args))
-        return entered[-1]
+    def noted(self: Any, run: Any, phase: Any, position: Any) -> None:
+        enter_phase(self, run, phase, position)
+        entered.append(position.state)
 
     with mock.patch.object(ProgressKeeper, "enter_phase", noted):
         history = run_phases(model, plan, task, accelerator=accelerator, options=options, say=said.append)
-    items = [state.items for _, state in entered]
-    return {"weights": weights_of(model), "losses": [step.loss for step in history.steps], "said": said, "items": items}
+    return {
+        "weights": weights_of(model),
+        "losses": [step.loss for step in history.steps],
+        "said": said,
+        "items": [state.items for state in entered],
+    }
 
 
 def ended(run: Any) -> str:

@@ -22,8 +22,7 @@ from ulmfit_pipe.training.gradient_norms import _norm
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
-from ulmfit_pipe.training.records import TrainingOptions
-from ulmfit_pipe.training.resume import Checkpoints
+from ulmfit_pipe.training.records import Checkpoints, TrainingOptions
 
 CLOCK = ("time", "rows_per_second", "tokens_per_second", "epoch/seconds", "epoch/items_per_second", "memory/rss_gib")
 

@@ -30,8 +30,7 @@ from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.objectives import ClassificationObjective
 from ulmfit_pipe.training.phases import Plan, run_phases
-from ulmfit_pipe.training.records import Phase, Task, TrainingOptions
-from ulmfit_pipe.training.resume import Checkpoints
+from ulmfit_pipe.training.records import Checkpoints, Phase, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 
 BERT_GROUPS = [["embeddings"], *([f"encoder.layer.{block}"] for block in range(3)), ["pooler"]]

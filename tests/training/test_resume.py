@@ -35,8 +35,7 @@ from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted
-from ulmfit_pipe.training.records import Task, TrainingOptions
-from ulmfit_pipe.training.resume import Checkpoints
+from ulmfit_pipe.training.records import Checkpoints, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 
 IDENTITY = {"settings": {"epochs": 2, "sizes": (3, 5)}, "data": "abc"}

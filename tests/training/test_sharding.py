@@ -14,8 +14,7 @@ from two_process_runs import ORDERS
 
 from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError
 from ulmfit_pipe.training.layer_groups import split_layer_groups
-from ulmfit_pipe.training.records import TrainingOptions
-from ulmfit_pipe.training.resume import Checkpoints
+from ulmfit_pipe.training.records import Checkpoints, TrainingOptions
 from ulmfit_pipe.training.sharding import is_sharded, modules_of_group, wants_pieces
 from ulmfit_pipe.training.wrapping import prepared
 

@@ -21,8 +21,7 @@ from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.processes import gather_bytes
-from ulmfit_pipe.training.records import Phase
-from ulmfit_pipe.training.resume import Checkpoints
+from ulmfit_pipe.training.records import Checkpoints, Phase
 
 LOCK = "lock"
 _HELD: dict[Path, FileIO] = {}  # locks of this process, by folder

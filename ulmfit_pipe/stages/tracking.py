@@ -14,8 +14,9 @@ from ulmfit_pipe.stages.progress import drop_progress
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.storage.atomic import TRACKERS, is_fixed, progress_folder
 from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers
-from ulmfit_pipe.training.events import JsonlLog, Tracker
+from ulmfit_pipe.training.events import JsonlLog
 from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.records import Tracker
 
 
 def track_training(

@@ -26,43 +26,20 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO
 
 import torch
 from accelerate import Accelerator
 
 from ulmfit_pipe.storage.temporary_files import write_advice
 from ulmfit_pipe.training.gradient_norms import gradient_norms
+from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.processes import reduce_sum
-from ulmfit_pipe.training.records import EpochRecord, EpochState, Phase, TrainingOptions
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.training.history import History
-    from ulmfit_pipe.training.loop import Run
+from ulmfit_pipe.training.records import EpochRecord, EpochState, Phase, Tracker, TrainingOptions
+from ulmfit_pipe.training.run import Position, Run
 
 GIB = 2**30
 STATM = Path("/proc/self/statm")  # sizes of this process in pages, resident ones second; Linux only
-
-
-class Tracker(Protocol):
-    """Keeps or shows the numbers of a training; it is called on the main process only."""
-
-    def start(self, *, step: int, epochs: int) -> None:
-        """Begin a run, or go on with it after so many steps and epochs.
-
-        Args:
-            step: The first step to come; what was logged of it and of later ones is void.
-            epochs: Epochs that are done; what was logged of later ones is void.
-        """
-        ...
-
-    def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Take the numbers of a step, or of an epoch that ended with it (they have ``epoch``); some may be NaN."""
-        ...
-
-    def finish(self) -> None:
-        """End the run, also one that failed; `start` may follow."""
-        ...
 
 
 class JsonlLog:
@@ -169,7 +146,7 @@ class RunLog:
         trackers: Sequence[Tracker],
         accelerator: Accelerator,
         phases: Sequence[Phase],
-        history: "History",
+        history: History,
         *,
         every: int,
         first: tuple[int, int] = (0, 0),
@@ -195,29 +172,27 @@ class RunLog:
             for tracker in self.trackers:
                 tracker.start(step=self._steps_before + steps_of_phase, epochs=self._epochs)
 
-    def enter_phase(self, phase: Phase, run: "Run", state: EpochState) -> None:
+    def enter_phase(self, run: Run, phase: Phase, position: Position) -> None:
         """Begin with a phase, its run holding the steps that were taken before, at the state of its epoch."""
         self._phase = 1 + [one.name for one in self.phases].index(phase.name)
         self.begin(steps_of_phase=len(run.steps))
         self._trained = sum(group.num_trainable for group in run.groups)
-        self._mark(state)
+        self._mark(position.state)
+
+    def before_batches(self) -> None:
+        """Do nothing: what is skipped is not logged."""
 
     def _mark(self, state: EpochState) -> None:
         self._state, self._items, self._seconds = state, state.items, state.seconds
 
-    def note_gradients(self, run: "Run") -> None:
-        """Take the norms of a step that will be logged; call it between backward pass and clipping."""
+    def before_update(self, run: Run) -> None:
+        """Take the norms of a step that will be logged, between backward pass and clipping."""
         if (self._steps_before + len(run.steps)) % self.every == 0:
             self._norms = gradient_norms(run.optimizer, run.groups, self.accelerator)
 
-    def after_step(self, run: "Run", state: EpochState, unit: str) -> None:
-        """Log a step if it is its turn.
-
-        Args:
-            run: The phase's run, the step's record last among its steps.
-            state: Where its epoch stands.
-            unit: What is counted as items, tokens or rows.
-        """
+    def after_step(self, run: Run, position: Position) -> None:
+        """Log a step if it is its turn; its record is the last among the run's steps."""
+        state = position.state
         step = self._steps_before + len(run.steps) - 1
         if state is not self._state:  # an epoch has begun
             self._state, self._items, self._seconds = state, 0.0, 0.0
@@ -232,13 +207,13 @@ class RunLog:
             **{f"lr/{group.name}": lr for group, lr in zip(run.groups, run.steps[-1].lrs, strict=True)},
             **self._norms,
             "trainable_parameters": self._trained,
-            f"{unit}_per_second": speed,
+            f"{run.unit}_per_second": speed,
             **memory_in_use(self.accelerator.device),
         }
         self._log(values, step=step)
         self._mark(state)
 
-    def after_epoch(self, run: "Run", record: EpochRecord) -> None:
+    def after_epoch(self, run: Run, position: Position, record: EpochRecord, *, ended: bool) -> None:
         """Log an epoch."""
         self._epochs += 1
         values = {
@@ -266,7 +241,7 @@ def run_log(
     options: TrainingOptions,
     accelerator: Accelerator,
     phases: Sequence[Phase],
-    history: "History",
+    history: History,
     *,
     first: tuple[int, int] = (0, 0),
 ) -> Iterator[RunLog | None]:

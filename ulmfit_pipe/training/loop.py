@@ -8,7 +8,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -19,10 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ulmfit_pipe.training.agreement import check_agreement
 from ulmfit_pipe.training.batch_rows import is_filler
 from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
-from ulmfit_pipe.training.events import RunLog
 from ulmfit_pipe.training.frozen_prefix import cached_prefix, keep_again
 from ulmfit_pipe.training.global_norms import uncounted_rows
-from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, set_trainable, train_mode
+from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_mode
 from ulmfit_pipe.training.objectives import Batch, Objective, ObjectiveOutput
 from ulmfit_pipe.training.optim import build_optimizer, set_schedule_point
 from ulmfit_pipe.training.processes import reduce_sum, time_used, to_device
@@ -37,7 +35,7 @@ from ulmfit_pipe.training.records import (
     Task,
     TrainingOptions,
 )
-from ulmfit_pipe.training.resume import ProgressKeeper
+from ulmfit_pipe.training.run import Observer, Position, Run
 from ulmfit_pipe.training.schedules import Schedule
 from ulmfit_pipe.training.sharding import AfterEpoch, brought_together, phase_model, whole_norm
 from ulmfit_pipe.training.wrapping import prepared
@@ -45,35 +43,6 @@ from ulmfit_pipe.training.wrapping import prepared
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the message names the step, the learning rates and what to try."""
-
-
-@dataclass
-class Run:
-    """Everything a step needs: the wrapped model and optimizer of one phase; what is frozen is settled by then."""
-
-    model: nn.Module
-    groups: Sequence[LayerGroup]
-    optimizer: Any
-    objective: Objective
-    accelerator: Accelerator
-    options: TrainingOptions
-    keeper: ProgressKeeper | None = None
-    log: RunLog | None = None
-    steps: list[StepRecord] = field(default_factory=list)
-    step: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        """Find once what no step changes."""
-        self.frozen = tuple(group.frozen for group in self.groups)
-        self.running_statistics = [
-            buffer for module in self.model.modules() if is_norm(module) for buffer in module.buffers(recurse=False)
-        ]
-
-    def current_lrs(self) -> tuple[float, ...]:
-        """Return the learning rate of each layer group, 0 where it is frozen."""
-        rates = {group["layer_group"]: float(group["lr"]) for group in self.optimizer.param_groups}
-        return tuple(0.0 if frozen else rates[index] for index, frozen in enumerate(self.frozen))
 
 
 def share_running_statistics(run: Run) -> None:
@@ -117,8 +86,8 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     mean_loss = float(reduce(loss_sum)) / total
     if not math.isfinite(mean_loss):
         _stop(run, f"the loss became {mean_loss}", statistics)
-    if run.log is not None:
-        run.log.note_gradients(run)
+    for observer in run.observers:
+        observer.before_update(run)
     if run.options.max_grad_norm is not None:
         norm = whole_norm(accelerator.clip_grad_norm_(run.model.parameters(), run.options.max_grad_norm))
         if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step by itself
@@ -178,8 +147,7 @@ def train_epoch(
     *,
     total_steps: int,
     description: str,
-    number: int = 0,
-    state: EpochState | None = None,
+    position: Position,
 ) -> tuple[float, float]:
     """Train over the batches of one epoch.
 
@@ -192,19 +160,18 @@ def train_epoch(
         schedule: The phase's curve.
         total_steps: Steps that it spans.
         description: Text of the progress bar.
-        number: The epoch within the phase.
-        state: Where the epoch stands, if part of it was trained on before.
+        position: The epoch within the phase, and how much of it was trained on before.
 
     Returns:
         Mean loss over the epoch's items, and items per second over all processes.
     """
-    state = state or EpochState()
+    state = position.state
     train_mode(run.model, run.groups, train_norm=run.options.train_norm, frozen_dropout=run.options.frozen_dropout)
     started = time.perf_counter() - state.seconds
     size = run.options.accumulation_steps
     rest = batches_from(batches, state.batch)
-    if run.keeper is not None:
-        run.keeper.restore_random()
+    for observer in run.observers:
+        observer.before_batches()
     shown = {"accelerator": run.accelerator, "progress": run.options.progress, "done": state.batch // size}
     with progress_bar(math.ceil(len(batches) / size), description, **shown) as bar:
         for window in windows_of(rest, size):
@@ -218,13 +185,11 @@ def train_epoch(
             loss, step_count, state.carry = train_step(run, window, state.carry)
             _note_step(run, window, state, loss=loss, count=step_count)
             state.seconds, lrs = time.perf_counter() - started, run.steps[-1].lrs
-            speed = f"{state.items * run.accelerator.num_processes / state.seconds:,.0f} {unit_of(window[0])}/s"
+            speed = f"{state.items * run.accelerator.num_processes / state.seconds:,.0f} {run.unit}/s"
             bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {speed}", refresh=False)
             bar.update()
-            if run.log is not None:
-                run.log.after_step(run, state, unit_of(window[0]))
-            if run.keeper is not None:
-                run.keeper.after_step(run, state, number)
+            for observer in run.observers:
+                observer.after_step(run, position)
     share_running_statistics(run)
     total_items = float(reduce_sum(run.accelerator)(torch.tensor([state.items], dtype=torch.float64)))
     seconds = max(time.perf_counter() - started, 1e-9)
@@ -236,6 +201,7 @@ def _note_step(run: Run, window: Sequence[Batch], state: EpochState, *, loss: fl
     run.steps.append(StepRecord(run.step, loss, run.current_lrs()))
     # a step that mixed precision skipped for an overflow does not move the schedule
     run.step += 0 if run.accelerator.optimizer_step_was_skipped else 1
+    run.unit = unit_of(window[0])
     state.batch += len(window)
     state.loss_sum, state.count = state.loss_sum + loss * count, state.count + count
     state.items += sum(size_of(batch) for batch in window if not is_filler(batch))
@@ -274,8 +240,7 @@ def fit(
     first_epoch: int = 0,
     on_epoch: AfterEpoch = None,
     say: Callable[[str], None] | None = None,
-    keeper: ProgressKeeper | None = None,
-    log: RunLog | None = None,
+    observers: Sequence[Observer] = (),
 ) -> tuple[list[EpochRecord], list[StepRecord]]:
     """Train one phase: freeze, build the optimizer, prepare once, run the epochs, unwrap.
 
@@ -290,8 +255,7 @@ def fit(
         first_epoch: Number that the phase's epoch 0 has for the data's order (also if `start_epoch` skips it).
         on_epoch: Called after every epoch on every process; True ends the phase.
         say: Told what becomes of `TrainingOptions.cache_frozen`.
-        keeper: Saves the run at its steps, and puts it back where it was killed.
-        log: Told of steps and epochs.
+        observers: Log, checkpoints, or anything else that follows the run; see `Observer`.
 
     Returns:
         One record for each epoch that ended in this call, and one for each step.
@@ -312,7 +276,7 @@ def fit(
             prepared(own.model, optimizer, accelerator, options) as (wrapped, wrapped_optimizer),
             cached_prefix(model, groups, phase, task, accelerator=accelerator, options=options, say=say) as task,
         ):
-            run = Run(wrapped, own.groups, wrapped_optimizer, task.objective, accelerator, options, keeper, log)
+            run = Run(wrapped, own.groups, wrapped_optimizer, task.objective, accelerator, options, observers)
             after = own.after(on_epoch)
             records = _fit_epochs(run, phase, task, steps=steps, first_epoch=first_epoch, on_epoch=after)
     model.eval()
@@ -326,29 +290,29 @@ def _fit_epochs(
 ) -> list[EpochRecord]:
     """Train the epochs of a phase, or what a checkpoint has left of them."""
     run.step = sum(steps[: phase.start_epoch])
-    first, state = phase.start_epoch, EpochState()
-    if run.keeper is not None:
-        first, state = run.keeper.enter_phase(run, steps, first)
-        keep_again(task, phase, upto=(first, state.batch), first_epoch=first_epoch, accelerator=run.accelerator)
-    if run.log is not None:
-        run.log.enter_phase(phase, run, state)
+    position = Position(phase.start_epoch, EpochState(), steps)
+    for observer in reversed(run.observers):
+        observer.enter_phase(run, phase, position)
+    resumed_at = (position.epoch, position.state.batch)
+    if resumed_at != (phase.start_epoch, 0):
+        keep_again(task, phase, upto=resumed_at, first_epoch=first_epoch, accelerator=run.accelerator)
     records: list[EpochRecord] = []
-    for epoch in range(first, phase.epochs):
+    for epoch in range(position.epoch, phase.epochs):
+        position.epoch = epoch
         task.train_batches.set_epoch(first_epoch + epoch)
-        records.append(_fit_epoch(run, phase, task, epoch=epoch, total_steps=sum(steps), state=state))
-        state = EpochState()
-        if run.log is not None:
-            run.log.after_epoch(run, records[-1])
+        records.append(_fit_epoch(run, phase, task, position=position, total_steps=sum(steps)))
+        position.state = EpochState()
         ended = on_epoch is not None and on_epoch(records[-1])
         ended = ended or epoch + 1 == phase.epochs or time_used(run.accelerator, run.options, started=run.started) >= 1
-        if run.keeper is not None:
-            run.keeper.after_epoch(run, epoch + 1, ended=ended)
+        for observer in run.observers:
+            observer.after_epoch(run, position, records[-1], ended=ended)
         if ended:
             break
     return records
 
 
-def _fit_epoch(run: Run, phase: Phase, task: Task, *, epoch: int, total_steps: int, state: EpochState) -> EpochRecord:
+def _fit_epoch(run: Run, phase: Phase, task: Task, *, position: Position, total_steps: int) -> EpochRecord:
+    epoch, state = position.epoch, position.state
     started = time.perf_counter() - state.seconds
     loss, speed = train_epoch(
         run,
@@ -356,8 +320,7 @@ def _fit_epoch(run: Run, phase: Phase, task: Task, *, epoch: int, total_steps: i
         phase.schedule,
         total_steps=total_steps,
         description=f"{phase.name} {epoch + 1}/{phase.epochs}",
-        number=epoch,
-        state=state,
+        position=position,
     )
     metrics: dict[str, float] = {}
     if task.valid_batches is not None and task.new_metric is not None:

@@ -316,8 +316,9 @@ def run_phases(
         for number in takewhile(lambda _: time_used(accelerator, options) < 1, range(len(plan.phases))):
             if keeper is None or number >= keeper.phase:
                 numbers: dict[str, Any] = {"first_epoch": first_epoch, "on_epoch": on_epoch, "options": options}
-                others: dict[str, Any] = {"task": task, "accelerator": accelerator, "say": say, "log": log}
-                _run_phase(judge, plan, number, keeper=keeper, **numbers, **others)
+                observers = tuple(one for one in (log, keeper) if one is not None)
+                others: dict[str, Any] = {"task": task, "accelerator": accelerator, "say": say, "observers": observers}
+                _run_phase(judge, plan, number, begun=keeper is not None and keeper.inside_phase, **numbers, **others)
     if keep_best:
         judge.restore_best()
     return judge.history
@@ -331,12 +332,12 @@ def _run_phase(
     options: TrainingOptions,
     first_epoch: int,
     on_epoch: Callable[[EpochRecord], None] | None,
-    keeper: ProgressKeeper | None,
+    begun: bool,
     **others: Any,
 ) -> None:
-    """Run one phase of a plan, or what a checkpoint has left of it."""
+    """Run one phase of a plan, or what a checkpoint has left of it where it has begun before."""
     phase = plan.phases[number]
-    if keeper is None or not keeper.inside_phase:
+    if not begun:
         judge.start(phase)
     before = sum(record.phase != phase.name for record in judge.history.epochs)
     _, steps = fit(
@@ -346,7 +347,6 @@ def _run_phase(
         options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
         first_epoch=max(0, first_epoch + before - phase.start_epoch),
         on_epoch=partial(judge.after_epoch, phase=phase, on_epoch=on_epoch),
-        keeper=keeper,
         **others,
     )
     judge.history.steps.extend(steps)

@@ -4,18 +4,15 @@
 `EpochRecord` and `StepRecord` are what comes back.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ulmfit_pipe.training.objectives import Objective
 from ulmfit_pipe.training.schedules import Schedule
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.training.events import Tracker
-    from ulmfit_pipe.training.resume import Checkpoints
 
 
 class Batches(Protocol):
@@ -52,6 +49,60 @@ class Metric(Protocol):
 
     def compute(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
         """Reduce over processes and divide."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a training keeps its progress, how often, and what it must be to be gone on with.
+
+    Attributes:
+        folder: Holds the checkpoints of this one training; where it is begun anew, old ones go.
+        every_seconds: Save when so long has passed since the last time; None does not go by the clock. It is longer
+            where saving takes more than a twentieth of it; 0 saves after every step.
+        every_steps: Save after so many optimizer steps; None does not count.
+        keep: So many checkpoints are kept, the newest ones.
+        identity: All that the result depends on; a checkpoint of another identity is refused.
+        versions: Libraries that a result depends on; others are named, and the training goes on.
+        resume: Go on from the newest whole checkpoint, if there is one; False begins anew.
+    """
+
+    folder: Path
+    every_seconds: float | None = 60.0
+    every_steps: int | None = None
+    keep: int = 2
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.every_seconds is not None and not self.every_seconds >= 0:
+            raise ValueError(f"every_seconds must be 0 or more or None, got {self.every_seconds!r}; 60 is the default")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"every_steps must be 1 or more or None, got {self.every_steps!r}")
+        if self.keep < 1:
+            raise ValueError(f"keep must be 1 or more checkpoints, got {self.keep!r}; 2 outlive a damaged one")
+
+
+class Tracker(Protocol):
+    """Keeps or shows the numbers of a training; it is called on the main process only."""
+
+    def start(self, *, step: int, epochs: int) -> None:
+        """Begin a run, or go on with it after so many steps and epochs.
+
+        Args:
+            step: The first step to come; what was logged of it and of later ones is void.
+            epochs: Epochs that are done; what was logged of later ones is void.
+        """
+        ...
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Take the numbers of a step, or of an epoch that ended with it (they have ``epoch``); some may be NaN."""
+        ...
+
+    def finish(self) -> None:
+        """End the run, also one that failed; `start` may follow."""
         ...
 
 
@@ -100,8 +151,8 @@ class TrainingOptions:
     cache_frozen: bool = False
     cache_memory_gib: float = 2.0
     check_agreement: bool = True
-    checkpoints: "Checkpoints | None" = None
-    trackers: "tuple[Tracker, ...]" = ()
+    checkpoints: Checkpoints | None = None
+    trackers: tuple[Tracker, ...] = ()
     log_every: int = 10
     tf32: bool | None = None
     gradient_checkpointing: bool = False

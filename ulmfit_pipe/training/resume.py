@@ -1,7 +1,7 @@
 """Going on with a training that was killed: checkpoints at steps, and the run put back as it was at the last of them.
 
-`Checkpoints` says where and how often; `ProgressKeeper` is what one run does with it. The order of the data is a
-function of seed and epoch and the random generators are kept, so that on a CPU the finished run has the bits of one
+`records.Checkpoints` says where and how often; `ProgressKeeper` is what one run does with it. The order of the data is
+a function of seed and epoch and the random generators are kept, so that on a CPU the finished run has the bits of one
 that was never killed. Nothing is pickled: see `checkpoint_store` for the files.
 """
 
@@ -10,9 +10,9 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -27,54 +27,19 @@ from ulmfit_pipe.training import run_state
 from ulmfit_pipe.training.best_weights import BestWeights
 from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.processes import gather_bytes, reduce_sum
-from ulmfit_pipe.training.records import EpochRecord, EpochState
+from ulmfit_pipe.training.records import Checkpoints, EpochRecord, EpochState, Phase
 from ulmfit_pipe.training.resume_checks import (
     other_surroundings,
     refuse_impossible,
     refuse_other_processes,
     refuse_other_training,
 )
-
-if TYPE_CHECKING:
-    from ulmfit_pipe.training.loop import Run
+from ulmfit_pipe.training.run import Position, Run
 
 MODEL, OPTIMIZER, BEST, STEPS = (f"{name}.safetensors" for name in ("model", "optimizer", "best", "steps"))
 # What putting a checkpoint back may raise where its entries are not those that were written.
 ALTERED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OSError, SafetensorError)
 MOST_OF_THE_TIME = 0.05  # what saving by the clock may take of it, however large the model and slow the disk
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """Where a training keeps its progress, how often, and what it must be to be gone on with.
-
-    Attributes:
-        folder: Holds the checkpoints of this one training; where it is begun anew, old ones go.
-        every_seconds: Save when so long has passed since the last time; None does not go by the clock. It is longer
-            where saving takes more than a twentieth of it; 0 saves after every step.
-        every_steps: Save after so many optimizer steps; None does not count.
-        keep: So many checkpoints are kept, the newest ones.
-        identity: All that the result depends on; a checkpoint of another identity is refused.
-        versions: Libraries that a result depends on; others are named, and the training goes on.
-        resume: Go on from the newest whole checkpoint, if there is one; False begins anew.
-    """
-
-    folder: Path
-    every_seconds: float | None = 60.0
-    every_steps: int | None = None
-    keep: int = 2
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.every_seconds is not None and not self.every_seconds >= 0:
-            raise ValueError(f"every_seconds must be 0 or more or None, got {self.every_seconds!r}; 60 is the default")
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"every_steps must be 1 or more or None, got {self.every_steps!r}")
-        if self.keep < 1:
-            raise ValueError(f"keep must be 1 or more checkpoints, got {self.keep!r}; 2 outlive a damaged one")
 
 
 class Standing(Protocol):
@@ -200,28 +165,25 @@ class ProgressKeeper:
             self.restore_random()
         self.say(f"going on from {path}: {len(steps)} steps done, {_place(position)}")
 
-    def enter_phase(self, run: "Run", steps: Sequence[int], first_epoch: int) -> tuple[int, EpochState]:
+    def enter_phase(self, run: Run, phase: Phase, position: Position) -> None:
         """Put a phase's run back where the checkpoint left it, if that was inside this phase.
 
         Args:
             run: The phase's run, its optimizer new.
-            steps: Optimizer steps of each of the phase's epochs.
-            first_epoch: Where the phase begins otherwise.
-
-        Returns:
-            The epoch to go on with, and where it stands.
+            phase: The phase.
+            position: Where it begins; it is set to where the checkpoint was saved.
 
         Raises:
             CheckpointError: The epochs have other numbers of steps than they had.
         """
-        self._run, self._steps = run, list(steps)
+        self._steps = list(position.steps)
         if not self.inside_phase or self._found is None:
-            return first_epoch, EpochState()
+            return
         path, state = self._found
-        position = state["position"]
-        if position["steps"] != self._steps:
+        saved = state["position"]
+        if saved["steps"] != self._steps:
             raise CheckpointError(
-                f"the epochs of this phase have {self._steps} optimizer steps, they had {position['steps']} when "
+                f"the epochs of this phase have {self._steps} optimizer steps, they had {saved['steps']} when "
                 f"{path} was saved: data or batch sizes differ; delete that folder to begin anew"
             )
         with _altered(path):
@@ -229,14 +191,14 @@ class ProgressKeeper:
             for group, numbers in zip(run.optimizer.param_groups, state["optimizer"], strict=True):
                 group.update({"lr": numbers["lr"], "betas": tuple(numbers["betas"])})
             records = run_state.steps_from(store.load_part(path, STEPS))
-            run.step = position["step"]
-            run.steps.extend(records[len(records) - position["steps_of_phase"] :])
+            run.step = saved["step"]
+            run.steps.extend(records[len(records) - saved["steps_of_phase"] :])
             share = state["sums"]["items"] / self.accelerator.num_processes  # of what all processes had trained on
-            epoch = EpochState(**{**state["sums"], "items": share}, carry=self._carry(path))
-        if epoch.batch == 0:
+            position.epoch = saved["epoch"]
+            position.state = EpochState(**{**state["sums"], "items": share}, carry=self._carry(path))
+        if position.state.batch == 0:
             self.restore_random()
         self._found = None  # the phases after this one begin at their start
-        return position["epoch"], epoch
 
     def _carry(self, path: Path) -> Any:
         with safe_open(path / self._own_file, framework="pt") as file:
@@ -252,30 +214,32 @@ class ProgressKeeper:
             self._random = None
             self._random_start = run_state.random_tensors(self.accelerator.device)
 
+    def before_batches(self) -> None:
+        """Put the random generators back: the batches that were seen before have been skipped."""
+        self.restore_random()
+
     # ---- saving
 
-    def after_step(self, run: "Run", epoch: EpochState, number: int) -> None:
-        """Save after a step if it is time to, and stop if any process was told to.
+    def before_update(self, run: Run) -> None:
+        """Do nothing: gradients are not saved."""
 
-        Args:
-            run: The phase's run.
-            epoch: Where its epoch stands.
-            number: The epoch within the phase.
+    def after_step(self, run: Run, position: Position) -> None:
+        """Save after a step if it is time to, and stop if any process was told to.
 
         Raises:
             Preempted: A process was told to stop; all of them raise.
             CheckpointError: There was no room to save; all processes raise.
         """
         self._steps_since += 1
-        self._save_if_asked(run, epoch, number)
+        self._save_if_asked(run, position.state, position.epoch)
 
-    def after_epoch(self, run: "Run", next_epoch: int, *, ended: bool) -> None:
+    def after_epoch(self, run: Run, position: Position, record: EpochRecord, *, ended: bool) -> None:
         """Save after an epoch's validation if it is time to, and stop if any process was told to; as `after_step`."""
         if ended:
             self.phase += 1
-        self._save_if_asked(run, EpochState(), None if ended else next_epoch)
+        self._save_if_asked(run, EpochState(), None if ended else position.epoch + 1)
 
-    def _save_if_asked(self, run: "Run", epoch: EpochState, number: int | None) -> None:
+    def _save_if_asked(self, run: Run, epoch: EpochState, number: int | None) -> None:
         due, stop = self._agreed()
         if not due and not stop:
             return
@@ -295,10 +259,10 @@ class ProgressKeeper:
         by_count = self.checkpoints.every_steps is not None and self._steps_since >= self.checkpoints.every_steps
         return by_count or bool(asked[0] > 0), bool(asked[1] > 0)
 
-    def _steps_done(self, run: "Run") -> int:
+    def _steps_done(self, run: Run) -> int:
         return len(self.standing.history.steps) + len(run.steps)
 
-    def _save(self, run: "Run", epoch: EpochState, number: int | None) -> None:
+    def _save(self, run: Run, epoch: EpochState, number: int | None) -> None:
         started = time.monotonic()
         ranks = gather_bytes(self._own_part(epoch), self.accelerator)
         used = not run_state.same_random(self._random_start, run_state.random_tensors(self.accelerator.device))
@@ -326,7 +290,7 @@ class ProgressKeeper:
         tensors.update({f"carry/{name}": value for name, value in carried.items()})
         return to_bytes(store.independent(tensors), metadata={"carry": outline})
 
-    def _write(self, run: "Run", epoch: EpochState, number: int | None, ranks: Sequence[bytes]) -> None:
+    def _write(self, run: Run, epoch: EpochState, number: int | None, ranks: Sequence[bytes]) -> None:
         path = store.checkpoint_path(self.checkpoints.folder, self._steps_done(run))
         tensors = {
             MODEL: run_state.model_tensors(self.model),
@@ -346,7 +310,7 @@ class ProgressKeeper:
         )
         store.drop_all_but(path, keep=self.checkpoints.keep)
 
-    def _state(self, run: "Run", epoch: EpochState, number: int | None, ties: Mapping[str, str]) -> dict[str, Any]:
+    def _state(self, run: Run, epoch: EpochState, number: int | None, ties: Mapping[str, str]) -> dict[str, Any]:
         history, best = self.standing.history, self.standing.best
         records = [index for index, record in enumerate(history.epochs) if record is best.record]
         scaler = self.accelerator.scaler
