@@ -13,7 +13,7 @@ from tiny_transformers import SAVED, save_bert
 
 from ulmfit_pipe.models.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages import classifier
+from ulmfit_pipe.stages import classifier, classifier_plan
 from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.head_probe import ProbeError, find_head, frozen_features, set_head, start_head
@@ -200,6 +200,83 @@ def test_a_time_limit_that_leaves_no_epoch_ends_with_the_probe(pretrained, tmp_p
     )
     assert "max_seconds leave no time for an epoch of training, so nothing is unfrozen: the probe is the result" in said
     assert [epoch["phase"] for epoch in read_stage(tmp_path / "short")["epochs"]] == ["probe"]
+
+
+# ---- whether unfreezing pays, for few rows of an AWD-LSTM
+
+
+def fold_scores(frozen, trained, metric="accuracy"):
+    return classifier.FoldScores(metric, frozen, trained, rows=24)
+
+
+@pytest.mark.parametrize(
+    ("found", "phases", "line"),
+    [
+        (fold_scores(0.75, 0.5), {"probe"}, "so nothing is unfrozen: the probe is the result"),
+        (fold_scores(0.75, 0.75), {"probe"}, "so nothing is unfrozen: the probe is the result"),
+        (fold_scores(0.75, 0.76), {"probe", "all"}, "so all layers are trained"),
+        (fold_scores(0.75, 0.5, "loss"), {"probe", "all"}, "so all layers are trained"),
+        (None, {"probe"}, "too few rows per label for 3 folds, so nothing is unfrozen: the probe is the result"),
+    ],
+)
+def test_few_rows_of_an_awd_lstm_are_unfrozen_for_where_that_is_better_on_held_out_folds(
+    tiny_language_model_folder, tmp_path, monkeypatch, found, phases, line
+):
+    monkeypatch.setattr(classifier, "scores_on_folds", lambda *_tables, **_numbers: found)
+    said, context = heard()
+    train_classifier(TRAIN, None, model=str(tiny_language_model_folder), output_dir=tmp_path / "out", context=context)
+    record = read_stage(tmp_path / "out")
+    assert {epoch["phase"] for epoch in record["epochs"]} == phases
+    assert any(words.endswith(line) for words in said)
+    if found is not None:
+        assert record["probe"]["folds"]["trained"] == found.trained
+        assert (
+            f"on 3 held-out folds of the 24 training rows: 0.750 with the frozen network, {found.trained:.3f}"
+            in "".join(said)
+        )
+
+
+def test_the_comparison_on_folds_leaves_no_trace_in_what_is_trained(tiny_language_model_folder, tmp_path, monkeypatch):
+    scores = []
+    compare = classifier.scores_on_folds
+
+    def seen(*tables, **numbers):
+        scores.append(compare(*tables, **numbers))
+        return dataclasses.replace(scores[-1], frozen=0.0, trained=1.0)
+
+    monkeypatch.setattr(classifier, "scores_on_folds", seen)
+    monkeypatch.setattr(classifier_plan, "AUTO_STEPS", 1)
+    for name, settings in (("auto", None), ("given", ClassifierSettings(plan="probe-full", keep="last"))):
+        train_classifier(
+            TRAIN,
+            None,
+            model=str(tiny_language_model_folder),
+            output_dir=tmp_path / name,
+            settings=settings,
+            context=heard()[1],
+        )
+    (found,) = scores
+    assert (found.metric, found.rows) == ("accuracy", 24)
+    for share in (found.frozen, found.trained):
+        assert 0 <= share <= 1
+        assert share * 24 == pytest.approx(round(share * 24))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("auto", "given"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_time_limit_without_room_for_folds_keeps_the_probe(tiny_language_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "possible_epochs", lambda *_numbers: 30.0)  # 25 fit, three times 25 do not
+    said, context = heard()
+    train_classifier(TRAIN, None, model=str(tiny_language_model_folder), output_dir=tmp_path / "out", context=context)
+    assert "max_seconds leave no time for held-out folds, so nothing is unfrozen: the probe is the result" in said
+
+
+def test_a_label_with_a_row_for_each_fold_is_needed(tiny_language_model_folder):
+    few = TRAIN.select([0, 1, 2, 3])
+    assert sorted(few["label"]) == [0, 0, 1, 1]
+    model, settings = str(tiny_language_model_folder), ClassifierSettings(plan="probe-full")
+    context = heard()[1].for_model("awd_lstm")
+    assert classifier.scores_on_folds(few, model=model, settings=settings, context=context) is None
 
 
 def sentence_encoder(folder, **config):

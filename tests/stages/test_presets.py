@@ -206,9 +206,38 @@ def test_auto_is_a_probe_and_all_groups_for_a_transformer_and_the_presets_phases
 
 
 def test_auto_keeps_the_best_epoch_where_there_are_validation_rows_and_the_last_where_not():
-    found = [settled(ClassifierSettings(), PRESETS["fastai"], held_out=held_out).keep for held_out in (True, False)]
-    assert found == ["best", "last"]
-    assert settled(ClassifierSettings(keep="last"), PRESETS["fastai"], held_out=True).keep == "last"
+    asked = ClassifierSettings(), PRESETS["fastai"]
+    assert [settled(*asked, held_out=held_out, rows=90).keep for held_out in (True, False)] == ["best", "last"]
+    assert settled(ClassifierSettings(keep="last"), PRESETS["fastai"], held_out=True, rows=90).keep == "last"
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "held_out", "given", "plan"),
+    [
+        ("fastai", 499, False, {}, "probe-full"),
+        ("fastai", 499, False, {"batch_size": 4, "drop_mult": 0.5}, "probe-full"),
+        ("fastai", 500, False, {}, "preset"),
+        ("fastai", 499, True, {}, "preset"),
+        ("fastai", 499, False, {"final_epochs": 2}, "preset"),
+        ("fastai", 499, False, {"from_scratch": True}, "preset"),
+        ("fastai", 499, False, {"schedule": "one-cycle"}, "preset"),
+        ("fastai", 499, False, {"plan": "gradual"}, "gradual"),
+        ("paper", 499, False, {}, "preset"),
+        ("transformer", 499, False, {}, "probe-full"),
+        ("transformer", 25_000, True, {"final_epochs": 2}, "probe-full"),
+        ("transformer", 499, False, {"lr": 1e-3}, "preset"),
+    ],
+)
+def test_auto_is_settled_by_the_preset_the_rows_and_what_else_is_given(name, rows, held_out, given, plan):
+    assert settled(ClassifierSettings(**given), PRESETS[name], held_out=held_out, rows=rows).plan == plan
+
+
+def test_an_awd_lstm_goes_on_from_the_probe_with_its_own_rates_and_few_rows_are_read_more_often():
+    asked = ClassifierSettings(plan="probe-full")
+    for rows, epochs in ((80, 10), (499, 4)):  # 100 steps of 8 rows, 4 to 25 epochs
+        (phase,) = classifier_phases(CLASSIFIER_GROUPS, asked, PRESETS["fastai"], rows=rows, batch_size=8)
+        assert (phase.name, phase.epochs, phase.schedule) == ("all", epochs, Schedule.one_cycle())
+        assert phase.lrs == pytest.approx([5e-3 / 1.3 ** (CLASSIFIER_GROUPS - 1 - k) for k in range(CLASSIFIER_GROUPS)])
 
 
 def test_a_time_limit_leaves_fewer_epochs_whose_schedule_ends_with_them():

@@ -106,11 +106,12 @@ class ClassifierSettings:
     """Numbers of the classifier stage; null takes the preset's.
 
     Attributes:
-        plan: auto, for a pretrained transformer, sets the head by logistic regression on the frozen network's features,
-            then trains all groups for a number of steps that follows from the rows; otherwise, or where lr or
-            epochs_per_phase is given, it is the preset's phases (preset). probe stops after the regression: a
-            classifier in seconds. Other ways to unfreeze: gradual, chain-thaw, lp-ft (head to convergence, then all),
-            head (the head only), full (all groups at once).
+        plan: probe sets the head by logistic regression on the frozen network's features and stops there, a classifier
+            in seconds; probe-full then trains all groups for a number of steps that follows from the rows. auto is
+            probe-full for a pretrained transformer; for an AWD-LSTM with fewer than 500 rows and none held out it is
+            probe-full or probe, whichever is better on held-out folds of the rows; otherwise, or where lr or
+            epochs_per_phase is given, the preset's phases (preset). Other ways to unfreeze: gradual, chain-thaw, lp-ft
+            (head to convergence, then all), head (the head only), full (all groups at once).
         epochs_per_phase: Epochs of each phase that leaves something frozen; for lp-ft the most of the head's.
         final_epochs: Epochs of the last phase.
         lr: Learning rate of the head; of the head alone where a preset, such as transformer, lowers it later.
@@ -152,7 +153,7 @@ class ClassifierSettings:
             its head, for the same labels.
     """
 
-    plan: Literal["auto", "preset", "probe", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "auto"
+    plan: Literal["auto", "preset", "probe", "probe-full", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "auto"
     epochs_per_phase: int | None = None
     final_epochs: int | None = None
     lr: float | None = None

@@ -7,13 +7,17 @@ Source: Howard & Ruder 2018, section 3.3.
 """
 
 import time
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from sklearn.model_selection import StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.labels import label_type_of
@@ -25,7 +29,14 @@ from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
 from ulmfit_pipe.stages.classifier_network import load_as_classifier
-from ulmfit_pipe.stages.classifier_plan import PROBED, classifier_phases, possible_epochs, settled, within_time
+from ulmfit_pipe.stages.classifier_plan import (
+    PROBED,
+    classifier_phases,
+    decided_by_folds,
+    possible_epochs,
+    settled,
+    within_time,
+)
 from ulmfit_pipe.stages.classifier_task import build_classifier_task
 from ulmfit_pipe.stages.document_reading import (
     reading_for,
@@ -49,10 +60,12 @@ from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase
+from ulmfit_pipe.training.run_state import random_kept
 
 # Of the probe's scores, when training goes on from them: a head that is certain of every row leaves no gradient. Ours:
 # with 8 labels a class of TREC-6 0.3 instead of 1 took the accuracy from 81.6 to 84.0 % (4 splits each)
 START_SCALE = 0.3
+FOLDS = 3  # of a small table, to decide whether unfreezing pays
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,8 @@ def train_classifier(
     _check_tables(train, validation, of="train_classifier")
     model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
-    settings = settled(settings, context.recipe, held_out=validation is not None)
+    held_out, asked = validation is not None, settings
+    settings = settled(asked, context.recipe, held_out=held_out, rows=len(train))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     context.check_alike({**identity, "output_dir": str(output_dir)})
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)
@@ -111,7 +125,9 @@ def train_classifier(
     keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
     probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
-    phases, history = _train(parts, probe, settings, context, output_dir)
+    by_folds = decided_by_folds(asked, context.recipe, held_out=held_out, rows=len(train))
+    pays = partial(_unfreezing_pays, train, model, settings, context) if by_folds else None
+    phases, history = _train(parts, probe, settings, context, output_dir, pays)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
@@ -156,6 +172,7 @@ def _train(
     settings: ClassifierSettings,
     context: RunContext,
     output_dir: Path | str,
+    pays: Callable[[HeadStart, list[Phase]], bool] | None,
 ) -> tuple[list[Phase], History]:
     """Run the phases, or as many of their epochs as the time allows, and return them with their history."""
     learner, keep_best = parts.learner, settings.keep == "best"
@@ -169,6 +186,8 @@ def _train(
         phases, line = within_time(parts.phases, possible)
         if line:
             context.tell(line)
+        if phases and pays is not None and not pays(probe, phases):
+            phases = []
     if not phases:
         return [], History(epochs=[probe.start], best=probe.start if keep_best else None)
     probe.set_scale(START_SCALE)
@@ -177,6 +196,96 @@ def _train(
         probe.set_scale(1.0)
         context.tell("no epoch with unfrozen layers was better on the validation rows, so the probe is what is kept")
     return phases, history
+
+
+def _unfreezing_pays(
+    train: Dataset,
+    model: str,
+    settings: ClassifierSettings,
+    context: RunContext,
+    probe: HeadStart,
+    phases: list[Phase],
+) -> bool:
+    """Return whether training all groups is better than the probe on rows of held-out folds, and report it."""
+    possible = main_number(possible_epochs(probe.seconds, context.deadline), context.accelerator)
+    if possible < FOLDS * sum(phase.epochs for phase in phases):  # the folds read two thirds each, then all is read
+        context.tell("max_seconds leave no time for held-out folds, so nothing is unfrozen: the probe is the result")
+        return False
+    with random_kept(context.accelerator.device):
+        found = scores_on_folds(train, model=model, settings=settings, context=context)
+    if found is None:
+        context.tell(f"too few rows per label for {FOLDS} folds, so nothing is unfrozen: the probe is the result")
+        return False
+    probe.record["folds"] = asdict(found)
+    context.tell(found.describe())
+    return found.unfreezing_pays
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """A metric on rows of held-out folds, averaged over the rows.
+
+    Attributes:
+        metric: Its name; of the loss less is better.
+        frozen: With the frozen network and the probe's head.
+        trained: With all layer groups trained from there.
+        rows: Rows that were held out once.
+    """
+
+    metric: str
+    frozen: float
+    trained: float
+    rows: int
+
+    @property
+    def unfreezing_pays(self) -> bool:
+        """Whether training all layer groups is better than the probe."""
+        return self.trained < self.frozen if self.metric == "loss" else self.trained > self.frozen
+
+    def describe(self) -> str:
+        """Return it in words, for a line."""
+        so = "all layers are trained" if self.unfreezing_pays else "nothing is unfrozen: the probe is the result"
+        return (
+            f"{self.metric} on {FOLDS} held-out folds of the {self.rows:,} training rows: {self.frozen:.3f} with the "
+            f"frozen network, {self.trained:.3f} with all layers trained, so {so}"
+        )
+
+
+def scores_on_folds(
+    train: Dataset, *, model: str, settings: ClassifierSettings, context: RunContext
+) -> FoldScores | None:
+    """Train on folds of the rows, and score the probe and what is trained from it on those held out.
+
+    Args:
+        train: Columns ``text`` and ``label``.
+        model: What the classifier is put on.
+        settings: Numbers of the stage, with a plan that goes on from the probe.
+        context: Seed, precision and processes; nothing is reported from here.
+
+    Returns:
+        The scores, or None where no label has a row for each fold.
+    """
+    quiet, settings = replace(context, say=lambda _line: None), replace(settings, keep="last")
+    first_labels = [labels if isinstance(labels, int) else min(labels, default=-1) for labels in train["label"]]
+    if max(Counter(first_labels).values()) < FOLDS:
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=context.seed)
+        parts_of_rows = list(folds.split(first_labels, first_labels))
+    frozen = trained = 0.0
+    for fitted, held_out in parts_of_rows:
+        tables = train.select(fitted), train.select(held_out)
+        parts = build_classifier_learner(*tables, model=model, settings=settings, context=quiet)
+        probe = start_head(
+            parts.learner, parts.network, context=quiet, num_labels=len(parts.label_names), rows=len(fitted)
+        )
+        probe.set_scale(START_SCALE)
+        history = parts.learner.fit_plan(parts.phases, keep_best=False)
+        metric = str(parts.learner.monitor)
+        frozen += probe.start.metrics[metric] * len(held_out) / len(train)
+        trained += history.epochs[-1].metrics[metric] * len(held_out) / len(train)
+    return FoldScores(metric, frozen, trained, len(train))
 
 
 def _write(parts: ClassifierParts, folder: Path) -> None:
@@ -189,7 +298,7 @@ def classifier_identity(
     train: Dataset, validation: Dataset | None, settings: ClassifierSettings, context: RunContext
 ) -> dict[str, Any]:
     """Return all that the stage's result depends on but the model it starts from."""
-    settings = settled(settings, context.recipe, held_out=validation is not None)
+    settings = settled(settings, context.recipe, held_out=validation is not None, rows=len(train))
     names = label_names_of(train)[0]
     columns = [table[name] for table in (train, validation) if table is not None for name in ("text", "label")]
     data = digest_of(*columns, names)
@@ -242,7 +351,7 @@ def build_classifier_learner(
     _check_tables(train, validation, of="build_classifier_learner")
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
-    settings = settled(settings, recipe, held_out=validation is not None)
+    settings = settled(settings, recipe, held_out=validation is not None, rows=len(train))
     if validation is None and settings.keep == "best":
         raise ValueError("keep 'best' needs validation rows to judge by; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.presets import IMDB_ROWS, TRANSFORMER, WARM_UP, Preset, scale_epochs
+from ulmfit_pipe.stages.presets import FASTAI, IMDB_ROWS, LAYER_DECAY, TRANSFORMER, WARM_UP, Preset, scale_epochs
 from ulmfit_pipe.training.optim import discriminative_lrs
 from ulmfit_pipe.training.phases import (
     chain_thaw,
@@ -26,30 +26,41 @@ SCHEDULES = {
 }
 
 
-PROBED = ("auto", "probe")  # plans that begin with logistic regression on frozen features (`head_probe`)
-# After the probe; ours, chosen by accuracy on AG News, TREC-6 and IMDb with 8 to 64 labels a class
-AUTO_LR = 1e-4  # of the last group once all train
+PROBED = ("probe-full", "probe")  # plans that begin with logistic regression on frozen features (`head_probe`)
+# After the probe; ours, chosen by accuracy on AG News, TREC-6 and IMDb with 8 to 64 labels per class
+AUTO_LR, AUTO_LR_DECAY = 1e-4, LAYER_DECAY  # of the last group of a transformer once all train
+LSTM_LR, LSTM_LR_DECAY = 5e-3, 1.3  # the same of an AWD-LSTM
+FEW_ROWS = 500  # of an AWD-LSTM: below, the probe is where its training starts, and folds decide whether it is the end
 AUTO_EPOCHS = 4  # of a table with many rows
 AUTO_STEPS = 100  # of a table with few: as many epochs as have so many steps, up to
 AUTO_MOST_EPOCHS = 25
 BACKWARD_COST = 2.5  # what a training step takes beside its forward pass, in forward passes, optimizer included
 
 
-def settled(settings: "ClassifierSettings", recipe: Preset, *, held_out: bool) -> "ClassifierSettings":
+def settled(settings: "ClassifierSettings", recipe: Preset, *, held_out: bool, rows: int) -> "ClassifierSettings":
     """Return settings whose ``auto`` is replaced by what it means for a preset and a table.
 
     Args:
         settings: Numbers of the stage.
         recipe: The preset.
         held_out: Whether there are validation rows.
+        rows: Labelled rows to train on.
     """
     plan, keep = settings.plan, settings.keep
     if plan == "auto":
+        few = decided_by_folds(settings, recipe, held_out=held_out, rows=rows)
         of_preset = settings.from_scratch or settings.epochs_per_phase is not None or settings.lr is not None
-        plan = "preset" if of_preset or recipe.name != TRANSFORMER else "auto"
+        plan = "probe-full" if few or (recipe.name == TRANSFORMER and not of_preset) else "preset"
     if keep == "auto":
         keep = "best" if held_out else "last"
     return dataclasses.replace(settings, plan=plan, keep=keep)
+
+
+def decided_by_folds(settings: "ClassifierSettings", recipe: Preset, *, held_out: bool, rows: int) -> bool:
+    """Return whether held-out folds of the training rows decide if more than the head of an AWD-LSTM is trained."""
+    numbers = (settings.epochs_per_phase, settings.final_epochs, settings.lr, settings.rest_lr, settings.lr_decay)
+    given = settings.from_scratch or settings.schedule != "preset" or any(number is not None for number in numbers)
+    return settings.plan == "auto" and recipe.name == FASTAI and not held_out and rows < FEW_ROWS and not given
 
 
 def possible_epochs(reading_seconds: float, deadline: float | None) -> float:
@@ -92,7 +103,7 @@ def classifier_phases(
         rows: Labelled rows to train on.
         batch_size: Rows of a step.
     """
-    settings = settled(settings, recipe, held_out=True)
+    settings = settled(settings, recipe, held_out=True, rows=rows)
     if settings.plan in PROBED:
         return [] if settings.plan == "probe" else _after_probe(num_groups, settings, recipe, rows, batch_size)
     phases = _named_phases(num_groups, settings, recipe)
@@ -111,10 +122,12 @@ def _after_probe(
     num_groups: int, settings: "ClassifierSettings", recipe: Preset, rows: int, batch_size: int
 ) -> list[Phase]:
     """Return one phase of all groups for a head that starts from the probe: few rows are read more often."""
-    rates = discriminative_lrs(settings.rest_lr or AUTO_LR, num_groups, decay=settings.lr_decay or recipe.lr_decay)
+    lr, decay = (AUTO_LR, AUTO_LR_DECAY) if recipe.name == TRANSFORMER else (LSTM_LR, LSTM_LR_DECAY)
+    rates = discriminative_lrs(settings.rest_lr or lr, num_groups, decay=settings.lr_decay or decay)
     steps = max(1, math.ceil(rows / batch_size))  # of an epoch
     epochs = settings.final_epochs or min(AUTO_MOST_EPOCHS, max(AUTO_EPOCHS, math.ceil(AUTO_STEPS / steps)))
-    schedule = SCHEDULES.get(settings.schedule, WARM_UP)
+    usual = WARM_UP if recipe.name == TRANSFORMER else Schedule.one_cycle()
+    schedule = SCHEDULES.get(settings.schedule, usual)
     return [Phase("all", tuple(range(num_groups)), tuple(rates), schedule, epochs=epochs)]
 
 

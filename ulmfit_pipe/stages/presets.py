@@ -29,6 +29,7 @@ MOST_EPOCHS = 10  # small data may raise a preset's epochs up to this
 AWD_LSTM = "awd_lstm"  # model type of the one architecture that is ours
 AUTO = "auto"  # the preset that the model decides
 TRANSFORMER = "transformer"
+FASTAI = "fastai"
 
 Number = TypeVar("Number", int, float)
 

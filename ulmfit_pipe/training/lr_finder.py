@@ -9,13 +9,11 @@ Source: Smith 2017, section 3.3; the sweep and the four suggestions are fastai 2
 
 import contextlib
 import copy
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -28,6 +26,7 @@ from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import Batches, Task, TrainingOptions
 from ulmfit_pipe.training.run import Run
+from ulmfit_pipe.training.run_state import random_kept
 from ulmfit_pipe.training.schedules import exponential_sweep
 from ulmfit_pipe.training.sharding import phase_model
 from ulmfit_pipe.training.wrapping import prepared
@@ -215,7 +214,7 @@ def restored(model: nn.Module, groups: Sequence[LayerGroup]) -> Iterator[None]:
     for parameter in parameters:
         parameter.grad = None
     try:
-        with train_flags_kept(model), _random_state_kept():
+        with train_flags_kept(model), random_kept(device):
             yield
     finally:
         model.to(device)
@@ -238,17 +237,3 @@ def _loss_scale_kept(accelerator: Accelerator) -> Iterator[None]:
     finally:
         if scaler is not None and state:  # a scaler that is switched off has none
             scaler.load_state_dict(state)
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)

@@ -1,8 +1,9 @@
 """A run's state as named tensors, and back: weights, the optimizer's moments, random generators, carried states."""
 
+import contextlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,16 @@ def restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     if device.type != "cpu" and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
+@contextlib.contextmanager
+def random_kept(device: torch.device) -> Iterator[None]:
+    """Put the random generators back after the block, also when it raises."""
+    states = random_tensors(device)
+    try:
+        yield
+    finally:
+        restore_random(states, device)
 
 
 def same_random(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
