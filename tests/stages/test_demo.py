@@ -45,7 +45,7 @@ def test_the_full_demonstration_sets_the_method_beside_its_baselines_on_the_same
         "TF-IDF + logistic regression",
         "same network from scratch",
         "pretrained language model, not fine-tuned",
-        "ULMFiT: language model fine-tuned, then unfrozen by groups",
+        "ULMFiT: language model fine-tuned on the texts",
     }
     assert all(len(scores) == 2 for scores in metrics["scores"].values())
     assert {scores["n"] for values in metrics["scores"].values() for scores in values} == {30}
@@ -85,7 +85,7 @@ def test_the_demonstration_sets_the_method_beside_tfidf_and_a_pretrained_encoder
         "TF-IDF + logistic regression",
         "pretrained encoder, frozen, logistic regression",
         "pretrained encoder, all layers trained",
-        "ULMFiT: language model fine-tuned, then unfrozen by groups",
+        "ULMFiT: language model fine-tuned on the texts",
     ]
     stages = [json.loads((tmp_path / f"demo/{name}_seed2018/stage.json").read_text()) for name in ("probe", "encoder")]
     assert [{epoch["phase"] for epoch in stage["epochs"]} for stage in stages] == [{"probe"}, {"probe", "all"}]

