@@ -63,6 +63,7 @@ def failed(folder, kind, *, processes=2, forked=False):
         done = start_forked(HERE / "failing_process.py", folder, kind, processes=processes)
     else:
         done = start(HERE / "failing_process.py", folder, kind, processes=processes, timeout=MOST_SECONDS)
+    assert (folder / "failed_at").is_file(), done.stderr  # it ended before it was to fail
     seconds = time.time() - float((folder / "failed_at").read_text())
     assert 0 < seconds <= MOST_SECONDS_TO_END
     assert [path.name for path in (folder / ".failing.progress").iterdir()] == ["step-00000004"]
