@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import several_process_runs  # noqa: F401  # what the failing process imports, before it is forked
+from accelerate.state import AcceleratorState
 from started_processes import start
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -39,6 +40,7 @@ def start_forked(script, *words, processes):
     child = os.fork()
     if child == 0:
         try:
+            AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier test in this process
             for number, file in enumerate((out, errors), start=1):
                 os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
