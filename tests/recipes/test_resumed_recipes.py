@@ -30,7 +30,7 @@ RECIPES = {
     "run_pipeline": ["--model", "lm", *TEXT, *LANGUAGE_MODEL, *CLASSIFIER],
     "train_image_classifier": IMAGES,
 }
-pytestmark = pytest.mark.usefixtures("blank_pictures")
+pytestmark = pytest.mark.usefixtures("blank_pictures", "quick_ends_of_phases")
 QUICK, SLOW = ("run_pipeline",), pytest.mark.slow
 
 
@@ -46,7 +46,9 @@ def run(monkeypatch, capsys, place):
     It may be told to stop, which is a signal before the n-th step that the call takes, counted from 0.
     """
 
-    def run(name, *words, stop=None):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began the tests with &
+
+    def run(name, *words, stop=None, by=signal.SIGTERM):
         with monkeypatch.context() as patched:
             patched.chdir(place)
             patched.setattr(sys, "argv", [f"recipes/{name}.py", *map(str, words)])
@@ -54,7 +56,7 @@ def run(monkeypatch, capsys, place):
 
             def train_step(*args):
                 if len(taken) == stop:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), by)
                 taken.append(1)
                 return real(*args)
 
@@ -67,7 +69,8 @@ def run(monkeypatch, capsys, place):
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
-    return run
+    yield run
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +108,16 @@ def weights_in(folder):
 def test_a_recipe_told_to_stop_goes_on_with_resume_true_to_the_same_bits(run, place, name):
     whole, stopped = f"{name}_whole", f"{name}_stopped"
     assert run(name, *RECIPES[name], "--output_dir", whole)[0] == 0
-    places = []
-    for leg, stop in enumerate((2, 7)):  # in the first stage; 8 more steps are in the last phases, or in the next stage
-        words = ["--output_dir", stopped, *(["--resume", "true"] if leg else [])]
-        code, out, errors = run(name, *RECIPES[name], *words, stop=stop)
-        assert code == EXIT_PREEMPTED, errors
-        assert errors.startswith(f"{name}.py: told to stop (SIGTERM) after ")
-        assert errors.endswith("run the same command again with --resume true\n")
-        places += [line for line in out.splitlines() if line.startswith("going on from")]
+    words = ["--output_dir", stopped]
+    code, out, errors = run(name, *RECIPES[name], *words, stop=2)  # in the first stage
+    assert code == EXIT_PREEMPTED, errors
+    assert errors.startswith(f"{name}.py: told to stop (SIGTERM) after ")
+    assert errors.endswith("run the same command again with --resume true\n")
+    words += ["--resume", "true", "--checkpoint_seconds", "0"]  # Ctrl-C saves nothing itself
+    code, out, errors = run(name, *RECIPES[name], *words, stop=7, by=signal.SIGINT)  # in the last phases or next stage
+    assert code == 130, errors
+    assert errors.startswith(f"{name}.py: stopped; run the same command again, with --resume true where the recipe")
+    places = [line for line in out.splitlines() if line.startswith("going on from")]
     code, out, errors = run(name, *RECIPES[name], "--output_dir", stopped, "--resume", "true")
     assert code == 0, errors
     places += [line for line in out.splitlines() if line.startswith("going on from")]
