@@ -172,7 +172,7 @@ def _train(
     settings: ClassifierSettings,
     context: RunContext,
     output_dir: Path | str,
-    pays: Callable[[HeadStart, list[Phase]], bool] | None,
+    pays: Callable[[HeadStart, list[Phase], float], bool] | None,
 ) -> tuple[list[Phase], History]:
     """Run the phases, or as many of their epochs as the time allows, and return them with their history."""
     learner, keep_best = parts.learner, settings.keep == "best"
@@ -186,7 +186,7 @@ def _train(
         phases, line = within_time(parts.phases, possible)
         if line:
             context.tell(line)
-        if phases and pays is not None and not pays(probe, phases):
+        if phases and pays is not None and not pays(probe, phases, possible):
             phases = []
     if not phases:
         return [], History(epochs=[probe.start], best=probe.start if keep_best else None)
@@ -205,9 +205,19 @@ def _unfreezing_pays(
     context: RunContext,
     probe: HeadStart,
     phases: list[Phase],
+    possible: float,
 ) -> bool:
-    """Return whether training all groups is better than the probe on rows of held-out folds, and report it."""
-    possible = main_number(possible_epochs(probe.seconds, context.deadline), context.accelerator)
+    """Return whether training all groups is better than the probe on rows of held-out folds, and report it.
+
+    Args:
+        train: Columns ``text`` and ``label``.
+        model: What the classifier is put on.
+        settings: Numbers of the stage.
+        context: Seed, precision, time and processes.
+        probe: What the head starts from.
+        phases: What would be trained from there.
+        possible: Epochs that the time allows.
+    """
     if possible < FOLDS * sum(phase.epochs for phase in phases):  # the folds read two thirds each, then all is read
         context.tell("max_seconds leave no time for held-out folds, so nothing is unfrozen: the probe is the result")
         return False

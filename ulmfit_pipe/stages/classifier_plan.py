@@ -24,8 +24,6 @@ SCHEDULES = {
     "one-cycle": Schedule.one_cycle(),
     "constant": Schedule.constant(),
 }
-
-
 PROBED = ("probe-full", "probe")  # plans that begin with logistic regression on frozen features (`head_probe`)
 # After the probe; ours, chosen by accuracy on AG News, TREC-6 and IMDb with 8 to 64 labels per class
 AUTO_LR, AUTO_LR_DECAY = 1e-4, LAYER_DECAY  # of the last group of a transformer once all train
@@ -37,7 +35,7 @@ AUTO_MOST_EPOCHS = 25
 BACKWARD_COST = 2.5  # what a training step takes beside its forward pass, in forward passes, optimizer included
 
 
-def settled(settings: "ClassifierSettings", recipe: Preset, *, held_out: bool, rows: int) -> "ClassifierSettings":
+def settled(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, rows: int) -> ClassifierSettings:
     """Return settings whose ``auto`` is replaced by what it means for a preset and a table.
 
     Args:
@@ -56,7 +54,7 @@ def settled(settings: "ClassifierSettings", recipe: Preset, *, held_out: bool, r
     return dataclasses.replace(settings, plan=plan, keep=keep)
 
 
-def decided_by_folds(settings: "ClassifierSettings", recipe: Preset, *, held_out: bool, rows: int) -> bool:
+def decided_by_folds(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, rows: int) -> bool:
     """Return whether held-out folds of the training rows decide if more than the head of an AWD-LSTM is trained."""
     numbers = (settings.epochs_per_phase, settings.final_epochs, settings.lr, settings.rest_lr, settings.lr_decay)
     given = settings.from_scratch or settings.schedule != "preset" or any(number is not None for number in numbers)
@@ -92,7 +90,7 @@ def within_time(phases: Sequence[Phase], possible: float) -> tuple[list[Phase], 
 
 
 def classifier_phases(
-    num_groups: int, settings: "ClassifierSettings", recipe: Preset, *, rows: int, batch_size: int = 32
+    num_groups: int, settings: ClassifierSettings, recipe: Preset, *, rows: int, batch_size: int = 32
 ) -> list[Phase]:
     """Return the phases that the settings ask for; epochs that they do not give are scaled to the table's size.
 
@@ -119,7 +117,7 @@ def classifier_phases(
 
 
 def _after_probe(
-    num_groups: int, settings: "ClassifierSettings", recipe: Preset, rows: int, batch_size: int
+    num_groups: int, settings: ClassifierSettings, recipe: Preset, rows: int, batch_size: int
 ) -> list[Phase]:
     """Return one phase of all groups for a head that starts from the probe: few rows are read more often."""
     lr, decay = (AUTO_LR, AUTO_LR_DECAY) if recipe.name == TRANSFORMER else (LSTM_LR, LSTM_LR_DECAY)
@@ -131,7 +129,7 @@ def _after_probe(
     return [Phase("all", tuple(range(num_groups)), tuple(rates), schedule, epochs=epochs)]
 
 
-def _named_phases(num_groups: int, settings: "ClassifierSettings", recipe: Preset) -> list[Phase]:
+def _named_phases(num_groups: int, settings: ClassifierSettings, recipe: Preset) -> list[Phase]:
     thaw, last = settings.epochs_per_phase, settings.final_epochs
     preset = recipe.classifier_phases(num_groups, thaw, last, settings.lr)
     if settings.plan == "preset":
@@ -159,7 +157,7 @@ def _named_phases(num_groups: int, settings: "ClassifierSettings", recipe: Prese
     return full(num_groups, lr=lr, epochs=epochs, decay=decay, schedule=curve)
 
 
-def _at_rest_lr(phases: list[Phase], settings: "ClassifierSettings", recipe: Preset) -> list[Phase]:
+def _at_rest_lr(phases: list[Phase], settings: ClassifierSettings, recipe: Preset) -> list[Phase]:
     """Return a preset's phases; one that has the head trained alone takes ``rest_lr`` for all that follows."""
     if settings.rest_lr is None or recipe.head_factor == 1:
         return phases

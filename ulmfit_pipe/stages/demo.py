@@ -30,7 +30,7 @@ from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.grid_training import total_epochs
 from ulmfit_pipe.stages.language_model import train_language_model
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.presets import IMDB_ROWS, TRANSFORMER, load_preset
+from ulmfit_pipe.stages.presets import FASTAI, IMDB_ROWS, TRANSFORMER, load_preset
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.run_scores import plain_scores
 from ulmfit_pipe.stages.tables_of_run import some_rows
@@ -39,7 +39,6 @@ from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.training.linear_probe import wilson_interval
 
-PRESET = "fastai"
 PRETRAINING_LIBRARIES = ("scipy", "stdlib", "sympy")
 TARGET_LIBRARIES = ("numpy", "pandas", "sklearn", "networkx", "matplotlib")
 FURTHER_LIBRARIES = ("torch", "transformers")  # more to pretrain on in the full demonstration
@@ -146,7 +145,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         table as text under ``table``.
     """
     size = demo_size(settings)
-    context = RunContext(preset=PRESET, seed=settings.seed, progress=settings.progress)
+    context = RunContext(preset=FASTAI, seed=settings.seed, progress=settings.progress)
     context.refuse_several_processes("the demonstration", shares_cells=False)
     output, seconds = Path(settings.output_dir), {}
     started = time.perf_counter()
@@ -341,7 +340,7 @@ def _all_epochs(size: DemoSize, *, layers: int) -> int:
     """Return the epochs of all phases together, which the twin gets in one."""
     groups = layers + 2  # embeddings, the LSTM layers, the head
     # IMDB_ROWS: the epochs stand as they are given
-    return total_epochs(classifier_phases(groups, size.classifier, load_preset(PRESET), rows=IMDB_ROWS))
+    return total_epochs(classifier_phases(groups, size.classifier, load_preset(FASTAI), rows=IMDB_ROWS))
 
 
 def tfidf_scores(tables: DemoTables, *, seed: int) -> dict[str, float]:
