@@ -50,6 +50,11 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
+def is_watched() -> bool:
+    """Tell whether a person sees progress while it happens: on a terminal, or in a notebook."""
+    return on_terminal() or in_notebook()
+
+
 class VisibleStream:
     """A stream that shows what its console cannot.
 

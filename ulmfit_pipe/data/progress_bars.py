@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import datasets
 
-from ulmfit_pipe.console import in_notebook, on_terminal
+from ulmfit_pipe.console import is_watched
 
 
 @contextlib.contextmanager
 def bars_on_a_terminal_only() -> Iterator[None]:
     """Switch the bars of `datasets` off where nobody sees them, and on again afterwards if they were."""
-    silence = not (on_terminal() or in_notebook()) and not datasets.are_progress_bars_disabled()
+    silence = not is_watched() and not datasets.are_progress_bars_disabled()
     if silence:
         datasets.disable_progress_bars()
     try:

@@ -33,9 +33,14 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         """Return the figure as PNG."""
-        png = io.BytesIO()
-        self.savefig(png, format="png")
-        return png.getvalue()
+        return png_of(self)
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
 
 
 def plot_lr_find(

@@ -5,7 +5,6 @@ it can be mailed or opened years later.
 """
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ulmfit_pipe.reports.plots import png_of
 from ulmfit_pipe.reports.result_table import NESTED, class_rows
 
 Rows = Sequence[Mapping[str, Any]]
@@ -169,9 +169,7 @@ def _figure(caption: str, picture: Figure | str | Path) -> str:
 
 def _png(picture: Figure | str | Path) -> bytes:
     if isinstance(picture, Figure):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return png_of(picture)
     content = Path(picture).read_bytes()
     if not content.startswith(PNG_SIGNATURE):
         raise ValueError(f"pictures must be figures or PNG files, {picture} is neither; save it as PNG")

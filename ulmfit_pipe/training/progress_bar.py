@@ -5,7 +5,7 @@ import warnings
 from accelerate import Accelerator
 from tqdm import TqdmWarning, tqdm
 
-from ulmfit_pipe.console import in_notebook, on_terminal
+from ulmfit_pipe.console import in_notebook, is_watched
 from ulmfit_pipe.training.objectives import Batch
 
 NOTEBOOK_DELAY = 2.0  # seconds; a notebook's bar without widgets leaves an empty line behind, so short epochs have none
@@ -27,7 +27,7 @@ def progress_bar(
     steps: int, description: str, *, accelerator: Accelerator, progress: bool | None, done: int = 0
 ) -> tqdm:
     """Return a bar that only the main process shows, and only on a terminal or in a notebook unless asked."""
-    shown = on_terminal() or in_notebook() if progress is None else progress
+    shown = is_watched() if progress is None else progress
     return _bar_class()(
         total=steps,
         initial=done,
