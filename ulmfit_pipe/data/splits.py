@@ -23,6 +23,14 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be a whole number in 0..{LARGEST_SEED} (2**32 - 1), got {seed!r}; 0 is usual")
 
 
+def some_rows(table: datasets.Dataset, most: int | None, *, seed: int) -> datasets.Dataset:
+    """Return at most so many rows, chosen at random, in the table's order."""
+    if most is None or len(table) <= most:
+        return table
+    chosen = np.random.default_rng(seed).choice(len(table), most, replace=False)
+    return table.select(sorted(int(row) for row in chosen))
+
+
 def labels_of_rows(dataset: datasets.Dataset) -> list[list[int]]:
     """Return the label numbers of each row: one, or in multi-label any number of them."""
     labels = dataset["label"][:]

@@ -38,14 +38,8 @@ from ulmfit_pipe.stages.classifier_plan import (
     within_time,
 )
 from ulmfit_pipe.stages.classifier_task import build_classifier_task
-from ulmfit_pipe.stages.document_reading import (
-    reading_for,
-    refuse_leaking_padding,
-    remember_label_type,
-    remember_reading,
-    set_thresholds,
-    thresholds_of,
-)
+from ulmfit_pipe.stages.config_notes import remember_label_type, set_thresholds, thresholds_of
+from ulmfit_pipe.stages.document_reading import reading_for, refuse_leaking_padding, remember_reading
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
 from ulmfit_pipe.stages.head_probe import HeadStart, ProbeError, main_number, start_head
 from ulmfit_pipe.stages.predict import Predictor

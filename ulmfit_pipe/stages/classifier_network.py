@@ -9,7 +9,7 @@ from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
 from ulmfit_pipe.stages.awd_lstm_classifier import build_awd_lstm_classifier
 from ulmfit_pipe.stages.classifier_labels import NEW_HEAD, is_text_classifier, labels_of
-from ulmfit_pipe.stages.document_reading import set_thresholds
+from ulmfit_pipe.stages.config_notes import set_thresholds
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.stages.saved import groups_of

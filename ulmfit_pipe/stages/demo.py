@@ -20,6 +20,7 @@ import numpy as np
 from datasets import Dataset
 
 from ulmfit_pipe.data.docstrings import build_corpus, split_by_source
+from ulmfit_pipe.data.splits import some_rows
 from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import DemoSettings
@@ -33,7 +34,6 @@ from ulmfit_pipe.stages.predict import Predictor
 from ulmfit_pipe.stages.presets import FASTAI, IMDB_ROWS, TRANSFORMER, load_preset
 from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
 from ulmfit_pipe.stages.run_scores import plain_scores
-from ulmfit_pipe.stages.tables_of_run import some_rows
 from ulmfit_pipe.stages.tfidf import TITLE, fit_tfidf, label_array
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions

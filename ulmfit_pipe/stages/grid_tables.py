@@ -15,18 +15,10 @@ from datasets import Dataset, concatenate_datasets
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.splits import check_labels_for_training
+from ulmfit_pipe.data.splits import check_labels_for_training, some_rows
 from ulmfit_pipe.data.tables import TableError, load_table
 from ulmfit_pipe.settings.choices import ALL_ROWS
-from ulmfit_pipe.stages.tables_of_run import (
-    TEST,
-    TRAIN,
-    UNLABELLED,
-    label_names_of,
-    some_rows,
-    split_texts,
-    without_texts_of,
-)
+from ulmfit_pipe.stages.tables_of_run import TEST, TRAIN, UNLABELLED, label_names_of, split_texts, without_texts_of
 
 DEVELOPMENT_SEED = 1_000_003  # far from the seeds of the subsets
 COMMON_SEED = 0  # one test sample for every cell, and one sample of texts for every language model

@@ -27,7 +27,7 @@ from ulmfit_pipe.models.quiet_transformers import one_builds
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.images import AugmentationSettings, ImageClassifierSettings
 from ulmfit_pipe.stages.artifacts import model_identity
-from ulmfit_pipe.stages.document_reading import remember_label_type
+from ulmfit_pipe.stages.config_notes import remember_label_type
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
 from ulmfit_pipe.stages.image_network import build_image_network
 from ulmfit_pipe.stages.image_plan import image_phases

@@ -21,7 +21,7 @@ from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_image_processor, load_model
 from ulmfit_pipe.stages.classifier_labels import labels_of
-from ulmfit_pipe.stages.document_reading import typed_labels
+from ulmfit_pipe.stages.config_notes import typed_labels
 from ulmfit_pipe.stages.python_input import check_sequence
 from ulmfit_pipe.training.launch import new_accelerator
 from ulmfit_pipe.training.loop import evaluate

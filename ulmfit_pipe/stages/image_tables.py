@@ -10,11 +10,10 @@ from datasets import Dataset
 from ulmfit_pipe.data.image_files import ImageScan, load_images, scan_images, with_source_rows
 from ulmfit_pipe.data.image_samples import handwritten_digits
 from ulmfit_pipe.data.labels import SHOWN_NAMES, list_labels
-from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
+from ulmfit_pipe.data.splits import check_labels_for_training, some_rows, split_train_validation
 from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.stages.image_classifier import tell_of_skipped
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.tables_of_run import some_rows
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,8 @@ from ulmfit_pipe.data.tokenization import tokenize_dataset
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
 from ulmfit_pipe.stages.classifier_labels import check_thresholds, is_text_classifier, labels_of
-from ulmfit_pipe.stages.document_reading import (
-    count_cut,
-    describe_cut,
-    label_type_in,
-    notes_of,
-    raw_thresholds,
-    saved_reading,
-    thresholds_of,
-)
+from ulmfit_pipe.stages.config_notes import label_type_in, notes_of, raw_thresholds, thresholds_of
+from ulmfit_pipe.stages.document_reading import count_cut, describe_cut, saved_reading
 from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.python_input import check_texts
 from ulmfit_pipe.training.launch import new_accelerator

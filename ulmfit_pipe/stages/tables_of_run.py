@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
 
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import label_type_of, list_labels, read_label_names
 from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.splits import check_labels_for_training, check_seed, labels_of_rows, split_train_validation
+from ulmfit_pipe.data.splits import (
+    check_labels_for_training,
+    check_seed,
+    labels_of_rows,
+    some_rows,
+    split_train_validation,
+)
 from ulmfit_pipe.data.tables import FileFacts, TableError, load_table
 from ulmfit_pipe.settings.checks import check_choices
 from ulmfit_pipe.settings.choices import EmptyText
@@ -318,14 +323,6 @@ def refuse_unjudged_best(validation_file: str | None, validation_fraction: float
             "validation_fraction 0 trains on all rows and leaves none to choose the best epoch by; set classifier.keep "
             "to 'last' (after settings were chosen with rows held out), or give a validation file"
         )
-
-
-def some_rows(table: Dataset, most: int | None, *, seed: int) -> Dataset:
-    """Return at most so many rows, chosen at random, in the table's order."""
-    if most is None or len(table) <= most:
-        return table
-    chosen = np.random.default_rng(seed).choice(len(table), most, replace=False)
-    return table.select(sorted(int(row) for row in chosen))
 
 
 def split_texts(texts: Dataset, *, fraction: float, seed: int, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:

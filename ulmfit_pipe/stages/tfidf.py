@@ -18,8 +18,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from ulmfit_pipe.data.splits import labels_of_rows
-from ulmfit_pipe.stages.tables_of_run import label_names_of, some_rows
+from ulmfit_pipe.data.splits import labels_of_rows, some_rows
+from ulmfit_pipe.stages.tables_of_run import label_names_of
 from ulmfit_pipe.training.metrics import choose_thresholds, multi_label_scores
 
 TITLE = "TF-IDF + logistic regression"

@@ -32,7 +32,7 @@ from ulmfit_pipe.models.sentence_encoders import SentenceEncoder, SentenceEncode
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
 from ulmfit_pipe.stages.classifier_labels import is_text_classifier
-from ulmfit_pipe.stages.document_reading import note
+from ulmfit_pipe.stages.config_notes import note
 from ulmfit_pipe.stages.pretrained_files import find_beside, refuse_larger_network
 from ulmfit_pipe.stages.run_context import RunContext
 

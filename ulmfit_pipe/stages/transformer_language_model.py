@@ -35,8 +35,8 @@ from ulmfit_pipe.models.token_logits import causal_logits, masked_logits, sees_l
 from ulmfit_pipe.models.window_classifier import longest_input
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
-from ulmfit_pipe.stages.document_reading import NOTES
 from ulmfit_pipe.stages.language_model_parts import LanguageModelParts, build_learner
+from ulmfit_pipe.stages.model_folder import NOTES
 from ulmfit_pipe.stages.presets import IMDB_TOKENS, scale_epochs
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.metrics import LanguageModelMetric

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ulmfit_pipe.data.splits import some_rows
 from ulmfit_pipe.data.text_coverage import TextCoverage, measure_coverage
 from ulmfit_pipe.data.text_facts import script_shares
 from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
@@ -21,7 +22,6 @@ from ulmfit_pipe.stages.artifacts import (
     resolve_model,
 )
 from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.tables_of_run import some_rows
 
 SAMPLED_TEXTS = 500
 SAMPLED_CHARACTERS = 300  # of each text, from its beginning
