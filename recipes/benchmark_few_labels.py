@@ -130,7 +130,7 @@ def train_tfidf(job: Record) -> Predict:
     from datasets import Dataset
 
     from ulmfit_pipe import load_table
-    from ulmfit_pipe.stages.tfidf import fit_tfidf
+    from ulmfit_pipe.text.scores.tfidf import fit_tfidf
 
     table = load_table(job["train_file"], say=lambda line: None)
     names, fitted = table.features["label"].names, fit_tfidf(table, seed=0)
@@ -192,11 +192,11 @@ class Method:
     before: Callable[[Record], None] = lambda job: None
 
 
-OURS = ("torch", "transformers", "sklearn.linear_model", "ulmfit_pipe.stages.pipeline")
+OURS = ("torch", "transformers", "sklearn.linear_model", "ulmfit_pipe.text.pipeline")
 METHODS = {
     "ours": Method("ours", OURS, train_ours),
     "probe": Method("frozen encoder + LR", OURS, partial(train_ours, classifier={"plan": "probe"})),
-    "tfidf": Method("TF-IDF + LR", ("ulmfit_pipe.stages.tfidf", "ulmfit_pipe.data.tables"), train_tfidf),
+    "tfidf": Method("TF-IDF + LR", ("ulmfit_pipe.text.scores.tfidf", "ulmfit_pipe.data.tables.tables"), train_tfidf),
     "setfit": Method("SetFit", ("torch", "transformers", "datasets", "setfit"), train_setfit, peer=True),
     "model2vec": Method("Model2Vec + LR", ("model2vec", "sklearn.linear_model"), train_model2vec, True, distil),
     "ulmfit": Method("AWD-LSTM", OURS, partial(train_ours, model="language_model")),
@@ -270,7 +270,7 @@ def missing_cells(settings: Settings) -> Iterator[list[Record]]:
 
 def load_tables(settings: Settings, data: str) -> tuple[Any, Any]:
     """Return a data set's labelled rows and its test rows, the same number as in the cells there are."""
-    from ulmfit_pipe.stages.grid_tables import load_labelled_tables
+    from ulmfit_pipe.studies.grid.tables import load_labelled_tables
 
     found = load_labelled_tables(
         [named(settings.train_file)[data]],
@@ -293,7 +293,7 @@ def draw(table: Any, cell: Record) -> Any:
     """Return the training rows of a cell, the same for all methods."""
     import numpy as np
 
-    from ulmfit_pipe.stages.grid_tables import first_rows
+    from ulmfit_pipe.studies.grid.tables import first_rows
 
     labels, size = np.asarray(table["label"]), cell["per_class"] or cell["in_all"]
     counts = np.bincount(labels)

@@ -24,7 +24,7 @@ def test_a_warning_raised_elsewhere_is_only_a_warning(module):
 
 def test_a_warning_that_points_into_ulmfit_pipe_is_an_error_too():
     code = "def call(function):\n    function()\n"
-    caller: dict = {"__name__": "ulmfit_pipe.stages.predict"}
+    caller: dict = {"__name__": "ulmfit_pipe.text.predict.predictor"}
     exec(code, caller)
     with pytest.raises(DeprecationWarning, match="old name"):
         caller["call"](lambda: warnings.warn("old name", DeprecationWarning, stacklevel=2))

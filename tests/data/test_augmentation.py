@@ -3,7 +3,7 @@ import pytest
 from image_files_of_tests import picture
 from PIL import Image
 
-from ulmfit_pipe.data.augmentation import Augmentation
+from ulmfit_pipe.data.images.augmentation import Augmentation
 
 STILL = {"flip": False, "least_crop": 1.0, "stretch": 1.0, "colour": 0.0}
 

@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from ulmfit_pipe.data.backbone_batches import BackboneBatches, Windows, document_windows, token_types
-from ulmfit_pipe.data.classifier_batches import ClassifierBatches
-from ulmfit_pipe.data.pretrained_tokenizers import SpecialTokens, encode_documents, special_tokens_of
+from ulmfit_pipe.data.streams.backbone_batches import BackboneBatches, Windows, document_windows, token_types
+from ulmfit_pipe.data.streams.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.text.pretrained_tokenizers import SpecialTokens, encode_documents, special_tokens_of
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(40)), "a", "b"]
 BERT, XLNET, BARE = "[CLS] $A [SEP]", "$A:0 [SEP]:0 [CLS]:2", None

@@ -5,10 +5,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from ulmfit_pipe.data.classifier_batches import ClassifierBatches
-from ulmfit_pipe.data.lm_batches import LanguageModelBatches
-from ulmfit_pipe.data.masking import TokenMasking
-from ulmfit_pipe.data.token_blocks import TokenBlockBatches
+from ulmfit_pipe.data.streams.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.streams.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.streams.masking import TokenMasking
+from ulmfit_pipe.data.streams.token_blocks import TokenBlockBatches
 
 
 def documents(count=60):

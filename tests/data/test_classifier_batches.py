@@ -3,7 +3,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from ulmfit_pipe.data.classifier_batches import ClassifierBatches
+from ulmfit_pipe.data.streams.classifier_batches import ClassifierBatches
 
 NAMES = ["a", "b", "c"]
 

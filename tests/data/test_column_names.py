@@ -2,9 +2,9 @@
 
 import pytest
 
-from ulmfit_pipe.data.column_names import check_wanted, shown_name, shown_names
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.table_readers import TableError, open_rows
+from ulmfit_pipe.data.tables.column_names import check_wanted, shown_name, shown_names
+from ulmfit_pipe.data.tables.readers import TableError, open_rows
+from ulmfit_pipe.data.tables.row_sources import TableReading
 
 
 def refusal(tmp_path, text, *, texts=("text",), label="label", **options):

@@ -1,6 +1,6 @@
 import pytest
 
-from ulmfit_pipe.data.docstring_text import (
+from ulmfit_pipe.data.sample.docstring_text import (
     docstrings_of_source,
     is_prose,
     mask_names,

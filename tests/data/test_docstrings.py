@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from ulmfit_pipe.data import docstrings
-from ulmfit_pipe.data.docstrings import LIBRARIES, Library, available_libraries, build_corpus, split_by_source
+from ulmfit_pipe.data.sample import docstrings
+from ulmfit_pipe.data.sample.docstrings import LIBRARIES, Library, available_libraries, build_corpus, split_by_source
 
 ALPHA = '''"""Alphalib folds the quick brown fox over the lazy dog, always.
 

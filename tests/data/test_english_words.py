@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_pipe.data import english_words
-from ulmfit_pipe.data.english_words import cut_words, exceptions
-from ulmfit_pipe.data.remembered_words import RememberedWords
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
-from ulmfit_pipe.data.tokenization import build_word_tokenizer
-from ulmfit_pipe.data.ulmfit_tokenizer import prepare_text
+from ulmfit_pipe.data.text import english_words
+from ulmfit_pipe.data.text.english_words import cut_words, exceptions
+from ulmfit_pipe.data.text.remembered_words import RememberedWords
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.tokenization import build_word_tokenizer
+from ulmfit_pipe.data.text.ulmfit_tokenizer import prepare_text
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "word_tokens.json").read_text(encoding="utf-8"))
 STORED = REFERENCE["sentences"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_pipe.data.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.streams.lm_batches import LanguageModelBatches
 
 STORED = json.loads((Path(__file__).parents[1] / "reference" / "lm_stream.json").read_text(encoding="utf-8"))
 

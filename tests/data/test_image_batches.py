@@ -8,9 +8,9 @@ from image_files_of_tests import picture, png
 from PIL import Image
 from transformers import BitImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
 
-from ulmfit_pipe.data.augmentation import Augmentation
-from ulmfit_pipe.data.image_batches import QUARTER_TURNS, ImageBatches, ImagePixels
-from ulmfit_pipe.data.image_files import ImageError, image_table
+from ulmfit_pipe.data.images.augmentation import Augmentation
+from ulmfit_pipe.data.images.batches import QUARTER_TURNS, ImageBatches, ImagePixels
+from ulmfit_pipe.data.images.files import ImageError, image_table
 
 MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
 VIT = ViTImageProcessorPil(size={"height": 10, "width": 14}, image_mean=MEAN, image_std=STD)

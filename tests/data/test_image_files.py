@@ -10,9 +10,9 @@ import pytest
 from image_files_of_tests import image_folder, picture, png, png_that_claims
 from PIL import Image
 
-from ulmfit_pipe.data import image_files
-from ulmfit_pipe.data.image_files import ImageError, image_table, load_images, open_image, scan_images
-from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.data.images import files as image_files
+from ulmfit_pipe.data.images.files import ImageError, image_table, load_images, open_image, scan_images
+from ulmfit_pipe.data.tables.tables import TableError
 
 
 def refused(words):

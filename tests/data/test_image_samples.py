@@ -7,8 +7,8 @@ from image_files_of_tests import picture, png
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ulmfit_pipe.data.image_files import image_table, scan_images
-from ulmfit_pipe.data.image_samples import LETTERS, handwritten_digits, printed_letters, rotation_task
+from ulmfit_pipe.data.images.files import image_table, scan_images
+from ulmfit_pipe.data.sample.image_samples import LETTERS, handwritten_digits, printed_letters, rotation_task
 
 
 def pixels(table):

@@ -23,7 +23,7 @@ from ulmfit_pipe.data.labels import (
     shown_label,
     typed_label,
 )
-from ulmfit_pipe.data.tables import TableError, load_table
+from ulmfit_pipe.data.tables.tables import TableError, load_table
 
 HERE = Place("t.csv", 3, "label")
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from ulmfit_pipe.data.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.streams.lm_batches import LanguageModelBatches
 
 
 def make_documents(count, seed=3, longest=9):

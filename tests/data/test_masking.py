@@ -3,8 +3,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from ulmfit_pipe.data.masking import IGNORED, TokenMasking, masking_of, word_starts_of
-from ulmfit_pipe.data.tokenization import tokens_in_order
+from ulmfit_pipe.data.streams.masking import IGNORED, TokenMasking, masking_of, word_starts_of
+from ulmfit_pipe.data.text.tokenization import tokens_in_order
 
 MASK, SPECIAL = 4, (0, 1, 2, 3, 4)
 TEXT = np.arange(5, 105)  # 100 tokens that are all different

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from ulmfit_pipe.data.pretrained_tokenizers import (
+from ulmfit_pipe.data.text.pretrained_tokenizers import (
     SpecialTokens,
     encode_documents,
     longest_text,
@@ -12,7 +12,7 @@ from ulmfit_pipe.data.pretrained_tokenizers import (
     tokenizer_key,
     vocabulary_digest,
 )
-from ulmfit_pipe.data.tokenization import tokenize_dataset, train_tokenizer
+from ulmfit_pipe.data.text.tokenization import tokenize_dataset, train_tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "green", "a", "b", "1"]
 

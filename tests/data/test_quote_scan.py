@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.table_readers import TableError, open_rows
+from ulmfit_pipe.data.tables.readers import TableError, open_rows
+from ulmfit_pipe.data.tables.row_sources import TableReading
 
 WORDS = "the film was good bad very long short he she said went home dog cat tree price of and or not is".split()
 NAMES = ["Anna", "Bob", "Carl", "Dora"]

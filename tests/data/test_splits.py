@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
-from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.data.tables.tables import TableError
 
 
 def labelled(counts):

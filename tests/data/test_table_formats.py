@@ -5,9 +5,9 @@ import io
 
 import pytest
 
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.table_readers import TableError, open_rows
-from ulmfit_pipe.data.tables import load_table
+from ulmfit_pipe.data.tables.readers import TableError, open_rows
+from ulmfit_pipe.data.tables.row_sources import TableReading
+from ulmfit_pipe.data.tables.tables import load_table
 
 LABELS = ("pos", "neg")
 PLAIN = [(f"a film of {number} hours", LABELS[number % 2]) for number in range(1, 21)]

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ulmfit_pipe.data import saved_datasets
-from ulmfit_pipe.data.table_readers import TableError, open_rows
+from ulmfit_pipe.data.tables import saved_datasets
+from ulmfit_pipe.data.tables.readers import TableError, open_rows
 
 ROWS = [("good film", "pos"), ("bad, long\nfilm", "neg"), ('a "so so" film', "pos")]
 

@@ -7,12 +7,12 @@ import tracemalloc
 import pandas as pd
 import pytest
 
-from ulmfit_pipe.data.image_files import ImageError, load_images
+from ulmfit_pipe.data.images.files import ImageError, load_images
 from ulmfit_pipe.data.labels import sort_label_names
 from ulmfit_pipe.data.splits import split_train_validation
-from ulmfit_pipe.data.tables import TableError, load_table
-from ulmfit_pipe.stages.predict_columns import is_empty
+from ulmfit_pipe.data.tables.tables import TableError, load_table
 from ulmfit_pipe.stages.python_input import check_texts
+from ulmfit_pipe.text.predict.columns import is_empty
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ulmfit_pipe.data.text_coverage import measure_coverage
-from ulmfit_pipe.data.tokenization import train_tokenizer
+from ulmfit_pipe.data.text.text_coverage import measure_coverage
+from ulmfit_pipe.data.text.tokenization import train_tokenizer
 from ulmfit_pipe.settings.choices import DEFAULT_MODEL
 from ulmfit_pipe.stages.artifacts import load_tokenizer
 

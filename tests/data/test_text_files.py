@@ -12,9 +12,9 @@ import zipfile
 import pyarrow as pa
 import pytest
 
-from ulmfit_pipe.data import text_files
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.table_readers import TableError, open_rows
+from ulmfit_pipe.data.tables import text_files
+from ulmfit_pipe.data.tables.readers import TableError, open_rows
+from ulmfit_pipe.data.tables.row_sources import TableReading
 
 ROWS = [("café – “naïve”", "é"), ("plain, text", "b"), ("two\nlines, yes", "é")]
 CSV = 'text,label\ncafé – “naïve”,é\n"plain, text",b\n"two\nlines, yes",é\n'

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_pipe.data.row_sources import TableReading
-from ulmfit_pipe.data.table_readers import TableError, open_rows
-from ulmfit_pipe.data.tables import load_table
+from ulmfit_pipe.data.tables.readers import TableError, open_rows
+from ulmfit_pipe.data.tables.row_sources import TableReading
+from ulmfit_pipe.data.tables.tables import load_table
 
 TEXTS = {"pos/1.txt": "good", "pos/0.txt": "fine, fine\n", "neg/0.txt": "bad"}
 
@@ -104,7 +104,7 @@ def test_a_folder_of_tables_is_refused_with_their_names(tmp_path):
 
 
 def test_a_text_in_another_encoding_than_the_named_one_is_refused(tmp_path):
-    from ulmfit_pipe.data.row_sources import TableReading
+    from ulmfit_pipe.data.tables.row_sources import TableReading
 
     folder = write(tmp_path / "train", {"a/0.txt": "café"})
     with pytest.raises(TableError, match=r"a/0.txt cannot be read as ascii \(ordinal not in range"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS, apply_rules, join_fields, undo_marks
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS, apply_rules, join_fields, undo_marks
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "text_rules.json"
 

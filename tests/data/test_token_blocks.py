@@ -4,9 +4,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from ulmfit_pipe.data.masking import IGNORED, TokenMasking
-from ulmfit_pipe.data.pretrained_tokenizers import SpecialTokens
-from ulmfit_pipe.data.token_blocks import BlockLayout, TokenBlockBatches, block_layout
+from ulmfit_pipe.data.streams.masking import IGNORED, TokenMasking
+from ulmfit_pipe.data.streams.token_blocks import BlockLayout, TokenBlockBatches, block_layout
+from ulmfit_pipe.data.text.pretrained_tokenizers import SpecialTokens
 
 MASKING = TokenMasking(2, 1000, (0, 1, 2, 3))
 FRAME = BlockLayout(SpecialTokens(prefix=(0,), suffix=(1,), prefix_types=(0,), suffix_types=(0,)))

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ulmfit_pipe.data.token_arrays import TokenArrays, read_token_arrays
-from ulmfit_pipe.data.token_stream import order_documents
+from ulmfit_pipe.data.streams.token_arrays import TokenArrays, read_token_arrays
+from ulmfit_pipe.data.streams.token_stream import order_documents
 
 DOCUMENTS = read_token_arrays([[5, 6, 7], [], [8], [9, 10]])
 

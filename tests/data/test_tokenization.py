@@ -11,10 +11,10 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from ulmfit_pipe.data import token_cache, tokenization
 from ulmfit_pipe.data.run_files import run_files
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
-from ulmfit_pipe.data.tokenization import (
+from ulmfit_pipe.data.text import token_cache, tokenization
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.tokenization import (
     build_word_tokenizer,
     hash_tokens,
     tokenize_dataset,
@@ -22,7 +22,7 @@ from ulmfit_pipe.data.tokenization import (
     train_tokenizer,
     vocab_hash,
 )
-from ulmfit_pipe.data.ulmfit_tokenizer import prepare_text
+from ulmfit_pipe.data.text.ulmfit_tokenizer import prepare_text
 
 TEXTS = [
     "The quick brown fox didn't jump over the lazy dog; it's fine.",
@@ -37,7 +37,7 @@ def test_the_same_texts_give_the_same_vocabulary_in_every_process():
     texts = [f"sample number {n % 7} of {n} texts, it's Fine" for n in range(300)]
     here = [vocab_hash(train_tokenizer(texts, kind=kind, vocab_size=400)) for kind in KINDS]
     code = (
-        "from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash\n"
+        "from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash\n"
         f"for kind in {KINDS}: print(vocab_hash(train_tokenizer({texts!r}, kind=kind, vocab_size=400)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == here

@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
-from ulmfit_pipe.data.tokenization import build_word_tokenizer, register_tokenizer, train_tokenizer, vocab_hash
-from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer, _compose, prepare_text
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.tokenization import build_word_tokenizer, register_tokenizer, train_tokenizer, vocab_hash
+from ulmfit_pipe.data.text.ulmfit_tokenizer import UlmfitTokenizer, _compose, prepare_text
 
 TEXTS = [
     "The quick brown fox didn't jump over the lazy dog; it's fine.",
@@ -151,7 +151,7 @@ def test_a_long_document_has_the_ids_of_its_parts(tokenizer):
 
 
 def test_remembered_words_are_bounded_by_their_bytes_and_forgotten_when_tokens_are_added(words, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.data.ulmfit_tokenizer.REMEMBERED_BYTES", 1500)
+    monkeypatch.setattr("ulmfit_pipe.data.text.ulmfit_tokenizer.REMEMBERED_BYTES", 1500)
     own = copy.deepcopy(words)
     numbers = []
     for text in ("hello world", "! 3 .", "hello new", "hello new"):
@@ -236,7 +236,7 @@ def test_loading_in_a_fresh_process_gives_the_same_ids(words, tmp_path):
     words.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))  # whatever model stands beside it
     code = (
-        "from ulmfit_pipe.data.tokenization import register_tokenizer; register_tokenizer()\n"
+        "from ulmfit_pipe.data.text.tokenization import register_tokenizer; register_tokenizer()\n"
         "from transformers import AutoTokenizer\n"
         f"print(AutoTokenizer.from_pretrained({str(tmp_path)!r})('Hello WORLD!!!')['input_ids'])"
     )
@@ -247,7 +247,7 @@ def test_a_fork_after_use_prints_no_warning_and_works(tmp_path):
     code = (
         "import multiprocessing, os\n"
         "os.environ.pop('TOKENIZERS_PARALLELISM', None)\n"
-        "from ulmfit_pipe.data.tokenization import train_tokenizer\n"
+        "from ulmfit_pipe.data.text.tokenization import train_tokenizer\n"
         "t = train_tokenizer(['one two three four'] * 9, kind='bpe', vocab_size=300)\n"
         "t.encode_documents(['one two', 'three'])\n"
         "with multiprocessing.get_context('fork').Pool(2) as pool:\n"

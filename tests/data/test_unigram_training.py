@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ulmfit_pipe.data import unigram_training
-from ulmfit_pipe.data.unigram_training import train_unigram
+from ulmfit_pipe.data.text import unigram_training
+from ulmfit_pipe.data.text.unigram_training import train_unigram
 
 COUNTS = Counter({"▁low": 50, "▁lower": 20, "▁newest": 60, "▁widest": 30, "▁wide": 7})
 LETTERS = sorted(set("".join(COUNTS)))

@@ -6,11 +6,11 @@ from small_transformers import ARCHITECTURES, BERT_SIZES, LABELS, tokens
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from ulmfit_pipe.models.heads.window_classifier import WindowsForSequenceClassification
 from ulmfit_pipe.models.layer_groups.adapter_groups import check_adapters, frozen_base_names, has_adapters
 from ulmfit_pipe.models.layer_groups.group_specs import fixed_parameter_names, layer_group_specs
-from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.saved import groups_of, load_learner
+from ulmfit_pipe.stages.saved_learner import groups_of, load_learner
 from ulmfit_pipe.training.layer_groups import freeze_to, train_mode, unfreeze
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric

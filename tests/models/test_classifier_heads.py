@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit_pipe.models.classifier_heads import ConcatPooling, PoolingClassifierHead, PrefixPool
+from ulmfit_pipe.models.heads.classifier_heads import ConcatPooling, PoolingClassifierHead, PrefixPool
 
 OUTPUTS = torch.tensor([[[1.0, -5.0], [3.0, -6.0], [2.0, -7.0]], [[4.0, -1.0], [9.0, 9.0], [9.0, 9.0]]])
 MASK = torch.tensor([[True, True, True], [True, False, False]])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 
 
 def test_default_sizes_and_dropouts_are_fastais():

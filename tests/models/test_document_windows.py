@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ulmfit_pipe.models.document_windows import document_lengths, gradient_starts, reversed_documents
+from ulmfit_pipe.models.heads.document_windows import document_lengths, gradient_starts, reversed_documents
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 
-from ulmfit_pipe.models.dropout import (
+from ulmfit_pipe.models.awd_lstm.dropout import (
     TimeSharedDropout,
     WeightDropLSTM,
     _in_one_chunk,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ulmfit_pipe.models.configuration_awd_lstm import SCALED_DROPOUTS, AwdLstmConfig
-from ulmfit_pipe.models.fastai_weights import fastai_sizes, from_fastai_state_dict
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import SCALED_DROPOUTS, AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
 from ulmfit_pipe.models.layer_groups.group_specs import layer_group_specs
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
+from ulmfit_pipe.tools.fastai.weights import fastai_sizes, from_fastai_state_dict
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

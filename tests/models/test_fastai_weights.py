@@ -5,14 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.fastai_weights import (
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import (
+    AwdLstmForCausalLM,
+    AwdLstmForSequenceClassification,
+    AwdLstmModel,
+)
+from ulmfit_pipe.tools.fastai.weights import (
     fastai_head_sizes,
     fastai_sizes,
     from_fastai_state_dict,
     to_fastai_state_dict,
 )
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 CONFIG = AwdLstmConfig(vocab_size=11, embedding_size=5, hidden_size=7, num_hidden_layers=3, num_labels=4)

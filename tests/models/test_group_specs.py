@@ -1,9 +1,13 @@
 import pytest
 from torch import nn
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import (
+    AwdLstmForCausalLM,
+    AwdLstmForSequenceClassification,
+    AwdLstmModel,
+)
 from ulmfit_pipe.models.layer_groups.group_specs import layer_group_specs
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
 
 CONFIG = AwdLstmConfig(vocab_size=11, embedding_size=5, hidden_size=7, num_hidden_layers=2, num_labels=4)
 

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ulmfit_pipe.models.image_backbones import (
+from ulmfit_pipe.models.images.backbones import (
     _with_channels,
     adapt_channels,
     build_backbone,

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
-from ulmfit_pipe.models.image_classifier import (
+from ulmfit_pipe.models.images.classifier import (
     ImagePooling,
     UlmfitForImageClassification,
     UlmfitImageConfig,

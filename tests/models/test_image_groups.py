@@ -7,8 +7,8 @@ from tiny_backbones import BACKBONES, size_of, tiny_backbone, tiny_classifier, t
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from ulmfit_pipe.models.image_backbones import build_backbone
-from ulmfit_pipe.models.image_classifier import build_image_classifier
+from ulmfit_pipe.models.images.backbones import build_backbone
+from ulmfit_pipe.models.images.classifier import build_image_classifier
 from ulmfit_pipe.models.layer_groups.group_specs import layer_group_specs
 from ulmfit_pipe.models.layer_groups.image_groups import backbone_stages, image_group_specs
 from ulmfit_pipe.training.layer_groups import freeze_to, split_layer_groups, train_mode

@@ -6,7 +6,7 @@ from tiny_backbones import BACKBONES, size_of, tiny_backbone, tiny_classifier, t
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from ulmfit_pipe.models.layer_activations import default_layers, first_filters, layer_activations
+from ulmfit_pipe.models.images.layer_activations import default_layers, first_filters, layer_activations
 
 EVERY_KIND = sorted(BACKBONES)
 STEMS = {

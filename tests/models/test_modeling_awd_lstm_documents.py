@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ulmfit_pipe.models.configuration_awd_lstm import SCALED_DROPOUTS, AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import SCALED_DROPOUTS, AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForSequenceClassification
 
 BPTT, WINDOW = 4, 8  # at most 12 tokens keep gradients
 LENGTHS = [30, 5, 13, 1, 12, 41, 4, 27]

@@ -9,8 +9,8 @@ import zipfile
 import pytest
 import torch
 
-from ulmfit_pipe.models import pickle_names
-from ulmfit_pipe.models.pickle_names import PickleNames, names_in_file, odd_archive, shown_text
+from ulmfit_pipe.tools.fastai import pickle_names
+from ulmfit_pipe.tools.fastai.pickle_names import PickleNames, names_in_file, odd_archive, shown_text
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

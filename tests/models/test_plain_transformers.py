@@ -7,10 +7,10 @@ import sys
 import pytest
 from transformers import BertConfig
 
-from ulmfit_pipe.data.tokenization import train_tokenizer
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
-from ulmfit_pipe.models.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
+from ulmfit_pipe.data.text.tokenization import train_tokenizer
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
+from ulmfit_pipe.models.heads.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
 
 PROGRAM = """
 import json, sys

@@ -12,7 +12,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from ulmfit_pipe.models.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
+from ulmfit_pipe.models.heads.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
 from ulmfit_pipe.stages.artifacts import register
 
 BERT = BertConfig(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_pipe.models import safe_pickles
-from ulmfit_pipe.models.safe_pickles import (
+from ulmfit_pipe.tools.fastai import safe_pickles
+from ulmfit_pipe.tools.fastai.safe_pickles import (
     UnsafePickleError,
     Vocabulary,
     read_vocabulary,

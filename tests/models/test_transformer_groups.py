@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers.trainer_pt_utils import get_parameter_names
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForSequenceClassification
+from ulmfit_pipe.models.heads.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
+from ulmfit_pipe.models.heads.window_classifier import WindowsForSequenceClassification
 from ulmfit_pipe.models.layer_groups.group_specs import fixed_parameter_names, layer_group_specs
 from ulmfit_pipe.models.layer_groups.image_groups import image_group_specs
 from ulmfit_pipe.models.layer_groups.transformer_groups import ARRANGEMENTS, transformer_group_specs
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
-from ulmfit_pipe.models.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
-from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
-from ulmfit_pipe.stages.saved import groups_of
+from ulmfit_pipe.stages.saved_learner import groups_of
 from ulmfit_pipe.training.layer_groups import freeze_to, is_norm, split_layer_groups, train_mode
 from ulmfit_pipe.training.optim import build_optimizer, discriminative_lrs
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
-from ulmfit_pipe.models.vocab_transfer import VocabTransfer, remap_embeddings, transfer_vocabulary
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.models.awd_lstm.vocab_transfer import VocabTransfer, remap_embeddings, transfer_vocabulary
 
 OLD = ["unk", "pad", "the", "cat"]
 NEW = ["unk", "pad", "dog", "cat"]

@@ -14,7 +14,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from ulmfit_pipe.models.window_classifier import (
+from ulmfit_pipe.models.heads.window_classifier import (
     WindowsForSequenceClassification,
     bare_classifier,
     longest_input,

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from ulmfit_pipe.models.image_backbones import build_backbone
-from ulmfit_pipe.models.image_classifier import UlmfitForImageClassification, build_image_classifier
+from ulmfit_pipe.models.images.backbones import build_backbone
+from ulmfit_pipe.models.images.classifier import UlmfitForImageClassification, build_image_classifier
 
 _VIT = {
     "hidden_size": 12,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ulmfit_pipe import PipelineSettings, PredictFileSettings, TextPipeline, parse_settings
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]
 

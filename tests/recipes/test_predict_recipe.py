@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
+from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForSequenceClassification
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "predict.py"
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
-from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 
 ROOT = Path(__file__).parents[2]
 MOST_SECONDS = 280  # of a run, imports on busy cores included

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.training import loop
-from ulmfit_pipe.training.preemption import EXIT_PREEMPTED
+from ulmfit_pipe.training.resume.preemption import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parents[2]
 TEXT = ["--train_file", "train.csv"]

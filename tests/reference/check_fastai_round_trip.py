@@ -224,7 +224,7 @@ def ours_imports(folder):
 
 def ours_exports(folder):
     from ulmfit_pipe import ExportFastaiSettings, export_fastai
-    from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
+    from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash
 
     chance = np.random.default_rng(1)
     for name, case in EXPORTS.items():

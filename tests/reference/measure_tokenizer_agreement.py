@@ -79,8 +79,8 @@ def ask_fastai(python, texts):
 
 
 def our_tokens(texts):
-    from ulmfit_pipe.data.english_words import cut_words
-    from ulmfit_pipe.data.ulmfit_tokenizer import prepare_text
+    from ulmfit_pipe.data.text.english_words import cut_words
+    from ulmfit_pipe.data.text.ulmfit_tokenizer import prepare_text
 
     return [cut_words(prepare_text(text)) for text in texts]
 

@@ -16,7 +16,7 @@ from ulmfit_pipe import (
     PipelineSettings,
     parse_settings,
 )
-from ulmfit_pipe.reports.model_card import model_card
+from ulmfit_pipe.tools.packaging.model_card import model_card
 
 LEG = {
     "started_from": None,

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from ulmfit_pipe.data.augmentation import Augmentation
+from ulmfit_pipe.data.images.augmentation import Augmentation
 from ulmfit_pipe.settings.images import AugmentationSettings
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
-from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
+from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash
+from ulmfit_pipe.data.text.ulmfit_tokenizer import UlmfitTokenizer
 from ulmfit_pipe.models import builtin_models
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
 
 SENTENCES = [
     "The film was dull, and its ending was duller.",

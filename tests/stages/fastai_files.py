@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 TOKENS = [*SPECIAL_TOKENS, "film", "good"]

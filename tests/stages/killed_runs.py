@@ -24,11 +24,12 @@ from accelerate import Accelerator
 from tiny_runs import TINY_LM, reviews, table
 
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages.classifier import train_classifier
-from ulmfit_pipe.stages.language_model import train_language_model
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.storage import atomic
-from ulmfit_pipe.training import checkpoint_store, loop, phases
+from ulmfit_pipe.text.classifier import train_classifier
+from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.training import loop, phases
+from ulmfit_pipe.training.resume import checkpoint_store
 
 PRETRAINING = LanguageModelSettings(**TINY_LM, epochs=1, batch_size=4)
 FINE_TUNING = LanguageModelSettings(epochs=2, frozen_epochs=1, batch_size=4, bptt=22)

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from tiny_runs import heard
 
+from ulmfit_pipe.images.network import build_image_network
 from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
-from ulmfit_pipe.stages.image_network import build_image_network
 
 
 @torch.no_grad()

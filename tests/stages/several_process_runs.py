@@ -20,18 +20,18 @@ from tiny_runs import multi_label_table, reviews, table, texts_of
 from tiny_transformers import save_bert, save_gpt2
 from torch import Tensor, nn
 
-from ulmfit_pipe.data.image_files import load_images
-from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.data.images.files import load_images
+from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash
+from ulmfit_pipe.images.classifier import build_image_learner, train_image_classifier
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.images import AugmentationSettings, ImageHeadSettings
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.image_classifier import build_image_learner, train_image_classifier
-from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.training import loop
-from ulmfit_pipe.training.agreement import check_agreement, checksum
+from ulmfit_pipe.training.distributed.agreement import check_agreement, checksum
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase
 

@@ -15,10 +15,10 @@ from unittest import mock
 from tiny_runs import reviews
 
 from ulmfit_pipe.settings.prediction import PredictFileSettings
-from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.predict_columns import PredictedColumns
-from ulmfit_pipe.stages.predict_files import predict_file
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.text.predict.columns import PredictedColumns
+from ulmfit_pipe.text.predict.files import predict_file
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 TEXTS = [text for text, _ in reviews(11)]
 SUFFIXES = [".csv", ".tsv", ".jsonl", ".parquet"]

@@ -12,9 +12,9 @@ from several_process_runs import HELD_OUT, HELD_OUT_TEXTS, ROWS, TEXTS, in_doubl
 from tiny_runs import table, texts_of
 
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages.classifier import build_classifier_learner
-from ulmfit_pipe.stages.language_model import build_language_model_learner
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.text.classifier import build_classifier_learner
+from ulmfit_pipe.text.language_model import build_language_model_learner
 
 GRADUAL: dict[str, Any] = {"plan": "gradual", "lr": 1e-2, "num_workers": 1}
 

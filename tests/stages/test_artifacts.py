@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     check_stage_files,
@@ -36,7 +36,7 @@ from ulmfit_pipe.stages.artifacts import (
 )
 from ulmfit_pipe.stages.finished import finished_result
 from ulmfit_pipe.stages.model_folder import remote_code
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 
 def test_a_folder_resolves_to_itself_and_a_hub_id_to_its_name(tiny_language_model_folder):

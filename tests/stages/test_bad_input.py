@@ -17,13 +17,13 @@ from tiny_runs import CLASSIFIER, LM, TINY_LM, folder_bytes, reviews, write_csv
 from tiny_transformers import save_bert, save_gpt2
 
 from ulmfit_pipe import TextPipeline
-from ulmfit_pipe.data.table_readers import TableError
-from ulmfit_pipe.data.tokenization import train_tokenizer
+from ulmfit_pipe.data.tables.readers import TableError
+from ulmfit_pipe.data.text.tokenization import train_tokenizer
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.jobs import run_classifier
 from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.text.jobs import run_classifier
 
 
 @pytest.fixture
@@ -341,8 +341,8 @@ def test_an_unknown_setting_in_python_names_the_nearest(fit):
 
 @pytest.mark.parametrize("failing", ["weights", "tokenizer"])
 def test_a_full_disk_while_saving_leaves_the_finished_stages_and_no_rubbish(fit, tmp_path, monkeypatch, failing):
-    from ulmfit_pipe.data.ulmfit_tokenizer import UlmfitTokenizer
-    from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForSequenceClassification
+    from ulmfit_pipe.data.text.ulmfit_tokenizer import UlmfitTokenizer
+    from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForSequenceClassification
 
     owner = AwdLstmForSequenceClassification if failing == "weights" else UlmfitTokenizer
     real = owner.save_pretrained

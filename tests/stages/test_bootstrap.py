@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ulmfit_pipe.stages import bootstrap
-from ulmfit_pipe.stages.bootstrap import paired_difference, score_intervals
+from ulmfit_pipe.text.scores import bootstrap
+from ulmfit_pipe.text.scores.bootstrap import paired_difference, score_intervals
 from ulmfit_pipe.training.linear_probe import wilson_interval
 
 

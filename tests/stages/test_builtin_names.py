@@ -12,10 +12,10 @@ from tiny_runs import CLASSIFIER, LM, heard, reviews, texts_of, write_csv
 from transformers import AutoModelForCausalLM
 
 from ulmfit_pipe import TextPipeline
-from ulmfit_pipe.data.tokenization import train_tokenizer, vocab_hash
+from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash
 from ulmfit_pipe.models import builtin_models as home
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.parsing import parse_settings
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings
@@ -28,10 +28,10 @@ from ulmfit_pipe.stages.artifacts import (
     model_identity,
     resolve_model,
 )
-from ulmfit_pipe.stages.language_model import build_language_model_learner
-from ulmfit_pipe.stages.pipeline import run_pipeline
-from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.text.language_model import build_language_model_learner
+from ulmfit_pipe.text.pipeline import run_pipeline
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 SHORT = LanguageModelSettings(epochs=1, frozen_epochs=1, batch_size=4, bptt=11)
 

@@ -8,11 +8,11 @@ from tiny_images import QUICK, STILL, save_backbone, write_images
 from tiny_runs import heard, reviews, table
 from tiny_transformers import SAVED
 
-from ulmfit_pipe.data.image_files import load_images
+from ulmfit_pipe.data.images.files import load_images
+from ulmfit_pipe.images.classifier import build_image_learner
 from ulmfit_pipe.settings.images import ImageClassifierSettings
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.classifier import build_classifier_learner
-from ulmfit_pipe.stages.image_classifier import build_image_learner
+from ulmfit_pipe.text.classifier import build_classifier_learner
 
 TRAIN, VALIDATION = table(reviews(12)), table(reviews(6, seed=7))
 # Nine steps of Adam, each at most the rate of 0.01 long. Float32 rounds gradients differently where rows are computed

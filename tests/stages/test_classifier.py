@@ -14,11 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.stages.config_notes import label_type_in
-from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.run_context import RunContext, deadline_after
+from ulmfit_pipe.stages.context import RunContext, deadline_after
 from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 TRAIN, VALIDATION = table(reviews(36)), table(reviews(10, seed=7))
 PLANS = ["preset", "gradual", "chain-thaw", "lp-ft", "head", "full"]
@@ -247,7 +247,7 @@ def test_dropouts_are_the_presets_times_drop_mult_and_the_window_is_set(tiny_lan
 
 def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(tiny_language_model_folder, tmp_path, monkeypatch):
     settled = [0.3, 0.45, 0.55], "thresholds: as they are settled"
-    monkeypatch.setattr("ulmfit_pipe.stages.classifier.settle_thresholds", lambda *_args, **_kwargs: settled)
+    monkeypatch.setattr("ulmfit_pipe.text.classifier.settle_thresholds", lambda *_args, **_kwargs: settled)
     folder, validation = tmp_path / "several", multi_label_table(16, seed=3)
     said, context = heard()
     result = fit(tiny_language_model_folder, folder, multi_label_table(40), validation, context=context)

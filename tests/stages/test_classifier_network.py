@@ -12,10 +12,10 @@ from transformers import AutoModelForSequenceClassification
 
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.classifier_network import count_layer_groups
 from ulmfit_pipe.stages.config_notes import thresholds_of
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.classifier_network import count_layer_groups
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 SAVES = {**SAVED, "granite": save_granite}
 

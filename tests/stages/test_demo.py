@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from datasets import ClassLabel
 from tiny_transformers import save_bert
 
-from ulmfit_pipe.data.docstrings import build_corpus
+from ulmfit_pipe.data.sample.docstrings import build_corpus
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import DemoSettings
-from ulmfit_pipe.stages import demo
-from ulmfit_pipe.stages.demo import DemoSize, DemoTables, Pretraining, contest_table, demo_size, run_demo, tfidf_scores
+from ulmfit_pipe.studies import demo
+from ulmfit_pipe.studies.demo import DemoSize, DemoTables, Pretraining, contest_table, demo_size, run_demo, tfidf_scores
 
 SMALL = LanguageModelSettings(
     epochs=1, vocab_size=200, embedding_size=8, hidden_size=12, num_hidden_layers=2, batch_size=4, bptt=20

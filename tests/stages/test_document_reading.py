@@ -8,12 +8,12 @@ from tiny_runs import reviews, table
 from tiny_transformers import decoder_tokenizer, encoder_tokenizer
 from transformers import AutoModelForSequenceClassification, BertConfig, XLNetConfig
 
-from ulmfit_pipe.data.pretrained_tokenizers import encode_documents
-from ulmfit_pipe.data.tokenization import tokenize_dataset
-from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
+from ulmfit_pipe.data.text.pretrained_tokenizers import encode_documents
+from ulmfit_pipe.data.text.tokenization import tokenize_dataset
+from ulmfit_pipe.models.heads.window_classifier import WindowsForSequenceClassification
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.config_notes import note, notes_of
-from ulmfit_pipe.stages.document_reading import Reading, describe_long, pads_left, reading_for, saved_reading
+from ulmfit_pipe.text.truncation import Reading, describe_long, pads_left, reading_for, saved_reading
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 10}
 XLNET = XLNetConfig(vocab_size=60, d_model=8, n_head=2, n_layer=1, d_inner=10)

@@ -9,15 +9,15 @@ import torch
 from fastai_files import OLD_TOKENS, REFERENCE, stored, weights_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
 
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
-from ulmfit_pipe.data.tokenization import build_word_tokenizer, tokens_in_order, vocab_hash
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
-from ulmfit_pipe.models.safe_pickles import read_vocabulary, read_weights
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.tokenization import build_word_tokenizer, tokens_in_order, vocab_hash
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.model_files import ExportFastaiSettings, ImportFastaiSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_tokenizer
-from ulmfit_pipe.stages.export_fastai import export_fastai
-from ulmfit_pipe.stages.import_fastai import import_fastai
+from ulmfit_pipe.tools.fastai.export_fastai import export_fastai
+from ulmfit_pipe.tools.fastai.import_fastai import import_fastai
+from ulmfit_pipe.tools.fastai.safe_pickles import read_vocabulary, read_weights
 
 LABELS = ["a", "b", "c", "d"]
 

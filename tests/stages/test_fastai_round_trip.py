@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastai_files import REFERENCE
 
-from ulmfit_pipe.models.fastai_weights import to_fastai_state_dict
+from ulmfit_pipe.tools.fastai.weights import to_fastai_state_dict
 
 STORED = json.loads((REFERENCE / "fastai_round_trip.json").read_text(encoding="utf-8"))
 SPEC = importlib.util.spec_from_file_location("check_fastai_round_trip", REFERENCE / "check_fastai_round_trip.py")

@@ -10,8 +10,8 @@ from ulmfit_pipe.stages.finished import finished_result, refuse_other_run, was_c
 from ulmfit_pipe.stages.progress import progress_folder
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.storage.digests import digest_of
-from ulmfit_pipe.training.checkpoint_store import checkpoint_path, write_checkpoint
 from ulmfit_pipe.training.records import EpochRecord, Phase
+from ulmfit_pipe.training.resume.checkpoint_store import checkpoint_path, write_checkpoint
 from ulmfit_pipe.training.schedules import Schedule
 
 IDENTITY = {"settings": {"epochs": 2, "names": ["a"], "deep": {"lr": 0.1}}, "seed": 0, "data": "x"}

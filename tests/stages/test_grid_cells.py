@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome, recipe_of
 from ulmfit_pipe.storage.locks import held
+from ulmfit_pipe.studies.grid.cells import Cell, CellFolder, Outcome, recipe_of
 
 CELL = Cell("ulmfit", 100, 2, 2000)
 IDENTITY = {"settings": {"lr": 1e-2, "betas": (0.8, 0.99)}, "seed": 2, "rows": "ab"}

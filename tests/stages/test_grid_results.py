@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_runs import CLASSIFIER
 
-from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, Outcome
-from ulmfit_pipe.stages.grid_results import (
+from ulmfit_pipe.studies.grid.cells import Cell, CellFolder, Outcome
+from ulmfit_pipe.studies.grid.results import (
     cells_as_csv,
     curves_of,
     markdown,

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from tiny_runs import reviews, table, write_csv
 
-from ulmfit_pipe.data.tables import TableError
-from ulmfit_pipe.stages.grid_tables import (
-    LabelledTables,
-    language_model_texts,
-    load_labelled_tables,
-    nested_order,
-)
+from ulmfit_pipe.data.tables.tables import TableError
+from ulmfit_pipe.studies.grid.tables import LabelledTables, language_model_texts, load_labelled_tables, nested_order
 
 LABELS = [0] * 60 + [1] * 30 + [2] * 10
 

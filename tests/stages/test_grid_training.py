@@ -10,11 +10,11 @@ from sklearn.metrics import f1_score
 from tiny_runs import heard, reviews, table
 
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages import grid_training
-from ulmfit_pipe.stages.classifier import train_classifier
-from ulmfit_pipe.stages.grid_cells import Cell, CellFolder, recipe_of
-from ulmfit_pipe.stages.grid_tables import LabelledTables
-from ulmfit_pipe.stages.grid_training import (
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.studies.grid import training as grid_training
+from ulmfit_pipe.studies.grid.cells import Cell, CellFolder, recipe_of
+from ulmfit_pipe.studies.grid.tables import LabelledTables
+from ulmfit_pipe.studies.grid.training import (
     Training,
     chosen_rate,
     outcome_of,
@@ -24,9 +24,9 @@ from ulmfit_pipe.stages.grid_training import (
     tfidf_outcome,
     total_epochs,
 )
-from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.tfidf import folds_of
+from ulmfit_pipe.text.classifier import train_classifier
+from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.text.scores.tfidf import folds_of
 from ulmfit_pipe.training.loop import NonFiniteLossError
 
 TRAIN, TEST = table(reviews(24)), table(reviews(12, seed=5))
@@ -78,7 +78,7 @@ def test_the_tokens_of_a_cell_are_those_it_trained_on(training, tmp_path, tiny_t
 def test_a_model_is_kept_where_asked_and_tested_again_without_training(training, tmp_path, monkeypatch):
     run(training, tmp_path, keep_model=True)
     assert [folder.name.rsplit("-", 1)[0] for folder in (tmp_path / "models").iterdir()] == ["ulmfit_24_seed0"]
-    monkeypatch.setattr("ulmfit_pipe.stages.classifier.build_classifier_learner", None)  # training would fail
+    monkeypatch.setattr("ulmfit_pipe.text.classifier.build_classifier_learner", None)  # training would fail
     other = dataclasses.replace(training, test=table(reviews(6, seed=8)))
     cell = dataclasses.replace(CELL, test_rows=6)
     folder = CellFolder(tmp_path / "cells")

@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 from tiny_runs import FILLERS, heard, multi_label_table, reviews, table
 from tiny_transformers import SAVED, save_bert
 
-from ulmfit_pipe.models.classifier_heads import PoolingClassifierHead
+from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages import classifier, classifier_plan
 from ulmfit_pipe.stages.artifacts import read_stage
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.head_probe import ProbeError, find_head, frozen_features, set_head, start_head
-from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.text import classifier
+from ulmfit_pipe.text import plans as classifier_plan
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.head_probe import ProbeError, find_head, frozen_features, set_head, start_head
+from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.training.linear_probe import Features, LinearProbe, fit_probe
 
 TRAIN, VALIDATION = table(reviews(24)), table(reviews(10, seed=7))

@@ -11,14 +11,14 @@ from tiny_runs import folder_bytes, heard
 from torch import nn
 from transformers import AutoModelForImageClassification, pipeline
 
-from ulmfit_pipe.data.image_files import ImageError, load_images, scan_images
+from ulmfit_pipe.data.images.files import ImageError, load_images, scan_images
+from ulmfit_pipe.images.classifier import build_image_learner, train_image_classifier
+from ulmfit_pipe.images.predict import ImagePredictor
 from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.settings.images import AugmentationSettings, ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
-from ulmfit_pipe.stages.image_classifier import build_image_learner, train_image_classifier
-from ulmfit_pipe.stages.image_predict import ImagePredictor
-from ulmfit_pipe.stages.run_context import RunContext, deadline_after
-from ulmfit_pipe.stages.saved import load_learner
+from ulmfit_pipe.stages.context import RunContext, deadline_after
+from ulmfit_pipe.stages.saved_learner import load_learner
 from ulmfit_pipe.training.layer_groups import is_norm
 from ulmfit_pipe.training.learner import Learner
 
@@ -275,7 +275,7 @@ def test_images_that_do_not_open_are_skipped_only_when_asked_and_counted(place, 
 
 
 def test_what_was_scanned_is_not_opened_again_before_training(place, tables, monkeypatch):
-    from ulmfit_pipe.stages import image_classifier
+    from ulmfit_pipe.images import classifier as image_classifier
 
     scans = scan_images(tables[0]), scan_images(tables[1])
     monkeypatch.setattr(image_classifier, "scan_images", None)

@@ -17,13 +17,13 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from ulmfit_pipe.data.image_batches import ImagePixels
+from ulmfit_pipe.data.images.batches import ImagePixels
+from ulmfit_pipe.images import network as image_network
+from ulmfit_pipe.images.network import build_image_network, plain_processor, with_image_size
 from ulmfit_pipe.models.layer_groups.image_groups import image_group_specs
 from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
-from ulmfit_pipe.stages import image_network
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.image_network import build_image_network, plain_processor, with_image_size
 
 NAMES = ["dark", "light"]
 

@@ -11,13 +11,13 @@ from tiny_images import QUICK, SIDE, save_backbone, write_images
 from tiny_runs import heard, write_csv
 from torch import nn
 
-from ulmfit_pipe.data.image_files import ImageError, load_images
-from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.data.images.files import ImageError, load_images
+from ulmfit_pipe.data.tables.tables import TableError
+from ulmfit_pipe.images.pipeline import ImagePipeline, run_image_pipeline, thawing_table
 from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.settings.images import ImageSettings, PretrainingSettings
 from ulmfit_pipe.settings.parsing import load_settings, parse_settings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
-from ulmfit_pipe.stages.image_pipeline import ImagePipeline, run_image_pipeline, thawing_table
 
 DIGITS = Path(__file__).parents[2] / "recipes/configs/digits.yaml"
 GREY = dataclasses.replace(QUICK, channels=1)

@@ -1,7 +1,7 @@
 import pytest
 
+from ulmfit_pipe.images.plans import image_phases
 from ulmfit_pipe.settings.images import ImageClassifierSettings
-from ulmfit_pipe.stages.image_plan import image_phases
 from ulmfit_pipe.training.optim import spread_lrs
 
 NAMES = ["early", "late", "head"]

@@ -6,11 +6,11 @@ from safetensors.torch import load_file, save_file
 from tiny_images import save_backbone, write_images
 from tiny_runs import heard
 
-from ulmfit_pipe.data.image_files import ImageError, load_images
+from ulmfit_pipe.data.images.files import ImageError, load_images
+from ulmfit_pipe.images.network import build_image_network
+from ulmfit_pipe.images.predict import ImagePredictor
 from ulmfit_pipe.settings.images import ImageClassifierSettings, ImageHeadSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.image_network import build_image_network
-from ulmfit_pipe.stages.image_predict import ImagePredictor
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_paths_and_opened_images_give_the_same_scores_in_their_order(folder, ima
 
 
 def test_many_images_are_predicted_in_batches(folder, images, monkeypatch):
-    from ulmfit_pipe.stages import image_predict
+    from ulmfit_pipe.images import predict as image_predict
 
     paths = sorted(images.rglob("*.png"))
     whole = ImagePredictor.load(folder).predict(paths)

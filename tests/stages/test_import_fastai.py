@@ -11,17 +11,17 @@ from fastai_files import OLD_TOKENS, TOKENS, stored, weights_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ulmfit_pipe import TextPipeline
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
-from ulmfit_pipe.data.tokenization import tokens_in_order
-from ulmfit_pipe.models.fastai_weights import from_fastai_state_dict
-from ulmfit_pipe.models.safe_pickles import UnsafePickleError
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.tokenization import tokens_in_order
 from ulmfit_pipe.settings.model_files import ImportFastaiSettings
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_tokenizer
-from ulmfit_pipe.stages.classifier import train_classifier
-from ulmfit_pipe.stages.import_fastai import import_fastai
-from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.classifier import train_classifier
+from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
+from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.tools.fastai.import_fastai import import_fastai
+from ulmfit_pipe.tools.fastai.safe_pickles import UnsafePickleError
+from ulmfit_pipe.tools.fastai.weights import from_fastai_state_dict
 
 WORDS = LanguageModelSettings(epochs=1, frozen_epochs=1, batch_size=4, bptt=11, min_count=1)
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ulmfit_pipe.settings.model_files import ImportFastaiSettings
 from ulmfit_pipe.stages.artifacts import load_model, load_tokenizer
-from ulmfit_pipe.stages.import_fastai import import_fastai
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.tools.fastai.import_fastai import import_fastai
 
 LABELS = ["a", "b", "c", "d"]
 

@@ -8,9 +8,9 @@ from tiny_runs import CLASSIFIER, LM, reviews, write_csv
 
 from ulmfit_pipe.settings.parsing import load_settings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob
-from ulmfit_pipe.stages import jobs
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.jobs import find_learning_rate, run_classifier, run_language_model
+from ulmfit_pipe.text import jobs
+from ulmfit_pipe.text.jobs import find_learning_rate, run_classifier, run_language_model
 
 REPORTED = {"test", "validation", "seconds", "versions", "seed", "preset"}
 

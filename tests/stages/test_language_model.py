@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import FILLERS, LM, TINY_LM, folder_bytes, heard, reviews, texts_of
 
-from ulmfit_pipe.data.text_rules import SPECIAL_TOKENS
-from ulmfit_pipe.data.tokenization import build_word_tokenizer, tokens_in_order, vocab_hash
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
+from ulmfit_pipe.data.text.tokenization import build_word_tokenizer, tokens_in_order, vocab_hash
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_tokenizer
-from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
-from ulmfit_pipe.stages.run_context import RunContext, deadline_after
+from ulmfit_pipe.stages.context import RunContext, deadline_after
+from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.training.schedules import Schedule
 
 TRAIN = texts_of(*[text for text, _ in reviews(40)])
@@ -242,7 +242,7 @@ def test_a_new_word_vocabulary_may_hold_60000_words_and_a_subword_one_15000(monk
         asked.append(numbers)
         raise ValueError("far enough")
 
-    monkeypatch.setattr("ulmfit_pipe.stages.awd_lstm_language_model.train_tokenizer", train)
+    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm_language_model.train_tokenizer", train)
     for model in (str(word_model_folder), None):
         with pytest.raises(ValueError, match="far enough"):
             build_language_model_learner(TRAIN, VALIDATION, model=model, context=heard()[1])

@@ -4,11 +4,7 @@ import re
 import pytest
 from tiny_runs import texts_of
 
-from ulmfit_pipe.stages.language_model_scores import (
-    compared_across_vocabularies,
-    describe_perplexity,
-    fitting_batch_size,
-)
+from ulmfit_pipe.text.language_model_scores import compared_across_vocabularies, describe_perplexity, fitting_batch_size
 
 
 def test_a_loss_is_spread_over_characters_and_words():

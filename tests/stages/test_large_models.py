@@ -13,12 +13,12 @@ from tiny_runs import table, texts_of
 from tiny_transformers import save_bert, save_gpt2
 
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages.classifier import build_classifier_learner
-from ulmfit_pipe.stages.language_model import build_language_model_learner
-from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.training import gradient_checkpointing
-from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError
-from ulmfit_pipe.training.sharding import _check_parts
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.text.classifier import build_classifier_learner
+from ulmfit_pipe.text.language_model import build_language_model_learner
+from ulmfit_pipe.training.compute import gradient_checkpointing
+from ulmfit_pipe.training.compute.accelerator_checks import UnsupportedAcceleratorError
+from ulmfit_pipe.training.distributed.sharding import _check_parts
 
 GRADUAL = {"plan": "gradual", "epochs_per_phase": 1, "final_epochs": 1, "batch_size": 8, "lr": 1e-2, "num_workers": 1}
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny_runs import LM, heard, reviews, texts_of, write_csv
 
-from ulmfit_pipe.data.lm_batches import LanguageModelBatches
+from ulmfit_pipe.data.streams.lm_batches import LanguageModelBatches
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import LanguageModelJob
-from ulmfit_pipe.stages import lineage
-from ulmfit_pipe.stages.jobs import run_language_model
-from ulmfit_pipe.stages.language_model import train_language_model
-from ulmfit_pipe.stages.lineage import lineage_before, lineage_of, name_of_start, processor_name, tokens_seen
-from ulmfit_pipe.stages.package_model import without_paths
-from ulmfit_pipe.stages.run_context import deadline_after
+from ulmfit_pipe.stages.context import deadline_after
+from ulmfit_pipe.text import lineage
+from ulmfit_pipe.text.jobs import run_language_model
+from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.text.lineage import lineage_before, lineage_of, name_of_start, processor_name, tokens_seen
+from ulmfit_pipe.tools.packaging.package_model import without_paths
 from ulmfit_pipe.training.records import EpochRecord
 
 TRAIN = texts_of(*[text for text, _ in reviews(120)])

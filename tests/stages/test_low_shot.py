@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny_runs import heard, reviews, write_csv
 
-from ulmfit_pipe.data.tables import TableError
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.data.tables.tables import TableError
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.studies import LowShotSettings
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages import low_shot
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
-from ulmfit_pipe.stages.grid_cells import Cell, CellFolder
-from ulmfit_pipe.stages.low_shot import run_low_shot
 from ulmfit_pipe.storage.locks import held
+from ulmfit_pipe.studies import low_shot
+from ulmfit_pipe.studies.grid.cells import Cell, CellFolder
+from ulmfit_pipe.studies.low_shot import run_low_shot
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LM = LanguageModelSettings(plan="full", epochs=1, batch_size=4, bptt=11)
@@ -188,8 +188,8 @@ def test_results_and_picture_are_written_and_say_what_is_generous(finished):
 
 
 def test_a_second_run_trains_nothing_and_gives_the_same_results(again, finished, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.stages.classifier.build_classifier_learner", None)  # training would fail
-    monkeypatch.setattr("ulmfit_pipe.stages.grid_training.fit_tfidf", None)
+    monkeypatch.setattr("ulmfit_pipe.text.classifier.build_classifier_learner", None)  # training would fail
+    monkeypatch.setattr("ulmfit_pipe.studies.grid.training.fit_tfidf", None)
     output, said, results = again()
     assert done(said) == []
     assert sum("language_model: already finished" in line for line in said) == 2

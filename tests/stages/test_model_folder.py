@@ -32,7 +32,7 @@ from ulmfit_pipe.stages.artifacts import (
     load_text_tokenizer,
     model_identity,
 )
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from ulmfit_pipe.settings.model_files import PackageSettings
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.stages import package_model
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_tokenizer
-from ulmfit_pipe.stages.language_model import train_language_model
-from ulmfit_pipe.stages.lineage import lineage_of
-from ulmfit_pipe.stages.package_model import package_language_model, without_paths
-from ulmfit_pipe.training.precision import cpu_precision
+from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.text.lineage import lineage_of
+from ulmfit_pipe.tools.packaging import package_model
+from ulmfit_pipe.tools.packaging.package_model import package_language_model, without_paths
+from ulmfit_pipe.training.compute.precision import cpu_precision
 
 TRAIN = texts_of(*[text for text, _ in reviews(80)])
 HELD_OUT = reviews(12, seed=7)

@@ -18,14 +18,14 @@ from sklearn.metrics import accuracy_score
 from tiny_runs import CLASSIFIER, LM, folder_bytes, reviews, write_csv
 
 from ulmfit_pipe import TextPipeline, metrics_table
-from ulmfit_pipe.data.tables import load_table
+from ulmfit_pipe.data.tables.tables import load_table
 from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.settings.parsing import load_settings, parse_settings
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob, PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.pipeline import run_pipeline
-from ulmfit_pipe.stages.run_context import RunContext, exclusive_run
+from ulmfit_pipe.stages.context import RunContext, exclusive_run
+from ulmfit_pipe.text.pipeline import run_pipeline
 
 SMALL = {"language_model": LM, "classifier": CLASSIFIER, "validation_fraction": 0.1}
 
@@ -195,7 +195,7 @@ def test_the_example_of_the_read_me_runs_word_for_word(tables, tmp_path, monkeyp
         (tmp_path / f"{name}.csv").symlink_to(tables / f"{name}.csv")
     # word for word, but for the time that the preset's ten epochs would take
     monkeypatch.setattr("ulmfit_pipe.stages.presets.MOST_EPOCHS", 1)
-    monkeypatch.setattr("ulmfit_pipe.stages.awd_lstm_language_model.scale_epochs", lambda *args, **sizes: 1)
+    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm_language_model.scale_epochs", lambda *args, **sizes: 1)
     pipe = TextPipeline("runs/general_lm")
     pipe.fit("train.csv", test="test.csv", unlabelled="more.csv", output_dir="runs/reviews", preset="fastai")
     (row,) = pipe.predict(["It works."])

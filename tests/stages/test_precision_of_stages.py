@@ -17,9 +17,9 @@ from tiny_runs import reviews, table, write_csv
 
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import read_stage
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.training.precision import cpu_precision, tf32_allowed
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.training.compute.precision import cpu_precision, tf32_allowed
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ClassifierSettings(

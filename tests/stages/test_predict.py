@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
 from tiny_runs import reviews, table
 
-from ulmfit_pipe.data.tokenization import train_tokenizer
+from ulmfit_pipe.data.text.tokenization import train_tokenizer
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 WORDS = "the film was dull and its ending duller a warm funny story about three brothers nobody expected".split()
 

@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from part_tables import read_parts, read_table, write_table
 
-from ulmfit_pipe.data.table_readers import TableError
+from ulmfit_pipe.data.tables.readers import TableError
 from ulmfit_pipe.settings.prediction import PredictFileSettings
-from ulmfit_pipe.stages import predict_shards
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.predict_columns import PredictedColumns
-from ulmfit_pipe.stages.predict_files import predict_file
-from ulmfit_pipe.stages.predict_shards import plan_parts
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.storage.locks import lock
-from ulmfit_pipe.training.preemption import Preempted, sigterm_raises
+from ulmfit_pipe.text.predict import shards as predict_shards
+from ulmfit_pipe.text.predict.columns import PredictedColumns
+from ulmfit_pipe.text.predict.files import predict_file
+from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.text.predict.shards import plan_parts
+from ulmfit_pipe.training.resume.preemption import Preempted, sigterm_raises
 
 TEXTS = [
     "The film was dull, and its ending was duller.",

@@ -15,7 +15,7 @@ from forked_processes import run_in_processes
 from part_tables import read_parts, read_table, write_table
 from shard_runs import SUFFIXES, TEXTS, of_several_processes, predict
 
-from ulmfit_pipe.stages.predict_columns import PredictedColumns
+from ulmfit_pipe.text.predict.columns import PredictedColumns
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[1] / "recipes" / "predict.py"

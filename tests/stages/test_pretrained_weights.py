@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ulmfit_pipe import LanguageModelJob, TextPipeline, parse_settings
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.models.builtin_models import builtin_models
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
-from ulmfit_pipe.reports.model_card import model_card
 from ulmfit_pipe.settings.choices import BUILTIN_NAMES
 from ulmfit_pipe.stages.artifacts import load_config, load_model, load_tokenizer, read_stage
+from ulmfit_pipe.tools.packaging.model_card import model_card
 
 TEXT = (
     "The old town lies on both banks of the river. In the eleventh century a stone bridge was built there, and soon "

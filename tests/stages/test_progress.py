@@ -15,21 +15,21 @@ from tiny_images import QUICK, save_backbone, write_images
 from tiny_runs import CLASSIFIER, folder_bytes, reviews, table, write_csv
 from tiny_transformers import save_bert
 
-from ulmfit_pipe.data.image_files import load_images
+from ulmfit_pipe.command_line import run_recipe
+from ulmfit_pipe.data.images.files import load_images
+from ulmfit_pipe.images.classifier import train_image_classifier
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.stages.classifier import train_classifier
-from ulmfit_pipe.stages.command_line import run_recipe
-from ulmfit_pipe.stages.image_classifier import train_image_classifier
-from ulmfit_pipe.stages.language_model import train_language_model
+from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder
-from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.storage.locks import held, lock
+from ulmfit_pipe.text.classifier import train_classifier
+from ulmfit_pipe.text.language_model import train_language_model
 from ulmfit_pipe.training import loop
-from ulmfit_pipe.training.checkpoint_store import checkpoint_path, write_checkpoint
-from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.records import TrainingOptions
+from ulmfit_pipe.training.resume.checkpoint_store import checkpoint_path, write_checkpoint
+from ulmfit_pipe.training.resume.preemption import Preempted
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,7 +148,7 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
         f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); go on with it by --resume "
         "true (resume=True in Python), or delete that folder to begin anew"
     )
-    monkeypatch.setattr("ulmfit_pipe.stages.classifier.build_classifier_learner", None)  # it does not come to that
+    monkeypatch.setattr("ulmfit_pipe.text.classifier.build_classifier_learner", None)  # it does not come to that
     for seconds in (0.0, None):
         with pytest.raises(CheckpointError) as caught:
             train(folder, tiny_language_model_folder, checkpoint_seconds=seconds)
@@ -274,7 +274,7 @@ def test_other_settings_another_vocabulary_and_other_versions_are_named(
     ):
         train(folder, tiny_language_model_folder, resume=True, settings=other)
     with monkeypatch.context() as patched:
-        patched.setattr("ulmfit_pipe.stages.classifier.vocabulary_digest", lambda _tokenizer: "another")
+        patched.setattr("ulmfit_pipe.text.classifier.vocabulary_digest", lambda _tokenizer: "another")
         with pytest.raises(
             CheckpointError, match=r"it differs in identity.vocabulary \('[0-9a-f]+... there, 'another' n"
         ):

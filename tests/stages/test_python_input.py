@@ -16,14 +16,14 @@ from tiny_runs import reviews, table, write_csv
 
 from ulmfit_pipe import ImagePipeline, TextPipeline
 from ulmfit_pipe.data.splits import split_train_validation
-from ulmfit_pipe.data.tables import check_table
-from ulmfit_pipe.stages import pipeline as pipeline_module
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.image_classifier import build_image_learner
-from ulmfit_pipe.stages.image_predict import ImagePredictor
-from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.data.tables.tables import check_table
+from ulmfit_pipe.images.classifier import build_image_learner
+from ulmfit_pipe.images.predict import ImagePredictor
 from ulmfit_pipe.stages.python_input import check_sequence, check_texts
+from ulmfit_pipe.text import pipeline as pipeline_module
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 FRAME = pd.DataFrame({"text": ["a cold soup", "a warm soup"], "id": [1, 2]})
 COLUMNS = {"text": ["a cold soup", "a warm soup"], "id": ["1", "2"]}
@@ -158,7 +158,7 @@ def nothing_is_read(monkeypatch, tmp_path):
     """Make every way to read a table or to train fail, and stand in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: pytest.fail("it ran"))
-    monkeypatch.setattr("ulmfit_pipe.stages.image_pipeline.run_image_pipeline", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr("ulmfit_pipe.images.pipeline.run_image_pipeline", lambda *a, **k: pytest.fail("it ran"))
 
 
 LONG = "What a lovely film this is, said nobody at all"

@@ -9,9 +9,9 @@ from tiny_runs import CLASSIFIER, LM, heard, multi_label_table, reviews, table, 
 from ulmfit_pipe import metrics_table
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.pipeline import run_pipeline
-from ulmfit_pipe.stages.repeated_runs import fold_of, run_repeated, summary_of
-from ulmfit_pipe.stages.tables_of_run import RunTables
+from ulmfit_pipe.text.pipeline import run_pipeline
+from ulmfit_pipe.text.scores.repeated_runs import fold_of, run_repeated, summary_of
+from ulmfit_pipe.text.tables import RunTables
 
 
 def settings_for(folder, **changes):

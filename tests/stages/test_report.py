@@ -8,10 +8,10 @@ from tiny_runs import CLASSIFIER, LM, reviews, write_csv
 
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
+from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.pipeline import run_pipeline
 from ulmfit_pipe.stages.report import refuse_foreign_output, write_report
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.text.pipeline import run_pipeline
 
 
 class Page(HTMLParser):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ulmfit_pipe.settings.checks import added_setting
-from ulmfit_pipe.stages import run_context
+from ulmfit_pipe.stages import context as run_context
+from ulmfit_pipe.stages.context import RunContext, deadline_after
 from ulmfit_pipe.stages.presets import PRESETS
-from ulmfit_pipe.stages.run_context import RunContext, deadline_after
 
 CPU = SimpleNamespace(device=torch.device("cpu"), is_main_process=True)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny_runs import heard, reviews, table
 
-from ulmfit_pipe.stages import run_scores
-from ulmfit_pipe.stages.run_scores import judge, majority_share, per_class, plain_scores
-from ulmfit_pipe.stages.tables_of_run import RunTables
-from ulmfit_pipe.stages.tfidf import fit_tfidf
+from ulmfit_pipe.text.scores import run_scores
+from ulmfit_pipe.text.scores.run_scores import judge, majority_share, per_class, plain_scores
+from ulmfit_pipe.text.scores.tfidf import fit_tfidf
+from ulmfit_pipe.text.tables import RunTables
 
 TRAIN, TEST = table(reviews(40)), table(reviews(20, seed=7))
 

@@ -8,10 +8,10 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.classifier import build_classifier_learner
-from ulmfit_pipe.stages.language_model import build_language_model_learner
-from ulmfit_pipe.stages.saved import groups_of, load_learner
+from ulmfit_pipe.stages.saved_learner import groups_of, load_learner
 from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.text.classifier import build_classifier_learner
+from ulmfit_pipe.text.language_model import build_language_model_learner
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import TrainingOptions
 

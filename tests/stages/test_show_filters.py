@@ -11,14 +11,14 @@ from tiny_images import save_backbone, write_images
 from tiny_transformers import save_bert
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from ulmfit_pipe.data.image_files import ImageError
-from ulmfit_pipe.models.layer_activations import layer_activations
+from ulmfit_pipe.data.images.files import ImageError
+from ulmfit_pipe.images.predict import ImagePredictor
+from ulmfit_pipe.models.images.layer_activations import layer_activations
 from ulmfit_pipe.reports import filters as drawing
 from ulmfit_pipe.settings.model_files import ShowFiltersSettings
-from ulmfit_pipe.stages import show_filters as module
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model
-from ulmfit_pipe.stages.image_predict import ImagePredictor
-from ulmfit_pipe.stages.show_filters import show_filters
+from ulmfit_pipe.tools.inspection import show_filters as module
+from ulmfit_pipe.tools.inspection.show_filters import show_filters
 
 
 @pytest.fixture

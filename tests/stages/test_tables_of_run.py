@@ -7,11 +7,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 from tiny_runs import heard, reviews, texts_of, write_csv
 
-from ulmfit_pipe.data.row_sources import TableReading
 from ulmfit_pipe.data.splits import some_rows
-from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.data.tables.row_sources import TableReading
+from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.tables import RowLimits
-from ulmfit_pipe.stages.tables_of_run import label_names_of, load_run_tables, split_texts, without_texts_of
+from ulmfit_pipe.text.tables import label_names_of, load_run_tables, split_texts, without_texts_of
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from tiny_transformers import decoder_tokenizer, encoder_tokenizer
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.language_model import train_language_model
-from ulmfit_pipe.stages.predict import Predictor
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.text.predict.predictor import Predictor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 

@@ -5,9 +5,9 @@ import torch
 from tiny_runs import reviews
 from transformers import pipeline
 
-from ulmfit_pipe.data.tokenization import train_tokenizer
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.data.text.tokenization import train_tokenizer
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 
 VOCAB_SIZES = {"unigram": 110, "bpe": 400, "word": 60}
 PROMPTS = ["The film and its music", "Three brothers", "In two long hours"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_runs import multi_label_table, reviews, table
 
-from ulmfit_pipe.stages import tfidf
-from ulmfit_pipe.stages.tfidf import fit_tfidf, label_array, new_vectorizer
+from ulmfit_pipe.text.scores import tfidf
+from ulmfit_pipe.text.scores.tfidf import fit_tfidf, label_array, new_vectorizer
 
 CHINESE = ["这部电影非常好看", "音乐很难听", "演员很好", "故事难看"]
 

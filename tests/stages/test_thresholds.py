@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ulmfit_pipe.stages.thresholds import settle_thresholds
+from ulmfit_pipe.text.scores.thresholds import settle_thresholds
 
 
 def rows(*groups):

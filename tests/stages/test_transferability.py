@@ -15,13 +15,12 @@ from tiny_runs import FILLERS, heard, write_csv
 from tiny_transformers import save_bert
 from torch import nn
 
-from ulmfit_pipe.data.image_files import ImageError
-from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.data.images.files import ImageError
+from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.images import SmallResNetSettings
 from ulmfit_pipe.settings.studies import TransferabilitySettings
-from ulmfit_pipe.stages.grid_cells import CellFolder
-from ulmfit_pipe.stages.transferability import checked_layers, quick_collections, run_transferability, with_defaults
-from ulmfit_pipe.stages.transferability_cells import (
+from ulmfit_pipe.studies.grid.cells import CellFolder
+from ulmfit_pipe.studies.transferability.networks import (
     CURVES,
     Network,
     SeedOfNetworks,
@@ -32,7 +31,13 @@ from ulmfit_pipe.stages.transferability_cells import (
     rate_of,
     settle_norms,
 )
-from ulmfit_pipe.stages.transferability_tasks import load_examples, split_classes, tasks_of
+from ulmfit_pipe.studies.transferability.study import (
+    checked_layers,
+    quick_collections,
+    run_transferability,
+    with_defaults,
+)
+from ulmfit_pipe.studies.transferability.tasks import load_examples, split_classes, tasks_of
 
 CLASSES = ("dark", "dim", "pale", "white")
 LABELS = ("bad", "fair", "good", "odd")
@@ -226,7 +231,7 @@ def test_frozen_copies_end_as_they_were_and_thawed_ones_move(on_images, monkeypa
         learners["last"] = original(settings, task, context, pretrained=pretrained)
         return learners["last"]
 
-    monkeypatch.setattr("ulmfit_pipe.stages.transferability_cells.build_learner", remembered)
+    monkeypatch.setattr("ulmfit_pipe.studies.transferability.networks.build_learner", remembered)
     for curve in ("AnB", "AnB+", "BnB"):
         networks.run(Network(curve, 2))
         base = "baseB" if curve == "BnB" else "baseA"
@@ -251,7 +256,7 @@ def test_new_layers_are_the_same_for_every_curve_and_others_than_those_of_the_ba
         )
         return learner
 
-    monkeypatch.setattr("ulmfit_pipe.stages.transferability_cells.build_learner", remembered)
+    monkeypatch.setattr("ulmfit_pipe.studies.transferability.networks.build_learner", remembered)
     for network in (Network("baseB"), Network("BnB", 1), Network("random", 1), Network("new")):
         networks.run(network)
     assert len(starts) == 4

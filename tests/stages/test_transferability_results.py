@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from ulmfit_pipe.settings.studies import TransferabilitySettings
-from ulmfit_pipe.stages.transferability_results import (
+from ulmfit_pipe.studies.transferability.results import (
     COVERAGE,
     T_95,
     Difference,

@@ -42,12 +42,12 @@ from ulmfit_pipe.stages.artifacts import (
     model_identity,
     read_stage,
 )
-from ulmfit_pipe.stages.classifier import build_classifier_learner, train_classifier
-from ulmfit_pipe.stages.document_reading import Reading
-from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.predict_files import predict_file
-from ulmfit_pipe.stages.run_context import RunContext
-from ulmfit_pipe.stages.saved import load_learner
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.stages.saved_learner import load_learner
+from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.predict.files import predict_file
+from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.text.truncation import Reading
 
 TRAIN, VALIDATION = table(reviews(24)), table(reviews(10, seed=7))
 QUICK = ClassifierSettings(epochs_per_phase=1, final_epochs=1, batch_size=8, lr=0.1)
@@ -357,7 +357,7 @@ def test_a_tokenizer_with_neither_padding_nor_end_is_refused(tmp_path):
 
 def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(pretrained, tmp_path, monkeypatch):
     settled = [0.3, 0.45, 0.55], "thresholds: as they are settled"
-    monkeypatch.setattr("ulmfit_pipe.stages.classifier.settle_thresholds", lambda *_args, **_kwargs: settled)
+    monkeypatch.setattr("ulmfit_pipe.text.classifier.settle_thresholds", lambda *_args, **_kwargs: settled)
     validation = multi_label_table(16, seed=3)
     result = fit(pretrained["distilbert"], tmp_path / "several", multi_label_table(40), validation)
     assert {"micro_f1", "macro_f1", "mean_average_precision", "loss", "n"} == set(result.metrics) - {"accuracy"}

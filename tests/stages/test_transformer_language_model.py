@@ -29,18 +29,18 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-from ulmfit_pipe.data.masking import IGNORED
-from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
-from ulmfit_pipe.models.image_classifier import UlmfitImageConfig
+from ulmfit_pipe.data.streams.masking import IGNORED
+from ulmfit_pipe.data.text.pretrained_tokenizers import vocabulary_digest
+from ulmfit_pipe.models.images.classifier import UlmfitImageConfig
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import LanguageModelJob, LearningRateJob
-from ulmfit_pipe.stages import transformer_language_model
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.classifier_network import load_as_classifier
-from ulmfit_pipe.stages.jobs import find_learning_rate, run_language_model
-from ulmfit_pipe.stages.language_model import build_language_model_learner, train_language_model
-from ulmfit_pipe.stages.language_model_scores import describe_perplexity
-from ulmfit_pipe.stages.run_context import RunContext, deadline_after
+from ulmfit_pipe.stages.context import RunContext, deadline_after
+from ulmfit_pipe.text.classifier_network import load_as_classifier
+from ulmfit_pipe.text.families import transformer_language_model
+from ulmfit_pipe.text.jobs import find_learning_rate, run_language_model
+from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
+from ulmfit_pipe.text.language_model_scores import describe_perplexity
 from ulmfit_pipe.training.schedules import Schedule
 
 TRAIN = texts_of(*[text for text, _ in reviews(60)])

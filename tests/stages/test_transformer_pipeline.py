@@ -9,16 +9,16 @@ from tiny_runs import heard, reviews, write_csv
 from tiny_transformers import save_bert, save_gpt2
 
 from ulmfit_pipe import TextPipeline
-from ulmfit_pipe.data.tables import TableError
+from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.studies import AblationSettings, LowShotSettings
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LearningRateJob, PipelineSettings
-from ulmfit_pipe.stages.ablation import run_ablation
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
-from ulmfit_pipe.stages.jobs import find_learning_rate, run_classifier
-from ulmfit_pipe.stages.low_shot import run_low_shot
-from ulmfit_pipe.stages.pipeline import fine_tunes_language_model, run_pipeline
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.studies.ablation import run_ablation
+from ulmfit_pipe.studies.low_shot import run_low_shot
+from ulmfit_pipe.text.jobs import find_learning_rate, run_classifier
+from ulmfit_pipe.text.pipeline import fine_tunes_language_model, run_pipeline
 
 CLASSIFIER = ClassifierSettings(epochs_per_phase=1, final_epochs=1, batch_size=8)
 SMALL = {

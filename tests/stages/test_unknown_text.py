@@ -7,12 +7,12 @@ from datasets import Dataset
 from tiny_runs import CLASSIFIER, LM, heard, reviews, texts_of, write_csv
 from tiny_transformers import save_bert
 
-from ulmfit_pipe.data.tokenization import train_tokenizer
+from ulmfit_pipe.data.text.tokenization import train_tokenizer
 from ulmfit_pipe.settings.choices import DEFAULT_MODEL
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, PipelineSettings
-from ulmfit_pipe.stages.jobs import run_classifier, run_language_model
-from ulmfit_pipe.stages.pipeline import run_pipeline
-from ulmfit_pipe.stages.unknown_text import check_known_texts
+from ulmfit_pipe.text.jobs import run_classifier, run_language_model
+from ulmfit_pipe.text.pipeline import run_pipeline
+from ulmfit_pipe.text.unknown_text import check_known_texts
 
 CHINESE = [("房间很大，床也舒服。", "good"), ("早餐太差，服务员态度不好。", "bad")] * 15
 GERMAN = [

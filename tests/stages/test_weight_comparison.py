@@ -16,10 +16,10 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
-from ulmfit_pipe.models.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
+from ulmfit_pipe.models.heads.pooling_classifier import PoolingClassifierConfig, PoolingForSequenceClassification
 from ulmfit_pipe.stages.artifacts import ArtifactError
-from ulmfit_pipe.stages.weight_comparison import compare_weights
+from ulmfit_pipe.tools.inspection.weight_comparison import compare_weights
 
 SAME = "give two of one architecture and size, such as a pretrained model and what was fine-tuned from it"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
 
 WORDS = {
     "bad": "dull slow poor weak tired".split(),

@@ -23,13 +23,13 @@ from toy_models import (
 )
 
 from ulmfit_pipe.storage import atomic
-from ulmfit_pipe.training.launch import part_random_streams
+from ulmfit_pipe.training.distributed.launch import part_random_streams
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
-from ulmfit_pipe.training.preemption import Preempted
 from ulmfit_pipe.training.records import Checkpoints, Task, TrainingOptions
-from ulmfit_pipe.training.resume import ProgressKeeper
+from ulmfit_pipe.training.resume.checkpoint_manager import ProgressKeeper
+from ulmfit_pipe.training.resume.preemption import Preempted
 from ulmfit_pipe.training.schedules import Schedule
 
 FAR = 10**9

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from toy_models import ToyBatches, ToyLanguageModel, groups_of, lm_groups_of, new_model, new_phase, new_task, token_rows
 from two_process_runs import ORDERS, result_of, running_again, shares
 
-from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError
-from ulmfit_pipe.training.agreement import DisagreementError
+from ulmfit_pipe.training.compute.accelerator_checks import UnsupportedAcceleratorError
+from ulmfit_pipe.training.distributed.agreement import DisagreementError
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.metrics import LanguageModelMetric

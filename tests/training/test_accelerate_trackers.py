@@ -6,8 +6,8 @@ import pytest
 from accelerate import Accelerator, tracking
 from accelerate.tracking import GeneralTracker
 
-from ulmfit_pipe.training import accelerate_trackers
-from ulmfit_pipe.training.accelerate_trackers import AccelerateTrackers, check_report_to, installed_trackers
+from ulmfit_pipe.training.logs import accelerate_trackers
+from ulmfit_pipe.training.logs.accelerate_trackers import AccelerateTrackers, check_report_to, installed_trackers
 
 
 class Fake(GeneralTracker):

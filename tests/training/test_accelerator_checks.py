@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from toy_models import groups_of, new_model, new_phase, new_task, same, weights_of
 
-from ulmfit_pipe.training.accelerator_checks import (
+from ulmfit_pipe.training.compute.accelerator_checks import (
     UnsupportedAcceleratorError,
     check_accelerator,
     check_parameters_kept,

@@ -3,7 +3,7 @@ import tempfile
 import pytest
 import torch
 
-from ulmfit_pipe.training.activation_store import ActivationStore, StoreFullError
+from ulmfit_pipe.training.frozen_cache.activation_store import ActivationStore, StoreFullError
 
 FLOATS = 4  # bytes
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from toy_models import new_model
 
-from ulmfit_pipe.training import agreement
-from ulmfit_pipe.training.agreement import DisagreementError, check_agreement, checksum, find_alike
-from ulmfit_pipe.training.processes import ProcessError
+from ulmfit_pipe.training.distributed import agreement
+from ulmfit_pipe.training.distributed.agreement import DisagreementError, check_agreement, checksum, find_alike
+from ulmfit_pipe.training.distributed.processes import ProcessError
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from ulmfit_pipe.training.batch_rows import PrefixError, RowAxes, about_equal, find_axes, picked, trial_batches
+from ulmfit_pipe.training.frozen_cache.batch_rows import (
+    PrefixError,
+    RowAxes,
+    about_equal,
+    find_axes,
+    picked,
+    trial_batches,
+)
 
 
 def texts(*lengths, width=None, left=False):

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import CheckpointError
-from ulmfit_pipe.training import checkpoint_store
-from ulmfit_pipe.training.checkpoint_store import (
+from ulmfit_pipe.training.resume import checkpoint_store
+from ulmfit_pipe.training.resume.checkpoint_store import (
     checkpoint_path,
     checkpoints_in,
     drop_all_but,

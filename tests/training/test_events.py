@@ -16,10 +16,10 @@ import torch
 from toy_models import NAMES, groups_of, new_model, new_phase, new_task, weights_of
 
 from ulmfit_pipe.storage import atomic
-from ulmfit_pipe.training import events
-from ulmfit_pipe.training.events import JsonlLog, memory_in_use
-from ulmfit_pipe.training.gradient_norms import _norm
 from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.logs import events
+from ulmfit_pipe.training.logs.events import JsonlLog, memory_in_use
+from ulmfit_pipe.training.logs.gradient_norms import _norm
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.records import Checkpoints, TrainingOptions

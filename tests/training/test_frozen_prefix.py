@@ -22,7 +22,7 @@ from toy_models import (
 )
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
-from ulmfit_pipe.models.window_classifier import WindowsForSequenceClassification
+from ulmfit_pipe.models.heads.window_classifier import WindowsForSequenceClassification
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.training import loop
 from ulmfit_pipe.training.layer_groups import split_layer_groups

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from ulmfit_pipe.training import launch
-from ulmfit_pipe.training.launch import (
+from ulmfit_pipe.training.distributed import launch
+from ulmfit_pipe.training.distributed.launch import (
     LaunchError,
     missing_processes,
     new_accelerator,
@@ -99,7 +99,7 @@ def launched(tmp_path):
     """Start a script that says how many processes there are, by accelerate launch, and return what was printed."""
     script = tmp_path / "ask.py"
     script.write_text(
-        "from ulmfit_pipe.training.launch import new_accelerator\n"
+        "from ulmfit_pipe.training.distributed.launch import new_accelerator\n"
         "accelerator = new_accelerator(say=print)\n"
         "print(f'processes {accelerator.num_processes} {accelerator.process_index}\\n', end='', flush=True)\n"
         "accelerator.end_training()\n"

@@ -22,7 +22,9 @@ from toy_models import (
     weights_of,
 )
 
-from ulmfit_pipe.training import loop, processes, wrapping
+from ulmfit_pipe.training import loop
+from ulmfit_pipe.training.compute import wrapping
+from ulmfit_pipe.training.distributed import processes
 from ulmfit_pipe.training.layer_groups import freeze, split_layer_groups
 from ulmfit_pipe.training.loop import NonFiniteLossError, evaluate, fit, prepared
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective

@@ -18,7 +18,7 @@ from toy_models import (
 )
 
 from ulmfit_pipe.training.layer_groups import freeze, freeze_to, split_layer_groups, unfreeze
-from ulmfit_pipe.training.model_summary import summarize
+from ulmfit_pipe.training.logs.model_summary import summarize
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 from ulmfit_pipe.training.records import Task
 

@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from torch import nn
 from toy_models import ToyBatches, groups_of, new_model, new_task, text_rows, weights_of
 
+from ulmfit_pipe.training.distributed.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.objectives import ClassificationObjective
 
 

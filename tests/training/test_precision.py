@@ -14,18 +14,20 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from toy_models import ToyBatches, groups_of, new_metric, new_model, new_phase, new_task, text_rows, weights_of
 
-from ulmfit_pipe.training import global_norms, launch, loop, lr_finder, precision
-from ulmfit_pipe.training.loop import evaluate, fit
-from ulmfit_pipe.training.metrics import MultiLabelMetric
-from ulmfit_pipe.training.objectives import ClassificationObjective, activation_penalty
-from ulmfit_pipe.training.optim import build_optimizer
-from ulmfit_pipe.training.precision import (
+from ulmfit_pipe.training import loop, lr_finder
+from ulmfit_pipe.training.compute import precision
+from ulmfit_pipe.training.compute.precision import (
     check_precision,
     cpu_precision,
     refuse_silent_float32,
     tf32_allowed,
     tf32_note,
 )
+from ulmfit_pipe.training.distributed import global_norms, launch
+from ulmfit_pipe.training.loop import evaluate, fit
+from ulmfit_pipe.training.metrics import MultiLabelMetric
+from ulmfit_pipe.training.objectives import ClassificationObjective, activation_penalty
+from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ulmfit_pipe.training import preemption
-from ulmfit_pipe.training.preemption import (
+from ulmfit_pipe.training.resume import preemption
+from ulmfit_pipe.training.resume.preemption import (
     EXIT_PREEMPTED,
     Preempted,
     noting_sigterm,
@@ -42,7 +42,7 @@ def test_the_signal_sets_a_flag_and_does_nothing_else_before_the_block_ends():
 
 SIGNALS_WITHIN_THE_HANDLER = """
 import os, signal, sys
-from ulmfit_pipe.training.preemption import noting_sigterm
+from ulmfit_pipe.training.resume.preemption import noting_sigterm
 
 def again(frame, event, _argument):
     if event == "line" and len(sent) < 50:
@@ -107,7 +107,7 @@ def test_other_threads_hear_of_no_signal():
 
 
 def test_a_program_that_does_not_catch_it_ends_with_code_75():
-    lines = ["from ulmfit_pipe.training.preemption import Preempted", "try:", "    raise Preempted('x')"]
+    lines = ["from ulmfit_pipe.training.resume.preemption import Preempted", "try:", "    raise Preempted('x')"]
     lines += ["except Exception:", "    pass"]  # it is none: no handler of errors swallows it
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=False)
     assert done.returncode == 75

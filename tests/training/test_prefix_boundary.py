@@ -5,10 +5,10 @@ from toy_models import CLASSES, EMBEDDING, HIDDEN, VOCAB, ToyOutput, groups_of, 
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from ulmfit_pipe.models.layer_groups.group_specs import layer_group_specs
-from ulmfit_pipe.training.batch_rows import PrefixError
+from ulmfit_pipe.training.frozen_cache.batch_rows import PrefixError
+from ulmfit_pipe.training.frozen_cache.prefix_boundary import find_cut, frozen_below, left_as_found
 from ulmfit_pipe.training.layer_groups import set_trainable, split_layer_groups
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
-from ulmfit_pipe.training.prefix_boundary import find_cut, frozen_below, left_as_found
 from ulmfit_pipe.training.records import TrainingOptions
 
 

@@ -12,7 +12,7 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 # the heap has found its shape.
 PROGRAM = """
 import resource
-from ulmfit_pipe.training.process_memory import keep_freed_memory
+from ulmfit_pipe.training.compute.process_memory import keep_freed_memory
 {first_line}
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -47,7 +47,7 @@ def test_a_users_own_choice_of_allocation_is_left_alone(name):
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    from ulmfit_pipe.training import process_memory
+    from ulmfit_pipe.training.compute import process_memory
 
     monkeypatch.setattr(process_memory.platform, "libc_ver", lambda: ("", ""))
     assert process_memory.keep_freed_memory.__wrapped__() is False

@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy_models import text_rows
 
-from ulmfit_pipe.training import processes
-from ulmfit_pipe.training.processes import (
+from ulmfit_pipe.training.distributed import processes
+from ulmfit_pipe.training.distributed.processes import (
     EXIT_PAUSE,
     gather_bytes,
     leave_word,

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from toy_models import groups_of, new_model, new_phase, new_task
 
-from ulmfit_pipe.training import progress_bar
+from ulmfit_pipe.training.logs import progress_bar
+from ulmfit_pipe.training.logs.progress_bar import size_of, unit_of
 from ulmfit_pipe.training.loop import fit
-from ulmfit_pipe.training.progress_bar import size_of, unit_of
 from ulmfit_pipe.training.records import TrainingOptions
 
 

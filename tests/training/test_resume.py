@@ -30,12 +30,13 @@ from toy_models import (
 
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import CheckpointError
-from ulmfit_pipe.training import phases, resume
+from ulmfit_pipe.training import phases
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
-from ulmfit_pipe.training.preemption import EXIT_PREEMPTED, Preempted
 from ulmfit_pipe.training.records import Checkpoints, Task, TrainingOptions
+from ulmfit_pipe.training.resume import checkpoint_manager as resume
+from ulmfit_pipe.training.resume.preemption import EXIT_PREEMPTED, Preempted
 from ulmfit_pipe.training.schedules import Schedule
 
 IDENTITY = {"settings": {"epochs": 2, "sizes": (3, 5)}, "data": "abc"}

@@ -9,7 +9,7 @@ from toy_models import ToyLanguageModel, groups_of, new_model, weights_of
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import StepRecord
-from ulmfit_pipe.training.run_state import (
+from ulmfit_pipe.training.resume.run_state import (
     flatten_carry,
     model_tensors,
     optimizer_tensors,

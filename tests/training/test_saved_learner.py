@@ -8,8 +8,8 @@ from toy_models import ToyClassifier, ToyLanguageModel, groups_of, lm_groups_of,
 
 from ulmfit_pipe.storage import atomic, tensor_files
 from ulmfit_pipe.storage.atomic import CheckpointError
-from ulmfit_pipe.training import saved_learner
 from ulmfit_pipe.training.layer_groups import split_layer_groups
+from ulmfit_pipe.training.resume import saved_learner
 
 STATE = {"trainable": ["head"], "position": None, "epochs_done": 0}
 

@@ -12,11 +12,11 @@ from torch import nn
 from toy_models import NAMES, ToyLanguageModel, groups_of, lm_groups_of, new_model
 from two_process_runs import ORDERS
 
-from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError
+from ulmfit_pipe.training.compute.accelerator_checks import UnsupportedAcceleratorError
+from ulmfit_pipe.training.compute.wrapping import prepared
+from ulmfit_pipe.training.distributed.sharding import is_sharded, modules_of_group, wants_pieces
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.records import Checkpoints, TrainingOptions
-from ulmfit_pipe.training.sharding import is_sharded, modules_of_group, wants_pieces
-from ulmfit_pipe.training.wrapping import prepared
 
 GRADUAL = ["gradual", "gradual, accumulated", "gradual, batch norm", "gradual, norms of frozen groups"]
 AGAIN = [f"{name}, layers run again" for name in GRADUAL[:2]]

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from ulmfit_pipe.training.stand_ins import OutputShapes, StandIn, shows_nan, without_numbers
+from ulmfit_pipe.training.frozen_cache.stand_ins import OutputShapes, StandIn, shows_nan, without_numbers
 
 
 def learned(*calls):

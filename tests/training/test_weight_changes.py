@@ -8,10 +8,10 @@ import pytest
 import torch
 from toy_models import EMBEDDING, HIDDEN, VOCAB, ToyLanguageModel, groups_of, lm_groups_of, new_model, new_task, same
 
-from ulmfit_pipe.training import weight_changes as module
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.weight_changes import WeightChange, copy_weights, weight_changes
+from ulmfit_pipe.training.logs import weight_changes as module
+from ulmfit_pipe.training.logs.weight_changes import WeightChange, copy_weights, weight_changes
 
 
 @pytest.fixture

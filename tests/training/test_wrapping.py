@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from torch import nn
 from toy_models import new_model
 
-from ulmfit_pipe.training import sharding
-from ulmfit_pipe.training.accelerator_checks import UnsupportedAcceleratorError
+from ulmfit_pipe.training.compute.accelerator_checks import UnsupportedAcceleratorError
+from ulmfit_pipe.training.compute.wrapping import prepared
+from ulmfit_pipe.training.distributed import sharding
 from ulmfit_pipe.training.records import TrainingOptions
-from ulmfit_pipe.training.wrapping import prepared
 
 
 class EightBitLinear(nn.Linear):

@@ -28,12 +28,12 @@ from toy_models import (
 )
 
 from ulmfit_pipe.storage.atomic import CheckpointError
-from ulmfit_pipe.training.agreement import DisagreementError
+from ulmfit_pipe.training.distributed.agreement import DisagreementError
+from ulmfit_pipe.training.distributed.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.loop import NonFiniteLossError, fit
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.metrics import LanguageModelMetric
-from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.records import Task, TrainingOptions

@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 
 from ulmfit_pipe.console import escaped
-from ulmfit_pipe.data.table_readers import TableError, nearest
+from ulmfit_pipe.data.tables.readers import TableError, nearest
 
 Label: TypeAlias = str | int | bool
 

@@ -7,8 +7,8 @@ import datasets
 import numpy as np
 
 from ulmfit_pipe.data.labels import list_labels
-from ulmfit_pipe.data.table_readers import TableError
-from ulmfit_pipe.data.tables import check_table
+from ulmfit_pipe.data.tables.readers import TableError
+from ulmfit_pipe.data.tables.tables import check_table
 
 LARGEST_SEED = 2**32 - 1  # what NumPy and PyTorch both take
 

@@ -28,14 +28,22 @@ from transformers import (
 )
 
 from ulmfit_pipe.console import print_line
-from ulmfit_pipe.data.pretrained_tokenizers import vocabulary_digest
-from ulmfit_pipe.data.tokenization import register_tokenizer, vocab_hash
-from ulmfit_pipe.data.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, silence_fork_warning
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.image_classifier import register_image_classifier
+from ulmfit_pipe.data.text.pretrained_tokenizers import vocabulary_digest
+from ulmfit_pipe.data.text.tokenization import register_tokenizer, vocab_hash
+from ulmfit_pipe.data.text.ulmfit_tokenizer import BACKEND_FILE, UlmfitTokenizer, silence_fork_warning
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import (
+    AwdLstmForCausalLM,
+    AwdLstmForSequenceClassification,
+    AwdLstmModel,
+)
+from ulmfit_pipe.models.heads.pooling_classifier import (
+    MODEL_TYPE,
+    PoolingClassifierConfig,
+    PoolingForSequenceClassification,
+)
+from ulmfit_pipe.models.images.classifier import register_image_classifier
 from ulmfit_pipe.models.layer_groups.image_groups import classes_in
-from ulmfit_pipe.models.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification, AwdLstmModel
-from ulmfit_pipe.models.pooling_classifier import MODEL_TYPE, PoolingClassifierConfig, PoolingForSequenceClassification
 from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE, remote_code_allowed
 from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
 from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote_classes

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ulmfit_pipe.models.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
 from ulmfit_pipe.training.phases import gradual_unfreezing
 from ulmfit_pipe.training.records import Phase

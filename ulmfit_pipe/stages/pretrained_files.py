@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils.hub import cached_file
 
-from ulmfit_pipe.data.saved_datasets import HUB_TIMEOUT
+from ulmfit_pipe.data.tables.saved_datasets import HUB_TIMEOUT
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 from ulmfit_pipe.stages.model_folder import (

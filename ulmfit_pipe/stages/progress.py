@@ -13,15 +13,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ulmfit_pipe.stages.run_context import RunContext
+from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.storage.atomic import CheckpointError, not_saved, progress_folder
 from ulmfit_pipe.storage.locks import holder, lock, refuse_link
 from ulmfit_pipe.storage.record_differences import as_json, differences
 from ulmfit_pipe.storage.versions import library_versions
-from ulmfit_pipe.training.checkpoint_store import checkpoints_in, read_state
+from ulmfit_pipe.training.distributed.processes import gather_bytes
 from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.processes import gather_bytes
 from ulmfit_pipe.training.records import Checkpoints, Phase
+from ulmfit_pipe.training.resume.checkpoint_store import checkpoints_in, read_state
 
 LOCK = "lock"
 _HELD: dict[Path, FileIO] = {}  # locks of this process, by folder

@@ -19,21 +19,22 @@ from ulmfit_pipe.console import print_line
 from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training import layer_groups as grouping
-from ulmfit_pipe.training import lr_finder, saved_learner
-from ulmfit_pipe.training.agreement import find_alike
-from ulmfit_pipe.training.global_norms import accumulation_note
+from ulmfit_pipe.training import lr_finder
+from ulmfit_pipe.training.distributed.agreement import find_alike
+from ulmfit_pipe.training.distributed.global_norms import accumulation_note
+from ulmfit_pipe.training.distributed.launch import new_accelerator, part_random_streams
+from ulmfit_pipe.training.distributed.norm_statistics import recompute_norm_statistics
+from ulmfit_pipe.training.distributed.processes import reduce_sum
 from ulmfit_pipe.training.history import EpochTable, History
-from ulmfit_pipe.training.launch import new_accelerator, part_random_streams
 from ulmfit_pipe.training.layer_groups import LayerGroup
+from ulmfit_pipe.training.logs.model_summary import summarize
+from ulmfit_pipe.training.logs.weight_changes import WeightChanges, copy_weights, weight_changes
 from ulmfit_pipe.training.loop import evaluate
-from ulmfit_pipe.training.model_summary import summarize
-from ulmfit_pipe.training.norm_statistics import recompute_norm_statistics
 from ulmfit_pipe.training.optim import LearningRates, spread_lrs
 from ulmfit_pipe.training.phases import Plan, run_phases
-from ulmfit_pipe.training.processes import reduce_sum
 from ulmfit_pipe.training.records import Batches, EpochRecord, Phase, Task, TrainingOptions
+from ulmfit_pipe.training.resume import saved_learner
 from ulmfit_pipe.training.schedules import Schedule
-from ulmfit_pipe.training.weight_changes import WeightChanges, copy_weights, weight_changes
 
 OF_ONE_RUN = ("deadline", "checkpoints", "trackers", "log_every")  # options that are no part of what a learner is
 

@@ -15,16 +15,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ulmfit_pipe.training.agreement import check_agreement
-from ulmfit_pipe.training.batch_rows import is_filler
 from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
-from ulmfit_pipe.training.frozen_prefix import cached_prefix, keep_again
-from ulmfit_pipe.training.global_norms import uncounted_rows
+from ulmfit_pipe.training.compute.wrapping import prepared
+from ulmfit_pipe.training.distributed.agreement import check_agreement
+from ulmfit_pipe.training.distributed.global_norms import uncounted_rows
+from ulmfit_pipe.training.distributed.processes import reduce_sum, time_used, to_device
+from ulmfit_pipe.training.distributed.sharding import AfterEpoch, brought_together, phase_model, whole_norm
+from ulmfit_pipe.training.frozen_cache.batch_rows import is_filler
+from ulmfit_pipe.training.frozen_cache.frozen_prefix import cached_prefix, keep_again
 from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_mode
+from ulmfit_pipe.training.logs.progress_bar import progress_bar, size_of, unit_of
 from ulmfit_pipe.training.objectives import Batch, Objective, ObjectiveOutput
 from ulmfit_pipe.training.optim import build_optimizer, set_schedule_point
-from ulmfit_pipe.training.processes import reduce_sum, time_used, to_device
-from ulmfit_pipe.training.progress_bar import progress_bar, size_of, unit_of
 from ulmfit_pipe.training.records import (
     Batches,
     EpochRecord,
@@ -37,8 +39,6 @@ from ulmfit_pipe.training.records import (
 )
 from ulmfit_pipe.training.run import Observer, Position, Run
 from ulmfit_pipe.training.schedules import Schedule
-from ulmfit_pipe.training.sharding import AfterEpoch, brought_together, phase_model, whole_norm
-from ulmfit_pipe.training.wrapping import prepared
 
 
 class NonFiniteLossError(RuntimeError):

@@ -17,16 +17,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from ulmfit_pipe.reports.text_tables import Report, format_table
-from ulmfit_pipe.training.events import run_log
+from ulmfit_pipe.training.distributed.processes import time_used
 from ulmfit_pipe.training.history import History, Judge
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names, resolve_index
+from ulmfit_pipe.training.logs.events import run_log
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
-from ulmfit_pipe.training.preemption import noting_sigterm
-from ulmfit_pipe.training.processes import time_used
 from ulmfit_pipe.training.records import EpochRecord, Phase, Task, TrainingOptions
-from ulmfit_pipe.training.resume import ProgressKeeper
-from ulmfit_pipe.training.resume_checks import can_keep
+from ulmfit_pipe.training.resume.checkpoint_manager import ProgressKeeper
+from ulmfit_pipe.training.resume.checks import can_keep
+from ulmfit_pipe.training.resume.preemption import noting_sigterm
 from ulmfit_pipe.training.schedules import Schedule
 
 

@@ -1,0 +1,1 @@
+"""Files of any kind -> tables of texts and labels."""

@@ -1,0 +1,1 @@
+"""The AWD-LSTM, in the transformers idiom."""

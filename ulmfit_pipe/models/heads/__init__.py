@@ -1,0 +1,1 @@
+"""Classifier heads, and classifiers of documents on any text backbone."""

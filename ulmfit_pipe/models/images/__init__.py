@@ -1,0 +1,1 @@
+"""Image backbones, and a classifier on any of them."""

@@ -1,0 +1,1 @@
+"""How transferable layers are: the experiment of Yosinski et al. 2014."""

@@ -1,0 +1,90 @@
+"""What a classifier is trained on and measured by: batches of labelled texts, a loss, a metric."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ulmfit_pipe.data.splits import labels_of_rows
+from ulmfit_pipe.data.text.tokenization import tokenize_dataset
+from ulmfit_pipe.settings.text import ClassifierSettings
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.stages.presets import AWD_LSTM
+from ulmfit_pipe.text.tables import label_names_of
+from ulmfit_pipe.text.truncation import Reading, describe_long
+from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
+from ulmfit_pipe.training.objectives import ClassificationObjective
+from ulmfit_pipe.training.records import Batches, Task
+
+EVALUATION_ROWS = 256  # rows of an evaluation batch, and its tokens, padding included: memory, not result
+EVALUATION_TOKENS = 16_384
+LEAST_BATCH = 8  # rows; the batch is not narrowed below it
+STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
+
+
+def build_classifier_task(
+    train: Dataset,
+    validation: Dataset | None,
+    *,
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    settings: "ClassifierSettings",
+    context: RunContext,
+) -> Task:
+    """Tokenize labelled texts and put them into batches, with the loss and the metric that their labels call for.
+
+    Args:
+        train: Columns ``text`` and ``label``.
+        validation: The same, held out, or None.
+        network: The classifier.
+        tokenizer: Its tokenizer.
+        reading: How it reads documents; of a transformer, how many are cut or read in windows is said.
+        settings: Numbers of the stage.
+        context: Preset, seed, and where news go.
+    """
+    names, multi_label = label_names_of(train)
+    wanted = settings.batch_size or max(LEAST_BATCH, min(context.recipe.batch_size, len(train) // STEPS_PER_EPOCH))
+
+    def batches(table: Dataset, what: str, **numbers: Any) -> Batches:
+        encoded = tokenize_dataset(table.select_columns(["text", "label"]), tokenizer, num_proc=settings.num_workers)
+        numbers.update(num_labels=len(names) if multi_label else None, **context.shares())
+        found = reading.batches(encoded, tokenizer=tokenizer, config=network.config, **numbers)
+        if network.config.model_type != AWD_LSTM:
+            for line in describe_long(found, reading, what=what):
+                context.tell(line)
+        return found
+
+    training: dict[str, Any] = {"max_tokens": settings.max_tokens, "shuffle": True, "seed": context.seed}
+    evaluation: dict[str, Any] = {"max_tokens": EVALUATION_TOKENS, "shuffle": False}
+    return Task(
+        train_batches=batches(train, "training texts", batch_size=wanted, **training),
+        objective=ClassificationObjective(
+            class_weights=None
+            if settings.class_weights == "none"
+            else _class_weights(train, len(names), multi_label=multi_label),
+            label_smoothing=settings.label_smoothing,
+            multi_label=multi_label,
+            alpha=context.recipe.alpha,
+            beta=context.recipe.beta,
+        ),
+        valid_batches=None
+        if validation is None
+        else batches(validation, "validation texts", batch_size=EVALUATION_ROWS, **evaluation),
+        new_metric=lambda: MultiLabelMetric(len(names)) if multi_label else ClassificationMetric(len(names)),
+    )
+
+
+def _class_weights(train: Dataset, num_labels: int, *, multi_label: bool) -> Tensor:
+    """Weigh each class by n / (classes * count), scikit-learn's ``balanced``.
+
+    In multi-label a label's rows weigh as much as all rows without it: (n - count) / count, torch's ``pos_weight``.
+    """
+    counts = Counter(label for row in labels_of_rows(train) for label in row)
+    if multi_label:
+        present = [max(counts[index], 1) for index in range(num_labels)]
+        return torch.tensor([max(len(train) - count, 1) / count for count in present])
+    return torch.tensor([len(train) / (num_labels * max(counts[index], 1)) for index in range(num_labels)])

@@ -1,0 +1,1 @@
+"""The two families of text models: the AWD-LSTM and the transformers."""

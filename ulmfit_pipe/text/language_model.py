@@ -1,0 +1,162 @@
+"""The language-model stage: train one from scratch, or fine-tune a pretrained one on the target's text.
+
+The first two steps of ULMFiT. Validation text is never trained on; the stage ends in a folder that the classifier
+stage starts from. An AWD-LSTM goes through `awd_lstm_language_model`, any other text model through
+`transformer_language_model`.
+
+Source: Howard & Ruder 2018, sections 3.1 and 3.2.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ulmfit_pipe.data.tables.tables import check_table
+from ulmfit_pipe.data.text.pretrained_tokenizers import vocabulary_digest
+from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
+from ulmfit_pipe.settings.checks import (
+    home_path,
+)
+from ulmfit_pipe.settings.text import LanguageModelSettings
+from ulmfit_pipe.stages.artifacts import load_config, model_type_of
+from ulmfit_pipe.stages.context import RunContext, exclusive_run
+from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
+from ulmfit_pipe.stages.log import save_training, track_training
+from ulmfit_pipe.stages.presets import AWD_LSTM
+from ulmfit_pipe.stages.progress import keep_progress
+from ulmfit_pipe.storage.digests import digest_of
+from ulmfit_pipe.text.families.awd_lstm_language_model import build_awd_lstm_language_model
+from ulmfit_pipe.text.families.transformer_language_model import build_transformer_language_model
+from ulmfit_pipe.text.language_model_parts import LanguageModelParts
+from ulmfit_pipe.text.language_model_scores import compared_across_vocabularies, describe_perplexity
+from ulmfit_pipe.text.lineage import lineage_after
+from ulmfit_pipe.training.history import History
+
+STAGE = "language_model"
+
+
+@exclusive_run()
+def train_language_model(
+    train: Dataset,
+    validation: Dataset,
+    *,
+    output_dir: Path | str,
+    model: str | None = None,
+    settings: LanguageModelSettings | None = None,
+    context: RunContext | None = None,
+    train_files: Sequence[str | Path] = (),
+) -> StageResult:
+    """Train or fine-tune a language model on texts and save it with its tokenizer.
+
+    Args:
+        train: Column ``text``; what to train on.
+        validation: Column ``text``; what to measure perplexity on, never trained on.
+        output_dir: Folder to write; a finished stage with the same settings and data is not run again.
+        model: Pretrained language model or text encoder: a folder, a built-in name or a hub id; None trains an AWD-LSTM
+            from scratch.
+        settings: Numbers of the stage.
+        context: Preset, seed, precision, time.
+        train_files: Where the texts came from, for the record: base names are kept.
+
+    Returns:
+        The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
+    """
+    _check_tables(train, validation, of="train_language_model")
+    model, output_dir = home_path(model), home_path(output_dir)
+    settings, context = settings or LanguageModelSettings(), context or RunContext()
+    context = context.for_model(model_type_of(model))
+    identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
+    context.check_alike({**identity, "output_dir": str(output_dir)})
+    done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell, resume=context.resume)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    context.start()
+    parts = build_language_model_learner(train, validation, model=model, settings=settings, context=context)
+    vocabulary = vocabulary_digest(parts.tokenizer)
+    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
+    track_training(parts.learner, output_dir, identity=identity, context=context)
+    history = _train(parts, context)
+    metrics = _final_metrics(parts, history, validation)
+    seconds = time.perf_counter() - started + history.earlier_seconds
+    record = {
+        "identity": identity,
+        "model": model,
+        "metrics": metrics,
+        "seconds": seconds,
+        "tokens": parts.tokens,
+        "lineage": lineage_after(
+            parts.learner, history, metrics, model, context, seconds=seconds, tokens=parts.tokens, files=train_files
+        ),
+        **training_record(parts.learner, parts.phases, history),
+    }
+    save_training(output_dir, stage=STAGE, record=record, write=partial(_write, parts), context=context)
+    context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")
+    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+
+
+def _train(parts: LanguageModelParts, context: RunContext) -> History:
+    history = parts.learner.fit_plan(parts.phases)
+    if not history.steps:
+        left = "as the pretrained one was" if parts.pretrained else "random"
+        context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
+    return history
+
+
+def _check_tables(train: Any, validation: Any, *, of: str) -> None:
+    for name, table in (("train", train), ("validation", validation)):
+        check_table(table, what=f"{name} of {of}")
+
+
+def _write(parts: LanguageModelParts, folder: Path) -> None:
+    """Write a language model's weights, with those that only a classifier has a use for, and its tokenizer."""
+    network: Any = parts.learner.model
+    with quiet_transformers():
+        network.save_pretrained(folder, state_dict={**network.state_dict(), **parts.handed_on})
+    parts.tokenizer.save_pretrained(folder)
+
+
+def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, Any]:
+    """Return what validation says of the weights that were kept; it was measured when their epoch ended.
+
+    The loss of masked tokens says nothing of a whole text, so it is not spread over characters and words.
+    """
+    metrics: dict[str, Any] = dict(history.best.metrics) if history.best is not None else parts.learner.validate()
+    if parts.masked:
+        return metrics
+    tokens = parts.learner.task.valid_batches.tokens_per_epoch  # type: ignore[union-attr]
+    return {**metrics, **compared_across_vocabularies(metrics["loss"], tokens=tokens, texts=validation)}
+
+
+@one_builds()
+def build_language_model_learner(
+    train: Dataset,
+    validation: Dataset,
+    *,
+    model: str | None = None,
+    settings: LanguageModelSettings | None = None,
+    context: RunContext | None = None,
+) -> LanguageModelParts:
+    """Prepare tokenizer, batches, model and phases, without training anything.
+
+    Raises:
+        TypeError: A table is none of `load_table`.
+        ArtifactError: The model is none that could be a language model, or its tokenizer is another's.
+        ValueError: There is too little text for one batch, or a setting has no meaning for the model.
+    """
+    _check_tables(train, validation, of="build_language_model_learner")
+    settings, context = settings or LanguageModelSettings(), context or RunContext()
+    config = None if model is None else load_config(model)
+    model_type = AWD_LSTM if config is None else config.model_type
+    context = context.for_model(model_type)
+    if model is None or model_type == AWD_LSTM:
+        return build_awd_lstm_language_model(
+            train, validation, model=model, config=config, settings=settings, context=context
+        )
+    return build_transformer_language_model(
+        train, validation, model=model, config=config, settings=settings, context=context
+    )

@@ -1,0 +1,387 @@
+"""The whole method in one call: tables in, language model, classifier, metrics and a saved folder out.
+
+Each stage writes its own folder below the output folder; a stage that is already finished with the same settings and
+data is skipped, and says so.
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from ulmfit_pipe.data.tables.row_sources import reading_of
+from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
+from ulmfit_pipe.settings.choices import DEFAULT_MODEL, PresetName
+from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
+from ulmfit_pipe.settings.text import LanguageModelSettings
+from ulmfit_pipe.settings.text_runs import PipelineSettings
+from ulmfit_pipe.stages.artifacts import load_config, model_type_of, read_stage, resolve_model
+from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, exclusive_run
+from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
+from ulmfit_pipe.stages.model_folder import trusting_run
+from ulmfit_pipe.stages.presets import AWD_LSTM
+from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_files, check_folder, check_names
+from ulmfit_pipe.stages.report import (
+    METRICS_FILE,
+    REPORT_FILE,
+    SETTINGS_FILE,
+    refuse_foreign_output,
+    report_line,
+    write_report,
+)
+from ulmfit_pipe.storage.atomic import atomic_folder, write_atomic
+from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.versions import library_versions
+from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
+from ulmfit_pipe.text.ensembles import check_ensemble, with_backward_twin
+from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
+from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
+from ulmfit_pipe.text.scores.repeated_runs import fold_of, is_repeated, run_repeated
+from ulmfit_pipe.text.scores.run_scores import score_tables
+from ulmfit_pipe.text.tables import (
+    RunTables,
+    check_tables_alike,
+    columns_of,
+    label_names_of,
+    load_run_tables,
+    refuse_unjudged_best,
+    split_texts,
+)
+from ulmfit_pipe.text.unknown_text import check_known_texts
+
+LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
+GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head
+LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
+GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, or not at all
+    "train_file": "fit(train, ...), the first argument",
+    "test_file": "test=",
+    "unlabelled_file": "unlabelled=",
+    "model": "TextPipeline(model)",
+}
+
+
+@exclusive_run()
+@trusting_run
+def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
+    """Run every stage and return what ``metrics.json`` holds.
+
+    Args:
+        settings: Settings of the run.
+        context: Surroundings; made from the settings by default.
+
+    Returns:
+        ``test`` and ``validation`` metrics (``test`` is None without a test file), ``seconds`` a stage, ``versions``,
+        ``seed``, and the folder of the classifier.
+
+    Raises:
+        ValueError: The settings contradict each other, or a table or model cannot be used.
+    """
+    if is_repeated(settings):
+        return run_repeated(settings, context, run=run_pipeline)
+    settings = with_backward_twin(settings)
+    _check(settings)
+    fine_tunes, reason = fine_tunes_language_model(settings)
+    output = Path(settings.output_dir)
+    deadline = deadline_after(settings.max_seconds)
+    context = context or context_of(settings)
+    context.check_alike(settings)
+    context.tell_of_remote_code(settings)
+    refuse_foreign_output(output, ensemble=settings.ensemble)
+    context = context.for_model(model_type_of(settings.model))
+    if reason:
+        context.tell(reason)
+    tables = load_run_tables(
+        settings.train_file,
+        validation_file=settings.validation_file,
+        test_file=settings.test_file,
+        unlabelled_file=settings.unlabelled_file,
+        validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
+        seed=settings.seed,
+        include_test_text=settings.include_test_text,
+        max_rows=settings.max_rows,
+        reading=reading_of(settings),
+        min_rows_per_class=settings.min_rows_per_class,
+        **columns_of(settings),
+        say=context.tell,
+    )
+    if settings.folds is not None:
+        tables = fold_of(tables, settings, say=context.tell)
+    check_tables_alike(tables, context)
+    _check_known(settings, tables, context)
+    settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
+    for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
+        refuse_other_run(
+            output / f"classifier{suffix}",
+            stage="classifier",
+            identity=classifier_identity(tables.train, tables.validation, settings.classifier, context),
+        )
+    results: dict[str, StageResult] = {}
+    for direction in _directions(settings):
+        given = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
+        _run_direction(given, tables, context, direction=direction, deadline=deadline, results=results)
+    return _finish(settings, tables, context, results=results)
+
+
+def fine_tunes_language_model(settings: PipelineSettings) -> tuple[bool, str]:
+    """Return whether the language model is fine-tuned first, and where it is not by default a line on why.
+
+    Args:
+        settings: Settings of the run; null takes the stage where it pays: for an AWD-LSTM always, for a transformer
+            where there is unlabelled text and a head that was trained to guess tokens, or settings of the stage.
+    """
+    wanted = settings.fine_tune_language_model
+    if wanted is not None or settings.model is None or settings.language_model != LanguageModelSettings():
+        return wanted is not False, ""
+    config = load_config(settings.model)
+    if config.model_type == AWD_LSTM:
+        return True, ""
+    name = str(settings.model)
+    if not any(kind in architecture for architecture in config.architectures or [] for kind in GUESS_TOKENS):
+        return False, (
+            f"language model: not fine-tuned, {name} has no head that was trained to guess tokens "
+            "(--fine_tune_language_model true gives it a new one)"
+        )
+    if not settings.unlabelled_file:
+        return False, (
+            f"language model: {name} is not fine-tuned on the labelled texts alone; give further texts with "
+            "--unlabelled_file, or --fine_tune_language_model true"
+        )
+    return True, ""
+
+
+def _check(settings: PipelineSettings) -> None:
+    if settings.model is None and settings.fine_tune_language_model is False:
+        raise ValueError(
+            "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
+        )
+    if settings.folds is None:
+        refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
+    if settings.ensemble:
+        check_ensemble(settings)
+
+
+def _check_known(settings: PipelineSettings, tables: RunTables, context: RunContext) -> None:
+    """Raise where the training texts are unknown to the model that the first stage starts from."""
+    tuned, numbers = settings.fine_tune_language_model, settings.language_model
+    check_known_texts(
+        tables.train,
+        model=settings.model or (numbers.tokenizer_of if tuned else None),
+        unknown_text=settings.unknown_text,
+        context=context,
+        vocabulary=numbers.tokenizer if tuned else "keep",
+    )
+
+
+def _directions(settings: PipelineSettings) -> list[Literal["forward", "backward"]]:
+    return ["forward", "backward"] if settings.ensemble else [settings.language_model.direction]
+
+
+def _run_direction(
+    settings: PipelineSettings,
+    tables: RunTables,
+    context: RunContext,
+    *,
+    direction: Literal["forward", "backward"],
+    deadline: float | None,
+    results: dict[str, StageResult],
+) -> None:
+    """Run both stages of one direction and note their results under their folders' names."""
+    second = settings.ensemble and direction == "backward"
+    suffix = f"_{BACKWARD}" if second else ""
+    output = Path(settings.output_dir)
+    start = settings.model_backward if second else settings.model
+    left = 1 if second or not settings.ensemble else 2  # directions still to come, this one included
+    encoder = start
+    if settings.fine_tune_language_model:
+        context.deadline = _share(deadline, LM_SHARE / left)
+        numbers = dataclasses.replace(settings.language_model, direction=direction)
+        texts, held_out = _language_model_texts(tables, context)
+        results[f"language_model{suffix}"] = train_language_model(
+            texts,
+            held_out,
+            output_dir=output / f"language_model{suffix}",
+            model=start,
+            settings=numbers,
+            context=context,
+            train_files=[*settings.train_file, *(settings.unlabelled_file or [])],
+        )
+        encoder = str(output / f"language_model{suffix}")
+    context.deadline = _share(deadline, 1 / left)
+    results[f"classifier{suffix}"] = train_classifier(
+        tables.train,
+        tables.validation,
+        model=str(encoder),
+        output_dir=output / f"classifier{suffix}",
+        settings=settings.classifier,
+        context=context,
+    )
+
+
+def _language_model_texts(tables: RunTables, context: RunContext) -> tuple[Dataset, Dataset]:
+    """Return what the language model trains on and is measured on, which no setting of the classifier changes."""
+    texts = tables.language_model_text()
+    if tables.validation is not None:
+        return texts, tables.validation.select_columns(["text"])
+    return split_texts(texts, fraction=LM_HELD_OUT, seed=context.seed, say=context.tell)
+
+
+def _share(deadline: float | None, share: float) -> float | None:
+    if deadline is None:
+        return None
+    now = time.monotonic()
+    return now + share * max(deadline - now, 0.0)
+
+
+def _finish(
+    settings: PipelineSettings,
+    tables: RunTables,
+    context: RunContext,
+    *,
+    results: dict[str, StageResult],
+) -> dict[str, Any]:
+    """Score the finished classifier, put an ensemble together, and write ``metrics.json`` and the report."""
+    started, output = time.perf_counter(), Path(settings.output_dir)
+    folder = output / "classifier"
+    if settings.ensemble and context.accelerator.is_main_process:
+        with atomic_folder(folder / BACKWARD) as whole:
+            shutil.copytree(output / f"classifier_{BACKWARD}", whole, dirs_exist_ok=True)
+    context.accelerator.wait_for_everyone()
+    predictor = Predictor.load(folder, accelerator=context.accelerator)
+    scores = score_tables(predictor, tables, context, baseline=settings.baseline)
+    judged = "validation" if scores["test"] is None else "test"
+    warnings = [] if scores[judged] is None else warnings_of(scores[judged] or {}, table=judged)
+    seconds = {name: round(result.seconds, 2) for name, result in results.items()}
+    records = {name: read_stage(result.path) or {} for name, result in results.items()}
+    metrics = {
+        **scores,
+        "cross_validation": records["classifier"].get("probe", {}).get("held_out"),
+        "cut_short": [name for name, record in records.items() if record.get("cut_short")],
+        "warnings": warnings,
+        "try_next": next_steps(settings, results, rows=len(tables.train)) if warnings else [],
+        "language_model": {name: result.metrics for name, result in results.items() if "language_model" in name},
+        "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
+        "versions": library_versions(),
+        "seed": settings.seed,
+        "preset": context.preset,
+        "classifier": str(folder),
+        **predictor.named_thresholds(),
+    }
+    if context.accelerator.is_main_process:
+        write_json(output / METRICS_FILE, metrics)
+        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
+        write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
+        context.tell(report_line(output / REPORT_FILE))
+    return metrics
+
+
+class TextPipeline:
+    """The method as one object: a pretrained language model in, a classifier out.
+
+    Args:
+        model: A pretrained language model or text encoder: a built-in name, a folder or a hub id; None trains an
+            AWD-LSTM from the texts at hand. It has no labels, so `predict` raises until `fit` has trained a classifier.
+        trust_remote_code: Run Python code that comes with the model; off, such a model is refused.
+
+    Raises:
+        ArtifactError: There is no such model; a hub id is only asked for when it is used.
+    """
+
+    def __init__(self, model: str | Path | None = DEFAULT_MODEL, *, trust_remote_code: bool = False) -> None:
+        self.model = None if model is None else home_path(check_folder(model, "TextPipeline"))
+        if model is not None:
+            resolve_model(model)
+        self.trust_remote_code = trust_remote_code
+        self.metrics: dict[str, Any] | None = None
+        self._predictor: Predictor | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextPipeline":
+        """Load a classifier folder that a run has written; ``trust_remote_code`` as `Predictor.load`."""
+        pipeline = cls(model=None, trust_remote_code=trust_remote_code)
+        folder = check_folder(folder, "TextPipeline.load")
+        pipeline._predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
+        return pipeline
+
+    def fit(
+        self,
+        train: str | Path | Sequence[str | Path] | None = None,
+        *misplaced: Any,
+        output_dir: str | Path | None = None,
+        test: str | Path | None = None,
+        unlabelled: str | Path | Sequence[str | Path] | None = None,
+        preset: PresetName = "auto",
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Run the whole method on files and keep the classifier for `predict`.
+
+        Args:
+            train: Labelled file or files.
+            misplaced: Nothing: all else is given by name.
+            output_dir: Folder for everything the run writes.
+            test: Labelled file that is scored once.
+            unlabelled: Further text for the language model.
+            preset: Recipe.
+            **settings: Any other field of `PipelineSettings`; a group as its class or as a dict. ``label_names`` may be
+                a mapping.
+
+        Returns:
+            What ``metrics.json`` holds.
+
+        Raises:
+            TypeError: A table in memory, or anything else that names no file; more by place; no output folder.
+            ValueError: A setting, table or model cannot be used.
+        """
+        check_names(settings, PipelineSettings, elsewhere={**AT_HAND, **GIVEN_TO_FIT}, meant=_meant_setting)
+        check_call(train, misplaced, output_dir)
+        held_out = settings.pop("validation_file", None)
+        if isinstance(names := settings.get("label_names"), Mapping):
+            as_text = {str(value): name for value, name in names.items()}
+            settings["label_names"] = json.dumps(as_text, ensure_ascii=False)
+        given = PipelineSettings(
+            train_file=check_files(train, "train"),
+            output_dir=check_folder(output_dir, "output_dir"),
+            model=self.model,
+            test_file=None if test is None else check_files(test, "test", several=False)[0],
+            validation_file=None if held_out is None else check_files(held_out, "validation_file", several=False)[0],
+            unlabelled_file=None if unlabelled is None else check_files(unlabelled, "unlabelled"),
+            preset=preset,
+            **{"trust_remote_code": self.trust_remote_code, **settings},
+        )
+        self.metrics = run_pipeline(given)
+        self._predictor = None  # of folds there is no one classifier
+        if folder := self.metrics["classifier"]:
+            self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code)
+        return self.metrics
+
+    @property
+    def predictor(self) -> Predictor:
+        """The classifier that predicts.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+        """
+        if self._predictor is None:
+            start = "" if self.model is None else f" ({self.model} is what fit starts from; it knows no labels)"
+            raise RuntimeError(
+                f"there is no classifier yet: call fit, or TextPipeline.load on a classifier's folder{start}"
+            )
+        return self._predictor
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return ``{"label", "score", "scores"}`` for each text, in order."""
+        return self.predictor.predict(texts)
+
+
+def _meant_setting(name: str) -> str | None:
+    """Return the setting whose name is near, as it is written in Python, or None."""
+    near = nearest_names(name, [field.name for field in list_settings(PipelineSettings)])
+    if not near:
+        return None
+    group, _, field_name = near[0].rpartition(".")
+    return f'{group}={{"{field_name}": ...}}' if group else repr(near[0])

@@ -1,0 +1,1 @@
+"""Prediction: one text, a file, many files."""

@@ -1,0 +1,1 @@
+"""What a run reached: scores with intervals, the baseline beside them, repeated runs, and what to try next."""

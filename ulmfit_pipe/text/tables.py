@@ -1,0 +1,358 @@
+"""The tables of one run: training, validation and test kept apart, and unlabelled text that leaks neither."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
+
+from ulmfit_pipe.console import print_line
+from ulmfit_pipe.data.labels import label_type_of, list_labels, read_label_names
+from ulmfit_pipe.data.splits import (
+    check_labels_for_training,
+    check_seed,
+    labels_of_rows,
+    some_rows,
+    split_train_validation,
+)
+from ulmfit_pipe.data.tables.row_sources import TableReading
+from ulmfit_pipe.data.tables.tables import FileFacts, TableError, load_table
+from ulmfit_pipe.settings.checks import check_choices
+from ulmfit_pipe.settings.choices import EmptyText
+from ulmfit_pipe.settings.tables import RowLimits
+from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.storage.digests import digest_of
+from ulmfit_pipe.text.table_account import tell_of_tables
+from ulmfit_pipe.training.distributed.launch import started_processes
+
+# The split that a setting takes of a dataset with several.
+TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test",)
+UNLABELLED = ("unsupervised", "unsup", "unlabelled", "unlabeled")
+SPLITS = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
+HELD_OUT = 0.1  # of the labelled rows, for validation
+LEAST_ROWS, LEAST_ROWS_PER_CLASS = 500, 20  # below, a tenth of the rows would be too few to choose an epoch by
+SHOWN_LABELS = 12  # label names listed in a line
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """What a run trains and measures on.
+
+    Attributes:
+        train: Labelled rows to train on.
+        validation: Labelled rows that choose the best epoch; None where nothing is held out.
+        test: Labelled rows that are looked at once, or None.
+        unlabelled: Further texts for the language model, or None.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    unlabelled: Dataset | None
+
+    def describe(self) -> str:
+        """Return one line: rows of each table, and the labels."""
+        sizes = [f"{len(table):,} {name}" for name, table in self.named().items()]
+        return f"rows: {', '.join(sizes)}; labels: {list_labels(label_names_of(self.train)[0], SHOWN_LABELS)}"
+
+    def named(self) -> dict[str, Dataset]:
+        """Return the tables that there are, by their names in words."""
+        tables = {
+            "training": self.train,
+            "validation": self.validation,
+            "test": self.test,
+            "unlabelled": self.unlabelled,
+        }
+        return {name: table for name, table in tables.items() if table is not None}
+
+    def language_model_text(self) -> Dataset:
+        """Return the texts that the language model may train on: training rows and unlabelled ones."""
+        train = self.train.select_columns(["text"])
+        return train if self.unlabelled is None else concatenate_datasets([train, self.unlabelled])
+
+
+def check_tables_alike(tables: RunTables, context: RunContext) -> None:
+    """Raise on every process unless all of them have read the same rows.
+
+    Raises:
+        ProcessError: They have not; the table is named.
+    """
+    if started_processes() == 1:
+        return
+    found = {name: table for name, table in vars(tables).items() if table is not None}
+    rows = {name: len(table) for name, table in found.items()}
+    digests = {name: digest_of(*(table[column] for column in table.column_names)) for name, table in found.items()}
+    context.check_alike({"rows": rows, "data": digests})
+
+
+def label_names_of(table: Dataset) -> tuple[list[str], bool]:
+    """Return a table's label names, and whether a row may have several."""
+    feature = table.features["label"]
+    if hasattr(feature, "names"):
+        return list(feature.names), False
+    return list(feature.feature.names), True
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a run's tables hold what, and how their cells are read.
+
+    Attributes:
+        text_column: Column or columns of text.
+        label_column: Column of labels; several hold 0 and 1 each, and their names are the labels (multi-label).
+        label_separator: Splits a label cell into several (multi-label).
+        multi_label: The label column holds lists.
+        label_names: The name of each value: a mapping, or a JSON or CSV file; None where values are names.
+        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
+        empty_text: What becomes of labelled rows without text: error refuses the first, skip leaves them out.
+    """
+
+    text_column: Sequence[str] | str = ("text",)
+    label_column: Sequence[str] | str = "label"
+    label_separator: str | None = None
+    multi_label: bool = False
+    label_names: str | Path | Mapping[str, str] | None = None
+    label_threshold: float | None = None
+    empty_text: EmptyText = "error"
+
+    def __post_init__(self) -> None:
+        """Refuse values that are on no field's list, and no column of labels."""
+        check_choices(self)
+        if not self.label_column:
+            raise ValueError("label_column is empty; name at least one column")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of text."""
+        return (self.text_column,) if isinstance(self.text_column, str) else tuple(self.text_column)
+
+    def for_loading(self) -> dict[str, Any]:
+        """Return the arguments of `load_table` that say the same.
+
+        Raises:
+            TableError: The file of label names cannot be used.
+        """
+        labels = (self.label_column,) if isinstance(self.label_column, str) else tuple(self.label_column)
+        return {
+            "text_columns": self.texts,
+            "label_column": labels if len(labels) > 1 else labels[0],
+            "label_separator": self.label_separator,
+            "multi_label": self.multi_label or self.label_separator is not None,
+            "label_mapping": None if self.label_names is None else read_label_names(self.label_names),
+            "label_threshold": self.label_threshold,
+            "skip_blank": self.empty_text == "skip",
+        }
+
+
+def columns_of(settings: Any) -> dict[str, Any]:
+    """Return the fields of `TableColumns` that a run's settings have."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(TableColumns)
+        if hasattr(settings, field.name)
+    }
+
+
+def load_run_tables(
+    train_file: Sequence[str] | str,
+    *,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+    unlabelled_file: Sequence[str] | str | None = None,
+    validation_fraction: float | None = 0.1,
+    seed: int = 0,
+    include_test_text: bool = False,
+    max_rows: RowLimits | None = None,
+    reading: TableReading | None = None,
+    min_rows_per_class: int = 1,
+    say: Callable[[str], None] = print_line,
+    **columns: Any,
+) -> RunTables:
+    """Load and split the tables of a run, and report what they hold.
+
+    Args:
+        train_file: Labelled file or files.
+        validation_file: Held-out file; without it a stratified part of the training rows is held out.
+        test_file: Test file, or None.
+        unlabelled_file: Further text for the language model, or None.
+        validation_fraction: Part held out where no validation file is given; None is a tenth of 500 rows or more.
+        seed: Seed of the split.
+        include_test_text: Keep unlabelled texts that also stand in validation or test.
+        max_rows: Use only so many rows of each table.
+        reading: How tables of text are read; None finds it out.
+        min_rows_per_class: Leave classes with fewer labelled rows out, of every table.
+        say: Told the sizes and what was left out.
+        **columns: Fields of `TableColumns`.
+
+    Raises:
+        TableError: A table cannot be used; file, row and column are named.
+        ValueError: A setting makes no sense.
+    """
+    check_seed(seed)
+    how = {"reading": reading, "say": say}
+    given = TableColumns(**columns)
+    loader = _Loader(given.for_loading(), max_rows or RowLimits(), seed, how=how)
+    train = loader.labelled("training", train_file)
+    loader.names = label_names_of(train)[0]
+    held_out = {
+        name: None if file is None else loader.labelled(name, file)
+        for name, file in (("validation", validation_file), ("test", test_file))
+    }
+    kept = _frequent_labels(train, min_rows_per_class, say)
+    train = _with_labels(train, kept)
+    validation, test = (None if table is None else _with_labels(table, kept) for table in held_out.values())
+    check_labels_for_training(train)
+    if validation is None:
+        train, validation = hold_out(train, validation_fraction, seed=seed, say=say)
+    unlabelled = None
+    if unlabelled_file is not None:
+        texts = loader.unlabelled(unlabelled_file, given.texts)
+        unlabelled = _not_held_out(texts, [] if include_test_text else [validation, test], say)
+    tables = RunTables(train, validation, test, unlabelled)
+    names, several = label_names_of(train)
+    say(tables.describe())
+    tell_of_tables(tables.named(), loader.files, names=names, several=several, say=say)
+    return tables
+
+
+def hold_out(
+    train: Dataset, fraction: float | None, *, seed: int, say: Callable[[str], None]
+) -> tuple[Dataset, Dataset | None]:
+    """Split labelled rows into training and validation, or into all and None.
+
+    Args:
+        train: Labelled rows.
+        fraction: Part to hold out; 0 is none; None is a tenth of a table that is large enough to choose anything by.
+        seed: Seed of the split.
+        say: Told where nothing is held out by default.
+    """
+    if fraction is None:
+        classes = len(label_names_of(train)[0])
+        fraction = HELD_OUT
+        if len(train) < max(LEAST_ROWS, LEAST_ROWS_PER_CLASS * classes):
+            fraction = 0.0
+            say(
+                f"validation: none of the {len(train):,} rows is held out, too few to choose by (fewer than "
+                f"{LEAST_ROWS}, or than {LEAST_ROWS_PER_CLASS} for each of {classes:,} labels); all are trained on, "
+                f"the last epoch is kept (--validation_fraction {HELD_OUT} holds a part out)"
+            )
+    if fraction == 0:
+        return train, None
+    parts = split_train_validation(train, fraction=fraction, seed=seed)
+    return parts["train"], parts["validation"]
+
+
+class _Loader:
+    """Loads the tables of a run, and keeps what reading their files has shown."""
+
+    def __init__(self, columns: dict[str, Any], limits: RowLimits, seed: int, *, how: dict[str, Any]) -> None:
+        self.columns, self.limits, self.seed, self.how = columns, limits, seed, how
+        self.names: list[str] | None = None  # the labels that training knows, once it was read
+        self.files: dict[str, list[FileFacts]] = {}
+
+    def labelled(self, name: str, file: Sequence[str] | str) -> Dataset:
+        """Return a labelled table."""
+        facts = self.files.setdefault(name, [])
+        given = {**self.columns, **self.how, "label_names": self.names, "usual_splits": SPLITS[name]}
+        table = load_table(file, facts=facts, **given)
+        limit = {"training": self.limits.train, "test": self.limits.test}.get(name)
+        return some_rows(table, limit, seed=self.seed)
+
+    def unlabelled(self, file: Sequence[str] | str, columns: Sequence[str]) -> Dataset:
+        """Return further texts."""
+        facts = self.files.setdefault("unlabelled", [])
+        table = load_table(
+            file, text_columns=columns, label_column=None, facts=facts, usual_splits=UNLABELLED, **self.how
+        )
+        return some_rows(table, self.limits.unlabelled, seed=self.seed)
+
+
+def _frequent_labels(train: Dataset, least: int, say: Callable[[str], None]) -> list[int] | None:
+    """Return the numbers of the labels that have enough rows, or None where all have."""
+    if least < 1:
+        raise ValueError(f"min_rows_per_class must be 1 or more, got {least!r}; 2 leaves classes of a single row out")
+    names, counts = label_names_of(train)[0], Counter(label for row in labels_of_rows(train) for label in row)
+    rare = [number for number in range(len(names)) if counts[number] < least]
+    if least == 1 or not rare:
+        return None
+    shown = list_labels([f"{names[number]} ({counts[number]:,})" for number in rare], SHOWN_LABELS)
+    say(
+        f"left out {len(rare):,} of {len(names):,} classes, which have fewer than {least:,} rows "
+        f"(min_rows_per_class): {shown}"
+    )
+    kept = [number for number in range(len(names)) if counts[number] >= least]
+    if len(kept) < 1 + isinstance(train.features["label"], ClassLabel):
+        raise TableError(f"min_rows_per_class {least:,} leaves {len(kept)} of {len(names):,} classes; take a lower one")
+    return kept
+
+
+def _with_labels(table: Dataset, kept: Sequence[int] | None) -> Dataset:
+    """Return a table without all but the labels kept: without their rows, in multi-label without the labels."""
+    if kept is None:
+        return table
+    numbers = {old: new for new, old in enumerate(kept)}
+    labels: Any = [[numbers[label] for label in row if label in numbers] for row in labels_of_rows(table)]
+    known, several = label_names_of(table)
+    feature: Any = ClassLabel(names=[known[number] for number in kept], id=label_type_of(table.features["label"]))
+    rows: Sequence[int] = range(len(table))
+    if several:
+        feature = List(feature)
+    else:
+        rows = [row for row, label in enumerate(labels) if label]
+        labels = [labels[row][0] for row in rows]
+    column = Dataset.from_dict({"label": labels}, features=Features({"label": feature}))
+    return concatenate_datasets([table.select(rows).remove_columns(["label"]), column], axis=1)
+
+
+def _not_held_out(texts: Dataset, held_out: Sequence[Dataset | None], say: Callable[[str], None]) -> Dataset:
+    where = "the validation or test table"
+    return without_texts_of(texts, held_out, what="unlabelled texts", where=where, say=say)
+
+
+def refuse_unjudged_best(validation_file: str | None, validation_fraction: float | None, *, keep: str) -> None:
+    """Refuse to keep the best epoch of a classifier where no row is held out to judge by, before anything is trained.
+
+    Raises:
+        ValueError: That is so.
+    """
+    if validation_file is None and validation_fraction == 0 and keep == "best":
+        raise ValueError(
+            "validation_fraction 0 trains on all rows and leaves none to choose the best epoch by; set classifier.keep "
+            "to 'last' (after settings were chosen with rows held out), or give a validation file"
+        )
+
+
+def split_texts(texts: Dataset, *, fraction: float, seed: int, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
+    """Split unlabelled texts into training and validation; none of the validation texts stands in training too."""
+    parts = split_train_validation(texts, fraction=fraction, seed=seed)
+    kept = without_texts_of(
+        parts["train"], [parts["validation"]], what="training texts", where="the validation part", say=say
+    )
+    if not len(kept):  # a few texts that are repeated again and again: there is nothing else to train on
+        say("all training texts also stand in the validation part, so they are kept; its perplexity says little")
+        kept = parts["train"]
+    return kept, parts["validation"]
+
+
+def without_texts_of(
+    texts: Dataset, held_out: Sequence[Dataset | None], *, what: str, where: str, say: Callable[[str], None]
+) -> Dataset:
+    """Leave out the texts that also stand in a held-out table, and say how many.
+
+    Args:
+        texts: Column ``text``.
+        held_out: Tables that are only measured.
+        what: What is left out, in words.
+        where: What the held-out tables are, in words.
+        say: Told the number, if there is any.
+    """
+    known = {text for table in held_out if table is not None for text in table["text"]}
+    kept = [row for row, text in enumerate(texts["text"]) if text not in known]
+    dropped = len(texts) - len(kept)
+    if not dropped:
+        return texts
+    say(f"left out {dropped:,} of {len(texts):,} {what} that also stand in {where}")
+    return texts.select(kept)

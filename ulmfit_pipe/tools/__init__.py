@@ -1,0 +1,1 @@
+"""Around a trained model: import and export, inspection, packaging."""

@@ -1,0 +1,1 @@
+"""A trained language model made fit to be published, and its card."""

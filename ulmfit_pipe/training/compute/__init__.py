@@ -1,0 +1,1 @@
+"""How a step is computed: precision, compiling, memory, wrapping."""

@@ -1,0 +1,93 @@
+"""One phase is one prepare: a bare model is wrapped for the time of a phase, and every wrapper is taken off again.
+
+The only file that hands anything to ``accelerator.prepare``. Data-parallel wrappers do not see parameters that are
+unfrozen after wrapping, compiled code is made for what is frozen when it is made, and what need not be run again in the
+backward pass depends on it too: so each phase wraps the bare model afresh.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ulmfit_pipe.training.compute.accelerator_checks import check_accelerator, check_parameters_kept
+from ulmfit_pipe.training.compute.compiling import compiled
+from ulmfit_pipe.training.compute.gradient_checkpointing import checkpointed
+from ulmfit_pipe.training.compute.precision import tf32_allowed
+from ulmfit_pipe.training.compute.process_memory import keep_freed_memory
+from ulmfit_pipe.training.distributed.global_norms import global_batch_norms
+from ulmfit_pipe.training.distributed.processes import settle_at_exit
+from ulmfit_pipe.training.distributed.sharding import is_sharded, refuse_whole
+from ulmfit_pipe.training.records import TrainingOptions
+
+
+@contextlib.contextmanager
+def prepared(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    options: TrainingOptions | None = None,
+) -> Iterator[tuple[nn.Module, Any]]:
+    """Wrap a bare model and its optimizer for one phase, and take every wrapper off again.
+
+    The bare model's own ``forward`` is put back by hand: accelerate's unwrapping also strips decorators that belong
+    to the model, and leaves a mark by which the next phase would go without mixed precision.
+
+    Args:
+        model: The bare model, or the copy in pieces that `sharding.phase_model` made of it.
+        optimizer: Over its parameters.
+        accelerator: Device, precision and processes.
+        options: TF32, gradient checkpointing and compilation are taken from it; none of them by default.
+
+    Raises:
+        UnsupportedAcceleratorError: The accelerator is set up in a way that this loop would train wrongly with.
+        ValueError: The model's layers cannot be run again, or it is to be compiled and is in pieces.
+    """
+    options = options or TrainingOptions()
+    check_accelerator(accelerator)
+    settle_at_exit(accelerator)
+    refuse_whole(model, accelerator, options)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    own_forward = model.__dict__.get("forward")
+    try:
+        with (
+            tf32_allowed(options.tf32),
+            global_batch_norms(model, accelerator),
+            _layers_put_back(model),
+            checkpointed(model, enabled=options.gradient_checkpointing),
+        ):
+            parameters = list(model.parameters())
+            wrapped, wrapped_optimizer = _wrapped(model, optimizer, accelerator)
+            check_parameters_kept(parameters, wrapped)
+            with compiled(model, enabled=options.compile):
+                yield wrapped, wrapped_optimizer
+    finally:
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(name, None)
+        if own_forward is not None:
+            model.forward = own_forward
+        accelerator.free_memory()
+
+
+@contextlib.contextmanager
+def _layers_put_back(model: nn.Module) -> Iterator[None]:
+    """Undo what a wrapper exchanges inside the model: for fp8 torchao exchanges the linear layers."""
+    before = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
+    try:
+        yield
+    finally:
+        for parent, name, child in before:
+            if getattr(parent, name) is not child:
+                setattr(parent, name, child)
+
+
+def _wrapped(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
+    """Hand both to Accelerate; of a model in pieces it takes care of the precision only."""
+    if not is_sharded(model):
+        return accelerator.prepare(model, optimizer)
+    wrapped = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+    return wrapped, accelerator.prepare_optimizer(optimizer, device_placement=False)

@@ -1,0 +1,1 @@
+"""The outputs of frozen groups, computed once per row."""

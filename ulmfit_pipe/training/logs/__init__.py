@@ -1,0 +1,1 @@
+"""What a training logs while it runs, and summaries of a model."""

@@ -1,0 +1,1 @@
+"""Checkpoints, and a training resumed from them."""
