@@ -1,4 +1,4 @@
-"""Imports go down only: recipes -> stages -> training | models | data -> settings -> storage."""
+"""Imports go down only: studies, tools -> text, images -> stages -> training, models, data -> settings -> storage."""
 
 import ast
 import re
@@ -8,21 +8,26 @@ from pathlib import Path
 
 from package_sources import PACKAGE_FILES, RECIPES, ROOT, listed, nodes, shown, tree
 
-SIBLINGS = {
-    f"ulmfit_pipe.{name}" for name in ("training", "models", "data", "stages", "reports", "settings", "storage")
+# Room -> level. A file imports from lower levels, or from its own room; rooms of one level know nothing of one another.
+LEVELS = {
+    "command_line": 6,
+    **dict.fromkeys(("studies", "tools"), 5),
+    **dict.fromkeys(("text", "images"), 4),
+    "stages": 3,
+    **dict.fromkeys(("training", "models", "data"), 2),
+    "settings": 1,
+    **dict.fromkeys(("storage", "reports"), 0),
+    "console": -1,
 }
-BELOW = {"ulmfit_pipe.reports", "ulmfit_pipe.storage"}
-# Folder -> what its files must not import, at the top or inside a function.
-FORBIDDEN = {
-    "training": SIBLINGS - {"ulmfit_pipe.training", *BELOW}
-    | {"transformers", "datasets", "tokenizers", "torchvision", "PIL", "recipes"},
-    "models": SIBLINGS - {"ulmfit_pipe.models", *BELOW} | {"datasets", "accelerate", "recipes"},
-    "data": SIBLINGS - {"ulmfit_pipe.data", *BELOW} | {"accelerate", "recipes"},
-    "reports": SIBLINGS - {"ulmfit_pipe.reports"} | {"torch", "transformers", "datasets", "accelerate", "recipes"},
-    "settings": SIBLINGS - {"ulmfit_pipe.settings", "ulmfit_pipe.storage"}
-    | {"torch", "transformers", "datasets", "accelerate", "recipes"},
-    "storage": SIBLINGS - {"ulmfit_pipe.storage"} | {"transformers", "datasets", "accelerate", "recipes"},
-    "stages": {"recipes"},
+WITHOUT_SETTINGS = {"training", "models", "data"}  # components take named numbers
+# Room -> libraries that its files do not import, at the top or inside a function.
+FOREIGN = {
+    "training": {"transformers", "datasets", "tokenizers", "torchvision", "PIL"},
+    "models": {"datasets", "accelerate"},
+    "data": {"accelerate"},
+    "settings": {"torch", "transformers", "datasets", "accelerate"},
+    "storage": {"transformers", "datasets", "accelerate"},
+    "reports": {"torch", "transformers", "datasets", "accelerate"},
 }
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 RESTRICTED_READER = ROOT / "ulmfit_pipe" / "tools" / "fastai" / "safe_pickles.py"  # fastai's files are pickles
@@ -44,6 +49,20 @@ def imports_from(names: set[str], packages: set[str]) -> set[str]:
     return {name for name in names if any(name == package or name.startswith(f"{package}.") for package in packages)}
 
 
+def room_of(name: str) -> str:
+    """Return the folder or file just below the package that a dotted name is in; "" for the package itself."""
+    return f"{name}.".split(".")[1]
+
+
+def imports_from_above(room: str, names: set[str]) -> set[str]:
+    """Return which of the names a file of a room imports is above it, beside it, or foreign to it."""
+    ours = {name: room_of(name) for name in imports_from(names, {"ulmfit_pipe"}) if name != "ulmfit_pipe"}
+    wrong = {name for name, other in ours.items() if other != room and LEVELS.get(other, 99) >= LEVELS[room]}
+    if room in WITHOUT_SETTINGS:
+        wrong |= {name for name, other in ours.items() if other == "settings"}
+    return wrong | imports_from(names, FOREIGN.get(room, set()) | {"recipes", "tests"})
+
+
 @cache
 def calls_in(path: Path) -> tuple[tuple[str, ast.Call], ...]:
     """Every call of a file, with what it calls as written there."""
@@ -53,12 +72,24 @@ def calls_in(path: Path) -> tuple[tuple[str, ast.Call], ...]:
 def test_a_file_imports_only_from_below():
     offenders = []
     for path in PACKAGE_FILES:
-        folder = path.relative_to(ROOT / "ulmfit_pipe").parts[0]
         names = imported_names(tree(path))
-        above = imports_from(names, FORBIDDEN.get(folder, {"recipes"}))
-        offenders += [f"{shown(path)} imports {name}" for name in sorted(above)]
+        room = room_of(module_name(path))
+        if room:
+            offenders += [f"{shown(path)} imports {name}" for name in sorted(imports_from_above(room, names))]
         offenders += [f"{shown(path)}: absolute imports only, not {name}" for name in names if name.startswith(".")]
     assert not offenders, listed(offenders)
+
+
+def test_every_room_has_a_level():
+    assert {room_of(module_name(path)) for path in PACKAGE_FILES} - {""} == {*LEVELS}
+
+
+def test_a_folder_imports_nothing_by_itself():
+    initial = {path for path in PACKAGE_FILES if path.name == "__init__.py" and len(tree(path).body) > 1}
+    assert {shown(path) for path in initial} == {
+        "ulmfit_pipe/__init__.py",  # public names, lazy
+        "ulmfit_pipe/stages/__init__.py",  # registers the Auto classes
+    }
 
 
 def test_nothing_unpickles():
@@ -107,15 +138,30 @@ def test_a_model_is_wrapped_in_one_place_and_an_accelerator_made_in_one():
 
 
 def test_the_check_sees_an_import_wherever_it_stands():
-    tree = ast.parse("def f():\n    from ulmfit_pipe.data.tables.tables import load_table\n    import torch.nn\n")
+    tree = ast.parse("def f():\n    from ulmfit_pipe.data.labels import list_labels\n    import torch.nn\n")
     names = imported_names(tree)
-    assert imports_from(names, FORBIDDEN["training"]) == {
-        "ulmfit_pipe.data.tables.tables",
-        "ulmfit_pipe.data.tables.tables.load_table",
+    assert imports_from_above("training", names) == {
+        "ulmfit_pipe.data.labels",
+        "ulmfit_pipe.data.labels.list_labels",
     }
-    assert imports_from(names, FORBIDDEN["reports"]) >= {"torch.nn"}
+    assert imports_from_above("stages", names) == set()
+    assert imports_from_above("reports", names) >= {"torch.nn", "ulmfit_pipe.data.labels"}
     assert not imports_from({"torchmetrics"}, {"torch"})
-    assert imports_from(imported_names(ast.parse("from ulmfit_pipe import data")), FORBIDDEN["training"])
+
+
+def test_the_check_knows_what_is_above_what():
+    for room, text, wrong in [
+        ("training", "from ulmfit_pipe import data", {"ulmfit_pipe.data"}),
+        ("training", "import ulmfit_pipe.settings.text", {"ulmfit_pipe.settings.text"}),
+        ("stages", "from ulmfit_pipe.text import tables", {"ulmfit_pipe.text", "ulmfit_pipe.text.tables"}),
+        ("images", "from ulmfit_pipe.text import tables", {"ulmfit_pipe.text", "ulmfit_pipe.text.tables"}),
+        ("images", "from ulmfit_pipe import TextPipeline", {"ulmfit_pipe.TextPipeline"}),
+        ("tools", "import ulmfit_pipe.studies.demo", {"ulmfit_pipe.studies.demo"}),
+        ("text", "from ulmfit_pipe.settings.text import ClassifierSettings", set()),
+        ("studies", "from ulmfit_pipe.images import tables\nimport ulmfit_pipe.studies.demo", set()),
+        ("reports", "from ulmfit_pipe.console import in_one_line", set()),
+    ]:
+        assert imports_from_above(room, imported_names(ast.parse(text))) == wrong, (room, text)
 
 
 OF_OTHERS = {"SetFitModel.from_pretrained", "StaticModel.from_pretrained"}  # in an environment without this package

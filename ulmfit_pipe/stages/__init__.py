@@ -1,4 +1,4 @@
-"""The stages of the method: the only place where training, models and data meet.
+"""What every stage shares: the only place below text and images where training, models and data meet.
 
 Importing this registers the AWD-LSTM and its tokenizer with transformers' Auto classes.
 """
