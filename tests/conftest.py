@@ -29,25 +29,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take longest, the longest first: with several test processes none of these is begun last.
 LONGEST = [
-    "test_recipes.py",
-    "test_pipeline.py",
-    "test_stages_several_processes.py",
-    "test_predict_files.py",
-    "test_low_shot.py",
-    "test_resumed_recipes.py",
-    "test_launches.py",
-    "test_transformer_classifier.py",
-    "test_transferability.py",
-    "test_transformer_pipeline.py",
-    "test_transformer_language_model.py",
-    "test_several_processes.py",
-    "test_bad_input.py",
-    "test_image_pipeline.py",
-    "test_resume.py",
-    "test_classifier.py",
-    "test_sharding.py",
-    "test_demo.py",
-    "test_show_filters.py",
+    "recipes/test_recipes.py",
+    "text/test_pipeline.py",
+    "stages/test_stages_several_processes.py",
+    "text/predict/test_files.py",
+    "studies/test_low_shot.py",
+    "recipes/test_resumed_recipes.py",
+    "stages/test_launches.py",
+    "text/families/test_transformer_classifier.py",
+    "studies/transferability/test_study.py",
+    "text/test_transformer_pipeline.py",
+    "text/families/test_transformer_language_model.py",
+    "training/distributed/test_several_processes.py",
+    "text/test_bad_input.py",
+    "images/test_pipeline.py",
+    "training/resume/test_resume.py",
+    "text/test_classifier.py",
+    "training/distributed/test_sharding.py",
+    "studies/test_demo.py",
+    "tools/inspection/test_show_filters.py",
 ]
 
 
@@ -59,7 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first; nothing else changes its place."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(tests).as_posix()
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -131,7 +137,7 @@ def blank_pictures() -> Iterator[None]:
     """Save a dot for every picture: to draw those of a report takes longer than to train what it reports on.
 
     They are drawn as users get them by the tests of reports, by recipes/test_recipes.py, stages/test_report.py and
-    stages/test_show_filters.py.
+    tools/inspection/test_show_filters.py.
     """
     with _dots_for_pictures():
         yield

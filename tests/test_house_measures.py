@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from package_sources import PACKAGE_FILES, RECIPES, listed, nodes, shown, text, tree
+from tests.support.package_sources import PACKAGE_FILES, RECIPES, listed, nodes, shown, text, tree
 
 MAX_FILE_LINES = 600  # 400 is the target; more is for one class or one idea that reads from top to bottom
 MAX_FUNCTION_LINES = 60

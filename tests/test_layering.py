@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from package_sources import PACKAGE_FILES, RECIPES, ROOT, listed, nodes, shown, tree
+from tests.support.package_sources import PACKAGE_FILES, RECIPES, ROOT, listed, nodes, shown, tree
 
 # Room -> level. A file imports from lower levels, or from its own room; rooms of one level know nothing of one another.
 LEVELS = {

@@ -1,19 +1,16 @@
 """The README's examples of other backbones run as they stand, with small random models in the place of the hub's."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.support.tiny_images import save_backbone, write_images
+from tests.support.tiny_runs import reviews, write_csv
+from tests.support.tiny_transformers import save_bert, save_gpt2
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests/stages"))
-
-from tiny_images import save_backbone, write_images  # noqa: E402
-from tiny_runs import reviews, write_csv  # noqa: E402
-from tiny_transformers import save_bert, save_gpt2  # noqa: E402
-
 pytestmark = pytest.mark.usefixtures("quick_ends_of_phases")
 
 

@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/stages")]
+sys.path.insert(0, str(ROOT))
 
-from tiny_runs import reviews, write_csv  # noqa: E402
+from tests.support.tiny_runs import reviews, write_csv  # noqa: E402
 
 PACKAGE = f"{ROOT / 'ulmfit_pipe'}/"
 LOADS, RESOLUTIONS = "load_config", "resolve_model"

@@ -2,7 +2,7 @@
 
     python tests/reference/check_fastai_round_trip.py --fastai_python fastai-env/bin/python
 
-    ... --store    # writes fastai_round_trip.json beside this file, which tests/stages/test_fastai_round_trip.py reads
+    ... --store    # writes fastai_round_trip.json, which tests/tools/fastai/test_fastai_round_trip.py reads
 
 Four steps, in turn in fastai's environment (see make_fastai_reference.py) and in this one, over a temporary folder:
 

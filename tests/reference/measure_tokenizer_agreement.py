@@ -6,7 +6,7 @@ Our tokens come from this environment, fastai 2.8.12's from its own (see make_fa
 through a pipe. Two sequences are aligned as difflib does; a token agrees if it stands in a matching block.
 
 `--fixture tests/reference/word_tokens.json` stores the figure, and fastai's tokens of the sentences below, for
-tests/data/test_english_words.py.
+tests/data/text/test_english_words.py.
 
 On IMDb's training reviews 0-999, not looked at while the rules were made: 314,159 tokens of fastai, 314,159 agree
 (100.0000%; the pattern before reached 99.66%). On its test reviews 0-4999: 1,485,480 of 1,485,484. What is left is

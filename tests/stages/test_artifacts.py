@@ -9,8 +9,6 @@ from functools import partial
 import pytest
 import sentencepiece
 import torch
-from tiny_images import save_backbone
-from tiny_runs import folder_bytes, reviews
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -20,6 +18,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tests.support.tiny_images import save_backbone
+from tests.support.tiny_runs import folder_bytes, reviews
 from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,

@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import CLASSIFIER, LM, heard, reviews, texts_of, write_csv
 from transformers import AutoModelForCausalLM
 
+from tests.support.tiny_runs import CLASSIFIER, LM, heard, reviews, texts_of, write_csv
 from ulmfit_pipe import TextPipeline
 from ulmfit_pipe.data.text.tokenization import train_tokenizer, vocab_hash
 from ulmfit_pipe.models import builtin_models as home

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_images import QUICK, STILL, save_backbone, write_images
-from tiny_runs import heard, reviews, table
-from tiny_transformers import SAVED
 
+from tests.support.tiny_images import QUICK, STILL, save_backbone, write_images
+from tests.support.tiny_runs import heard, reviews, table
+from tests.support.tiny_transformers import SAVED
 from ulmfit_pipe.data.images.files import load_images
 from ulmfit_pipe.images.classifier import build_image_learner
 from ulmfit_pipe.settings.images import ImageClassifierSettings

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-from tiny_runs import heard
 
+from tests.support.tiny_runs import heard
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
 from ulmfit_pipe.stages.finished import finished_result, refuse_other_run, was_cut_short
 from ulmfit_pipe.stages.progress import progress_folder

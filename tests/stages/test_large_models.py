@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from forked_processes import run_in_processes
-from several_process_runs import HELD_OUT, HELD_OUT_TEXTS, ROWS, TEXTS, quiet, save_awd_lstm
-from sharded_stage_runs import in_pieces
-from tiny_runs import table, texts_of
-from tiny_transformers import save_bert, save_gpt2
 
+from tests.support.processes.forked_processes import run_in_processes
+from tests.support.processes.several_process_runs import HELD_OUT, HELD_OUT_TEXTS, ROWS, TEXTS, quiet, save_awd_lstm
+from tests.support.processes.sharded_stage_runs import in_pieces
+from tests.support.tiny_runs import table, texts_of
+from tests.support.tiny_transformers import save_bert, save_gpt2
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text.classifier import build_classifier_learner
@@ -133,7 +133,7 @@ def test_an_awd_lstm_classifier_in_pieces_is_refused(models):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["awd_lstm", "bert"])
 def test_compiled_models_end_where_eager_ones_do(models, name, monkeypatch):
-    """Through torch's compiler up to the graphs of both passes; C++ is made of toys in training/test_compiling.py."""
+    """Through torch's compiler up to both graphs; training/compute/test_compiling.py makes C++ of toys."""
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: original(module, backend="aot_eager"))
     plain = classifier(models, name, still=True)

@@ -15,13 +15,15 @@ import traceback
 from pathlib import Path
 
 import pytest
-import several_process_runs  # noqa: F401  # what the failing process imports, before it is forked
 from accelerate.state import AcceleratorState
-from started_processes import start
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-HERE = Path(__file__).parent
+from tests.support.processes import several_process_runs  # noqa: F401  # what the failing process imports, before it is forked
+from tests.support.processes.started_processes import start
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "tests/support/processes"
 pytestmark = pytest.mark.two_process
 MOST_SECONDS = 240  # for the start too, imports on busy cores included
 WORDS = "the file reviews.csv vanished from this machine"
@@ -62,9 +64,9 @@ def start_forked(script, *words, processes):
 def failed(folder, kind, *, processes=2, forked=False):
     """Start processes of which the last one fails, and see all of them end soon after."""
     if forked:
-        done = start_forked(HERE / "failing_process.py", folder, kind, processes=processes)
+        done = start_forked(SCRIPTS / "failing_process.py", folder, kind, processes=processes)
     else:
-        done = start(HERE / "failing_process.py", folder, kind, processes=processes, timeout=MOST_SECONDS)
+        done = start(SCRIPTS / "failing_process.py", folder, kind, processes=processes, timeout=MOST_SECONDS)
     assert (folder / "failed_at").is_file(), done.stderr  # it ended before it was to fail
     seconds = time.time() - float((folder / "failed_at").read_text())
     assert 0 < seconds <= MOST_SECONDS_TO_END
@@ -141,8 +143,8 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     ],
 )
 def test_a_process_is_told_to_stop_when_its_launcher_ends(tmp_path, launcher, end):
-    command = [sys.executable, "-m", *launcher, str(HERE / "launched_process.py"), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    command = [sys.executable, "-m", *launcher, str(SCRIPTS / "launched_process.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     process = None
     try:

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_images import save_backbone
-from tiny_transformers import SIZES, WIDE, encoder_tokenizer, save_bert
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -24,6 +22,8 @@ from transformers import (
     GPT2Model,
 )
 
+from tests.support.tiny_images import save_backbone
+from tests.support.tiny_transformers import SIZES, WIDE, encoder_tokenizer, save_bert
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     load_config,

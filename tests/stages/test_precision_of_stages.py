@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from several_process_runs import quiet, save_awd_lstm
-from tiny_runs import reviews, table, write_csv
 
+from tests.support.processes.several_process_runs import quiet, save_awd_lstm
+from tests.support.tiny_runs import reviews, table, write_csv
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.context import RunContext

@@ -12,8 +12,8 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from tiny_runs import reviews, table, write_csv
 
+from tests.support.tiny_runs import reviews, table, write_csv
 from ulmfit_pipe import ImagePipeline, TextPipeline
 from ulmfit_pipe.data.splits import split_train_validation
 from ulmfit_pipe.data.tables.tables import check_table

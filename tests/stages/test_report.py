@@ -4,8 +4,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from tiny_runs import CLASSIFIER, LM, reviews, write_csv
 
+from tests.support.tiny_runs import CLASSIFIER, LM, reviews, write_csv
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
 from ulmfit_pipe.stages.context import RunContext

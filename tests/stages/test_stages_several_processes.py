@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from forked_processes import run_in_processes
-from several_process_runs import accuracies_with_dropout, everything, write_inputs
+
+from tests.support.processes.forked_processes import run_in_processes
+from tests.support.processes.several_process_runs import accuracies_with_dropout, everything, write_inputs
 
 EXACT = [  # in float64, through all phases
     "classifier",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from folder_contents import files_of, no_space
 from safetensors import SafetensorError
 
+from tests.support.folder_contents import files_of, no_space
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import (
     CheckpointError,

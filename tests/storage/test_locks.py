@@ -7,8 +7,8 @@ import socket
 import time
 
 import pytest
-from forked_processes import kill, other_process
 
+from tests.support.processes.forked_processes import kill, other_process
 from ulmfit_pipe.storage import locks
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.storage.locks import held, holder, lock

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from toy_models import ToyBatches, text_rows
 
+from tests.support.toy_models import ToyBatches, text_rows
 from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
 
 

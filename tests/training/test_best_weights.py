@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from toy_models import ToyLanguageModel, new_model, same, weights_of
 
+from tests.support.toy_models import ToyLanguageModel, new_model, same, weights_of
 from ulmfit_pipe.training.best_weights import BestWeights
 from ulmfit_pipe.training.records import EpochRecord
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch import nn
-from toy_models import ToyLanguageModel, groups_of, lm_groups_of, new_model
 
+from tests.support.toy_models import ToyLanguageModel, groups_of, lm_groups_of, new_model
 from ulmfit_pipe.training.layer_groups import (
     describe_frozen,
     freeze,

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import Accelerator
-from folder_contents import files_of, no_space
-from toy_models import (
+
+from tests.support.folder_contents import files_of, no_space
+from tests.support.toy_models import (
     NAMES,
     ToyBatches,
     ToyLanguageModel,
@@ -20,7 +21,6 @@ from toy_models import (
     token_rows,
     weights_of,
 )
-
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training import lr_finder

@@ -6,7 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F  # noqa: N812
-from toy_models import (
+
+from tests.support.toy_models import (
     CLASSES,
     ToyBatches,
     ToyLanguageModel,
@@ -21,7 +22,6 @@ from toy_models import (
     token_rows,
     weights_of,
 )
-
 from ulmfit_pipe.training import loop
 from ulmfit_pipe.training.compute import wrapping
 from ulmfit_pipe.training.distributed import processes

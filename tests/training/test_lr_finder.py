@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from toy_models import ToyBatches, groups_of, new_model, new_phase, new_task, same, text_rows, weights_of
 
+from tests.support.toy_models import ToyBatches, groups_of, new_model, new_phase, new_task, same, text_rows, weights_of
 from ulmfit_pipe.training.layer_groups import freeze, freeze_map, freeze_to, train_mode, unfreeze
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.lr_finder import lr_find

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from toy_models import CLASSES, VOCAB, ToyLanguageModel, new_model, text_rows, token_rows
 
+from tests.support.toy_models import CLASSES, VOCAB, ToyLanguageModel, new_model, text_rows, token_rows
 from ulmfit_pipe.training import objectives
 from ulmfit_pipe.training.objectives import (
     ClassificationObjective,

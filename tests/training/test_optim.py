@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_models import ToyLanguageModel, groups_of, lm_groups_of, new_model
 
+from tests.support.toy_models import ToyLanguageModel, groups_of, lm_groups_of, new_model
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.optim import build_optimizer, discriminative_lrs, set_schedule_point, spread_lrs
 from ulmfit_pipe.training.schedules import Schedule

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from toy_models import groups_of, new_metric, new_model, new_phase, new_task, same, weights_of
 
+from tests.support.toy_models import groups_of, new_metric, new_model, new_phase, new_task, same, weights_of
 from ulmfit_pipe.training import history as history_module
 from ulmfit_pipe.training import phases as phases_module
 from ulmfit_pipe.training.layer_groups import split_layer_groups

@@ -1,6 +1,6 @@
 import pytest
-from toy_models import new_phase
 
+from tests.support.toy_models import new_phase
 from ulmfit_pipe.training.records import TrainingOptions
 
 

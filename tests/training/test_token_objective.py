@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
-from toy_models import VOCAB, ToyBatches, ToyLanguageModel, lm_groups_of, token_rows
 
+from tests.support.toy_models import VOCAB, ToyBatches, ToyLanguageModel, lm_groups_of, token_rows
 from ulmfit_pipe.text.families.token_objective import TokenObjective
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.metrics import LanguageModelMetric

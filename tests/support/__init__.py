@@ -1,0 +1,1 @@
+"""What several test files use: toy models, tiny runs, small files."""

@@ -1,0 +1,33 @@
+"""The Python files of the package and of the recipes, each read and parsed once for all rules about them."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE_FILES = sorted((ROOT / "ulmfit_pipe").rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(text(path))
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
+def listed(offenders: list[str]) -> str:
+    """All of them, one a line: pytest's own comparison of lists leaves the most out."""
+    return "\n" + "\n".join(offenders)
