@@ -13,7 +13,7 @@ from tests.support.tiny_runs import FILLERS, heard, multi_label_table, reviews, 
 from tests.support.tiny_transformers import SAVED, save_bert
 from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.artifacts import read_stage
+from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text import classifier
 from ulmfit_pipe.text import plans as classifier_plan
@@ -263,6 +263,22 @@ def test_the_comparison_on_folds_leaves_no_trace_in_what_is_trained(tiny_languag
         assert share * 24 == pytest.approx(round(share * 24))
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("auto", "given"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_result_that_folds_decided_is_not_the_one_of_a_plan_asked_for(
+    tiny_language_model_folder, tmp_path, monkeypatch
+):
+    probe_wins = classifier.FoldScores("accuracy", frozen=1.0, trained=0.0, rows=24)
+    monkeypatch.setattr(classifier, "scores_on_folds", lambda *_tables, **_numbers: probe_wins)
+    monkeypatch.setattr(classifier_plan, "AUTO_STEPS", 1)
+    model, folder = str(tiny_language_model_folder), tmp_path / "out"
+    results = [
+        train_classifier(TRAIN, None, model=model, output_dir=folder, context=heard()[1]) for _ in ("first", "again")
+    ]
+    assert [result.skipped for result in results] == [False, True]
+    asked_for = ClassifierSettings(plan="probe-full", keep="last")
+    with pytest.raises(ArtifactError, match=r"finished classifier stage of another run; it differs in settings\.plan"):
+        train_classifier(TRAIN, None, model=model, output_dir=folder, settings=asked_for, context=heard()[1])
 
 
 def test_a_time_limit_without_room_for_folds_keeps_the_probe(tiny_language_model_folder, tmp_path, monkeypatch):

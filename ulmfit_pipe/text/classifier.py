@@ -98,8 +98,6 @@ def train_classifier(
     _check_tables(train, validation, of="train_classifier")
     model, output_dir = home_path(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
-    held_out, asked = validation is not None, settings
-    settings = settled(asked, context.recipe, held_out=held_out, rows=len(train))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     context.check_alike({**identity, "output_dir": str(output_dir)})
     done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)
@@ -107,12 +105,14 @@ def train_classifier(
         return done
     started = time.perf_counter()
     context.start()
+    recipe, held_out = context.recipe, validation is not None
+    by_folds = decided_by_folds(settings, recipe, held_out=held_out, rows=len(train))
+    settings = settled(settings, recipe, held_out=held_out, rows=len(train))
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
     vocabulary = vocabulary_digest(parts.tokenizer)
     keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
     track_training(parts.learner, output_dir, identity=identity, context=context)
     probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
-    by_folds = decided_by_folds(asked, context.recipe, held_out=held_out, rows=len(train))
     pays = partial(_unfreezing_pays, train, model, settings, context) if by_folds else None
     phases, history = _train(parts, probe, settings, context, output_dir, pays)
     if settings.norm_statistics == "recomputed":
@@ -295,11 +295,15 @@ def classifier_identity(
     train: Dataset, validation: Dataset | None, settings: ClassifierSettings, context: RunContext
 ) -> dict[str, Any]:
     """Return all that the stage's result depends on but the model it starts from."""
-    settings = settled(settings, context.recipe, held_out=validation is not None, rows=len(train))
+    recipe, held_out = context.recipe, validation is not None
+    by_folds = decided_by_folds(settings, recipe, held_out=held_out, rows=len(train))
+    settings = settled(settings, recipe, held_out=held_out, rows=len(train))
     names = label_names_of(train)[0]
     columns = [table[name] for table in (train, validation) if table is not None for name in ("text", "label")]
     data = digest_of(*columns, names)
     identity = context.identity(settings, model=None, data=data)
+    if by_folds:  # it may end at the probe, which is not the result of the plan asked for by its name
+        identity["settings"]["plan"] = "auto"
     return {name: value for name, value in identity.items() if name != "model"}
 
 
