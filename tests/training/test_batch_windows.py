@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.support.toy_models import ToyBatches, text_rows
-from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
+from ulmfit_pipe.training.loop import batches_from, count_steps, windows_of
 
 
 def test_steps_are_counted_by_epoch():

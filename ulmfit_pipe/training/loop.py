@@ -5,9 +5,10 @@ by the count over all processes and micro-batches, so that 1 and N processes tak
 """
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +16,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ulmfit_pipe.training.batch_windows import batches_from, count_steps, windows_of
 from ulmfit_pipe.training.compute.wrapping import prepared
 from ulmfit_pipe.training.distributed.agreement import check_agreement
 from ulmfit_pipe.training.distributed.global_norms import uncounted_rows
@@ -329,3 +329,36 @@ def _fit_epoch(run: Run, phase: Phase, task: Task, *, position: Position, total_
     lrs = run.steps[-1].lrs if run.steps else run.current_lrs()
     cut = state.batch < len(task.train_batches)
     return EpochRecord(phase.name, epoch, run.step, total_steps, loss, metrics, lrs, seconds, speed, cut_short=cut)
+
+
+def windows_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Group micro-batches into windows of ``size``; the last may be smaller."""
+    iterator = iter(batches)
+    while window := list(itertools.islice(iterator, size)):
+        yield window
+
+
+def count_steps(batches: Batches, epochs: int, accumulation_steps: int, *, first_epoch: int = 0) -> list[int]:
+    """Return the number of optimizer steps of each epoch (their number of batches may differ)."""
+    counts = []
+    for epoch in range(first_epoch, first_epoch + epochs):
+        batches.set_epoch(epoch)
+        counts.append(math.ceil(len(batches) / accumulation_steps))
+    if not counts or min(counts) < 1:
+        where = f"epoch {first_epoch + counts.index(0)} (counted from 0)" if counts else f"a phase of {epochs} epochs"
+        raise ValueError(f"{where} has no batch to train on; give more rows or a smaller batch size")
+    return counts
+
+
+def batches_from(batches: Batches, first: int) -> Iterator[Batch]:
+    """Iterate over the batches of the current epoch from a certain one on.
+
+    Those before it are passed over, or not made at all where the batches know how (``from_batch``).
+    """
+    begin = getattr(batches, "from_batch", None)
+    if begin is not None:
+        return iter(begin(first))
+    iterator = iter(batches)
+    for _ in itertools.islice(iterator, first):
+        pass
+    return iterator

@@ -18,11 +18,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ulmfit_pipe.training.batch_windows import windows_of
 from ulmfit_pipe.training.compute.wrapping import prepared
 from ulmfit_pipe.training.distributed.sharding import phase_model
 from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_flags_kept, train_mode, trainable_indices
-from ulmfit_pipe.training.loop import NonFiniteLossError, train_step
+from ulmfit_pipe.training.loop import NonFiniteLossError, train_step, windows_of
 from ulmfit_pipe.training.lr_suggestions import smooth_losses, suggest, usable_part
 from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.optim import build_optimizer
