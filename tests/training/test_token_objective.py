@@ -3,10 +3,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from tests.support.toy_models import VOCAB, ToyBatches, ToyLanguageModel, lm_groups_of, token_rows
-from ulmfit_pipe.text.families.token_objective import TokenObjective
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.metrics import LanguageModelMetric
-from ulmfit_pipe.training.objectives import IGNORED
+from ulmfit_pipe.training.objectives import IGNORED, TokenObjective
 from ulmfit_pipe.training.records import Phase, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 

@@ -3,7 +3,7 @@
 Sums and counts, not means, so that unequal batches, accumulation and many processes weigh every item alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ Batch = Mapping[str, Tensor]
 HALF_TYPES = (torch.float16, torch.bfloat16)
 IGNORED = -100  # torch's own mark of a target that counts for nothing
 CHUNK_NUMBERS = 2**19  # logits whose loss is computed at once: 2 MB in float32, what a core's own cache holds
+# (model, its inputs, bool (batch, seq_len)) -> float (wanted positions, num_classes), row by row
+LogitsAt = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
 
 
 @dataclass
@@ -271,3 +273,39 @@ def detach(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.detach()
     return None if state is None else type(state)(detach(part) for part in state)
+
+
+def logits_of_all(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor) -> Tensor:
+    """Return the logits at the wanted positions of a model that gives them at all positions.
+
+    Args:
+        model: Its output has ``logits``, float (batch, seq_len, num_classes).
+        inputs: Named inputs.
+        wanted: bool (batch, seq_len).
+    """
+    logits: Tensor = model(**inputs).logits
+    return logits.flatten(0, 1) if bool(wanted.all()) else logits[wanted]
+
+
+class TokenObjective:
+    """Cross-entropy over the positions that have a target; nothing is carried from batch to batch.
+
+    Args:
+        logits_at: Runs the model and returns the logits at the wanted positions.
+    """
+
+    def __init__(self, *, logits_at: LogitsAt = logits_of_all) -> None:
+        self.logits_at = logits_at
+
+    def count(self, batch: Batch) -> float:
+        """Return the number of targets that count."""
+        return float((batch["targets"] != IGNORED).sum())
+
+    def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
+        """Run the model on everything but targets and row numbers, and sum the losses of the positions asked for."""
+        inputs = {key: value for key, value in batch.items() if key not in ("targets", "row")}
+        wanted = batch["targets"] != IGNORED
+        logits = self.logits_at(model, inputs, wanted)  # (wanted positions, num_classes)
+        targets = batch["targets"][wanted]  # (wanted positions,)
+        loss_sum = summed_cross_entropy(logits, targets)
+        return ObjectiveOutput(loss_sum, None, None, logits.detach(), targets)

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from tests.support.toy_models import new_model
-from ulmfit_pipe.text.families.token_objective import TokenObjective
 from ulmfit_pipe.training.distributed.global_norms import (
     accumulation_note,
     batch_norms_of,
     global_batch_norms,
     uncounted_rows,
 )
-from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective
+from ulmfit_pipe.training.objectives import ClassificationObjective, SequenceObjective, TokenObjective
 
 SEVERAL = SimpleNamespace(num_processes=2)  # what is asked for; the group below has one, which then holds all rows
 NORMS = {

@@ -38,9 +38,9 @@ from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_to
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.model_folder import NOTES
 from ulmfit_pipe.stages.presets import IMDB_TOKENS, scale_epochs
-from ulmfit_pipe.text.families.token_objective import TokenObjective
 from ulmfit_pipe.text.language_model_parts import LanguageModelParts, build_learner
 from ulmfit_pipe.training.metrics import LanguageModelMetric
+from ulmfit_pipe.training.objectives import TokenObjective
 from ulmfit_pipe.training.phases import full, gradual_unfreezing
 from ulmfit_pipe.training.records import Phase, Task
 from ulmfit_pipe.training.schedules import Schedule
