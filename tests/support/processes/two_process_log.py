@@ -12,8 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.support.toy_models import groups_of, new_model, new_task
 from ulmfit_pipe.training.layer_groups import set_trainable
-from ulmfit_pipe.training.logs.events import JsonlLog
-from ulmfit_pipe.training.logs.gradient_norms import gradient_norms
+from ulmfit_pipe.training.logs.events import JsonlLog, gradient_norms
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.phases import gradual_unfreezing
 

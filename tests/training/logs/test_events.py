@@ -18,8 +18,7 @@ from tests.support.toy_models import NAMES, groups_of, new_model, new_phase, new
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.logs import events
-from ulmfit_pipe.training.logs.events import JsonlLog, memory_in_use
-from ulmfit_pipe.training.logs.gradient_norms import _norm
+from ulmfit_pipe.training.logs.events import JsonlLog, _norm, memory_in_use
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.records import Checkpoints, TrainingOptions
