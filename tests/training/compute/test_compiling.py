@@ -18,7 +18,7 @@ from tests.support.toy_models import (
     token_rows,
     weights_of,
 )
-from ulmfit_pipe.training.compute.compiling import compiled
+from ulmfit_pipe.training.compute.wrapping import compiled
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.lr_finder import lr_find
 from ulmfit_pipe.training.metrics import LanguageModelMetric

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from ulmfit_pipe.training.compute.accelerator_checks import check_accelerator, check_parameters_kept
-from ulmfit_pipe.training.compute.compiling import compiled
 from ulmfit_pipe.training.compute.gradient_checkpointing import checkpointed
 from ulmfit_pipe.training.compute.precision import tf32_allowed
 from ulmfit_pipe.training.compute.process_memory import keep_freed_memory
@@ -22,6 +21,8 @@ from ulmfit_pipe.training.distributed.global_norms import global_batch_norms
 from ulmfit_pipe.training.distributed.processes import settle_at_exit
 from ulmfit_pipe.training.distributed.sharding import is_sharded, refuse_whole
 from ulmfit_pipe.training.records import TrainingOptions
+
+EAGER = "runs_eagerly"  # attribute by which a module asks not to be compiled
 
 
 @contextlib.contextmanager
@@ -91,3 +92,34 @@ def _wrapped(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Ac
         return accelerator.prepare(model, optimizer)
     wrapped = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
     return wrapped, accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module, *, enabled: bool) -> Iterator[None]:
+    """Compile a model for the time of a block.
+
+    Args:
+        model: The bare model, frozen as the phase has it, its ``forward`` as the phase runs it.
+        enabled: False changes nothing.
+    """
+    if not enabled:
+        yield
+        return
+    eager = [module for module in model.modules() if module is not model and _runs_eagerly(module)]
+    before = [module.__dict__.get("forward") for module in eager]
+    for module in eager:
+        module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    try:
+        model.compile()
+        yield
+    finally:
+        model._compiled_call_impl = None
+        for module, own in zip(eager, before, strict=True):
+            module.__dict__.pop("forward", None)
+            if own is not None:
+                module.forward = own
+        torch.compiler.reset()
+
+
+def _runs_eagerly(module: nn.Module) -> bool:
+    return bool(getattr(module, EAGER, False)) or "forward" in module.__dict__
