@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.presets import FASTAI, IMDB_ROWS, LAYER_DECAY, TRANSFORMER, WARM_UP, Preset, scale_epochs
+from ulmfit_pipe.text.tables import LEAST_ROWS
 from ulmfit_pipe.training.optim import discriminative_lrs
 from ulmfit_pipe.training.phases import (
     chain_thaw,
@@ -28,7 +29,6 @@ PROBED = ("probe-full", "probe")  # plans that begin with logistic regression on
 # After the probe; ours, chosen by accuracy on AG News, TREC-6 and IMDb with 8 to 64 labels per class
 AUTO_LR, AUTO_LR_DECAY = 1e-4, LAYER_DECAY  # of the last group of a transformer once all train
 LSTM_LR, LSTM_LR_DECAY = 5e-3, 1.3  # the same of an AWD-LSTM
-FEW_ROWS = 500  # of an AWD-LSTM: below, the probe is where its training starts, and folds decide whether it is the end
 AUTO_EPOCHS = 4  # of a table with many rows
 AUTO_STEPS = 100  # of a table with few: as many epochs as have so many steps, up to
 AUTO_MOST_EPOCHS = 25
@@ -55,10 +55,14 @@ def settled(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, row
 
 
 def decided_by_folds(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, rows: int) -> bool:
-    """Return whether held-out folds of the training rows decide if more than the head of an AWD-LSTM is trained."""
+    """Return whether held-out folds of the training rows decide if more than the head of an AWD-LSTM is trained.
+
+    Where rows are too few to hold a part out of, the probe is where its training starts, and the folds decide whether
+    it is the end.
+    """
     numbers = (settings.epochs_per_phase, settings.final_epochs, settings.lr, settings.rest_lr, settings.lr_decay)
     given = settings.from_scratch or settings.schedule != "preset" or any(number is not None for number in numbers)
-    return settings.plan == "auto" and recipe.name == FASTAI and not held_out and rows < FEW_ROWS and not given
+    return settings.plan == "auto" and recipe.name == FASTAI and not held_out and rows < LEAST_ROWS and not given
 
 
 def possible_epochs(reading_seconds: float, deadline: float | None) -> float:
