@@ -290,6 +290,10 @@ def logits_of_all(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor
 class TokenObjective:
     """Cross-entropy over the positions that have a target; nothing is carried from batch to batch.
 
+    For masked and causal language models alike. A batch holds the model's inputs and ``targets``; a target of -100 asks
+    for nothing. Which positions' logits are computed is left to a function, because a masked model needs those of one
+    position in seven only.
+
     Args:
         logits_at: Runs the model and returns the logits at the wanted positions.
     """

@@ -133,7 +133,7 @@ class TrainingOptions:
             (False) while training; None leaves it to torch.
         gradient_checkpointing: Layers keep their inputs alone and run again in the backward pass: less memory, more
             time, the same gradients (`gradient_checkpointing`).
-        compile: Compile the model for each phase (`compiling`); dropout masks are then drawn otherwise.
+        compile: Compile the model for each phase (`wrapping.compiled`); dropout masks are then drawn otherwise.
         shard: Part weights, gradients and optimizer over the processes (`sharding`); Accelerate's FSDP2 asks for it
             too.
     """

@@ -98,6 +98,11 @@ def _wrapped(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Ac
 def compiled(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     """Compile a model for the time of a block.
 
+    Compiled code is right for the parameters that trained when it was made; each phase starts without any. What a
+    compiler would make worse runs eagerly: modules that ask for it (an LSTM with dropped weights, which it would unroll
+    over time) and modules whose ``forward`` was replaced for the phase. torch itself leaves functions alone that run
+    its own LSTMs.
+
     Args:
         model: The bare model, frozen as the phase has it, its ``forward`` as the phase runs it.
         enabled: False changes nothing.
