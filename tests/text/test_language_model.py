@@ -242,7 +242,7 @@ def test_a_new_word_vocabulary_may_hold_60000_words_and_a_subword_one_15000(monk
         asked.append(numbers)
         raise ValueError("far enough")
 
-    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm_language_model.train_tokenizer", train)
+    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm.train_tokenizer", train)
     for model in (str(word_model_folder), None):
         with pytest.raises(ValueError, match="far enough"):
             build_language_model_learner(TRAIN, VALIDATION, model=model, context=heard()[1])

@@ -195,7 +195,7 @@ def test_the_example_of_the_read_me_runs_word_for_word(tables, tmp_path, monkeyp
         (tmp_path / f"{name}.csv").symlink_to(tables / f"{name}.csv")
     # word for word, but for the time that the preset's ten epochs would take
     monkeypatch.setattr("ulmfit_pipe.stages.presets.MOST_EPOCHS", 1)
-    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm_language_model.scale_epochs", lambda *args, **sizes: 1)
+    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm.scale_epochs", lambda *args, **sizes: 1)
     pipe = TextPipeline("runs/general_lm")
     pipe.fit("train.csv", test="test.csv", unlabelled="more.csv", output_dir="runs/reviews", preset="fastai")
     (row,) = pipe.predict(["It works."])

@@ -12,7 +12,7 @@ from ulmfit_pipe.stages.config_notes import set_thresholds
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.saved_learner import groups_of
-from ulmfit_pipe.text.families.awd_lstm_classifier import build_awd_lstm_classifier
+from ulmfit_pipe.text.families.awd_lstm import build_awd_lstm_classifier
 from ulmfit_pipe.text.families.transformer_classifier import build_transformer_classifier, empty_transformer_classifier
 
 

@@ -1,7 +1,7 @@
 """The language-model stage: train one from scratch, or fine-tune a pretrained one on the target's text.
 
 The first two steps of ULMFiT. Validation text is never trained on; the stage ends in a folder that the classifier
-stage starts from. An AWD-LSTM goes through `awd_lstm_language_model`, any other text model through
+stage starts from. An AWD-LSTM goes through `families.awd_lstm`, any other text model through
 `transformer_language_model`.
 
 Source: Howard & Ruder 2018, sections 3.1 and 3.2.
@@ -29,7 +29,7 @@ from ulmfit_pipe.stages.log import save_training, track_training
 from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.storage.digests import digest_of
-from ulmfit_pipe.text.families.awd_lstm_language_model import build_awd_lstm_language_model
+from ulmfit_pipe.text.families.awd_lstm import build_awd_lstm_language_model
 from ulmfit_pipe.text.families.transformer_language_model import build_transformer_language_model
 from ulmfit_pipe.text.language_model_parts import LanguageModelParts
 from ulmfit_pipe.text.language_model_scores import compared_across_vocabularies, describe_perplexity

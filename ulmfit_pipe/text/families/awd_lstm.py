@@ -1,4 +1,4 @@
-"""An AWD-LSTM's part of the language-model stage: its vocabulary, its one stream of text, its thawing.
+"""The AWD-LSTM's part of both stages: its vocabulary, its one stream of text, its plan; its classifier's head.
 
 Source: Howard & Ruder 2018, sections 3.1 and 3.2.
 """
@@ -9,24 +9,25 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ulmfit_pipe.data.streams.lm_batches import LanguageModelBatches
 from ulmfit_pipe.data.streams.token_arrays import read_token_arrays
 from ulmfit_pipe.data.text.tokenization import (
-    UlmfitTokenizer,
     tokenize_dataset,
     tokens_in_order,
     train_tokenizer,
     vocab_hash,
 )
+from ulmfit_pipe.data.text.ulmfit_tokenizer import UlmfitTokenizer
 from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
-from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
 from ulmfit_pipe.models.awd_lstm.vocab_transfer import transfer_vocabulary
-from ulmfit_pipe.settings.text import LanguageModelSettings
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_tokenizer
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.presets import IMDB_TOKENS, Preset, scale_epochs, with_dropouts
+from ulmfit_pipe.stages.pretrained_files import refuse_larger_network
 from ulmfit_pipe.text.language_model_parts import LanguageModelParts, build_learner
 from ulmfit_pipe.text.language_model_scores import fitting_batch_size
 from ulmfit_pipe.training.metrics import LanguageModelMetric
@@ -39,6 +40,7 @@ SUBWORD_VOCAB_SIZE = 15_000  # about MultiFiT's (Eisenschlos et al. 2019)
 SCRATCH_EPOCHS = 10
 SCRATCH_LR = 5e-3  # peak of one cycle for a model with no pretrained weights; ours, see `find_learning_rate.py`
 OF_TRANSFORMERS = {"block_size": "set bptt", "mask_probability": "leave it out", "whole_word_masking": "leave it out"}
+TRANSFORMERS_ONLY = ("long_documents", "window_length", "window_overlap", "block_groups")
 
 
 def build_awd_lstm_language_model(
@@ -223,3 +225,43 @@ def _phases(
         scaled = scale_epochs(phases[-1].epochs, size=tokens, full_size=IMDB_TOKENS)
         phases[-1] = dataclasses.replace(phases[-1], epochs=scaled)
     return phases
+
+
+def build_awd_lstm_classifier(
+    model: str, config: Any, labels: dict[str, Any], settings: "ClassifierSettings", context: RunContext
+) -> tuple[AwdLstmForSequenceClassification, UlmfitTokenizer]:
+    """Return a classifier with the preset's dropouts, and its tokenizer.
+
+    Args:
+        model: Folder or name of a language model or classifier.
+        config: Its configuration; not changed.
+        labels: The configuration's entries that say what the labels are.
+        settings: Numbers of the stage.
+        context: Preset.
+
+    Raises:
+        ValueError: A setting has no meaning for an AWD-LSTM.
+        ArtifactError: Weights or tokenizer cannot be used.
+    """
+    defaults = type(settings)()
+    for name in TRANSFORMERS_ONLY:
+        if getattr(settings, name) != getattr(defaults, name):
+            raise ValueError(
+                f"{name} {getattr(settings, name)!r} is for transformers; {model} is an AWD-LSTM, which reads "
+                "documents whole and has a layer group a layer: leave it out (max_length cuts documents)"
+            )
+    tokenizer = load_tokenizer(model, config=config)
+    is_classifier = "AwdLstmForSequenceClassification" in (config.architectures or [])
+    config = with_dropouts(config, context.recipe.classifier_dropouts, settings.drop_mult)
+    for name, value in labels.items():
+        setattr(config, name, value)
+    if settings.gradient_window is not None:
+        config.gradient_window = settings.gradient_window
+    if is_classifier and not settings.from_scratch and not settings.new_head:
+        return load_model(model, AutoModelForSequenceClassification, config=config), tokenizer
+    refuse_larger_network(model, partial(AwdLstmForSequenceClassification, config))
+    network = AwdLstmForSequenceClassification(config)
+    if not settings.from_scratch:
+        saved = load_model(model, AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM)
+        network.model.load_state_dict(saved.get_submodule("model").state_dict())
+    return network, tokenizer
