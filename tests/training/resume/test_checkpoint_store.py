@@ -132,7 +132,7 @@ FILLING = """
 import sys
 from pathlib import Path
 import torch
-from ulmfit_pipe.training import checkpoint_store as store
+from ulmfit_pipe.training.resume import checkpoint_store as store
 
 folder = Path(sys.argv[1])
 for step in (1, 2, 3):
