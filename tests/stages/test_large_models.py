@@ -16,7 +16,7 @@ from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text.classifier import build_classifier_learner
 from ulmfit_pipe.text.language_model import build_language_model_learner
-from ulmfit_pipe.training.compute import gradient_checkpointing
+from ulmfit_pipe.training.compute import wrapping
 from ulmfit_pipe.training.compute.accelerator_checks import UnsupportedAcceleratorError
 from ulmfit_pipe.training.distributed.sharding import _check_parts
 
@@ -88,13 +88,13 @@ def trained(parts):
 )
 def test_layers_that_run_again_lead_to_the_same_weights_dropout_and_all(models, build, name, monkeypatch):
     again = []
-    original = gradient_checkpointing.checkpoint
+    original = wrapping.checkpoint
 
     def noting(function, *args, **named):
         again.append(function)
         return original(function, *args, **named)
 
-    monkeypatch.setattr(gradient_checkpointing, "checkpoint", noting)
+    monkeypatch.setattr(wrapping, "checkpoint", noting)
     plain = trained(build(models, name))
     assert again == []
     same = trained(build(models, name, gradient_checkpointing=True))
@@ -104,7 +104,7 @@ def test_layers_that_run_again_lead_to_the_same_weights_dropout_and_all(models, 
 
 
 def test_the_head_alone_runs_no_layer_again(models, monkeypatch):
-    monkeypatch.setattr(gradient_checkpointing, "checkpoint", None)  # a call would fail
+    monkeypatch.setattr(wrapping, "checkpoint", None)  # a call would fail
     for name in ("awd_lstm", "bert"):
         parts = classifier(models, name, gradient_checkpointing=True)
         first = dataclasses.replace(parts.phases[0], epochs=1)

@@ -132,7 +132,7 @@ class TrainingOptions:
         tf32: Let float32 matrix products, convolutions and LSTMs on NVIDIA GPUs run in TF32 (True) or in float32
             (False) while training; None leaves it to torch.
         gradient_checkpointing: Layers keep their inputs alone and run again in the backward pass: less memory, more
-            time, the same gradients (`gradient_checkpointing`).
+            time, the same gradients (`wrapping.checkpointed`).
         compile: Compile the model for each phase (`wrapping.compiled`); dropout masks are then drawn otherwise.
         shard: Part weights, gradients and optimizer over the processes (`sharding`); Accelerate's FSDP2 asks for it
             too.

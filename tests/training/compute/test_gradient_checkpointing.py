@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.support.toy_models import CLASSES, EMBEDDING, HIDDEN, VOCAB, ToyOutput, new_phase, new_task, weights_of
-from ulmfit_pipe.training.compute.gradient_checkpointing import checkpointed
+from ulmfit_pipe.training.compute.wrapping import checkpointed
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.records import TrainingOptions
