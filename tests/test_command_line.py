@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ulmfit_pipe import command_line
 from ulmfit_pipe.command_line import run_recipe
 from ulmfit_pipe.console import in_one_line, on_terminal, visible
 from ulmfit_pipe.data.tables.tables import TableError, load_table
@@ -71,7 +72,7 @@ def test_a_full_disk_is_one_line(capsys):
 
 
 def test_a_loss_that_became_nan_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.command_line.PACKAGE", Path(__file__).parent)
+    monkeypatch.setattr(command_line, "PACKAGE", Path(__file__).parent)
 
     def main():
         raise NonFiniteLossError("the loss became nan at step 3")

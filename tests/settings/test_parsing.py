@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 
+from ulmfit_pipe.settings import parsing
 from ulmfit_pipe.settings.parsing import (
     SettingsError,
     list_settings,
@@ -310,9 +311,7 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_before_they_are_w
 
 def test_unknown_names_are_compared_once_however_many_there_are(tmp_path, monkeypatch):
     compared = []
-    monkeypatch.setattr(
-        "ulmfit_pipe.settings.parsing._ratio", lambda typed, real: compared.append(typed) or len(typed) / 1000
-    )
+    monkeypatch.setattr(parsing, "_ratio", lambda typed, real: compared.append(typed) or len(typed) / 1000)
     numbers = []
     for count in (10, 1000):
         compared.clear()

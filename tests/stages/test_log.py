@@ -11,12 +11,14 @@ from ulmfit_pipe.images.pipeline import run_image_pipeline
 from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.settings.parsing import parse_settings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, PipelineSettings
+from ulmfit_pipe.stages import log as log_module
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.progress import progress_folder
 from ulmfit_pipe.text.classifier import train_classifier
 from ulmfit_pipe.text.jobs import run_classifier, run_language_model
 from ulmfit_pipe.text.language_model import train_language_model
 from ulmfit_pipe.text.pipeline import run_pipeline
+from ulmfit_pipe.training.logs import accelerate_trackers
 
 TEXTS = [text for text, _ in reviews(40)]
 
@@ -105,7 +107,7 @@ def test_a_training_that_fails_keeps_its_log_with_its_checkpoints(tiny_language_
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ulmfit_pipe.stages.log.save_stage", fail)
+    monkeypatch.setattr(log_module, "save_stage", fail)
     with pytest.raises(OSError, match="No space left"):
         train_classifier(
             table(reviews(36)),
@@ -119,7 +121,7 @@ def test_a_training_that_fails_keeps_its_log_with_its_checkpoints(tiny_language_
 
 
 def test_the_recipes_settings_name_trackers_and_refuse_those_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.training.logs.accelerate_trackers.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(accelerate_trackers, "get_available_trackers", lambda: ["tensorboard"])
     csv = str(write_csv(tmp_path / "train.csv", reviews(12)))
     words = ["--output_dir", str(tmp_path / "out"), "--report_to", "tensorboard", "--report_to", "wandb"]
     texts = ["--train_file", csv, *words]

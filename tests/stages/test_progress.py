@@ -19,11 +19,13 @@ from ulmfit_pipe.command_line import run_recipe
 from ulmfit_pipe.data.images.files import load_images
 from ulmfit_pipe.images.classifier import train_image_classifier
 from ulmfit_pipe.settings.text import LanguageModelSettings
+from ulmfit_pipe.stages import progress
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.storage.locks import held, lock
+from ulmfit_pipe.text import classifier
 from ulmfit_pipe.text.classifier import train_classifier
 from ulmfit_pipe.text.language_model import train_language_model
 from ulmfit_pipe.training import loop
@@ -148,7 +150,7 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
         f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); go on with it by --resume "
         "true (resume=True in Python), or delete that folder to begin anew"
     )
-    monkeypatch.setattr("ulmfit_pipe.text.classifier.build_classifier_learner", None)  # it does not come to that
+    monkeypatch.setattr(classifier, "build_classifier_learner", None)  # it does not come to that
     for seconds in (0.0, None):
         with pytest.raises(CheckpointError) as caught:
             train(folder, tiny_language_model_folder, checkpoint_seconds=seconds)
@@ -224,7 +226,7 @@ def test_a_stage_that_another_process_trains_is_refused_on_all_processes_until_t
             keep(context)
     with monkeypatch.context() as patched:  # a process that is not the main one looks at no lock, and hears of it
         patched.setattr(type(going_on.accelerator), "is_main_process", False)
-        patched.setattr("ulmfit_pipe.stages.progress.gather_bytes", lambda said, _: [str(caught.value).encode(), said])
+        patched.setattr(progress, "gather_bytes", lambda said, _: [str(caught.value).encode(), said])
         with pytest.raises(CheckpointError, match=words):
             keep(going_on)
     write_checkpoint(checkpoint_path(folder, 7), {"identity": {"vocabulary": None}}, tensors={}, contents={})
@@ -274,12 +276,12 @@ def test_other_settings_another_vocabulary_and_other_versions_are_named(
     ):
         train(folder, tiny_language_model_folder, resume=True, settings=other)
     with monkeypatch.context() as patched:
-        patched.setattr("ulmfit_pipe.text.classifier.vocabulary_digest", lambda _tokenizer: "another")
+        patched.setattr(classifier, "vocabulary_digest", lambda _tokenizer: "another")
         with pytest.raises(
             CheckpointError, match=r"it differs in identity.vocabulary \('[0-9a-f]+... there, 'another' n"
         ):
             train(folder, tiny_language_model_folder, resume=True)
-    monkeypatch.setattr("ulmfit_pipe.stages.progress.library_versions", lambda: {"tokenizers": "9.9"})
+    monkeypatch.setattr(progress, "library_versions", lambda: {"tokenizers": "9.9"})
     train(folder, tiny_language_model_folder, resume=True, said=said)
     line = next(line for line in said if "made with other versions" in line)
     assert "tokenizers ('" in line and "there, '9.9' now)" in line

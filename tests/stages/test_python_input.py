@@ -17,6 +17,7 @@ from tests.support.tiny_runs import reviews, table, write_csv
 from ulmfit_pipe import ImagePipeline, TextPipeline
 from ulmfit_pipe.data.splits import split_train_validation
 from ulmfit_pipe.data.tables.tables import check_table
+from ulmfit_pipe.images import pipeline as images_pipeline
 from ulmfit_pipe.images.classifier import build_image_learner
 from ulmfit_pipe.images.predict import ImagePredictor
 from ulmfit_pipe.stages.python_input import check_sequence, check_texts
@@ -158,7 +159,7 @@ def nothing_is_read(monkeypatch, tmp_path):
     """Make every way to read a table or to train fail, and stand in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: pytest.fail("it ran"))
-    monkeypatch.setattr("ulmfit_pipe.images.pipeline.run_image_pipeline", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr(images_pipeline, "run_image_pipeline", lambda *a, **k: pytest.fail("it ran"))
 
 
 LONG = "What a lovely film this is, said nobody at all"

@@ -12,6 +12,7 @@ from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.studies.ablation import in_words, phases_of_variant, run_ablation, variant_settings
 from ulmfit_pipe.studies.grid.cells import CellFolder
 from ulmfit_pipe.studies.grid.training import total_epochs
+from ulmfit_pipe.text import classifier
 
 SHARED = ClassifierSettings(plan="gradual", lr=5e-3, lr_decay=2.0, epochs_per_phase=1, final_epochs=3, batch_size=8)
 SHORT = dataclasses.replace(SHARED, final_epochs=2)
@@ -140,7 +141,7 @@ def test_the_table_shows_phases_error_seconds_and_steps_in_the_variants_order(fi
 
 
 def test_a_second_run_trains_nothing(finished, settings_for, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.text.classifier.build_classifier_learner", None)  # training would fail
+    monkeypatch.setattr(classifier, "build_classifier_learner", None)  # training would fail
     settings = settings_for(finished[0], variants=SHOWN, seeds=2, size=16, title="Reviews", classifier=SHORT)
     assert run_ablation(settings, context=heard()[1])["summary"] == finished[2]["summary"]
     results = dataclasses.replace(settings, stage="results")

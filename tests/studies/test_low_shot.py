@@ -17,8 +17,10 @@ from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.storage.locks import held
 from ulmfit_pipe.studies import low_shot
+from ulmfit_pipe.studies.grid import training as grid_training
 from ulmfit_pipe.studies.grid.cells import Cell, CellFolder
 from ulmfit_pipe.studies.low_shot import run_low_shot
+from ulmfit_pipe.text import classifier
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LM = LanguageModelSettings(plan="full", epochs=1, batch_size=4, bptt=11)
@@ -188,8 +190,8 @@ def test_results_and_picture_are_written_and_say_what_is_generous(finished):
 
 
 def test_a_second_run_trains_nothing_and_gives_the_same_results(again, finished, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.text.classifier.build_classifier_learner", None)  # training would fail
-    monkeypatch.setattr("ulmfit_pipe.studies.grid.training.fit_tfidf", None)
+    monkeypatch.setattr(classifier, "build_classifier_learner", None)  # training would fail
+    monkeypatch.setattr(grid_training, "fit_tfidf", None)
     output, said, results = again()
     assert done(said) == []
     assert sum("language_model: already finished" in line for line in said) == 2

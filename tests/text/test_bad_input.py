@@ -21,6 +21,7 @@ from ulmfit_pipe.data.tables.readers import TableError
 from ulmfit_pipe.data.text.tokenization import train_tokenizer
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob
+from ulmfit_pipe.stages import pretrained_files
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.text.jobs import run_classifier
@@ -210,8 +211,8 @@ def test_a_hub_id_without_network_says_so_and_how_to_give_a_folder(fit):
 
 def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(fit, monkeypatch):
     nowhere = functools.partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9")  # nothing answers there
-    monkeypatch.setattr("ulmfit_pipe.stages.pretrained_files.HfApi", nowhere)
-    monkeypatch.setattr("ulmfit_pipe.stages.pretrained_files.is_offline_mode", lambda: False)
+    monkeypatch.setattr(pretrained_files, "HfApi", nowhere)
+    monkeypatch.setattr(pretrained_files, "is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     words = ["'somebody/general-lm' is no folder here and could not be fetched from the hub", "(no network, or no such"]
     refused(fit, ArtifactError, words, model="somebody/general-lm")

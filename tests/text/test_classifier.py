@@ -13,10 +13,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.tiny_runs import CLASSIFIER, folder_bytes, heard, multi_label_table, reviews, table
 from ulmfit_pipe.settings.text import ClassifierSettings
+from ulmfit_pipe.stages import artifacts
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.config_notes import label_type_in
 from ulmfit_pipe.stages.context import RunContext, deadline_after
 from ulmfit_pipe.storage.atomic import CheckpointError
+from ulmfit_pipe.text import classifier
 from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.text.predict.predictor import Predictor
 
@@ -247,7 +249,7 @@ def test_dropouts_are_the_presets_times_drop_mult_and_the_window_is_set(tiny_lan
 
 def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(tiny_language_model_folder, tmp_path, monkeypatch):
     settled = [0.3, 0.45, 0.55], "thresholds: as they are settled"
-    monkeypatch.setattr("ulmfit_pipe.text.classifier.settle_thresholds", lambda *_args, **_kwargs: settled)
+    monkeypatch.setattr(classifier, "settle_thresholds", lambda *_args, **_kwargs: settled)
     folder, validation = tmp_path / "several", multi_label_table(16, seed=3)
     said, context = heard()
     result = fit(tiny_language_model_folder, folder, multi_label_table(40), validation, context=context)
@@ -277,7 +279,7 @@ def test_a_full_disk_says_so(tiny_language_model_folder, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ulmfit_pipe.stages.artifacts.write_sealed", full)
+    monkeypatch.setattr(artifacts, "write_sealed", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         fit(tiny_language_model_folder, tmp_path / "full")
     assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()] == [

@@ -16,6 +16,7 @@ from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, load_tokenizer
 from ulmfit_pipe.stages.context import RunContext, deadline_after
+from ulmfit_pipe.text.families import awd_lstm
 from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.training.schedules import Schedule
 
@@ -242,7 +243,7 @@ def test_a_new_word_vocabulary_may_hold_60000_words_and_a_subword_one_15000(monk
         asked.append(numbers)
         raise ValueError("far enough")
 
-    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm.train_tokenizer", train)
+    monkeypatch.setattr(awd_lstm, "train_tokenizer", train)
     for model in (str(word_model_folder), None):
         with pytest.raises(ValueError, match="far enough"):
             build_language_model_learner(TRAIN, VALIDATION, model=model, context=heard()[1])

@@ -23,8 +23,10 @@ from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.settings.parsing import load_settings, parse_settings
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob, PipelineSettings
+from ulmfit_pipe.stages import presets
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
+from ulmfit_pipe.text.families import awd_lstm
 from ulmfit_pipe.text.pipeline import run_pipeline
 
 SMALL = {"language_model": LM, "classifier": CLASSIFIER, "validation_fraction": 0.1}
@@ -194,8 +196,8 @@ def test_the_example_of_the_read_me_runs_word_for_word(tables, tmp_path, monkeyp
     for name in ("train", "test", "more"):
         (tmp_path / f"{name}.csv").symlink_to(tables / f"{name}.csv")
     # word for word, but for the time that the preset's ten epochs would take
-    monkeypatch.setattr("ulmfit_pipe.stages.presets.MOST_EPOCHS", 1)
-    monkeypatch.setattr("ulmfit_pipe.text.families.awd_lstm.scale_epochs", lambda *args, **sizes: 1)
+    monkeypatch.setattr(presets, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(awd_lstm, "scale_epochs", lambda *args, **sizes: 1)
     pipe = TextPipeline("runs/general_lm")
     pipe.fit("train.csv", test="test.csv", unlabelled="more.csv", output_dir="runs/reviews", preset="fastai")
     (row,) = pipe.predict(["It works."])

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from ulmfit_pipe.data.streams import token_arrays
 from ulmfit_pipe.data.streams.token_arrays import read_token_arrays
 
 LISTS = [[5, 6, 7], [], [8], [9, 10]]
@@ -35,7 +36,7 @@ def test_large_lists_and_wider_integers_are_read_too():
 
 
 def test_many_small_pieces_are_joined_in_order(monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.data.streams.token_arrays.ROWS_PER_READ", 3)
+    monkeypatch.setattr(token_arrays, "ROWS_PER_READ", 3)
     lists = [[i] * (i % 4) for i in range(11)]
     arrays = read_token_arrays(Dataset.from_dict({"input_ids": lists}))
     assert [arrays.row(i).tolist() for i in range(11)] == lists

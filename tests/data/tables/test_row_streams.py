@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ulmfit_pipe.data.tables import row_streams
 from ulmfit_pipe.data.tables.readers import TableError
 from ulmfit_pipe.data.tables.row_streams import check_suffix, column_values, open_stream, open_writer, split_object
 
@@ -224,7 +225,7 @@ def test_chunks_have_the_rows_asked_for_in_order(tmp_path, cells_csv, suffix):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_chunks_of_long_texts_have_fewer_rows(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.data.tables.row_streams.CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(row_streams, "CHUNK_CHARACTERS", 1000)
     source = tmp_path / "in.csv"
     source.write_text("text\n" + "".join(f"{number:0400}\n" for number in range(5)), encoding="utf-8")
     chunks = list(open_stream(copy(source, tmp_path / f"long{suffix}")).chunks(5))

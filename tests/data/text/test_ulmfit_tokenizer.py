@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
+from ulmfit_pipe.data.text import ulmfit_tokenizer
 from ulmfit_pipe.data.text.text_rules import SPECIAL_TOKENS
 from ulmfit_pipe.data.text.tokenization import build_word_tokenizer, register_tokenizer, train_tokenizer, vocab_hash
 from ulmfit_pipe.data.text.ulmfit_tokenizer import UlmfitTokenizer, _compose, prepare_text
@@ -151,7 +152,7 @@ def test_a_long_document_has_the_ids_of_its_parts(tokenizer):
 
 
 def test_remembered_words_are_bounded_by_their_bytes_and_forgotten_when_tokens_are_added(words, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.data.text.ulmfit_tokenizer.REMEMBERED_BYTES", 1500)
+    monkeypatch.setattr(ulmfit_tokenizer, "REMEMBERED_BYTES", 1500)
     own = copy.deepcopy(words)
     numbers = []
     for text in ("hello world", "! 3 .", "hello new", "hello new"):

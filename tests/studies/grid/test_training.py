@@ -24,6 +24,7 @@ from ulmfit_pipe.studies.grid.training import (
     tfidf_outcome,
     total_epochs,
 )
+from ulmfit_pipe.text import classifier
 from ulmfit_pipe.text.classifier import train_classifier
 from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.text.scores.tfidf import folds_of
@@ -78,7 +79,7 @@ def test_the_tokens_of_a_cell_are_those_it_trained_on(training, tmp_path, tiny_t
 def test_a_model_is_kept_where_asked_and_tested_again_without_training(training, tmp_path, monkeypatch):
     run(training, tmp_path, keep_model=True)
     assert [folder.name.rsplit("-", 1)[0] for folder in (tmp_path / "models").iterdir()] == ["ulmfit_24_seed0"]
-    monkeypatch.setattr("ulmfit_pipe.text.classifier.build_classifier_learner", None)  # training would fail
+    monkeypatch.setattr(classifier, "build_classifier_learner", None)  # training would fail
     other = dataclasses.replace(training, test=table(reviews(6, seed=8)))
     cell = dataclasses.replace(CELL, test_rows=6)
     folder = CellFolder(tmp_path / "cells")

@@ -20,6 +20,7 @@ from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.images import SmallResNetSettings
 from ulmfit_pipe.settings.studies import TransferabilitySettings
 from ulmfit_pipe.studies.grid.cells import CellFolder
+from ulmfit_pipe.studies.transferability import networks as networks_module
 from ulmfit_pipe.studies.transferability.networks import (
     CURVES,
     Network,
@@ -231,7 +232,7 @@ def test_frozen_copies_end_as_they_were_and_thawed_ones_move(on_images, monkeypa
         learners["last"] = original(settings, task, context, pretrained=pretrained)
         return learners["last"]
 
-    monkeypatch.setattr("ulmfit_pipe.studies.transferability.networks.build_learner", remembered)
+    monkeypatch.setattr(networks_module, "build_learner", remembered)
     for curve in ("AnB", "AnB+", "BnB"):
         networks.run(Network(curve, 2))
         base = "baseB" if curve == "BnB" else "baseA"
@@ -256,7 +257,7 @@ def test_new_layers_are_the_same_for_every_curve_and_others_than_those_of_the_ba
         )
         return learner
 
-    monkeypatch.setattr("ulmfit_pipe.studies.transferability.networks.build_learner", remembered)
+    monkeypatch.setattr(networks_module, "build_learner", remembered)
     for network in (Network("baseB"), Network("BnB", 1), Network("random", 1), Network("new")):
         networks.run(network)
     assert len(starts) == 4

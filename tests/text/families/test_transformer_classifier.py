@@ -44,6 +44,7 @@ from ulmfit_pipe.stages.artifacts import (
 )
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.saved_learner import load_learner
+from ulmfit_pipe.text import classifier
 from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.text.predict.files import predict_file
 from ulmfit_pipe.text.predict.predictor import Predictor
@@ -357,7 +358,7 @@ def test_a_tokenizer_with_neither_padding_nor_end_is_refused(tmp_path):
 
 def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(pretrained, tmp_path, monkeypatch):
     settled = [0.3, 0.45, 0.55], "thresholds: as they are settled"
-    monkeypatch.setattr("ulmfit_pipe.text.classifier.settle_thresholds", lambda *_args, **_kwargs: settled)
+    monkeypatch.setattr(classifier, "settle_thresholds", lambda *_args, **_kwargs: settled)
     validation = multi_label_table(16, seed=3)
     result = fit(pretrained["distilbert"], tmp_path / "several", multi_label_table(40), validation)
     assert {"micro_f1", "macro_f1", "mean_average_precision", "loss", "n"} == set(result.metrics) - {"accuracy"}

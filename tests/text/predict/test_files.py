@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.part_tables import read_parts, read_table, write_table
+from ulmfit_pipe.data.tables import plain_copies
 from ulmfit_pipe.data.tables.readers import TableError
 from ulmfit_pipe.settings.prediction import PredictFileSettings
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.storage.atomic import OutputError, whole_file
+from ulmfit_pipe.text.predict import files as predict_files
 from ulmfit_pipe.text.predict.files import predict_file
 from ulmfit_pipe.text.predict.predictor import Predictor
 
@@ -246,7 +248,7 @@ def test_a_full_disk_for_copies_is_named(predict, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ulmfit_pipe.data.tables.plain_copies.open_writer", full)
+    monkeypatch.setattr(plain_copies, "open_writer", full)
     (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b"text,id\na,1\n"))
     with pytest.raises(TableError, match="in.csv.gz could not be copied to .*No space left on device.*set TMPDIR"):
         predict(tmp_path / "in.csv.gz", empty_text="error")
@@ -432,7 +434,7 @@ def test_text_that_csv_cannot_hold_is_refused_and_nothing_is_left(predict, tmp_p
 
 
 def test_a_file_that_changes_between_the_two_readings_is_refused(predict, table_csv, tmp_path, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.text.predict.files._count_rows", lambda *_args, **_settings: 4)
+    monkeypatch.setattr(predict_files, "_count_rows", lambda *_args, **_settings: 4)
     with pytest.raises(TableError, match="in.csv changed while it was read: 4 rows, then 5; run again"):
         predict(table_csv)
     assert sorted(tmp_path.iterdir()) == [table_csv]
@@ -526,8 +528,6 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_full_disk_leaves_the_earlier_output_as_it_was(predict, table_csv, tmp_path, monkeypatch, suffix):
-    from ulmfit_pipe.text.predict import files as predict_files
-
     (tmp_path / f"out{suffix}").write_text("earlier")
     whole = predict_files.open_writer
     monkeypatch.setattr(predict_files, "open_writer", lambda *given, **named: FullDisk(whole(*given, **named)))

@@ -8,6 +8,7 @@ from ulmfit_pipe.settings.tables import RowLimits
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import FORMAT
 from ulmfit_pipe.stages.finished import StageResult
+from ulmfit_pipe.text.scores import next_steps as next_steps_module
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
 
 
@@ -73,7 +74,7 @@ def test_an_awd_lstm_may_be_replaced_get_more_text_epochs_and_labels(results):
 
 
 def test_what_was_done_already_is_not_named(results, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.text.scores.next_steps.model_type_of", lambda name: "bert")
+    monkeypatch.setattr(next_steps_module, "model_type_of", lambda name: "bert")
     settings = PipelineSettings(["t.csv"], "a run", "bert", unlabelled_file=["u.csv"], max_rows=RowLimits(train=50))
     assert words_of(next_steps(settings, results, rows=50)) == [
         "--classifier.final_epochs 8",

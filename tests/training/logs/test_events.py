@@ -16,6 +16,7 @@ import torch
 
 from tests.support.toy_models import NAMES, groups_of, new_model, new_phase, new_task, weights_of
 from ulmfit_pipe.storage import atomic
+from ulmfit_pipe.training import loop
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.logs import events
 from ulmfit_pipe.training.logs.events import JsonlLog, _norm, memory_in_use
@@ -157,7 +158,7 @@ def test_one_step_in_so_many_is_logged_with_the_mean_loss_since_the_one_before(a
 
 def test_rows_a_second_count_what_came_since_the_line_before(accelerator, monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr("ulmfit_pipe.training.loop.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))
     heard = Listed()
     train(accelerator, [new_phase(3, epochs=2)], heard, log_every=2, task=new_task(20, valid=0))  # 5 batches of 4
     # the clock is read once before an epoch's first step and once a step: a second each
