@@ -38,7 +38,7 @@ LONGEST = [
     "stages/test_launches.py",
     "text/families/test_transformer_classifier.py",
     "studies/transferability/test_study.py",
-    "text/test_transformer_pipeline.py",
+    "text/families/test_transformer_pipeline.py",
     "text/families/test_transformer_language_model.py",
     "training/distributed/test_several_processes.py",
     "text/test_bad_input.py",

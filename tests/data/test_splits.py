@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from ulmfit_pipe.data.splits import check_labels_for_training, split_train_validation
+from ulmfit_pipe.data.splits import check_labels_for_training, some_rows, split_train_validation
 from ulmfit_pipe.data.tables.tables import TableError
 
 
@@ -140,3 +140,14 @@ def test_labels_are_needed_for_training():
     with pytest.raises(TableError, match="none of the 2 rows has a label"):
         check_labels_for_training(empty)
     check_labels_for_training(multi_label([["x"]]))
+
+
+def test_some_rows_are_chosen_by_the_seed_and_keep_their_order():
+    table = datasets.Dataset.from_dict({"text": [str(number) for number in range(20)]})
+    chosen = some_rows(table, 7, seed=1)["text"]
+    assert len(chosen) == 7
+    assert [int(text) for text in chosen] == sorted(int(text) for text in chosen)
+    assert list(some_rows(table, 7, seed=1)["text"]) == list(chosen)
+    assert list(some_rows(table, 7, seed=2)["text"]) != list(chosen)
+    assert some_rows(table, None, seed=1) is table
+    assert some_rows(table, 20, seed=1) is table

@@ -7,7 +7,6 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from tests.support.tiny_runs import heard, reviews, texts_of, write_csv
-from ulmfit_pipe.data.splits import some_rows
 from ulmfit_pipe.data.tables.row_sources import TableReading
 from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.tables import RowLimits
@@ -320,17 +319,6 @@ def test_nothing_is_said_where_nothing_is_left_out():
     table = texts_of("a", "b")
     kept = without_texts_of(table, [texts_of("c"), None], what="texts", where="the test", say=said.append)
     assert (kept, said) == (table, [])
-
-
-def test_some_rows_are_chosen_by_the_seed_and_keep_their_order():
-    table = Dataset.from_dict({"text": [str(number) for number in range(20)]})
-    chosen = some_rows(table, 7, seed=1)["text"]
-    assert len(chosen) == 7
-    assert [int(text) for text in chosen] == sorted(int(text) for text in chosen)
-    assert list(some_rows(table, 7, seed=1)["text"]) == list(chosen)
-    assert list(some_rows(table, 7, seed=2)["text"]) != list(chosen)
-    assert some_rows(table, None, seed=1) is table
-    assert some_rows(table, 20, seed=1) is table
 
 
 def test_a_limit_of_no_rows_is_refused():
