@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from test_events import Listed, train
 from torch.distributed.fsdp import fully_shard
 
 from tests.support.toy_models import groups_of, new_model, new_task
+from tests.training.logs.test_events import Listed, train
 from ulmfit_pipe.training.layer_groups import set_trainable
 from ulmfit_pipe.training.logs.events import JsonlLog, gradient_norms
 from ulmfit_pipe.training.optim import build_optimizer
