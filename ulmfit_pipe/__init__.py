@@ -17,7 +17,7 @@ _HOMES = {
     "ulmfit_pipe.settings.parsing": ("parse_settings",),
     "ulmfit_pipe.stages.import_fastai": ("import_fastai",),
     "ulmfit_pipe.stages.export_fastai": ("export_fastai",),
-    "ulmfit_pipe.stages.command_line": ("run_recipe",),
+    "ulmfit_pipe.program": ("run_recipe",),
     "ulmfit_pipe.stages.demo": ("run_demo",),
     "ulmfit_pipe.stages.classifier": ("build_classifier_learner", "train_classifier"),
     "ulmfit_pipe.stages.language_model": ("build_language_model_learner", "train_language_model"),
@@ -68,6 +68,7 @@ _HOMES = {
         "SmallResNetSettings",
     ),
     "ulmfit_pipe.settings.model_files": (
+        "ConfigsSettings",
         "ExportFastaiSettings",
         "ImportFastaiSettings",
         "PackageSettings",

@@ -16,9 +16,9 @@ from tiny_runs import CLASSIFIER, folder_bytes, reviews, table, write_csv
 from tiny_transformers import save_bert
 
 from ulmfit_pipe.data.image_files import load_images
+from ulmfit_pipe.program import run_recipe
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.classifier import train_classifier
-from ulmfit_pipe.stages.command_line import run_recipe
 from ulmfit_pipe.stages.image_classifier import train_image_classifier
 from ulmfit_pipe.stages.language_model import train_language_model
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder

@@ -15,7 +15,7 @@ import pytest
 
 from ulmfit_pipe.console import in_one_line, on_terminal, visible
 from ulmfit_pipe.data.tables import TableError, load_table
-from ulmfit_pipe.stages.command_line import run_recipe
+from ulmfit_pipe.program import run_recipe
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.training.loop import NonFiniteLossError
@@ -71,7 +71,7 @@ def test_a_full_disk_is_one_line(capsys):
 
 
 def test_a_loss_that_became_nan_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("ulmfit_pipe.stages.command_line.PACKAGE", Path(__file__).parent)
+    monkeypatch.setattr("ulmfit_pipe.program.PACKAGE", Path(__file__).parent)
 
     def main():
         raise NonFiniteLossError("the loss became nan at step 3")
