@@ -18,24 +18,24 @@ fastai must number tokens as vocab.pkl does. Give its list to the loaders, for e
     dls = TextDataLoaders.from_df(df, text_vocab=vocab[0])               # a classifier; vocab[1] are its labels
 
 A model of subwords is written too, but how it cuts text is not part of fastai's files.
+
+In Python:
+
+    from ulmfit_pipe import ExportFastaiSettings, export_fastai
+
+    summary = export_fastai(ExportFastaiSettings(model="runs/reviews/classifier", output_dir="runs/for_fastai"))
+    print(summary.kind, summary.loading)
+
+Where the package is installed, `ulmfit export-fastai` takes the same settings and does the same.
 """
 
-from ulmfit_pipe import ExportFastaiSettings, export_fastai, parse_settings, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, write the files, show how fastai loads them."""
-    settings = parse_settings(
-        ExportFastaiSettings,
-        description="Write a language model or classifier as .pth and .pkl files that fastai 2.8 loads.",
-    )
-    summary = export_fastai(settings)
-    for note in summary.notes:
-        print(f"note: {note}")
-    print(f"the {summary.kind} lies in {summary.output_dir} as model.pth, encoder.pth and vocab.pkl; in fastai:")
-    print("  from fastai.text.all import *")
-    for line in summary.loading:
-        print(f"  {line}")
+    """Do what `ulmfit export-fastai` does: read the settings, run, print the result."""
+    run_command("export-fastai")
 
 
 if __name__ == "__main__":

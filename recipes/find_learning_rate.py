@@ -16,24 +16,27 @@ One rate is swept for all groups that train. Give discriminative rates afterward
 The same sweep for a language model, with every layer group trained:
 
     python recipes/find_learning_rate.py --stage language_model --train_file text.csv --freeze_to 0 --output_dir runs/lr
+
+In Python:
+
+    from ulmfit_pipe import build_classifier_learner, load_table
+
+    parts = build_classifier_learner(load_table("train.csv"), None, model="runs/reviews_lm")
+    parts.learner.freeze_to(-1)
+    result = parts.learner.lr_find()
+    print(result.suggestions)
+    result.plot()
+
+Where the package is installed, `ulmfit lr-find` takes the same settings and does the same.
 """
 
-from ulmfit_pipe import LearningRateJob, find_learning_rate, parse_settings, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, sweep, and show the suggestions."""
-    job = parse_settings(
-        LearningRateJob,
-        description="Sweep the learning rate of a stage and suggest values.",
-    )
-    result = find_learning_rate(job)
-    print(f"{len(result.lrs)} of {job.num_steps} steps before the loss diverged")
-    for name, lr in result.suggestions.items():
-        print(f"{name:>8}  {lr:.2e}")
-    print(f"swept with these groups trained: {', '.join(result.trained)}")
-    print(f"curve: {job.output_dir}/learning_rate.png")
-    print(f"use it:  --{job.stage}.lr {result.valley:.1e}")
+    """Do what `ulmfit lr-find` does: read the settings, run, print the result."""
+    run_command("lr-find")
 
 
 if __name__ == "__main__":

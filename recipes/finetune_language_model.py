@@ -12,30 +12,26 @@ pseudo-perplexity of masked tokens, or a perplexity; the two cannot be compared.
 AutoModelForMaskedLM or AutoModelForCausalLM.
 
 The stage is finished when stage.json lies in the output folder; a second call with the same settings skips it. One
-that was killed goes on from its last checkpoint with --resume true.
+that was killed continues from its last checkpoint with --resume true.
+
+In Python:
+
+    from ulmfit_pipe import load_table, train_language_model
+
+    train, validation = load_table("reviews.csv"), load_table("held_out.csv")
+    result = train_language_model(train, validation, model="awd-lstm-en", output_dir="runs/reviews_lm")
+    print(result.metrics["perplexity"])
+
+Where the package is installed, `ulmfit finetune-lm` takes the same settings and does the same.
 """
 
-import shlex
-
-from ulmfit_pipe import LanguageModelJob, describe_perplexity, parse_settings, run_language_model, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, check that there is a model to go on from, fine-tune, and say what was reached."""
-    job = parse_settings(
-        LanguageModelJob,
-        description="Fine-tune a pretrained language model on the text of a task.",
-    )
-    if job.model is None:
-        raise ValueError(
-            "--model is missing: the folder of a pretrained language model; "
-            "recipes/pretrain_language_model.py makes one"
-        )
-    metrics = run_language_model(job)
-    print(describe_perplexity(metrics["validation"]))
-    print(f"the language model lies in {job.output_dir}; give it to the next stage:")
-    folder = shlex.quote(job.output_dir)
-    print(f"  python recipes/train_classifier.py --model {folder} --train_file train.csv --output_dir runs/mine")
+    """Do what `ulmfit finetune-lm` does: read the settings, run, print the result."""
+    run_command("finetune-lm")
 
 
 if __name__ == "__main__":

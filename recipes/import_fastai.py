@@ -19,35 +19,24 @@ class or function is refused, with that name. fastai's own vocabulary of a class
 
 Text is cut into words as fastai's spaCy tokenizer does. Every row stays with its token; what was decided on the way
 (old names of special tokens, a decoder that the file lacks) is printed and kept in the folder's stage.json.
+
+In Python:
+
+    from ulmfit_pipe import ImportFastaiSettings, import_fastai
+
+    settings = ImportFastaiSettings(weights="wt103.pth", vocab="wt103.pkl", output_dir="runs/wt103")
+    print(import_fastai(settings).kind)
+
+Where the package is installed, `ulmfit import-fastai` takes the same settings and does the same.
 """
 
-import shlex
-
-from ulmfit_pipe import ImportFastaiSettings, import_fastai, parse_settings, run_recipe
-
-NEXT = {
-    "language model": ["finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned"],
-    "encoder": ["finetune_language_model.py --model {} --train_file TEXTS.csv --output_dir runs/tuned"],
-    "classifier": [
-        "predict.py --model {} --input_file FILE --output_file OUT.csv",
-        "run_pipeline.py --model {}/language_model --train_file OTHER_LABELS.csv --output_dir runs/mine",
-    ],
-}
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, import the files, say what was made and how to use it."""
-    settings = parse_settings(
-        ImportFastaiSettings,
-        description="Make a folder that the stages take out of a fastai .pth and its .pkl vocabulary.",
-    )
-    summary = import_fastai(settings)
-    print(f"{summary.kind}: {', '.join(f'{name} {size:,}' for name, size in summary.sizes.items())}")
-    if summary.labels:
-        print(f"labels: {', '.join(summary.labels)}")
-    print(f"it lies in {summary.output_dir}; go on with")
-    for command in NEXT[summary.kind]:
-        print(f"  python recipes/{command.format(shlex.quote(str(summary.output_dir)))}")
+    """Do what `ulmfit import-fastai` does: read the settings, run, print the result."""
+    run_command("import-fastai")
 
 
 if __name__ == "__main__":

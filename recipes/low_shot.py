@@ -1,10 +1,10 @@
-"""Measure what few labels reach: the method beside its rivals, on nested subsets of a labelled table.
+"""Measure what few labels reach: the method beside baselines, on nested subsets of a labelled table.
 
     python recipes/low_shot.py --config recipes/configs/low_shot_trec.yaml \
         --train_file trec/train.csv --test_file trec/test.csv --output_dir runs/low_shot_trec
 
 Each method (scratch, pretrained, ulmfit, backward, ensemble, tfidf), size and seed is a cell. A finished cell is kept:
-run the same command again after a stop and it goes on. To share the work, start the command twice (or with different
+run the same command again after a stop and it continues. To share the work, start the command twice (or with different
 --methods); each process takes the cells that nobody is at, and the last one to end writes the whole table.
 
 Rows: the subsets of a seed are stratified and nested. No label beyond a cell's own is used: the last epoch is tested,
@@ -28,25 +28,17 @@ OUTPUT_DIR/
   language_model/   the fine-tuned language model (and language_model_backward/)
   results.json      mean and spread, the curves, every cell; results.csv one cell a row; results.md the table
   curve.png         error against labels; --figure puts it elsewhere
+
+Where the package is installed, `ulmfit low-shot` takes the same settings and does the same.
 """
 
-from ulmfit_pipe import LowShotSettings, parse_settings, run_low_shot, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, run what is missing, show the table."""
-    settings = parse_settings(
-        LowShotSettings,
-        description="Test error against the number of labels: the method beside its rivals, resumable by cell.",
-    )
-    results = run_low_shot(settings)
-    if settings.stage == "language_model":
-        print(f"language models: {', '.join(results['language_models'].values())}")
-        return
-    print()
-    print(results["table"])
-    print()
-    print(f"picture: {settings.figure or f'{settings.output_dir}/curve.png'}")
+    """Do what `ulmfit low-shot` does: read the settings, run, print the result."""
+    run_command("low-shot")
 
 
 if __name__ == "__main__":

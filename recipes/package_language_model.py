@@ -14,30 +14,24 @@ What happens, in this order:
 
 A folder below ulmfit_pipe/models/pretrained/ is a built-in model: its name works wherever a model is asked for, and
 the wheel contains it. A second call replaces the folder; the folder of a training is never overwritten.
+
+In Python:
+
+    from ulmfit_pipe import PackageSettings, package_language_model
+
+    settings = PackageSettings(model="runs/en_lm", name="mine", output_dir="shipped")
+    print(package_language_model(settings)["metrics"]["perplexity"])
+
+Where the package is installed, `ulmfit package-lm` takes the same settings and does the same.
 """
 
-import shlex
-from pathlib import Path
-
-from ulmfit_pipe import PackageSettings, package_language_model, parse_settings, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, package the model, and say what the card says."""
-    settings = parse_settings(
-        PackageSettings,
-        description="Package a language model: float16 weights, tokenizer, record and model card.",
-    )
-    record = package_language_model(settings)
-    metrics = record["metrics"]
-    print(f"{record['parameters']:,} parameters, {record['weight_bytes'] / 1e6:.1f} MB of weights")
-    for name in ("perplexity", "perplexity_per_word", "bits_per_character"):
-        if metrics.get(name) is not None:
-            print(f"{name.replace('_', ' ')}: {metrics[name]:.3f}")
-    print(f"sample: {record['sample']['text']}")
-    print(f"the model lies in {settings.output_dir}, its card in {Path(settings.output_dir) / 'README.md'}; use it:")
-    folder = shlex.quote(settings.output_dir)
-    print(f"  python recipes/run_pipeline.py --model {folder} --train_file YOURS.csv --output_dir runs/mine")
+    """Do what `ulmfit package-lm` does: read the settings, run, print the result."""
+    run_command("package-lm")
 
 
 if __name__ == "__main__":

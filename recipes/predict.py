@@ -21,8 +21,8 @@ Large inputs, one file or many, are predicted by several processes into a folder
         --output_dir predicted --output_file predicted.csv
 
 (`accelerate launch --num_processes 2` does the same on GPUs.) A part, part-000000001-000001024.csv, holds the rows that
-its name says, and is whole or absent. The same command, with any number of processes, goes on after a kill and makes no
-part twice; an input, model or setting that is another now is refused. --output_file, which may be given later, joins
+its name says, and is whole or absent. The same command, with any number of processes, continues after a kill and makes
+no part twice; an input, model or setting that is another now is refused. --output_file, which may be given later, joins
 the parts. Several machines need a disk that all of them see.
 
 Give the folder of the classifier itself; one that holds a backward classifier is averaged with it.
@@ -31,22 +31,17 @@ To predict a few texts from Python:
 
     from ulmfit_pipe import TextPipeline
     TextPipeline.load("runs/reviews/classifier").predict(["It works."])
+
+Where the package is installed, `ulmfit predict` takes the same settings and does the same.
 """
 
-from ulmfit_pipe import PredictFileSettings, RunContext, parse_settings, predict_file, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, predict the rows, say on the main process what was done."""
-    settings = parse_settings(
-        PredictFileSettings,
-        description="Predict every row of a file, or of several as one table: the same rows in the same order, with "
-        "the columns label and score. "
-        "An input column that is itself called label or score is kept as label_given or score_given.",
-    )
-    context = RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
-    summary = predict_file(settings, context=context)
-    context.tell(str(summary))
+    """Do what `ulmfit predict` does: read the settings, run, print the result."""
+    run_command("predict")
 
 
 if __name__ == "__main__":

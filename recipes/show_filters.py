@@ -22,21 +22,24 @@ lower rates near the input, early groups should have moved least; a group at 0 w
 
 In Python, on a learner: learner.snapshot() before training, then print(learner.weight_changes()) and
 learner.weight_changes().plot("change.png").
+
+In Python:
+
+    from ulmfit_pipe import ShowFiltersSettings, show_filters
+
+    shown = show_filters(ShowFiltersSettings(before="bert", after="runs/classifier", output_dir="runs/change"))
+    print(shown.changes)
+
+Where the package is installed, `ulmfit show-filters` takes the same settings and does the same.
 """
 
-from ulmfit_pipe import ShowFiltersSettings, parse_settings, run_recipe, show_filters
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, draw, and show how far each layer group moved."""
-    settings = parse_settings(
-        ShowFiltersSettings,
-        description="Draw filters, activations and weight changes of a model before and after fine-tuning.",
-    )
-    shown = show_filters(settings)
-    print(shown.changes)
-    for name in shown.pictures:
-        print(f"picture: {shown.output_dir / name}")
+    """Do what `ulmfit show-filters` does: read the settings, run, print the result."""
+    run_command("show-filters")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a classifier on a fine-tuned language model (the third step of ULMFiT), or go on from a saved classifier.
+"""Train a classifier on a fine-tuned language model (the third step of ULMFiT), or continue from a saved classifier.
 
     python recipes/train_classifier.py --model runs/reviews_lm --train_file train.csv --test_file test.csv \
         --output_dir runs/reviews_classifier --classifier.plan gradual
@@ -6,7 +6,7 @@
 With new labelled data, give the saved classifier's own folder as --model: its head and weights are kept, as long as the
 labels are the same.
 
---classifier.plan chooses how the layer groups thaw: the preset's way, gradual, chain-thaw, lp-ft, head, full.
+--classifier.plan chooses how the layer groups are unfrozen: the preset's way, gradual, chain-thaw, lp-ft, head, full.
 
 The table that is shown before training:
 
@@ -15,29 +15,28 @@ trains          the layer groups that move in it; the first is nearest the input
 learning rates  the peak of each group's rate over the phase; - where the group is frozen
 parameters      how many scalars an optimizer step may change
 
-A training that was killed goes on where it was with the same command and --resume true.
+A training that was killed continues with the same command and --resume true.
 
 With few labels, add unlabelled text to the language model first: recipes/finetune_language_model.py.
+
+In Python:
+
+    from ulmfit_pipe import load_table, train_classifier
+
+    train, validation = load_table("train.csv"), load_table("held_out.csv")
+    result = train_classifier(train, validation, model="runs/reviews_lm", output_dir="runs/reviews_classifier")
+    print(result.metrics["accuracy"])
+
+Where the package is installed, `ulmfit train-classifier` takes the same settings and does the same.
 """
 
-import shlex
-
-from ulmfit_pipe import ClassifierJob, metrics_table, parse_settings, run_classifier, run_recipe
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, train, show what was reached and how to use it."""
-    job = parse_settings(
-        ClassifierJob,
-        description="Train a classifier by gradual unfreezing, from a language model or a saved classifier.",
-    )
-    metrics = run_classifier(job)
-    print(metrics_table(metrics))
-    print(f"the classifier lies in {job.output_dir}; use it with")
-    folder = shlex.quote(job.output_dir)
-    print(f"  python recipes/predict.py --model {folder} --input_file FILE --output_file OUT.csv")
-    print("and go on from it when there is more labelled data with")
-    print(f"  python recipes/train_classifier.py --model {folder} --train_file MORE.csv --output_dir NEW_FOLDER")
+    """Do what `ulmfit train-classifier` does: read the settings, run, print the result."""
+    run_command("train-classifier")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ The same Learner, layer groups, phases and learning-rate finder as for text. Wha
 3. The head is trained on the frozen backbone, then all groups with lower rates the nearer they are to the image.
 4. The best epoch on validation images is scored once on the test images.
 
-A run that was killed goes on where it was with the same command and --resume true.
+A run that was killed continues with the same command and --resume true.
 
 For those who know fastai's cnn_learner: cut is --classifier.keep_stages, lin_ftrs --classifier.head.hidden_sizes, ps
 --classifier.head.dropouts, bn_final --classifier.head.final_norm, split_on --classifier.layer_groups, n_in
@@ -27,25 +27,17 @@ OUTPUT_DIR/
   metrics.json    test and validation metrics, the best validation score of each phase, seconds
   settings.yaml   what was run; give it back with --config
   report.html     curves, learning rates, plan, layer groups
+
+Where the package is installed, `ulmfit images` takes the same settings and does the same.
 """
 
-import json
-
-from ulmfit_pipe import ImageSettings, metrics_table, parse_settings, run_image_pipeline, run_recipe, thawing_table
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, train, show what thawing has bought and how to use the result."""
-    settings = parse_settings(
-        ImageSettings,
-        description="Train an image classifier: a head on a frozen backbone, then gradual unfreezing.",
-    )
-    metrics = run_image_pipeline(settings)
-    print(metrics_table(metrics))
-    print(thawing_table(metrics))
-    folder = metrics["classifier"]
-    print(f"the classifier lies in {folder}; use it with")
-    print(f'  ImagePipeline.load({json.dumps(folder, ensure_ascii=False)}).predict(["image.jpg"])')
+    """Do what `ulmfit images` does: read the settings, run, print the result."""
+    run_command("images")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ The classes (four or more) are split in two halves, tasks A and B. A network is 
 of one of them go into a network whose other groups are new, and it is trained on task B:
 
   BnB     its own layers, frozen: if it falls, layers depended on those above them (fragile co-adaptation)
-  BnB+    its own layers, thawed after --frozen_epochs
+  BnB+    its own layers, unfrozen after --frozen_epochs
   AnB     the other task's layers, frozen: if it falls below BnB, they are specific to the other task
-  AnB+    the other task's layers, thawed after --frozen_epochs
+  AnB+    the other task's layers, unfrozen after --frozen_epochs
   random  layers that nothing has trained, frozen
   baseB   the line: an ordinary network of task B
 
@@ -23,7 +23,7 @@ the paper, where also --frozen_epochs is 0. New layers are random always. --task
 of a draw by each seed: natural things on one side, man-made ones on the other. --rows_of_b 100 shows what few labels
 change.
 
-It goes on where it was stopped, and can be started twice to share the work.
+It continues where it was stopped, and can be started twice to share the work.
 
 The digits took 2.5 minutes of one core (69 networks); the docstrings take about 5 a seed (23 networks).
 
@@ -32,24 +32,17 @@ OUTPUT_DIR/
   bases/         weights of the base networks, as long as they are needed
   results.json   the curves, differences, every network; results.csv one network a row; results.md table and sentence
   transferability.png   the picture; --figure puts it elsewhere
+
+Where the package is installed, `ulmfit transferability` takes the same settings and does the same.
 """
 
-from ulmfit_pipe import TransferabilitySettings, parse_settings, run_recipe, run_transferability
+from ulmfit_pipe import run_recipe
+from ulmfit_pipe.cli import run_command
 
 
 def main() -> None:
-    """Read the settings, train what is missing, show the table and what it says."""
-    settings = parse_settings(
-        TransferabilitySettings,
-        description="Accuracy against the number of copied layers: own or another task's, frozen or thawed, or random.",
-    )
-    results = run_transferability(settings)
-    print()
-    print(results["table"])
-    print()
-    print(f"picture: {results['figure']}")
-    print()
-    print(results["answer"])
+    """Do what `ulmfit transferability` does: read the settings, run, print the result."""
+    run_command("transferability")
 
 
 if __name__ == "__main__":

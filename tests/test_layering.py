@@ -10,7 +10,9 @@ from tests.support.package_sources import PACKAGE_FILES, RECIPES, ROOT, listed, 
 
 # Room -> level. A file imports from lower levels, or from its own room; rooms of one level know nothing of one another.
 LEVELS = {
-    "command_line": 6,
+    "__main__": 8,
+    "cli": 7,
+    "program": 6,
     **dict.fromkeys(("studies", "tools"), 5),
     **dict.fromkeys(("text", "images"), 4),
     "stages": 3,

@@ -18,6 +18,7 @@ PUBLIC_NAMES = [
     "ClassificationObjective",
     "ClassifierJob",
     "ClassifierSettings",
+    "ConfigsSettings",
     "DemoSettings",
     "ExportFastaiSettings",
     "ImageClassifierSettings",

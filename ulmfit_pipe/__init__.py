@@ -17,7 +17,7 @@ _HOMES = {
     "ulmfit_pipe.settings.parsing": ("parse_settings",),
     "ulmfit_pipe.tools.fastai.import_fastai": ("import_fastai",),
     "ulmfit_pipe.tools.fastai.export_fastai": ("export_fastai",),
-    "ulmfit_pipe.command_line": ("run_recipe",),
+    "ulmfit_pipe.program": ("run_recipe",),
     "ulmfit_pipe.studies.demo": ("run_demo",),
     "ulmfit_pipe.text.classifier": ("build_classifier_learner", "train_classifier"),
     "ulmfit_pipe.text.language_model": ("build_language_model_learner", "train_language_model"),
@@ -72,6 +72,7 @@ _HOMES = {
         "SmallResNetSettings",
     ),
     "ulmfit_pipe.settings.model_files": (
+        "ConfigsSettings",
         "ExportFastaiSettings",
         "ImportFastaiSettings",
         "PackageSettings",

@@ -115,9 +115,7 @@ def test_a_model_that_is_nowhere_is_spoken_of_as_an_image_model(place, tmp_path)
     with pytest.raises(ArtifactError) as refused:
         ImagePipeline("nowhere").fit(place / "train", output_dir=tmp_path / "x", classifier=QUICK)
     assert "'nowhere' is no folder here" in str(refused.value)
-    assert "and preprocessor_config.json of an image model, or that recipes/train_image_classifier.py" in str(
-        refused.value
-    )
+    assert "and preprocessor_config.json of an image model, or that ulmfit images" in str(refused.value)
     assert "tokenizer" not in str(refused.value)
 
 

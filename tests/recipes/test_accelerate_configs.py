@@ -14,10 +14,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "recipes" / "configs" / "accelerate"
+FOLDER = ROOT / "ulmfit_pipe" / "settings" / "accelerate"
 KINDS = {
-    "deepspeed_zero2": "DEEPSPEED",
-    "deepspeed_zero3": "DEEPSPEED",
     "fsdp2": "FSDP",
     "multi_gpu": "MULTI_GPU",
     "multi_node": "MULTI_GPU",
@@ -51,13 +49,12 @@ def test_accelerate_reads_every_file_and_knows_all_its_keys(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_every_header_gives_its_command_and_says_what_was_not_run(name):
     text = header(name)
-    assert f"accelerate launch --config_file recipes/configs/accelerate/{name}.yaml" in text
+    assert f"accelerate launch --config_file configs/{name}.yaml" in text
     assert "no such machine" in text
     assert "read by accelerate 1.15" in text or "tested on two CPU processes over gloo" in text
-    assert ("REFUSED by the recipes so far" in text) == name.startswith("deepspeed")
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "deepspeed_zero2", "deepspeed_zero3", "multi_node"])
+@pytest.mark.parametrize("name", ["fsdp2", "multi_node"])
 def test_one_file_serves_several_machines(name):
     places = ["--num_machines", "3", "--machine_rank", "2", "--main_process_ip", "10.0.0.7", "--num_processes", "12"]
     found = arguments(name, *places, "--main_process_port", "29500")
@@ -73,14 +70,6 @@ def test_fsdp_is_the_second_one_with_whole_weights_on_every_process(monkeypatch)
             monkeypatch.setenv(key, value)
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.cpu_ram_efficient_loading) == (2, False)
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_would_neither_accumulate_nor_clip_by_itself(stage):
-    found = arguments(f"deepspeed_zero{stage}")
-    assert found.use_deepspeed
-    assert (found.zero_stage, found.gradient_accumulation_steps) == (stage, 1)
-    assert found.gradient_clipping is None
 
 
 @pytest.mark.slow

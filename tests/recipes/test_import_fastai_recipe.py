@@ -35,9 +35,9 @@ def test_a_classifier_is_imported_and_both_commands_that_are_told_start_from_a_f
     told = capsys.readouterr().out
     assert "the classifier's encoder lies in language_model/ too, as a language model to go on from" in told
     assert "labels: a, b, c, d" in told
-    commands = dict(re.findall(r"  python recipes/(\w+)\.py (.*)", told))
-    assert list(commands) == ["predict", "run_pipeline"]
+    commands = dict(re.findall(r"  ulmfit ([a-z-]+) (.*)", told))
+    assert list(commands) == ["predict", "run"]
     predict = parse_settings(PredictFileSettings, shlex.split(commands["predict"]), description="")
     assert TextPipeline.load(predict.model).predict(["A good film"])[0]["label"] in "abcd"
-    pipeline = parse_settings(PipelineSettings, shlex.split(commands["run_pipeline"]), description="")
+    pipeline = parse_settings(PipelineSettings, shlex.split(commands["run"]), description="")
     assert pipeline.model == TextPipeline(pipeline.model).model == "imported/language_model"

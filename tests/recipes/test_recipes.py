@@ -102,7 +102,7 @@ def test_1_pretraining_makes_a_general_language_model(run, place):
     code, out, err = run("pretrain_language_model", "--train_file", "more.csv", "--output_dir", "lm", *TINY, *SHORT)
     assert (code, err) == (0, "")
     assert "validation perplexity" in out
-    assert "the language model lies in lm; give it to the next stage:" in out
+    assert "the language model is in lm; give it to the next stage:" in out
     assert metrics_in(place / "lm").keys() >= REPORTED
 
 
@@ -119,7 +119,7 @@ def test_1_and_is_packaged_with_a_card(run, place):
     words = ["--model", "lm_on", "--output_dir", "shipped", "--validation_file", "test.csv", "--sample_tokens", 3]
     code, out, err = run("package_language_model", *words)
     assert (code, err) == (0, "")
-    assert "the model lies in shipped, its card in shipped/README.md; use it:" in out
+    assert "the model is in shipped, its card in shipped/README.md; use it:" in out
     assert "over 2 legs of training" in (place / "shipped/README.md").read_text()
 
 
@@ -128,7 +128,7 @@ def test_2_fine_tuning_goes_on_from_it(run, place):
     words = ["--model", "lm", "--train_file", "train.csv", "--train_file", "more.csv", "--output_dir", "tuned"]
     code, out, err = run("finetune_language_model", *words, *SHORT)
     assert (code, err) == (0, "")
-    assert "python recipes/train_classifier.py --model tuned" in out
+    assert "ulmfit train-classifier --model tuned" in out
     assert "validation perplexity" in out
     assert metrics_in(place / "tuned")["validation"]["perplexity"] > 1
 
@@ -167,7 +167,7 @@ def test_6_the_whole_pipeline_runs_and_a_second_call_skips_it(run, place):
     words += ["--preset", "fastai", "--seed", 3, "--max_seconds", 60, *SHORT, *ONE_EPOCH]
     code, out, err = run("run_pipeline", *words)
     assert (code, err) == (0, "")
-    assert "the classifier lies in run/classifier; use it with" in out
+    assert "the classifier is in run/classifier; use it with" in out
     metrics = metrics_in(place / "run")
     assert metrics.keys() >= REPORTED
     assert metrics["test"].keys() >= {"accuracy", "macro_f1", "loss", "n"}
@@ -216,7 +216,7 @@ def test_9_a_model_goes_to_fastais_files_and_comes_back(run, place):
     assert run("pretrain_language_model", *words)[0] == 0
     code, out, err = run("export_fastai", "--model", "words", "--output_dir", "theirs")
     assert (code, err) == (0, "")
-    assert "the language model lies in theirs as model.pth, encoder.pth and vocab.pkl; in fastai:" in out
+    assert "the language model is in theirs as model.pth, encoder.pth and vocab.pkl; in fastai:" in out
     files = ["--weights", "theirs/encoder.pth", "--vocab", "theirs/vocab.pkl"]
     code, out, err = run("import_fastai", *files, "--output_dir", "back")
     assert (code, err) == (0, "")

@@ -15,9 +15,9 @@ from tests.support.processes.forked_processes import kill, other_process
 from tests.support.tiny_images import QUICK, save_backbone, write_images
 from tests.support.tiny_runs import CLASSIFIER, folder_bytes, reviews, table, write_csv
 from tests.support.tiny_transformers import save_bert
-from ulmfit_pipe.command_line import run_recipe
 from ulmfit_pipe.data.images.files import load_images
 from ulmfit_pipe.images.classifier import train_image_classifier
+from ulmfit_pipe.program import run_recipe
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages import progress
 from ulmfit_pipe.stages.context import RunContext

@@ -56,7 +56,7 @@ def test_single_stages_stop_too(chinese_csv, tmp_path):
     borrowed = type(borrowed)(**{**vars(borrowed), "language_model": type(LM)(tokenizer_of=DEFAULT_MODEL)})
     with pytest.raises(ValueError, match="unknown to awd-lstm-en"):
         run_language_model(borrowed)
-    with pytest.raises(ValueError, match=r"; recipes/run_pipeline\.py --model null trains one from scratch"):
+    with pytest.raises(ValueError, match=r"; ulmfit run --model null trains one from scratch"):
         run_classifier(ClassifierJob([chinese_csv], str(tmp_path / "c"), DEFAULT_MODEL))
 
 

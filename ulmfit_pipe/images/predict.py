@@ -89,7 +89,7 @@ class ImagePredictor:
         if config.model_type != UlmfitImageConfig.model_type:
             raise ArtifactError(
                 f"{folder} is a {config.model_type!r} model, no image classifier of this project; give the folder that "
-                "recipes/train_image_classifier.py wrote"
+                "ulmfit images wrote"
             )
         if config.custom_head_class is not None and custom_head is None:
             raise ArtifactError(

@@ -1,4 +1,4 @@
-"""Settings of the tools around a trained model: import and export, packaging, filters."""
+"""Settings of the tools around a model: import and export, packaging, filters, configuration files."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -45,6 +45,18 @@ class ExportFastaiSettings:
     model: str
     output_dir: str
     drop_mult_zero: bool = False
+
+
+@dataclass(frozen=True)
+@with_home_paths
+class ConfigsSettings:
+    """Settings of writing accelerate's configuration files.
+
+    Attributes:
+        output_dir: Folder to write into; a file of another content that is there is not replaced.
+    """
+
+    output_dir: str
 
 
 WIKIPEDIA = "English Wikipedia: the plain text of its articles, one article a row."

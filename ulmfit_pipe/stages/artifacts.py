@@ -150,7 +150,7 @@ def refuse_image_model(name: str | Path, config: Any) -> None:
     if any(kind.main_input_name == "pixel_values" for kind in kinds):
         raise ArtifactError(
             f"{name} is a {config.model_type!r} model, which reads images, not texts; train it on images with "
-            "ImagePipeline or recipes/train_image_classifier.py, or give a text model"
+            "ImagePipeline or ulmfit images, or give a text model"
         )
 
 

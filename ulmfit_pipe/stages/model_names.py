@@ -34,7 +34,7 @@ def resolve_model(name: str | Path, *, images: bool = False) -> str:
     if path.suffix in PICKLE_SUFFIXES:
         raise ArtifactError(
             f"{path} is a pickled checkpoint ({path.suffix}), which can run code when read, so it is refused; "
-            "give a folder with config.json, model.safetensors and a tokenizer; recipes/import_fastai.py makes one "
+            "give a folder with config.json, model.safetensors and a tokenizer; ulmfit import-fastai makes one "
             "out of fastai's files"
         )
     if path.is_dir():
@@ -70,7 +70,7 @@ def _refuse_nearly_builtin(name: str) -> None:
     if name in BUILTIN_NAMES:
         raise ArtifactError(
             f"the built-in model {name!r} is not in this installation; give the folder that a stage wrote, "
-            f"{_other_names()}, or train one with recipes/pretrain_language_model.py"
+            f"{_other_names()}, or train one with ulmfit pretrain-lm"
         )
     known = {*BUILTIN_NAMES, *builtin_models()}
     nearest = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=NEAR_NAME)

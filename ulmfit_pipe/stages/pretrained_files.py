@@ -223,10 +223,10 @@ def _ask_hub(name: str, *, images: bool) -> None:
 def _not_on_hub(name: str, error: Exception, *, images: bool) -> ArtifactError:
     reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "no network, or no such model there"
     advice = (
-        "preprocessor_config.json of an image model, or that recipes/train_image_classifier.py wrote; or leave the "
+        "preprocessor_config.json of an image model, or that ulmfit images wrote; or leave the "
         "model out for a small ResNet"
         if images
-        else f"a tokenizer, for example one written by recipes/pretrain_language_model.py{_builtin_advice()}"
+        else f"a tokenizer, for example one written by ulmfit pretrain-lm{_builtin_advice()}"
     )
     return ArtifactError(
         f"{name!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "

@@ -131,7 +131,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         model=job.model,
         unknown_text=job.unknown_text,
         context=context,
-        from_scratch="recipes/run_pipeline.py --model null trains one from scratch on these texts",
+        from_scratch="ulmfit run --model null trains one from scratch on these texts",
     )
     result = train_classifier(
         tables.train,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.support.processes.several_process_runs import classifier_learner
-from ulmfit_pipe.command_line import run_recipe
+from ulmfit_pipe.program import run_recipe
 from ulmfit_pipe.training.records import Checkpoints
 
 FAIL_AT = 6  # the batch, counted from 1, over all epochs

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from ulmfit_pipe.command_line import run_recipe
+from ulmfit_pipe.program import run_recipe
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def test_the_card_has_the_numbers_of_the_record(name):
 def test_the_cards_command_trains_on_as_the_last_leg_was_trained(name):
     folder = builtin_models()[name]
     record, card = read_stage(folder), (folder / "README.md").read_text(encoding="utf-8")
-    command = card.split("python recipes/pretrain_language_model.py ")[1].split("\npython")[0]
+    command = card.split("ulmfit pretrain-lm ")[1].split("\nulmfit")[0]
     job = parse_settings(LanguageModelJob, shlex.split(command.replace("\\\n", " ")), description="")
     assert (job.model, job.mixed_precision, job.preset) == (name, "bf16", record["preset"])
     assert job.seed not in {leg["seed"] for leg in record["lineage"]}

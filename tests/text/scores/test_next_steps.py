@@ -58,7 +58,7 @@ def results(tmp_path):
 
 
 def words_of(commands):
-    assert all(line.startswith("python recipes/run_pipeline.py --config 'a run/settings.yaml' ") for line in commands)
+    assert all(line.startswith("ulmfit run --config 'a run/settings.yaml' ") for line in commands)
     assert all(" --output_dir 'a run-next' " in line for line in commands)
     return [line.split("'a run-next' ")[1].split("  # ")[0] for line in commands]
 

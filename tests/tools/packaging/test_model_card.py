@@ -142,7 +142,7 @@ def test_the_front_matter_is_the_hubs():
         "- It is small: 7.6 million parameters.",
         "It reads English only",
         "this bias was neither\n  measured nor reduced",
-        "recipes/pretrain_language_model.py --model awd-lstm-en",
+        "ulmfit pretrain-lm --model awd-lstm-en",
         "--output_dir ulmfit_pipe/models/pretrained/awd-lstm-en",
     ],
 )
@@ -182,9 +182,9 @@ def test_a_backward_model_says_how_it_is_used():
 
 
 def commands(text):
-    """The recipes that a card tells to call, each with its words."""
+    """The commands that a card tells to call, each with its words."""
     block = text.split("```bash\n")[-1].split("```")[0].replace("\\\n", " ")
-    return {re.search(r"recipes/(\w+).py", line)[1]: shlex.split(line)[2:] for line in block.splitlines() if line}
+    return {re.search(r"ulmfit ([a-z-]+)", line)[1]: shlex.split(line)[2:] for line in block.splitlines() if line}
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -192,7 +192,7 @@ def commands(text):
 def test_the_training_command_has_every_setting_of_the_last_leg_and_the_next_seed(direction, precision):
     settings = {**RECORD["settings"], "direction": direction}
     text = card(direction=direction, settings=settings, lineage=[LEG, {**LEG, "seed": 8, "precision": precision}])
-    job = parse_settings(LanguageModelJob, commands(text)["pretrain_language_model"], description="")
+    job = parse_settings(LanguageModelJob, commands(text)["pretrain-lm"], description="")
     assert (job.model, job.preset, job.seed) == ("awd-lstm-en", "paper", 9)
     assert job.mixed_precision == {"bf16": "bf16", "fp32": "no"}[precision]
     assert (job.validation_file, job.output_dir) == ("validation.parquet", "runs/awd-lstm-en")
@@ -212,19 +212,19 @@ def test_the_training_command_has_every_setting_of_the_last_leg_and_the_next_see
 
 
 def test_a_word_model_is_gone_on_from_with_its_vocabulary():
-    words = commands(card(tokenizer="word"))["pretrain_language_model"]
+    words = commands(card(tokenizer="word"))["pretrain-lm"]
     assert parse_settings(LanguageModelJob, words, description="").language_model.tokenizer == "keep"
 
 
 def test_a_leg_without_a_seed_or_precision_leaves_them_out():
-    words = commands(card(lineage=[{**LEG, "seed": None, "precision": None}]))["pretrain_language_model"]
+    words = commands(card(lineage=[{**LEG, "seed": None, "precision": None}]))["pretrain-lm"]
     job = parse_settings(LanguageModelJob, words, description="")
     assert (job.seed, job.mixed_precision) == (0, "no")
 
 
 @pytest.mark.parametrize(("measured_in", "precision"), [("fp32", "no"), ("bf16", "bf16"), (None, "no")])
 def test_the_packaging_command_measures_as_the_card_was_measured(measured_in, precision):
-    words = commands(card(measured_in=measured_in, measured_on="held_out.csv"))["package_language_model"]
+    words = commands(card(measured_in=measured_in, measured_on="held_out.csv"))["package-lm"]
     assert parse_settings(PackageSettings, words, description="") == PackageSettings(
         "runs/awd-lstm-en",
         "ulmfit_pipe/models/pretrained/awd-lstm-en",
@@ -237,32 +237,32 @@ def test_the_packaging_command_measures_as_the_card_was_measured(measured_in, pr
 def test_commands_keep_a_flag_beside_its_value_and_fit_on_a_screen():
     lines = card().split("```bash\n")[-1].split("```")[0].splitlines()
     assert max(map(len, lines)) <= 102
-    assert all(line.split()[0].startswith(("--", "python")) for line in lines)
+    assert all(line.split()[0].startswith(("--", "ulmfit")) for line in lines)
 
 
-def told(text, recipes):
-    """The flags that a card's sentence on the command line tells for the recipes named before them."""
+def told(text, names_of):
+    """The flags that a card's sentence on the command line tells for the commands named before them."""
     sentence = " ".join(text.split("On the command line ")[1].split("\n\n")[0].split())
     for part in sentence.split(";"):
         names, _, flags = part.partition(" take `")
-        if set(re.findall(r"`(\w+)\.py`", names)) >= set(recipes):
+        if set(re.findall(r"`ulmfit ([a-z-]+)`", names)) >= set(names_of):
             return shlex.split(flags.split("`")[0])
     return None
 
 
-def test_the_flags_that_a_card_tells_for_the_command_line_are_those_of_the_recipes():
+def test_the_flags_that_a_card_tells_for_the_command_line_are_those_of_the_commands():
     need = ["--train_file", "t.csv", "--output_dir", "o"]
     backward = card(name="awd-lstm-en-backward", direction="backward")
-    flags = told(backward, ["run_pipeline", "low_shot"])
+    flags = told(backward, ["run", "low-shot"])
     for settings in (PipelineSettings, LowShotSettings):
         words = [*need, *(["--test_file", "t.csv"] if settings is LowShotSettings else []), *flags]
         assert parse_settings(settings, words, description="").model_backward == "awd-lstm-en-backward"
     for settings in (LanguageModelJob, PipelineSettings):
-        flags = told(backward, ["pretrain_language_model", "finetune_language_model", "run_pipeline"])
+        flags = told(backward, ["pretrain-lm", "finetune-lm", "run"])
         found = parse_settings(settings, [*need, *flags], description="")
         assert (found.model, found.language_model.direction) == ("awd-lstm-en-backward", "backward")
-    flags = told(card(), ["pretrain_language_model", "finetune_language_model", "train_classifier"])
+    flags = told(card(), ["pretrain-lm", "finetune-lm", "train-classifier"])
     for settings in (LanguageModelJob, ClassifierJob):
         assert parse_settings(settings, [*need, *flags], description="").model == "awd-lstm-en"
-    assert "`run_pipeline.py` and `low_shot.py` start from it by default" in card()
+    assert "`ulmfit run` and `ulmfit low-shot` start from it by default" in card()
     assert {PipelineSettings(["t"], "o").model, LowShotSettings(["t"], "t", "o").model} == {"awd-lstm-en"}

@@ -33,13 +33,13 @@ def test_one_process_and_plain_data_parallelism_are_right(kind):
 
 def test_the_second_fsdp_is_right_and_the_first_is_refused():
     check_accelerator(like(DistributedType.FSDP, is_fsdp2=True))
-    words = "one, which cannot be frozen in part; set fsdp_version: 2, as recipes/configs/accelerate/fsdp2.yaml does"
+    words = "one, which cannot be frozen in part; set fsdp_version: 2, as fsdp2.yaml"
     with pytest.raises(UnsupportedAcceleratorError, match=words):
         check_accelerator(like(DistributedType.FSDP))
 
 
 def test_deepspeed_is_refused_with_what_does_the_same():
-    words = "DeepSpeed takes steps, clipping and loss scaling over.*start with recipes/configs/accelerate/fsdp2.yaml"
+    words = "DeepSpeed takes steps, clipping and loss scaling over.*start with fsdp2.yaml"
     with pytest.raises(UnsupportedAcceleratorError, match=words):
         check_accelerator(like(DistributedType.DEEPSPEED))
 

@@ -288,7 +288,7 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
         if any(kind in name for name in config.architectures or [] for kind in LANGUAGE_MODELS):
             raise ArtifactError(
                 f"{path} is a language model, which knows no labels: train a classifier from it, for example with "
-                f"recipes/run_pipeline.py --model {shlex.quote(str(path))}, and give the folder of its classifier stage"
+                f"ulmfit run --model {shlex.quote(str(path))}, and give the folder of its classifier stage"
             )
         raise ArtifactError(
             f"{path} is no classifier but {config.architectures}; give the folder of a classifier stage"

@@ -49,7 +49,7 @@ def next_steps(settings: Any, results: Mapping[str, StageResult], *, rows: int) 
         rows: Labelled rows that it was trained on.
     """
     output = Path(settings.output_dir)
-    start = ["python", "recipes/run_pipeline.py", "--config", str(output / SETTINGS_FILE)]
+    start = ["ulmfit", "run", "--config", str(output / SETTINGS_FILE)]
     start += ["--output_dir", str(output.parent / f"{output.name}-next")]
     steps = [
         *_other_model(settings),

@@ -120,11 +120,11 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.f
 
 def _on_the_command_line(name: str, backward: bool) -> str:
     if backward:
-        return f"""On the command line `run_pipeline.py` and `low_shot.py` take `--model_backward {name}`, for an
-ensemble; the language-model recipes (`pretrain_language_model.py`, `finetune_language_model.py`) and
-`run_pipeline.py` without an ensemble take `--model {name} --language_model.direction backward`."""
-    return f"""On the command line `run_pipeline.py` and `low_shot.py` start from it by default; the language-model
-recipes (`pretrain_language_model.py`, `finetune_language_model.py`) and `train_classifier.py` take `--model {name}`."""
+        return f"""On the command line `ulmfit run` and `ulmfit low-shot` take `--model_backward {name}`, for an
+ensemble; `ulmfit pretrain-lm`, `ulmfit finetune-lm` and `ulmfit run` without an ensemble take
+`--model {name} --language_model.direction backward`."""
+    return f"""On the command line `ulmfit run` and `ulmfit low-shot` start from it by default;
+`ulmfit pretrain-lm`, `ulmfit finetune-lm` and `ulmfit train-classifier` take `--model {name}`."""
 
 
 def _text_and_licence(record: Mapping[str, Any]) -> str:
@@ -262,7 +262,7 @@ def _going_on(record: Mapping[str, Any]) -> str:
     name, last = record["name"], (record["lineage"] or [{}])[-1]
     validation = record["measured_on"] or "validation.parquet"
     train = [
-        ("python", "recipes/pretrain_language_model.py"),
+        ("ulmfit", "pretrain-lm"),
         ("--model", name),
         ("--train_file", "wikipedia.parquet"),
         ("--validation_file", validation),
@@ -270,14 +270,14 @@ def _going_on(record: Mapping[str, Any]) -> str:
         *_flags_of_training(record, last),
     ]
     package = [
-        ("python", "recipes/package_language_model.py"),
+        ("ulmfit", "package-lm"),
         ("--model", f"runs/{name}"),
         ("--name", name),
         ("--validation_file", validation),
         *([("--mixed_precision", record["measured_in"])] if record["measured_in"] not in (None, "fp32") else []),
         ("--output_dir", f"ulmfit_pipe/models/pretrained/{name}"),
     ]
-    return f"""## Going on from it, and replacing it
+    return f"""## Training it further, and replacing it
 
 One command trains it further on more text, with the settings of its last leg and the next seed. One puts the result in
 its place (in a clone of the project) and prints the perplexities of both; tell it `--data_note` and `--hardware` in
@@ -288,7 +288,8 @@ words.
 {_command(package)}
 ```
 
-`--max_seconds` ends the first in time, with a schedule that follows the clock; `--resume true` goes on after a stop."""
+`--max_seconds` ends the first in time, with a schedule that follows the clock; `--resume true` continues
+after a stop."""
 
 
 def _flags_of_training(record: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -127,7 +127,7 @@ def _training_record_of(source: Path) -> dict[str, Any]:
     if record is None or not lineage_of(record):
         raise ArtifactError(
             f"{source} has no record of a language model's training (stage.json), so its card would say nothing; give "
-            "the folder that recipes/pretrain_language_model.py wrote"
+            "the folder that ulmfit pretrain-lm wrote"
         )
     return record
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ulmfit_pipe.training.compute.precision import refuse_silent_float32
 
-FSDP2_CONFIG = "recipes/configs/accelerate/fsdp2.yaml"
+FSDP2_CONFIG = "fsdp2.yaml (ulmfit configs DIR writes it)"
 
 
 class UnsupportedAcceleratorError(ValueError):

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ulmfit_pipe import command_line
-from ulmfit_pipe.command_line import run_recipe
+from ulmfit_pipe import program
 from ulmfit_pipe.console import in_one_line, on_terminal, visible
 from ulmfit_pipe.data.tables.tables import TableError, load_table
+from ulmfit_pipe.program import run_recipe
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.training.loop import NonFiniteLossError
@@ -72,7 +72,7 @@ def test_a_full_disk_is_one_line(capsys):
 
 
 def test_a_loss_that_became_nan_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "PACKAGE", Path(__file__).parent)
+    monkeypatch.setattr(program, "PACKAGE", Path(__file__).parent)
 
     def main():
         raise NonFiniteLossError("the loss became nan at step 3")

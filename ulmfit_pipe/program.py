@@ -1,4 +1,4 @@
-"""How a recipe ends when something is wrong with what it was given: one line that says what, and exit code 2."""
+"""How a program of this package starts and ends: a mistake of its user ends in one line and exit code 2."""
 
 import contextlib
 import errno
@@ -17,7 +17,6 @@ from typing import NoReturn
 from ulmfit_pipe.console import VisibleStream, in_one_line, open_missing_streams
 from ulmfit_pipe.settings.values import cut_middle
 from ulmfit_pipe.storage.temporary_files import DISK_ADVICE, FULL_DISK, write_advice
-from ulmfit_pipe.training.distributed.processes import leave_word, why_others_ended
 from ulmfit_pipe.training.resume.preemption import EXIT_PREEMPTED, Preempted, sigterm_raises, sigterm_when_launcher_ends
 
 PACKAGE = Path(__file__).parent
@@ -55,11 +54,13 @@ def run_recipe(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _end(f"stopped; {AGAIN}; {KEPT}", INTERRUPTED)
     except Exception as error:
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        if several:
             _end_after_the_other(error)
         _tell_launcher(error)
         message = _told_in_one_line(error)
-        leave_word(message or f"{type(error).__name__}: {error}")
+        if several:
+            _leave_word(message or f"{type(error).__name__}: {error}")
         if message is None or os.environ.get(SHOW_TRACEBACK, "") not in ("", "0"):
             raise
         _end(f"error: {message}", USER_ERROR)
@@ -103,6 +104,10 @@ def _end_after_the_other(error: Exception) -> None:
 
     Not before the launcher has seen which process was the first to end.
     """
+    from ulmfit_pipe.training.distributed.processes import (
+        why_others_ended,  # loads torch, which one process may end without
+    )
+
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # that is how torchrun ends the processes that are left
     why = why_others_ended(error)
     signal.signal(signal.SIGTERM, signal.SIG_DFL if why else before or signal.SIG_DFL)
@@ -110,6 +115,12 @@ def _end_after_the_other(error: Exception) -> None:
         _complain(f"process {os.environ.get('RANK', '?')} ends, since {why}")
         time.sleep(SECONDS_FOR_LAUNCHER)
         raise SystemExit(1) from None
+
+
+def _leave_word(message: str) -> None:
+    from ulmfit_pipe.training.distributed.processes import leave_word
+
+    leave_word(message)
 
 
 def _tell_launcher(error: Exception) -> None:

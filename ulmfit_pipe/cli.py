@@ -1,0 +1,307 @@
+"""The command `ulmfit`: for each of its commands what it reads, runs and prints.
+
+    ulmfit run --train_file train.csv --test_file test.csv --output_dir runs/reviews
+    torchrun --nproc_per_node 2 -m ulmfit_pipe run --train_file train.csv --output_dir runs/reviews
+
+Nothing is imported before it is needed: `ulmfit --help` and `ulmfit run --help` load no torch.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ulmfit_pipe
+from ulmfit_pipe.program import run_recipe
+from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
+from ulmfit_pipe.storage.atomic import write_atomic
+
+USER_ERROR = 2  # exit code, as of argparse
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `ulmfit`.
+
+    Attributes:
+        settings: Public name of the settings class; its fields are the command's options.
+        run: Does the work and prints the result.
+        help: One line.
+        first: The setting whose name need not be written before its value.
+    """
+
+    settings: str
+    run: Callable[[Any], None]
+    help: str
+    first: str | None = None
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names; a mistake ends the program with one line and exit code 2."""
+    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if word in ("--help", "-h"):
+        print(_help())
+    elif word == "--version":
+        print(f"ulmfit_pipe {ulmfit_pipe.__version__}")
+    elif word in COMMANDS:
+        rest, first = sys.argv[2:], COMMANDS[word].first
+        if first is not None and rest and not rest[0].startswith("-"):
+            rest.insert(0, f"--{first}")
+        sys.argv[:] = [f"ulmfit {word}", *rest]  # the name in its messages and in --help
+        run_recipe(partial(run_command, word))
+    else:
+        nearest = nearest_names(word, list(COMMANDS))
+        advice = f"did you mean {' or '.join(nearest)}? (ulmfit --help lists all)" if nearest else "see ulmfit --help"
+        print(f"ulmfit: error: unknown command {ascii(word)}; {advice}", file=sys.stderr)
+        raise SystemExit(USER_ERROR)
+
+
+def run_command(name: str) -> None:
+    """Read the settings of a command from `sys.argv`, do its work and print the result.
+
+    Args:
+        name: One of `COMMANDS`.
+    """
+    command = COMMANDS[name]
+    command.run(parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help))
+
+
+def _help() -> str:
+    longest = max(map(len, COMMANDS))
+    lines = [f"  {name:<{longest}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ulmfit COMMAND [--config FILE ...] [--name VALUE ...]",
+            "",
+            "Text classification by the ULMFiT method, and what belongs to it. Commands:",
+            "",
+            *lines,
+            "",
+            "ulmfit COMMAND --help lists the settings of one. Several processes: torchrun --nproc_per_node 2 -m",
+            "ulmfit_pipe COMMAND ..., or accelerate launch -m ulmfit_pipe COMMAND ...",
+        ]
+    )
+
+
+# The commands
+
+
+def _run(settings: Any) -> None:
+    metrics = ulmfit_pipe.run_pipeline(settings)
+    print(ulmfit_pipe.metrics_table(metrics))
+    folder = metrics["classifier"]
+    if folder is None:
+        print("these are scores of the folds; the same command without --folds trains the classifier to use")
+        return
+    print(f"the classifier is in {folder}; use it with")
+    print(f"  ulmfit predict --model {shlex.quote(folder)} --input_file FILE --output_file OUT.csv")
+    print(f'  TextPipeline.load({_quoted(folder)}).predict(["..."])')
+
+
+def _predict(settings: Any) -> None:
+    context = ulmfit_pipe.RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
+    context.tell(str(ulmfit_pipe.predict_file(settings, context=context)))
+
+
+def _pretrain_language_model(job: Any) -> None:
+    if job.model is not None and job.language_model.plan == "preset":
+        job = replace(job, language_model=replace(job.language_model, plan="pretrain"))
+    _show_language_model(job, then="ulmfit run")
+
+
+def _finetune_language_model(job: Any) -> None:
+    if job.model is None:
+        raise ValueError("--model is missing: the folder of a pretrained language model; ulmfit pretrain-lm makes one")
+    _show_language_model(job, then="ulmfit train-classifier")
+
+
+def _show_language_model(job: Any, *, then: str) -> None:
+    metrics = ulmfit_pipe.run_language_model(job)
+    print(ulmfit_pipe.describe_perplexity(metrics["validation"]))
+    print(f"the language model is in {job.output_dir}; give it to the next stage:")
+    print(f"  {then} --model {shlex.quote(job.output_dir)} --train_file train.csv --output_dir runs/mine")
+
+
+def _train_classifier(job: Any) -> None:
+    metrics = ulmfit_pipe.run_classifier(job)
+    print(ulmfit_pipe.metrics_table(metrics))
+    folder = shlex.quote(job.output_dir)
+    print(f"the classifier is in {job.output_dir}; use it with")
+    print(f"  ulmfit predict --model {folder} --input_file FILE --output_file OUT.csv")
+    print("and continue from it when there is more labelled data with")
+    print(f"  ulmfit train-classifier --model {folder} --train_file MORE.csv --output_dir NEW_FOLDER")
+
+
+def _find_learning_rate(job: Any) -> None:
+    result = ulmfit_pipe.find_learning_rate(job)
+    print(f"{len(result.lrs)} of {job.num_steps} steps before the loss diverged")
+    for name, lr in result.suggestions.items():
+        print(f"{name:>8}  {lr:.2e}")
+    print(f"swept with these groups trained: {', '.join(result.trained)}")
+    print(f"curve: {job.output_dir}/learning_rate.png")
+    print(f"use it:  --{job.stage}.lr {result.valley:.1e}")
+
+
+def _train_image_classifier(settings: Any) -> None:
+    metrics = ulmfit_pipe.run_image_pipeline(settings)
+    print(ulmfit_pipe.metrics_table(metrics))
+    print(ulmfit_pipe.thawing_table(metrics))
+    folder = metrics["classifier"]
+    print(f"the classifier is in {folder}; use it with")
+    print(f'  ImagePipeline.load({_quoted(folder)}).predict(["image.jpg"])')
+
+
+def _import_fastai(settings: Any) -> None:
+    summary = ulmfit_pipe.import_fastai(settings)
+    print(f"{summary.kind}: {', '.join(f'{name} {size:,}' for name, size in summary.sizes.items())}")
+    if summary.labels:
+        print(f"labels: {', '.join(summary.labels)}")
+    print(f"it is in {summary.output_dir}; continue with")
+    folder = shlex.quote(str(summary.output_dir))
+    if summary.kind == "classifier":
+        print(f"  ulmfit predict --model {folder} --input_file FILE --output_file OUT.csv")
+        print(f"  ulmfit run --model {folder}/language_model --train_file OTHER_LABELS.csv --output_dir runs/mine")
+    else:
+        print(f"  ulmfit finetune-lm --model {folder} --train_file TEXTS.csv --output_dir runs/tuned")
+
+
+def _export_fastai(settings: Any) -> None:
+    summary = ulmfit_pipe.export_fastai(settings)
+    for note in summary.notes:
+        print(f"note: {note}")
+    print(f"the {summary.kind} is in {summary.output_dir} as model.pth, encoder.pth and vocab.pkl; in fastai:")
+    print("  from fastai.text.all import *")
+    for line in summary.loading:
+        print(f"  {line}")
+
+
+def _low_shot(settings: Any) -> None:
+    results = ulmfit_pipe.run_low_shot(settings)
+    if settings.stage == "language_model":
+        print(f"language models: {', '.join(results['language_models'].values())}")
+        return
+    print(f"\n{results['table']}\n")
+    print(f"picture: {settings.figure or f'{settings.output_dir}/curve.png'}")
+
+
+def _ablation(settings: Any) -> None:
+    results = ulmfit_pipe.run_ablation(settings)
+    if settings.stage != "plans":
+        print(f"\n{results['table']}")
+
+
+def _transferability(settings: Any) -> None:
+    results = ulmfit_pipe.run_transferability(settings)
+    print(f"\n{results['table']}\n\npicture: {results['figure']}\n\n{results['answer']}")
+
+
+def _show_filters(settings: Any) -> None:
+    shown = ulmfit_pipe.show_filters(settings)
+    print(shown.changes)
+    for name in shown.pictures:
+        print(f"picture: {shown.output_dir / name}")
+
+
+def _package_language_model(settings: Any) -> None:
+    record = ulmfit_pipe.package_language_model(settings)
+    print(f"{record['parameters']:,} parameters, {record['weight_bytes'] / 1e6:.1f} MB of weights")
+    for name in ("perplexity", "perplexity_per_word", "bits_per_character"):
+        if record["metrics"].get(name) is not None:
+            print(f"{name.replace('_', ' ')}: {record['metrics'][name]:.3f}")
+    print(f"sample: {record['sample']['text']}")
+    folder = settings.output_dir
+    print(f"the model is in {folder}, its card in {Path(folder) / 'README.md'}; use it:")
+    print(f"  ulmfit run --model {shlex.quote(folder)} --train_file YOURS.csv --output_dir runs/mine")
+
+
+def _demo(settings: Any) -> None:
+    metrics = ulmfit_pipe.run_demo(settings)
+    print(f"\n{metrics['table']}\n")
+    for example in metrics["examples"]:
+        print(f'"{example["text"]}"')
+        print(f"  -> {example['label']} ({example['score']:.2f}), in truth {example['truth']}")
+    print("\nseconds:", json.dumps(metrics["seconds"]))
+    folder = metrics["classifier"]
+    print(f"the classifier is in {folder}; try it:")
+    code = f'from ulmfit_pipe import TextPipeline as T; print(T.load({_quoted(folder)}).predict(["..."]))'
+    print(f"  python -c {shlex.quote(code)}")
+    print("and with a table of your own, columns text and label:")
+    model = shlex.quote(str(metrics["general_model"]))
+    print(f"  ulmfit run --model {model} --train_file YOURS.csv --output_dir runs/mine")
+
+
+def _write_configs(settings: Any) -> None:
+    for source in sorted((Path(ulmfit_pipe.__file__).parent / "settings" / "accelerate").glob("*.yaml")):
+        target, content = Path(settings.output_dir) / source.name, source.read_bytes()
+        if target.exists() and target.read_bytes() != content:
+            raise ValueError(f"{target} is there with another content; move it, or choose another folder")
+        write_atomic(target, content)
+        print(target)
+
+
+def _quoted(folder: str) -> str:
+    """Return a Python string literal."""
+    return json.dumps(folder, ensure_ascii=False)
+
+
+COMMANDS = {
+    "run": Command(
+        "PipelineSettings", _run, "Train a text classifier by ULMFiT: language model, then gradual unfreezing."
+    ),
+    "predict": Command("PredictFileSettings", _predict, "Predict every row of a table, or of several as one."),
+    "demo": Command("DemoSettings", _demo, "Run ULMFiT on docstrings of the installed libraries, beside baselines."),
+    "finetune-lm": Command(
+        "LanguageModelJob", _finetune_language_model, "Fine-tune a pretrained language model on the text of a task."
+    ),
+    "train-classifier": Command(
+        "ClassifierJob", _train_classifier, "Train a classifier from a language model, an encoder or a classifier."
+    ),
+    "lr-find": Command(
+        "LearningRateJob", _find_learning_rate, "Sweep the learning rate of a stage and suggest values."
+    ),
+    "images": Command(
+        "ImageSettings",
+        _train_image_classifier,
+        "Train an image classifier: a head on a frozen backbone, then gradual unfreezing.",
+    ),
+    "pretrain-lm": Command(
+        "LanguageModelJob", _pretrain_language_model, "Train an AWD-LSTM language model on plain text."
+    ),
+    "package-lm": Command(
+        "PackageSettings",
+        _package_language_model,
+        "Package a language model: float16 weights, tokenizer, record and model card.",
+    ),
+    "import-fastai": Command(
+        "ImportFastaiSettings", _import_fastai, "Make a model folder out of a fastai .pth and its .pkl vocabulary."
+    ),
+    "export-fastai": Command(
+        "ExportFastaiSettings", _export_fastai, "Write a model as .pth and .pkl files that fastai 2.8 loads."
+    ),
+    "show-filters": Command(
+        "ShowFiltersSettings",
+        _show_filters,
+        "Draw filters, activations and weight changes, before and after fine-tuning.",
+    ),
+    "low-shot": Command("LowShotSettings", _low_shot, "Test error against the number of labels, beside baselines."),
+    "ablation": Command(
+        "AblationSettings",
+        _ablation,
+        "Test error, seconds and steps of different ways to unfreeze, with equal epochs.",
+    ),
+    "transferability": Command(
+        "TransferabilitySettings",
+        _transferability,
+        "Accuracy against the number of copied layers: own, another task's, or random.",
+    ),
+    "configs": Command(
+        "ConfigsSettings",
+        _write_configs,
+        "Write accelerate's configuration files for several GPUs or machines: ulmfit configs DIR.",
+        first="output_dir",
+    ),
+}
