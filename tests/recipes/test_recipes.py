@@ -221,7 +221,7 @@ def test_9_a_model_goes_to_fastais_files_and_comes_back(run, place):
     code, out, err = run("import_fastai", *files, "--output_dir", "back")
     assert (code, err) == (0, "")
     assert out.startswith("the file holds an encoder and no decoder: the decoder shares the embedding's weight\n")
-    assert "finetune_language_model.py --model back --train_file" in out
+    assert "ulmfit finetune-lm --model back --train_file" in out
     code, out, err = run("finetune_language_model", "--model", "back", *words[:2], "--output_dir", "back_tuned", *SHORT)
     assert (code, err) == (0, "")
 
