@@ -16,7 +16,7 @@ from ulmfit_pipe.models.classifier_heads import at_least_single
 
 INNER = "model"  # name of the classifier inside the wrapper
 PIECE_TOKENS = 16_384  # tokens, padding included, that are read at once without gradients: memory, not result
-TRAINED_TOKENS = 131_072  # the same with gradients; only a document of more windows than that is read in pieces
+TRAINED_TOKENS = 98_304  # the most of a pass with gradients: above what a batch has by max_tokens, windows overlapping
 
 
 class WindowsForSequenceClassification(nn.Module):
@@ -25,7 +25,7 @@ class WindowsForSequenceClassification(nn.Module):
     Args:
         model: A classifier of single windows.
         piece_tokens: Bound on the tokens of a pass without gradients.
-        trained_tokens: The same with gradients.
+        trained_tokens: Windows of more tokens together are read in such passes with gradients too.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class WindowsForSequenceClassification(nn.Module):
     def _window_logits(self, input_ids: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Read the windows at once, or in pieces; with gradients each piece is run again in the backward pass."""
         trains = self.training or torch.is_grad_enabled()
-        rows = max(1, (self.trained_tokens if trains else self.piece_tokens) // input_ids.shape[1])
-        if len(input_ids) <= rows:
+        rows = max(1, self.piece_tokens // input_ids.shape[1])
+        if len(input_ids) <= rows or (trains and input_ids.numel() <= self.trained_tokens):
             return self.model(input_ids=input_ids, **inputs).logits
 
         def read(start: int) -> Tensor:
