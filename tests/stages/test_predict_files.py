@@ -20,7 +20,7 @@ from part_tables import read_parts, read_table, write_table
 from ulmfit_pipe.data.table_readers import TableError
 from ulmfit_pipe.settings.prediction import PredictFileSettings
 from ulmfit_pipe.stages.predict import Predictor
-from ulmfit_pipe.stages.predict_files import predict_file
+from ulmfit_pipe.stages.predict_files import SHOWN_LABELS, PredictSummary, predict_file
 from ulmfit_pipe.stages.run_context import RunContext
 from ulmfit_pipe.storage.atomic import OutputError, whole_file
 
@@ -63,6 +63,21 @@ def table_csv(tmp_path):
 
 
 # The rows
+
+
+@pytest.mark.parametrize("count", [2, SHOWN_LABELS, SHOWN_LABELS + 1, 5_000])
+def test_the_summary_is_as_short_with_thousands_of_labels(count):
+    labels = {f"label {number}": number for number in range(count + 1)}  # the first was never given
+    text = str(PredictSummary(9, 0, 1.0, 1.0, labels, Path("o.csv")))
+    line = next(line for line in text.splitlines() if line.startswith("labels: "))
+    listed = line.count("label ")
+    if count <= SHOWN_LABELS:
+        assert listed == count
+        assert line.startswith("labels: label 1 1, label 2 2")
+    else:
+        assert listed == SHOWN_LABELS - 1
+        assert line.startswith(f"labels: label {count} {count:,}, label {count - 1} ")
+        assert line.endswith(f", and {count - listed:,} more, down to 1")
 
 
 @pytest.mark.parametrize("written", SUFFIXES)

@@ -35,6 +35,8 @@ from ulmfit_pipe.training.launch import share_of_work
 
 logger = logging.getLogger(__name__)
 
+SHOWN_LABELS = 12  # labels listed in the summary; of more the most frequent ones
+
 
 @dataclass(frozen=True)
 class PredictSummary:
@@ -60,7 +62,13 @@ class PredictSummary:
 
     def __str__(self) -> str:
         """The summary as a few lines of text."""
-        counts = ", ".join(f"{in_one_line(name)} {count:,}" for name, count in self.labels.items() if count)
+        given = [(name, count) for name, count in self.labels.items() if count]
+        shown = given
+        if len(given) > SHOWN_LABELS:
+            shown = sorted(given, key=lambda pair: -pair[1])[: SHOWN_LABELS - 1]
+        counts = ", ".join(f"{in_one_line(name)} {count:,}" for name, count in shown)
+        if len(shown) < len(given):
+            counts += f", and {len(given) - len(shown):,} more, down to {min(count for _, count in given):,}"
         empty = f", {self.skipped:,} of them without text" if self.skipped else ""
         before = f", {self.done_before:,} of them finished before" if self.done_before else ""
         speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
