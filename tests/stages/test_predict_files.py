@@ -510,6 +510,13 @@ def test_no_input_and_a_pattern_that_fits_no_file_are_refused(tiny_classifier_fo
         predict_file(PredictFileSettings(str(tiny_classifier_folder), [str(tmp_path / "nothing-*.csv")], "out.csv"))
 
 
+@pytest.mark.parametrize("folder", ["plain", "run [1]", "a*b"])
+def test_a_pattern_is_looked_for_in_a_folder_whose_name_has_marks_of_patterns(predict, table_csv, tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "one.csv").write_bytes(table_csv.read_bytes())
+    assert [row["text"] for row in predict(tmp_path / folder / "*.csv")] == TEXTS
+
+
 # The output is whole or as it was
 
 

@@ -260,7 +260,8 @@ def _fitting(name: str) -> list[str]:
     path = Path(name)
     if path.exists() or not any(mark in name for mark in "*?["):
         return [name]
-    found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    top = path.parent if path.parent.is_dir() else Path(path.anchor)  # a folder may have brackets in its own name
+    found = sorted(top.glob(str(path.relative_to(top))))
     if not found:
         raise TableError(f"no file fits the pattern {name}")
     return [str(each) for each in found]
