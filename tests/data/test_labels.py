@@ -43,7 +43,8 @@ def table_of(tmp_path, *given, typed=False, **settings):
 @pytest.mark.parametrize("typed", [True, False])
 @pytest.mark.parametrize(
     "other",
-    ["DESC ", " DESC", "DESC\xa0", "DESC\u200b", "\ufeffDESC", "DESC\u2060", "\u3000DESC\t", "DESC\u200e", "DESC\r\n"],
+    ["DESC ", " DESC", "DESC\xa0", "DESC\u200b", "\ufeffDESC", "DESC\u2060", "\u3000DESC\t", "DESC\u200e", "DESC\r\n"]
+    + ["\u061cDESC", "DESC\u034f", "DESC\u206c"],
 )
 def test_invisible_ends_make_no_class_of_their_own(tmp_path, other, typed):
     table = table_of(tmp_path, "DESC", other, "ENTY", typed=typed)
@@ -84,6 +85,7 @@ def test_a_long_run_of_accents_is_not_normalized(monkeypatch):
         ["very good", "very  good", "very_good", "very-good", "very\xa0good"],
         ["DESC", '"DESC"', "\u201cDESC\u201d", "'DESC"],
         ["DESC", "\uff24\uff25\uff33\uff23", "DE\u200bSC"],
+        ["\u8fbb", "\u8fbb\U000e0101"],
         ["1", "01", "\uff11", "+1"],
         ["stra\u00dfe", "STRASSE"],
         ["good", "g\u043eod", "G\u03bfOD"],

@@ -5,7 +5,9 @@ import shutil
 import pytest
 
 from tests.support.tiny_runs import heard
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
+from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.finished import finished_result, refuse_other_run, was_cut_short
 from ulmfit_pipe.stages.progress import progress_folder
 from ulmfit_pipe.storage.atomic import CheckpointError
@@ -84,9 +86,33 @@ def test_every_difference_is_named(tmp_path, changes, words):
 
 def test_a_part_of_the_identity_is_compared_with_that_part(tmp_path):
     path = save(tmp_path / "c")
-    refuse_other_run(path, stage="classifier", identity={"seed": 0})
+    known = {name: value for name, value in IDENTITY.items() if name != "data"}
+    refuse_other_run(path, stage="classifier", identity=known, unknown=["data"])
     with pytest.raises(ArtifactError, match=r"differs in seed \(0 there, 1 now\)"):
-        refuse_other_run(path, stage="classifier", identity={"seed": 1})
+        refuse_other_run(path, stage="classifier", identity={**known, "seed": 1}, unknown=["data"])
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "said"),
+    [
+        ({"compile": True}, {}, r"compile \(True there, None now\)"),
+        ({"tf32": True}, {}, r"tf32 \(True there, None now\)"),
+        ({}, {"compile": True}, r"compile \(None there, True now\)"),
+        ({"tf32": False}, {"tf32": True}, r"tf32 \(False there, True now\)"),
+        ({}, {}, None),
+    ],
+)
+def test_a_stage_finished_with_a_setting_away_from_its_default_is_not_the_one_without(tmp_path, there, now, said):
+    old, new = (
+        RunContext(preset="paper", **more).identity(ClassifierSettings(), model=None, data="x") for more in (there, now)
+    )
+    path = save_stage(tmp_path / "c", stage="classifier", record={**RECORD, "identity": old}, write=lambda folder: None)
+    if said is None:
+        assert finished_result(path, stage="classifier", identity=new, say=str).skipped
+        return
+    for unknown in ((), ["model"]):  # as a stage asks, and as a run does before its language model is trained
+        with pytest.raises(ArtifactError, match="another run; it differs in " + said):
+            refuse_other_run(path, stage="classifier", identity=new, unknown=unknown)
 
 
 def test_a_stage_cut_short_says_so_when_it_is_skipped(tmp_path):

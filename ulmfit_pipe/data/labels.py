@@ -34,14 +34,16 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as Python writes one
 _INVISIBLE = "".join(
     map(
         chr,
-        # soft hyphen, fillers, zero-width marks and marks of direction, word joiners, byte order mark
-        [0xAD, 0x115F, 0x1160, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
-        + [0x2800, 0x3164, 0xFEFF, 0xFFA0],
+        # soft hyphen, joiners, fillers, zero-width marks and marks of direction, byte order mark
+        [0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0x200B, 0x2010)]
+        + [*range(0x202A, 0x202F), *range(0x2060, 0x2070), 0x2800, 0x3164, 0xFEFF, 0xFFA0],
     )
 )
 _EDGES = "".join(character for character in map(chr, range(0x3001)) if character.isspace()) + _INVISIBLE
 _CONTROLS = [code for code in range(0xA0) if not chr(code).isprintable() and not chr(code).isspace()]
-_UNSEEN = dict.fromkeys([*map(ord, _INVISIBLE), *_CONTROLS, *range(0xFE00, 0xFE10)])  # the last choose a style of emoji
+_UNSEEN = dict.fromkeys(
+    [*map(ord, _INVISIBLE), *_CONTROLS, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
+)  # the last choose a style
 _LIKE_LATIN = str.maketrans(  # small letters of Cyrillic and Greek, and the Latin ones that they look like
     "аеорсухіјѕԁһӏԛԝвкмнтгαορνικτυχγє", "aeopcyxijsdhlqwbkmhtraopviktuxye"
 )

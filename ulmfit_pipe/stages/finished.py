@@ -67,13 +67,15 @@ def finished_result(
     return StageResult(path, record["metrics"], record["seconds"], skipped=True)
 
 
-def refuse_other_run(path: Path | str, *, stage: str, identity: dict[str, Any]) -> None:
+def refuse_other_run(path: Path | str, *, stage: str, identity: dict[str, Any], unknown: Sequence[str] = ()) -> None:
     """Raise if a stage's folder holds something else, or the same stage with another identity.
 
     Args:
         path: The stage's folder.
         stage: Name of the stage.
-        identity: Everything the result depends on, or the part of it that is known by now.
+        identity: Everything the result depends on. A setting that is at its default may be left out, as in a record
+            made before there was one.
+        unknown: Names of the identity that are not known yet.
 
     Raises:
         ArtifactError: What is there is another's; the message names what differs.
@@ -83,7 +85,7 @@ def refuse_other_run(path: Path | str, *, stage: str, identity: dict[str, Any]) 
     record = read_stage(path)
     if record is None:
         return
-    known = {name: value for name, value in record.get("identity", {}).items() if name in identity}
+    known = {name: value for name, value in record.get("identity", {}).items() if name not in unknown}
     changed = sorted(differences(known, identity))
     if changed:
         raise ArtifactError(

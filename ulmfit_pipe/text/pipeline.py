@@ -127,6 +127,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
             output / f"classifier{suffix}",
             stage="classifier",
             identity=classifier_identity(tables.train, tables.validation, settings.classifier, context),
+            unknown=("model",),  # its language model may not be trained yet
         )
     results: dict[str, StageResult] = {}
     for direction in _directions(settings):

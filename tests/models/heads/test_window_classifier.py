@@ -78,6 +78,26 @@ def test_every_window_gets_gradients(bert):
     assert bool((embedded.grad.abs().sum(dim=(1, 2)) > 0).all())
 
 
+def test_a_document_of_very_many_windows_is_trained_on_in_pieces_with_the_same_gradients(bert):
+    batch, document = windows(7, 5, 7, 7, 2), torch.tensor([0, 0, 0, 0, 1])
+    kept, gradients = [0, 0], []
+    for number, tokens in enumerate((7 * 5, 7 * 5 - 1)):
+        wrapper = WindowsForSequenceClassification(bert, piece_tokens=14, trained_tokens=tokens)
+        bert.zero_grad()
+
+        def count(tensor, number=number):
+            kept[number] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            logits = wrapper(**batch, document=document).logits
+        logits.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in bert.parameters()])
+    assert 0 < kept[1] < kept[0] / 20  # the activations of windows are not kept
+    for whole, pieces in zip(*gradients, strict=True):
+        torch.testing.assert_close(pieces, whole)
+
+
 def test_weights_go_by_the_names_of_the_classifier_inside_and_that_is_what_is_saved(bert, tmp_path):
     wrapper = WindowsForSequenceClassification(bert)
     assert list(wrapper.state_dict()) == list(bert.state_dict())

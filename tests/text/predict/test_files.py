@@ -23,7 +23,7 @@ from ulmfit_pipe.settings.prediction import PredictFileSettings
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.storage.atomic import OutputError, whole_file
 from ulmfit_pipe.text.predict import files as predict_files
-from ulmfit_pipe.text.predict.files import predict_file
+from ulmfit_pipe.text.predict.files import SHOWN_LABELS, PredictSummary, predict_file
 from ulmfit_pipe.text.predict.predictor import Predictor
 
 TEXTS = [
@@ -65,6 +65,21 @@ def table_csv(tmp_path):
 
 
 # The rows
+
+
+@pytest.mark.parametrize("count", [2, SHOWN_LABELS, SHOWN_LABELS + 1, 5_000])
+def test_the_summary_is_as_short_with_thousands_of_labels(count):
+    labels = {f"label {number}": number for number in range(count + 1)}  # the first was never given
+    text = str(PredictSummary(9, 0, 1.0, 1.0, labels, Path("o.csv")))
+    line = next(line for line in text.splitlines() if line.startswith("labels: "))
+    listed = line.count("label ")
+    if count <= SHOWN_LABELS:
+        assert listed == count
+        assert line.startswith("labels: label 1 1, label 2 2")
+    else:
+        assert listed == SHOWN_LABELS - 1
+        assert line.startswith(f"labels: label {count} {count:,}, label {count - 1} ")
+        assert line.endswith(f", and {count - listed:,} more, down to 1")
 
 
 @pytest.mark.parametrize("written", SUFFIXES)
@@ -495,6 +510,13 @@ def test_no_input_and_a_pattern_that_fits_no_file_are_refused(tiny_classifier_fo
         predict_file(PredictFileSettings(str(tiny_classifier_folder), [], "out.csv"))
     with pytest.raises(TableError, match=r"no file fits the pattern .*nothing-\*.csv"):
         predict_file(PredictFileSettings(str(tiny_classifier_folder), [str(tmp_path / "nothing-*.csv")], "out.csv"))
+
+
+@pytest.mark.parametrize("folder", ["plain", "run [1]", "a*b"])
+def test_a_pattern_is_looked_for_in_a_folder_whose_name_has_marks_of_patterns(predict, table_csv, tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "one.csv").write_bytes(table_csv.read_bytes())
+    assert [row["text"] for row in predict(tmp_path / folder / "*.csv")] == TEXTS
 
 
 # The output is whole or as it was

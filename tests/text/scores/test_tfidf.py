@@ -59,6 +59,16 @@ def test_work_and_characters_bound_the_rows(monkeypatch):
     assert fit_tfidf(train, seed=0, most_rows=10).details["rows"] == 10
 
 
+@pytest.mark.parametrize("rows", [2, 3, 40])
+def test_texts_that_are_longer_than_all_characters_together_are_cut(monkeypatch, rows):
+    train = table([(f"{text} {'x ' * 200}latest", label) for text, label in reviews(rows)])
+    monkeypatch.setattr(tfidf, "MOST_CHARACTERS", 300)
+    fitted = fit_tfidf(train, seed=0)
+    assert fitted.details["rows"] == 2
+    assert "latest" not in fitted.vectorizer.vocabulary_
+    assert fitted.answers(train).shape == (rows,)
+
+
 def test_two_rows_of_two_classes_need_no_folds():
     fitted = fit_tfidf(table([("warm", "good"), ("dull", "bad")]), seed=0)
     assert fitted.details == {"rows": 2, "C": tfidf.DEFAULT_C}

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ulmfit_pipe.models.heads.classifier_heads import at_least_single
 
 INNER = "model"  # name of the classifier inside the wrapper
 PIECE_TOKENS = 16_384  # tokens, padding included, that are read at once without gradients: memory, not result
+TRAINED_TOKENS = 98_304  # the most of a pass with gradients: above what a batch has by max_tokens, windows overlapping
 
 
 class WindowsForSequenceClassification(nn.Module):
@@ -23,12 +25,15 @@ class WindowsForSequenceClassification(nn.Module):
     Args:
         model: A classifier of single windows.
         piece_tokens: Bound on the tokens of a pass without gradients.
+        trained_tokens: Windows of more tokens together are read in such passes with gradients too.
     """
 
-    def __init__(self, model: nn.Module, *, piece_tokens: int = PIECE_TOKENS) -> None:
+    def __init__(
+        self, model: nn.Module, *, piece_tokens: int = PIECE_TOKENS, trained_tokens: int = TRAINED_TOKENS
+    ) -> None:
         super().__init__()
         self.model = model
-        self.piece_tokens = piece_tokens
+        self.piece_tokens, self.trained_tokens = piece_tokens, trained_tokens
 
     @property
     def config(self) -> Any:
@@ -51,17 +56,19 @@ class WindowsForSequenceClassification(nn.Module):
         return SequenceClassifierOutput(logits=logits if document is None else mean_by_document(logits, document))
 
     def _window_logits(self, input_ids: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Read the windows at once, or in pieces; with gradients each piece is run again in the backward pass."""
+        trains = self.training or torch.is_grad_enabled()
         rows = max(1, self.piece_tokens // input_ids.shape[1])
-        if self.training or torch.is_grad_enabled() or len(input_ids) <= rows:
+        if len(input_ids) <= rows or (trains and input_ids.numel() <= self.trained_tokens):
             return self.model(input_ids=input_ids, **inputs).logits
-        pieces = [
-            self.model(
-                input_ids=input_ids[start : start + rows],
-                **{name: value[start : start + rows] for name, value in inputs.items()},
-            ).logits
-            for start in range(0, len(input_ids), rows)
-        ]
-        return torch.cat(pieces)
+
+        def read(start: int) -> Tensor:
+            """Return the logits of a piece."""
+            named = {"input_ids": input_ids, **inputs}
+            return self.model(**{name: value[start : start + rows] for name, value in named.items()}).logits
+
+        starts = range(0, len(input_ids), rows)
+        return torch.cat([checkpoint(read, start, use_reentrant=False) if trains else read(start) for start in starts])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the weights under the names they have in the classifier inside."""

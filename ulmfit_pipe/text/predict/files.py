@@ -35,6 +35,8 @@ from ulmfit_pipe.training.distributed.launch import share_of_work
 
 logger = logging.getLogger(__name__)
 
+SHOWN_LABELS = 12  # labels listed in the summary; of more the most frequent ones
+
 
 @dataclass(frozen=True)
 class PredictSummary:
@@ -60,7 +62,13 @@ class PredictSummary:
 
     def __str__(self) -> str:
         """The summary as a few lines of text."""
-        counts = ", ".join(f"{in_one_line(name)} {count:,}" for name, count in self.labels.items() if count)
+        given = [(name, count) for name, count in self.labels.items() if count]
+        shown = given
+        if len(given) > SHOWN_LABELS:
+            shown = sorted(given, key=lambda pair: -pair[1])[: SHOWN_LABELS - 1]
+        counts = ", ".join(f"{in_one_line(name)} {count:,}" for name, count in shown)
+        if len(shown) < len(given):
+            counts += f", and {len(given) - len(shown):,} more, down to {min(count for _, count in given):,}"
         empty = f", {self.skipped:,} of them without text" if self.skipped else ""
         before = f", {self.done_before:,} of them finished before" if self.done_before else ""
         speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
@@ -252,7 +260,8 @@ def _fitting(name: str) -> list[str]:
     path = Path(name)
     if path.exists() or not any(mark in name for mark in "*?["):
         return [name]
-    found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    top = path.parent if path.parent.is_dir() else Path(path.anchor)  # a folder may have brackets in its own name
+    found = sorted(top.glob(str(path.relative_to(top))))
     if not found:
         raise TableError(f"no file fits the pattern {name}")
     return [str(each) for each in found]
