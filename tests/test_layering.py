@@ -19,7 +19,7 @@ LEVELS = {
     **dict.fromkeys(("training", "models", "data"), 2),
     "settings": 1,
     **dict.fromkeys(("storage", "reports"), 0),
-    "console": -1,
+    **dict.fromkeys(("console", "errors"), -1),
 }
 WITHOUT_SETTINGS = {"training", "models", "data"}  # components take named numbers
 # Room -> libraries that its files do not import, at the top or inside a function.

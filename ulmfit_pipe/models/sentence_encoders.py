@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from ulmfit_pipe.errors import UlmfitError
+
 Pooling: TypeAlias = Literal["mean", "max", "cls", "last"]
 
 MODULES_FILE = "modules.json"
@@ -25,7 +27,7 @@ POOLINGS: dict[str, Pooling] = {
 }
 
 
-class SentenceEncoderError(ValueError):
+class SentenceEncoderError(UlmfitError, ValueError):
     """A sentence encoder's files cannot be read, or ask for what a classifier here does not have."""
 
 

@@ -20,6 +20,8 @@ from typing import Any, Literal, NoReturn, Union
 
 import jsonargparse
 
+from ulmfit_pipe.errors import UlmfitError
+
 LONGEST_MESSAGE = 500  # characters
 COMMAND_LINE = "the command line"
 WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -35,7 +37,7 @@ TYPE_WORDS = {
 }
 
 
-class SettingsError(ValueError):
+class SettingsError(UlmfitError, ValueError):
     """A setting is unknown, missing or not allowed; the message says which and what to type instead.
 
     It is one line of bounded length, whatever the value, file or name that it quotes.

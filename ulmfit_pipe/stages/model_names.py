@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.choices import BUILTIN_NAMES
@@ -11,7 +12,7 @@ from ulmfit_pipe.storage.pickles import PICKLE_SUFFIXES
 NEAR_NAME = 0.75  # likeness of two names, by difflib, from which one is taken for the other mistyped
 
 
-class ArtifactError(ValueError):
+class ArtifactError(UlmfitError, ValueError):
     """A model folder or name cannot be used; the message says why and what to give instead."""
 
 

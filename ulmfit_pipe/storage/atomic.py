@@ -17,6 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.storage.temporary_files import (
     FULL_DISK,
     hidden_name,
@@ -36,11 +37,11 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 ATTEMPTS = 10  # at a name that several processes write at once
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UlmfitError, ValueError):
     """A checkpoint cannot be read, or does not fit; the message names the file and what to do."""
 
 
-class OutputError(OSError, ValueError):
+class OutputError(UlmfitError, OSError, ValueError):
     """A result cannot be written; the message names the file."""
 
     def __str__(self) -> str:

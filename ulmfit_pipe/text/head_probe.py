@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.models.heads.window_classifier import mean_by_document
 from ulmfit_pipe.stages.context import RunContext
@@ -34,7 +35,7 @@ CHECK_TOLERANCE = 1e-3  # of the largest score; what goes into the head must giv
 ROUNDED_TOLERANCE = 5e-2  # the same in half precision
 
 
-class ProbeError(ValueError):
+class ProbeError(UlmfitError, ValueError):
     """The head of a network is not one whose weights can be set from its inputs; the message says why."""
 
 

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.training.compute.wrapping import prepared
 from ulmfit_pipe.training.distributed.agreement import check_agreement
 from ulmfit_pipe.training.distributed.global_norms import uncounted_rows
@@ -41,7 +42,7 @@ from ulmfit_pipe.training.run import Observer, Position, Run
 from ulmfit_pipe.training.schedules import Schedule
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UlmfitError, RuntimeError):
     """The loss became NaN or infinite; the message names the step, the learning rates and what to try."""
 
 

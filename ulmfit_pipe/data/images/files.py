@@ -25,6 +25,7 @@ from ulmfit_pipe.data.labels import INTEGERS, can_be, clean_label, list_labels, 
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 from ulmfit_pipe.data.tables.column_names import shown_names
 from ulmfit_pipe.data.tables.tables import load_table
+from ulmfit_pipe.errors import UlmfitError
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs: 256 MB of colour
 SHOWN_FILES = 5  # bad images listed in a message
@@ -41,7 +42,7 @@ SOURCE_ROW = "source_row"  # column that keeps a row's number in its source, fro
 BYTE = 256  # steps of 16 bits to one of 8
 
 
-class ImageError(ValueError):
+class ImageError(UlmfitError, ValueError):
     """An image, or a set of them, that cannot be used; the message names the file or row and says what to do."""
 
 

@@ -20,6 +20,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from ulmfit_pipe.errors import UlmfitError
+
 LONGEST_LINE = 100_000_000  # characters of a line, or of a CSV field; a file without line ends does not fill memory
 BLOCK = 1 << 20  # bytes read at once
 HEAD = 1 << 16  # bytes in which NULs are looked for
@@ -59,7 +61,7 @@ CANDIDATES = {  # in this order: what decodes as an earlier one decodes by chanc
 _FREQUENT = {"gb18030": (0xB0, 0xD7), "big5": (0xA4, 0xC6), "cp950": (0xA4, 0xC6)}  # first bytes
 
 
-class TableError(ValueError):
+class TableError(UlmfitError, ValueError):
     """A table that cannot be used as it is. The message names file, row and column.
 
     Rows are counted from 1; the header is not counted.

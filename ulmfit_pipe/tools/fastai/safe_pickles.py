@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.models.awd_lstm.vocab_transfer import FASTAI_FILLER
 from ulmfit_pipe.tools.fastai.pickle_names import PickleNames, names_in_file, odd_archive, shown, shown_text
 
@@ -55,7 +56,7 @@ _AS_PLAIN_LISTS = (
 )
 
 
-class UnsafePickleError(ValueError):
+class UnsafePickleError(UlmfitError, ValueError):
     """A pickle holds something that is not allowed in it, or is no pickle; the message names what."""
 
 

@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.training.compute.precision import refuse_silent_float32
 
 FSDP2_CONFIG = "fsdp2.yaml (ulmfit configs DIR writes it)"
 
 
-class UnsupportedAcceleratorError(ValueError):
+class UnsupportedAcceleratorError(UlmfitError, ValueError):
     """An `Accelerator` is set up in a way that this loop would train wrongly with; the message says what to do."""
 
 

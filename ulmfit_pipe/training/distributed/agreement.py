@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.storage.record_differences import as_json, differences
 from ulmfit_pipe.training.distributed.processes import ProcessError, gather_bytes, why_others_ended
 
@@ -23,7 +24,7 @@ CHUNK = 2**20  # words that are widened to 64 bits at a time
 SPREAD = 0x9E3779B97F4A7C15 - 2**64  # 2**64 / golden ratio, odd, as a signed number: no two places weigh the same
 
 
-class DisagreementError(RuntimeError):
+class DisagreementError(UlmfitError, RuntimeError):
     """Processes that should hold the same weights do not; the message names the first tensor that differs."""
 
 

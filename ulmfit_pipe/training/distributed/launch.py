@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.distributed import distributed_c10d
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.training.compute.precision import check_precision, cpu_precision, refuse_silent_float32
 from ulmfit_pipe.training.distributed.processes import settle_at_exit
 
@@ -35,7 +36,7 @@ OF_SEVERAL = "MASTER_ADDR"  # and this one where more than one process was asked
 ADVICE = "torchrun --nproc_per_node {count} RECIPE.py ... starts {count} on this machine, on CPUs too"
 
 
-class LaunchError(ValueError):
+class LaunchError(UlmfitError, ValueError):
     """The launcher's processes cannot train together; the message says which command starts them."""
 
 

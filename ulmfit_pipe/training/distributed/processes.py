@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.records import TrainingOptions
 
@@ -27,7 +28,7 @@ STOPPED, WAITING = "ulmfit_pipe/stopped/", "ulmfit_pipe/waiting/"  # keys of the
 EXIT_PAUSE = 0.25  # seconds; far more than a thread that is ready to run waits for a core
 
 
-class ProcessError(ValueError):
+class ProcessError(UlmfitError, ValueError):
     """Another process failed, is gone, or is about to do something else; the message names it."""
 
 
