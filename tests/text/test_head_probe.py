@@ -126,6 +126,19 @@ def test_a_head_that_one_vector_does_not_explain_is_refused(pretrained):
         find_head(torch.nn.Linear(4, 5), 3)
 
 
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_text_that_would_take_longer_than_there_is_time_is_skipped_and_counted(pretrained, place):
+    parts = build(pretrained["bert"])
+    head, accelerator = find_head(parts.network, 2), parts.learner.accelerator
+    batches = list(parts.learner.task.train_batches)
+    ids = torch.zeros(1, 1, dtype=torch.int64).expand(2, 10**12)  # years of reading, and no memory
+    batches.insert(place, {"input_ids": ids, "labels": torch.zeros(2), "row": torch.tensor([90, 91])})
+    until = time.monotonic() + 600
+    found = frozen_features(parts.learner.model, head, batches, accelerator=accelerator, until=until)
+    assert (len(found.labels), found.skipped) == (24, 2)
+    assert found.skipped_seconds > 600
+
+
 def test_a_plan_that_is_the_probe_trains_nothing_else_and_reports_its_folds(pretrained, tmp_path):
     said, context = heard()
     result = train_classifier(

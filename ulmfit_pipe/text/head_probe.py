@@ -10,7 +10,7 @@ Sources: linear probing, then fine-tuning: Kumar et al. 2022; the head first: Ho
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,8 +28,10 @@ from ulmfit_pipe.training.distributed.processes import gather_bytes, to_device
 from ulmfit_pipe.training.frozen_cache.batch_rows import is_filler
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.linear_probe import Features, LinearProbe, fit_probe, held_out_score
+from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.records import START, Batches, EpochRecord
 
+FIRST_SIZE = 1 << 16  # tokens of a batch: a larger one waits until the speed is known, where time is limited
 MOST_ROWS = 20_000  # texts that the probe reads: more change a linear classifier little
 CHECK_TOLERANCE = 1e-3  # of the largest score; what goes into the head must give what comes out
 ROUNDED_TOLERANCE = 5e-2  # the same in half precision
@@ -70,7 +72,8 @@ def frozen_features(
         head: The part of it that `find_head` names.
         batches: Labelled batches; each row once.
         accelerator: Device, precision and processes.
-        until: ``time.monotonic()`` after which no further batch is read (one is in any case), or None.
+        until: ``time.monotonic()`` by which reading ends, or None: a batch that would take longer at the speed of
+            those before is skipped; the speed is measured on small ones, of which one is read in any case.
 
     Raises:
         ProbeError: What goes into the head does not explain the scores.
@@ -83,10 +86,9 @@ def frozen_features(
     values: list[Tensor] = []
     labels: list[Tensor] = []
     most = math.ceil(MOST_ROWS / accelerator.num_processes)
+    speed = _Speed(until)
     try:
-        for batch in batches:
-            if is_filler(batch):
-                continue
+        for batch in speed.in_time(batch for batch in batches if not is_filler(batch)):
             seen.clear()
             given = {name: value for name, value in batch.items() if name not in ("labels", "row")}
             inputs = to_device(given, accelerator)
@@ -98,14 +100,53 @@ def frozen_features(
             rows.append(batch["row"])
             values.append(found.float().cpu())
             labels.append(batch["labels"])
-            if sum(map(len, rows)) >= most or (until is not None and time.monotonic() > until):
+            if sum(map(len, rows)) >= most:
                 break
     finally:
         handle.remove()
         reader.train(was_training)
     parts = [torch.cat(part).numpy() for part in (rows, values, labels)] if rows else []
     order, found_values, found_labels = _gathered(parts, accelerator)
-    return Features(found_values[order], found_labels[order], time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Features(found_values[order], found_labels[order], seconds, speed.skipped, speed.skipped_seconds)
+
+
+class _Speed:
+    """Which batches can be read before a deadline, at the speed of those before.
+
+    Args:
+        until: ``time.monotonic()`` by which reading ends, or None.
+    """
+
+    def __init__(self, until: float | None) -> None:
+        self.until, self.read, self.seconds = until, 0, 0.0
+        self.skipped, self.skipped_seconds = 0, 0.0
+
+    def in_time(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Give the batches that there is time for; large ones that come before a speed is known at the end."""
+        large: list[Batch] = []
+        for batch in batches:
+            if self.until is not None and not self.read and _size(batch) > FIRST_SIZE:
+                large.append(batch)
+            else:
+                yield from self._timed(batch)
+        for batch in large:
+            yield from self._timed(batch)
+
+    def _timed(self, batch: Batch) -> Iterator[Batch]:
+        expected = self.seconds / self.read * _size(batch) if self.read else 0.0
+        if self.until is not None and time.monotonic() + expected > self.until and self.read:
+            self.skipped += len(batch["row"])
+            self.skipped_seconds += expected
+            return
+        started = time.monotonic()
+        yield batch
+        self.read, self.seconds = self.read + _size(batch), self.seconds + time.monotonic() - started
+
+
+def _size(batch: Batch) -> int:
+    """Return how many numbers the largest tensor of a batch holds."""
+    return max(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
 def _of_documents(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -258,6 +299,8 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
     if found is not None:
         record["held_out"] = asdict(found)
         line += f"; cross-validated accuracy {found.describe()}"
+    if features.skipped:
+        line += f"; {features.skipped:,} more, which max_seconds leave no time to read, are left out"
     context.tell(f"{line}; its weights are the head's start")
     start = EpochRecord(
         phase=START,
@@ -270,6 +313,5 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
         seconds=seconds,
         items_per_second=read / seconds,
     )
-    return HeadStart(
-        start, features.seconds * rows / read, record, lambda scale: set_head(head, probe, features, scale=scale)
-    )
+    whole = features.seconds * (rows - features.skipped) / read + features.skipped_seconds
+    return HeadStart(start, whole, record, lambda scale: set_head(head, probe, features, scale=scale))

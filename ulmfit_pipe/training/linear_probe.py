@@ -35,11 +35,15 @@ class Features:
         values: float32 (rows, width), a row a text, in the table's order.
         labels: int64 (rows,), or float32 (rows, num_labels) of 0 and 1.
         seconds: Time that reading the texts took.
+        skipped: Texts that were too long for the time there was.
+        skipped_seconds: Time that reading them would have taken.
     """
 
     values: Floats
     labels: NDArray[Any]
     seconds: float
+    skipped: int = 0
+    skipped_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

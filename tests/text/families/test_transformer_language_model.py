@@ -377,7 +377,9 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 
 def test_a_model_that_reads_no_text_is_refused(tmp_path):
     folder = save(tmp_path / "vit", ViTConfig(), encoder_tokenizer())
-    with pytest.raises(ArtifactError, match="is a 'vit' model, which reads images, not texts; .*ImagePipeline or ulmfit images"):
+    with pytest.raises(
+        ArtifactError, match="is a 'vit' model, which reads images, not texts; .*ImagePipeline or ulmfit images"
+    ):
         build(folder)
     config = CLIPConfig()
     with pytest.raises(ArtifactError, match=r"a 'clip' model, for which .* or a language model \(GPT-2, Llama, ...\)$"):
