@@ -116,7 +116,7 @@ QUICK_GIVEN = DemoSize(
     seeds=1,
     fine_tuning=TO_THE_TEXTS,
     classifier=ClassifierSettings(plan="probe-full"),  # what a user gets with so few rows, without its folds
-    unlabelled_rows=2_500,
+    unlabelled_rows=5_000,
 )
 FULL_GIVEN = DemoSize(
     seeds=3,
