@@ -11,6 +11,7 @@ a setting win over it.
 import argparse
 import dataclasses
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -162,9 +163,9 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
 
 
 def _ordered_fields(settings_class: type) -> list[dataclasses.Field]:
-    """A class's own fields, and after them those that it shares with other classes."""
-    shared = {name for base in settings_class.__mro__[1:] for name in getattr(base, "__annotations__", {})}
-    return sorted(dataclasses.fields(settings_class), key=lambda field: field.name in shared)
+    """A class's own fields, and after them those that it inherits, from the first base to the last."""
+    declared = [name for each in settings_class.__mro__ for name in inspect.get_annotations(each)]
+    return sorted(dataclasses.fields(settings_class), key=lambda field: declared.index(field.name))
 
 
 def _default_of(field: dataclasses.Field) -> Any:

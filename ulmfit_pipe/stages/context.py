@@ -42,12 +42,6 @@ def exclusive_run() -> Iterator[None]:
         _RUNNING.release()
 
 
-FROM_SETTINGS = (
-    "preset seed mixed_precision tf32 gradient_checkpointing compile progress resume checkpoint_seconds report_to "
-    "log_every"
-).split()  # fields that settings of a run have too
-
-
 @dataclass
 class RunContext:
     """One run's surroundings.
@@ -222,8 +216,8 @@ def context_of(settings: Any, **changes: Any) -> RunContext:
         settings: Settings of a run.
         **changes: Fields of the context that settings do not have, or that count in place of theirs.
     """
-    named = {name: getattr(settings, name) for name in FROM_SETTINGS if name not in changes}
-    return RunContext(**named, **changes)
+    shared = {each.name for each in dataclasses.fields(RunContext)}.intersection(vars(settings))
+    return RunContext(**({name: getattr(settings, name) for name in shared} | changes))
 
 
 def deadline_after(seconds: float | None) -> float | None:

@@ -121,8 +121,6 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         **columns_of(job),
         validation_fraction=job.validation_fraction,
         seed=job.seed,
-        reading=reading_of(job),
-        min_rows_per_class=job.min_rows_per_class,
         say=context.tell,
     )
     check_tables_alike(tables, context)
@@ -200,13 +198,7 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     output, started = Path(job.output_dir), time.perf_counter()
     if (output / STAGE_FILE).exists():
         raise ArtifactError(f"{output} is a stage's folder; choose another output folder for the sweep")
-    context = RunContext(
-        preset=job.preset,
-        seed=job.seed,
-        mixed_precision=job.mixed_precision,
-        tf32=job.tf32,
-        gradient_checkpointing=job.gradient_checkpointing,
-    )
+    context = context_of(job)
     context.check_alike(job)
     context.tell_of_remote_code(job)
     context = context.for_model(model_type_of(job.model))
@@ -232,13 +224,7 @@ def _learner_to_sweep(job: LearningRateJob, context: RunContext) -> Learner:
         ).learner
     if job.model is None:
         raise ValueError("the classifier stage starts from a language model: give --model, a folder")
-    tables = load_run_tables(
-        job.train_file,
-        **columns_of(job),
-        seed=job.seed,
-        reading=reading_of(job),
-        say=context.tell,
-    )
+    tables = load_run_tables(job.train_file, **columns_of(job), seed=job.seed, say=context.tell)
     return build_classifier_learner(
         tables.train, tables.validation, model=job.model, settings=job.classifier, context=context
     ).learner

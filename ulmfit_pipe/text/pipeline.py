@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from ulmfit_pipe.data.tables.row_sources import reading_of
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
 from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
@@ -112,8 +111,6 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
-        reading=reading_of(settings),
-        min_rows_per_class=settings.min_rows_per_class,
         **columns_of(settings),
         say=context.tell,
     )
