@@ -16,6 +16,7 @@ from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.settings.checks import check_seed, check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.settings.choices import Precision
 from ulmfit_pipe.stages.artifacts import model_identity
+from ulmfit_pipe.stages.model_names import ModelName
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
 from ulmfit_pipe.training.compute.precision import tf32_note
 from ulmfit_pipe.training.distributed.agreement import find_alike
@@ -134,7 +135,7 @@ class RunContext:
         if settings.trust_remote_code:
             self.tell("trust_remote_code is on: Python code that comes with the model may run here")
 
-    def identity(self, settings: Any, *, model: str | None, data: str) -> dict[str, Any]:
+    def identity(self, settings: Any, *, model: ModelName | None, data: str) -> dict[str, Any]:
         """Return everything a stage's result depends on; how it is computed (workers) does not count.
 
         A model's folder counts by its content, so that one trained again is another, and one moved is the same.

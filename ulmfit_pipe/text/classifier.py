@@ -27,7 +27,7 @@ from ulmfit_pipe.models.heads.window_classifier import bare_classifier
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
+from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_identity, model_type_of
 from ulmfit_pipe.stages.config_notes import remember_label_type, set_thresholds, thresholds_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
@@ -76,7 +76,7 @@ def train_classifier(
     train: Dataset,
     validation: Dataset | None,
     *,
-    model: str,
+    model: ModelName,
     output_dir: Path | str,
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
@@ -96,7 +96,7 @@ def train_classifier(
         The folder, its validation metrics and seconds.
     """
     _check_tables(train, validation, of="train_classifier")
-    model, output_dir = home_path(model), home_path(output_dir)
+    model, output_dir = find_model(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
     context.check_alike({**identity, "output_dir": str(output_dir)})
@@ -187,7 +187,7 @@ def _train(
 
 def _unfreezing_pays(
     train: Dataset,
-    model: str,
+    model: ModelName,
     settings: ClassifierSettings,
     context: RunContext,
     probe: HeadStart,
@@ -249,7 +249,7 @@ class FoldScores:
 
 
 def scores_on_folds(
-    train: Dataset, *, model: str, settings: ClassifierSettings, context: RunContext
+    train: Dataset, *, model: ModelName, settings: ClassifierSettings, context: RunContext
 ) -> FoldScores | None:
     """Train on folds of the rows, and score the probe and what is trained from it on those held out.
 
@@ -337,7 +337,7 @@ def build_classifier_learner(
     train: Dataset,
     validation: Dataset | None,
     *,
-    model: str,
+    model: ModelName,
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
 ) -> ClassifierParts:
@@ -350,6 +350,7 @@ def build_classifier_learner(
             the model; or the model has no two layer groups to thaw one after the other.
     """
     _check_tables(train, validation, of="build_classifier_learner")
+    model = find_model(model)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
     settings = settled(settings, recipe, held_out=validation is not None, rows=len(train))

@@ -22,7 +22,7 @@ from ulmfit_pipe.settings.checks import (
     home_path,
 )
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.stages.artifacts import load_config, model_type_of
+from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_type_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
 from ulmfit_pipe.stages.log import save_training, track_training
@@ -45,7 +45,7 @@ def train_language_model(
     validation: Dataset,
     *,
     output_dir: Path | str,
-    model: str | None = None,
+    model: ModelName | None = None,
     settings: LanguageModelSettings | None = None,
     context: RunContext | None = None,
     train_files: Sequence[str | Path] = (),
@@ -66,9 +66,8 @@ def train_language_model(
         The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
     """
     _check_tables(train, validation, of="train_language_model")
-    model, output_dir = home_path(model), home_path(output_dir)
-    settings, context = settings or LanguageModelSettings(), context or RunContext()
-    context = context.for_model(model_type_of(model))
+    model, output_dir = find_model(model), home_path(output_dir)
+    settings, context = settings or LanguageModelSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
     context.check_alike({**identity, "output_dir": str(output_dir)})
     done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell, resume=context.resume)
@@ -85,7 +84,7 @@ def train_language_model(
     seconds = time.perf_counter() - started + history.earlier_seconds
     record = {
         "identity": identity,
-        "model": model,
+        "model": None if model is None else str(model),
         "metrics": metrics,
         "seconds": seconds,
         "tokens": parts.tokens,
@@ -137,7 +136,7 @@ def build_language_model_learner(
     train: Dataset,
     validation: Dataset,
     *,
-    model: str | None = None,
+    model: ModelName | None = None,
     settings: LanguageModelSettings | None = None,
     context: RunContext | None = None,
 ) -> LanguageModelParts:
@@ -149,14 +148,8 @@ def build_language_model_learner(
         ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
     _check_tables(train, validation, of="build_language_model_learner")
-    settings, context = settings or LanguageModelSettings(), context or RunContext()
-    config = None if model is None else load_config(model)
-    model_type = AWD_LSTM if config is None else config.model_type
-    context = context.for_model(model_type)
-    if model is None or model_type == AWD_LSTM:
-        return build_awd_lstm_language_model(
-            train, validation, model=model, config=config, settings=settings, context=context
-        )
-    return build_transformer_language_model(
-        train, validation, model=model, config=config, settings=settings, context=context
-    )
+    model = find_model(model)
+    settings, context = settings or LanguageModelSettings(), (context or RunContext()).for_model(model_type_of(model))
+    if model is None or model.model_type == AWD_LSTM:
+        return build_awd_lstm_language_model(train, validation, model=model, settings=settings, context=context)
+    return build_transformer_language_model(train, validation, model=model, settings=settings, context=context)

@@ -31,7 +31,7 @@ from ulmfit_pipe.settings.choices import LongDocuments
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.config_notes import note, notes_of
 from ulmfit_pipe.stages.model_folder import NOTES, shown
-from ulmfit_pipe.stages.model_names import ArtifactError
+from ulmfit_pipe.stages.model_names import ArtifactError, ModelName
 from ulmfit_pipe.stages.presets import AWD_LSTM
 
 HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
@@ -98,7 +98,7 @@ class Reading:
 
 
 def reading_for(
-    settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: str
+    settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: ModelName
 ) -> Reading:
     """Return how the settings want documents read by a network.
 
@@ -136,7 +136,7 @@ def _usual_length(network: Any, longest: int | None) -> int | None:
     return min(known, default=None)
 
 
-def _check_length(name: str, given: int | None, longest: int | None, special: int, *, model: str) -> None:
+def _check_length(name: str, given: int | None, longest: int | None, special: int, *, model: ModelName) -> None:
     if given is not None and longest is not None and given > longest:
         raise ValueError(
             f"{name} {given} is more than {model} reads, {longest} tokens; take {longest} or less"
@@ -216,7 +216,9 @@ def pads_left(config: Any) -> bool:
     return config.model_type == "xlnet"
 
 
-def refuse_leaking_padding(network: Any, tokenizer: PreTrainedTokenizerBase, reading: Reading, *, model: str) -> None:
+def refuse_leaking_padding(
+    network: Any, tokenizer: PreTrainedTokenizerBase, reading: Reading, *, model: ModelName
+) -> None:
     """Raise if a transformer's logits of a text depend on the texts that it shares a batch with.
 
     Args:
