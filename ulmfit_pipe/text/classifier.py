@@ -6,7 +6,6 @@ kept, judged on validation data alone; or the last one (``keep``), which needs n
 Source: Howard & Ruder 2018, section 3.3.
 """
 
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.labels import label_type_of
 from ulmfit_pipe.data.tables.tables import check_table
-from ulmfit_pipe.data.text.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.heads.window_classifier import bare_classifier
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.settings.checks import home_path
@@ -30,11 +28,11 @@ from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_identity, model_type_of
 from ulmfit_pipe.stages.config_notes import remember_label_type, set_thresholds, thresholds_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
-from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
-from ulmfit_pipe.stages.log import save_training, track_training
+from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.progress import epochs_of_checkpoint, keep_progress, refuse_unbegun
+from ulmfit_pipe.stages.progress import epochs_of_checkpoint, refuse_unbegun
 from ulmfit_pipe.stages.saved_learner import groups_of
+from ulmfit_pipe.stages.stage import StageRun
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.text.classifier_network import load_as_classifier
 from ulmfit_pipe.text.classifier_task import build_classifier_task
@@ -99,39 +97,35 @@ def train_classifier(
     model, output_dir = find_model(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
-    context.check_alike({**identity, "output_dir": str(output_dir)})
-    done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)
-    if done is not None:
+    run = StageRun("classifier", output_dir, identity, model, context)
+    if (done := run.begin()) is not None:
         return done
-    started = time.perf_counter()
-    context.start()
     recipe, held_out = context.recipe, validation is not None
     by_folds = decided_by_folds(settings, recipe, held_out=held_out, rows=len(train))
     settings = settled(settings, recipe, held_out=held_out, rows=len(train))
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
-    vocabulary = vocabulary_digest(parts.tokenizer)
-    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
-    track_training(parts.learner, output_dir, identity=identity, context=context)
+    run.keep(parts.learner, parts.tokenizer)
     probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
     pays = partial(_unfreezing_pays, train, model, settings, context) if by_folds else None
     phases, history = _train(parts, probe, settings, context, output_dir, pays)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
-    seconds = time.perf_counter() - started + history.earlier_seconds
     record = {
-        "identity": identity,
-        "model": str(model),
-        "metrics": metrics,
-        "seconds": seconds,
         "labels": parts.label_names,
         **({} if probe is None else {"probe": probe.record}),
         **({"thresholds": thresholds_of(parts.network.config)} if parts.multi_label else {}),
-        **training_record(parts.learner, phases, history),
     }
-    save_training(output_dir, stage="classifier", record=record, write=partial(_write, parts), context=context)
-    context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
-    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+    return run.save(
+        parts.learner,
+        phases,
+        history,
+        metrics,
+        seconds=run.seconds(history),
+        record=record,
+        write=partial(_write, parts),
+        shown=_shown(metrics),
+    )
 
 
 def _check_tables(train: Any, validation: Any, *, of: str) -> None:
