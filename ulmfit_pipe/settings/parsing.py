@@ -126,7 +126,7 @@ def save_settings(settings: Any, path: str | Path) -> None:
 def settings_to_yaml(settings: Any) -> str:
     """YAML text of all fields in their order, groups as mappings."""
     values = dataclasses.asdict(settings)
-    ordered = {field.name: values[field.name] for field in _ordered_fields(type(settings))}
+    ordered = {field.name: values[field.name] for field in ordered_fields(type(settings))}
     return yaml.safe_dump(to_plain(ordered), sort_keys=False, allow_unicode=True)
 
 
@@ -153,7 +153,7 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
     hints = typing.get_type_hints(settings_class)
     docs = _field_docs(settings_class)
     title = (settings_class.__doc__ or settings_class.__name__).strip().splitlines()[0].rstrip(".")
-    for field in _ordered_fields(settings_class):
+    for field in ordered_fields(settings_class):
         default = _default_of(field) if defaults is MISSING else getattr(defaults, field.name)
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
@@ -162,7 +162,7 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
             yield SettingField(prefix + field.name, hint, default, docs.get(field.name, ""), title)
 
 
-def _ordered_fields(settings_class: type) -> list[dataclasses.Field]:
+def ordered_fields(settings_class: type) -> list[dataclasses.Field]:
     """A class's own fields, and after them those that it inherits, from the first base to the last."""
     declared = [name for each in settings_class.__mro__ for name in inspect.get_annotations(each)]
     return sorted(dataclasses.fields(settings_class), key=lambda field: declared.index(field.name))
