@@ -29,19 +29,18 @@ from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_identity, 
 from ulmfit_pipe.stages.config_notes import remember_label_type, set_thresholds, thresholds_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.progress import epochs_of_checkpoint, refuse_unbegun
 from ulmfit_pipe.stages.saved_learner import groups_of
 from ulmfit_pipe.stages.stage import StageRun
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.text.classifier_network import load_as_classifier
 from ulmfit_pipe.text.classifier_task import build_classifier_task
+from ulmfit_pipe.text.families.family import family_of
 from ulmfit_pipe.text.head_probe import HeadStart, ProbeError, main_number, start_head
 from ulmfit_pipe.text.plans import PROBED, classifier_phases, decided_by_folds, possible_epochs, settled, within_time
 from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.text.scores.thresholds import settle_thresholds
 from ulmfit_pipe.text.tables import label_names_of
-from ulmfit_pipe.text.truncation import reading_for, refuse_leaking_padding, remember_reading
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase
@@ -353,13 +352,10 @@ def build_classifier_learner(
     names, multi_label = label_names_of(train)
     monitor = settings.checked_monitor(multi_label=multi_label)
     network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)
-    reading = reading_for(settings, network, tokenizer, model=model)
-    remember_reading(reading, network, tokenizer)
+    reading = family_of(network.config.model_type).choose_reading(settings, network, tokenizer, model=model)
     remember_label_type(network.config, label_type_of(train.features["label"]))
     reader = reading.wrap(network)
     groups = groups_of(reader, max_blocks=settings.block_groups)
-    if network.config.model_type != AWD_LSTM:
-        refuse_leaking_padding(network, tokenizer, reading, model=model)
     task = build_classifier_task(
         train, validation, network=network, tokenizer=tokenizer, reading=reading, settings=settings, context=context
     )

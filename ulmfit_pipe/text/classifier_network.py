@@ -10,10 +10,7 @@ from ulmfit_pipe.stages.artifacts import ArtifactError, ModelName, ResolvedModel
 from ulmfit_pipe.stages.classifier_labels import NEW_HEAD, is_text_classifier, labels_of
 from ulmfit_pipe.stages.config_notes import set_thresholds
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.saved_learner import groups_of
-from ulmfit_pipe.text.families.awd_lstm import build_awd_lstm_classifier
-from ulmfit_pipe.text.families.transformer_classifier import build_transformer_classifier, empty_transformer_classifier
+from ulmfit_pipe.text.families.family import family_of
 
 
 def load_as_classifier(
@@ -34,20 +31,14 @@ def load_as_classifier(
     """
     model = find_model(model)
     config = model.loaded
-    is_classifier = is_text_classifier(config) and not settings.new_head
-    if is_classifier:
+    if is_text_classifier(config) and not settings.new_head:
         _check_labels(model, config, names, multi_label=multi_label)
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
     }
-    if config.model_type == AWD_LSTM:
-        network: Any
-        tokenizer: PreTrainedTokenizerBase
-        network, tokenizer = build_awd_lstm_classifier(model, labels, settings, context)
-    else:
-        network, tokenizer = build_transformer_classifier(model, labels, settings, context, is_classifier=is_classifier)
+    network, tokenizer = family_of(model.model_type).build_classifier(model, labels, settings, context)
     if settings.new_head and is_text_classifier(config):
         set_thresholds(network.config, None)  # they were those of the other labels
         context.tell(f"{model} is a classifier: its encoder is taken, the head is new")
@@ -66,9 +57,7 @@ def count_layer_groups(model: ModelName, settings: "ClassifierSettings") -> int:
         ValueError: Its layer groups cannot be told.
     """
     model = find_model(model)
-    if model.model_type == AWD_LSTM:
-        return model.loaded.num_hidden_layers + 2  # embeddings, the LSTM layers, the head
-    return len(groups_of(empty_transformer_classifier(model, settings), max_blocks=settings.block_groups))
+    return family_of(model.model_type).count_layer_groups(model, settings)
 
 
 def _check_labels(model: ResolvedModel, config: Any, names: list[str], *, multi_label: bool) -> None:

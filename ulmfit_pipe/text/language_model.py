@@ -23,11 +23,9 @@ from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_type_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.stage import StageRun
 from ulmfit_pipe.storage.digests import digest_of
-from ulmfit_pipe.text.families.awd_lstm import build_awd_lstm_language_model
-from ulmfit_pipe.text.families.transformer_language_model import build_transformer_language_model
+from ulmfit_pipe.text.families.family import family_of
 from ulmfit_pipe.text.language_model_parts import LanguageModelParts
 from ulmfit_pipe.text.language_model_scores import compared_across_vocabularies, describe_perplexity
 from ulmfit_pipe.text.lineage import lineage_after
@@ -140,6 +138,5 @@ def build_language_model_learner(
     _check_tables(train, validation, of="build_language_model_learner")
     model = find_model(model)
     settings, context = settings or LanguageModelSettings(), (context or RunContext()).for_model(model_type_of(model))
-    if model is None or model.model_type == AWD_LSTM:
-        return build_awd_lstm_language_model(train, validation, model=model, settings=settings, context=context)
-    return build_transformer_language_model(train, validation, model=model, settings=settings, context=context)
+    build = family_of(model_type_of(model)).build_language_model
+    return build(train, validation, model=model, settings=settings, context=context)

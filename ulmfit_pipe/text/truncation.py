@@ -97,6 +97,23 @@ class Reading:
         return len(special.suffix) + text - round(text * HEAD_SHARE)
 
 
+def choose_reading(
+    settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: ModelName
+) -> Reading:
+    """Return how the settings want documents read by a transformer, after a check of it.
+
+    It is written where prediction, plain transformers, and further training will find it. Arguments and errors are
+    those of `reading_for` and `refuse_leaking_padding`.
+    """
+    reading = reading_for(settings, network, tokenizer, model=model)
+    note(network.config, **dataclasses.asdict(reading), longest=_longest(network, tokenizer))
+    tokenizer.padding_side = "left" if pads_left(network.config) else "right"
+    if reading.longest_pass is not None:
+        tokenizer.model_max_length = reading.longest_pass  # from here on the tokenizer's bound is ours
+    refuse_leaking_padding(network, tokenizer, reading, model=model)
+    return reading
+
+
 def reading_for(
     settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: ModelName
 ) -> Reading:
@@ -111,8 +128,6 @@ def reading_for(
     Raises:
         ValueError: More tokens are asked for than the network reads, or so few that no text fits.
     """
-    if network.config.model_type == AWD_LSTM:
-        return Reading(max_length=settings.max_length)
     longest, special = _longest(network, tokenizer), special_tokens_of(tokenizer).count
     if settings.long_documents != "windows":
         _check_length("max_length", settings.max_length, longest, special, model=model)
@@ -148,8 +163,6 @@ def _check_length(name: str, given: int | None, longest: int | None, special: in
 
 def saved_reading(network: Any, tokenizer: PreTrainedTokenizerBase) -> Reading:
     """Return how a saved classifier reads: as it was trained, or, for one of another program, cut where it must."""
-    if network.config.model_type == AWD_LSTM:
-        return Reading()
     notes = notes_of(network.config)
     names = [field.name for field in dataclasses.fields(Reading)]
     if names[0] in notes:
@@ -191,16 +204,6 @@ def _check_saved(notes: dict[str, Any], network: Any) -> None:
             f"{network.config._name_or_path or 'the model'} cannot be used: config.json says that texts are read to "
             f"{bound} tokens, the model reads {longest}; take another save"
         )
-
-
-def remember_reading(reading: Reading, network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write how documents are read where prediction, plain transformers, and further training will find it."""
-    if network.config.model_type == AWD_LSTM:
-        return
-    note(network.config, **dataclasses.asdict(reading), longest=_longest(network, tokenizer))
-    tokenizer.padding_side = "left" if pads_left(network.config) else "right"
-    if reading.longest_pass is not None:
-        tokenizer.model_max_length = reading.longest_pass  # from here on the tokenizer's bound is ours
 
 
 def _longest(network: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:

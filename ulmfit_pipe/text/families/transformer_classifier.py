@@ -41,6 +41,7 @@ from ulmfit_pipe.stages.classifier_labels import is_text_classifier
 from ulmfit_pipe.stages.config_notes import note
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.pretrained_files import find_beside, refuse_larger_network
+from ulmfit_pipe.stages.saved_learner import groups_of
 
 POOLINGS: dict[str, Literal["concat", "mean"]] = {"concat-pooling": "concat", "mean-pooling": "mean"}  # by head
 
@@ -95,8 +96,6 @@ def build_transformer_classifier(
     labels: dict[str, Any],
     settings: "ClassifierSettings",
     context: RunContext,
-    *,
-    is_classifier: bool,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a classifier on a transformer, and its tokenizer.
 
@@ -105,7 +104,6 @@ def build_transformer_classifier(
         labels: The configuration's entries that say what the labels are.
         settings: Numbers of the stage.
         context: Told what the tokenizer lacks and what starts at random.
-        is_classifier: Whether it is a classifier already, whose head is kept.
 
     Raises:
         ArtifactError: It is no text model that could classify, or its weights or tokenizer cannot be used.
@@ -124,7 +122,7 @@ def build_transformer_classifier(
         text_config.use_cache = False  # of keys and values, for text generation
     for name, value in labels.items():
         setattr(config, name, value)
-    if is_classifier:
+    if is_text_classifier(model.loaded) and not settings.new_head:
         network = _saved_classifier(model, config, settings)
     elif head.pooling and config.model_type != MODEL_TYPE:
         network = _pooling_classifier(model, config, labels, tokenizer, head, from_scratch=settings.from_scratch)
@@ -152,19 +150,20 @@ def _read_as_made(encoder: SentenceEncoder, network: Any, tokenizer: Any) -> Non
         backend.normalizer = Sequence([*first, *([backend.normalizer] if backend.normalizer is not None else [])])
 
 
-def empty_transformer_classifier(model: ResolvedModel, settings: "ClassifierSettings") -> Any:
-    """Return the classifier that `build_transformer_classifier` makes, without its weights: on torch's meta device.
+def count_transformer_groups(model: ResolvedModel, settings: "ClassifierSettings") -> int:
+    """Return how many layer groups the classifier has that `build_transformer_classifier` makes.
 
     Args:
-        model: Folder or name of any text model of transformers.
+        model: Any text model of transformers; its weights are not read.
         settings: Numbers of the stage.
 
     Raises:
         ArtifactError: It is no text model that could classify.
+        ValueError: Its layer groups cannot be told.
     """
     head = choose_head(model, settings)
     _check_architecture(model, settings, head)
-    return _empty_classifier(model.loaded, head)
+    return len(groups_of(_empty_classifier(model.loaded, head), max_blocks=settings.block_groups))
 
 
 def _empty_classifier(config: Any, head: Head) -> Any:

@@ -31,7 +31,8 @@ from ulmfit_pipe.stages.classifier_labels import check_thresholds, is_text_class
 from ulmfit_pipe.stages.config_notes import label_type_in, notes_of, raw_thresholds, thresholds_of
 from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.python_input import check_texts
-from ulmfit_pipe.text.truncation import count_cut, describe_cut, saved_reading
+from ulmfit_pipe.text.families.family import family_of
+from ulmfit_pipe.text.truncation import count_cut, describe_cut
 from ulmfit_pipe.training.distributed.launch import new_accelerator
 from ulmfit_pipe.training.distributed.processes import reduce_sum, to_device
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, gather_rows
@@ -64,7 +65,7 @@ class Predictor:
     ) -> None:
         self.models = list(models)
         self.tokenizer = tokenizer
-        self.reading = saved_reading(self.models[0], tokenizer)
+        self.reading = family_of(self.models[0].config.model_type).saved_reading(self.models[0], tokenizer)
         self._readers = [self.reading.wrap(model) for model in self.models]
         self._cut = (0, 0)  # texts that were cut, and texts that were read
         self._accelerator = accelerator
