@@ -19,7 +19,7 @@ from ulmfit_pipe.data.images.files import load_images
 from ulmfit_pipe.images.classifier import train_image_classifier
 from ulmfit_pipe.program import run_recipe
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.stages import progress
+from ulmfit_pipe.stages import progress, stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.progress import drop_progress, keep_progress, progress_folder
 from ulmfit_pipe.storage import atomic
@@ -276,7 +276,7 @@ def test_other_settings_another_vocabulary_and_other_versions_are_named(
     ):
         train(folder, tiny_language_model_folder, resume=True, settings=other)
     with monkeypatch.context() as patched:
-        patched.setattr(classifier, "vocabulary_digest", lambda _tokenizer: "another")
+        patched.setattr(stage, "vocabulary_digest", lambda _tokenizer: "another")
         with pytest.raises(
             CheckpointError, match=r"it differs in identity.vocabulary \('[0-9a-f]+... there, 'another' n"
         ):

@@ -227,9 +227,9 @@ def test_one_file_is_one_path(name, given, nothing_is_read):
         ({"model": "m"}, "fit has no setting 'model'; write TextPipeline(model)"),
         (
             {"final_epochs": 3},
-            """did you mean classifier={"final_epochs": ...}? There are encoding, delimiter""",
+            """did you mean classifier={"final_epochs": ...}? There are output_dir, validation_file""",
         ),
-        ({"zzz": 3}, "fit has no setting 'zzz'. There are encoding, delimiter"),
+        ({"zzz": 3}, "fit has no setting 'zzz'. There are output_dir, validation_file"),
         ({"seed": "1"}, "seed must be a whole number, got '1'"),
         ({"seed": -1}, "seed must be 0..2**32-1, got -1; 0 is the default"),
         ({"ensemble": 1}, "ensemble must be true or false, got 1"),

@@ -7,7 +7,6 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from tests.support.tiny_runs import heard, reviews, texts_of, write_csv
-from ulmfit_pipe.data.tables.row_sources import TableReading
 from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.tables import RowLimits
 from ulmfit_pipe.text.tables import label_names_of, load_run_tables, split_texts, without_texts_of
@@ -77,8 +76,7 @@ def test_how_a_table_was_read_is_said(files, tmp_path):
     packed = tmp_path / "train.csv.gz"
     packed.write_bytes(gzip.compress(files["train"].read_text().replace(",", ";").encode("utf-16")))
     said, _ = heard()
-    reading = TableReading(delimiter="semicolon")
-    load({**files, "train": packed}, said, test_file=None, unlabelled_file=None, reading=reading)
+    load({**files, "train": packed}, said, test_file=None, unlabelled_file=None, delimiter="semicolon")
     assert said[0] == f"{packed} is not UTF-8; it is read as utf-16 (--encoding names another one)"
 
 

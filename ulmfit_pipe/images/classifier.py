@@ -6,10 +6,10 @@ stages. Numbers are fastai 2.8's where no other source is named.
 
 import dataclasses
 import difflib
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ from ulmfit_pipe.settings.images import AugmentationSettings, ImageClassifierSet
 from ulmfit_pipe.stages.artifacts import model_identity
 from ulmfit_pipe.stages.config_notes import remember_label_type
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
-from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
-from ulmfit_pipe.stages.log import save_training, track_training
+from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.presets import AUTO, StageOptimizer
-from ulmfit_pipe.stages.progress import keep_progress, refuse_unbegun
+from ulmfit_pipe.stages.progress import refuse_unbegun
 from ulmfit_pipe.stages.saved_learner import groups_of
+from ulmfit_pipe.stages.stage import StageRun
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import ClassificationMetric
@@ -98,30 +98,25 @@ def train_image_classifier(
     scans = [_scanned(part, settings, context) for part in (train, validation)]
     given: dict[str, Any] = {"model": model, "custom_head": custom_head, "layer_groups": layer_groups}
     identity = {**context.identity(settings, model=None, data=_digest(scans)), **_identity_of(**given)}
-    context.check_alike({**identity, "output_dir": str(output_dir)})
-    done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell, resume=context.resume)
-    if done is not None:
+    run = StageRun(STAGE, output_dir, identity, model, context)
+    if (done := run.begin()) is not None:
         return done
-    started = time.perf_counter()
-    context.start()
     parts = build_image_learner(*scans, settings=settings, context=context, **given)
-    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=None, context=context)
-    track_training(parts.learner, output_dir, identity=identity, context=context)
+    run.keep(parts.learner)
     history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     refuse_unbegun(len(history.steps), output_dir, context)
     metrics = {} if scans[1] is None else _predictor(parts, context).score(scans[1].table)
-    seconds = time.perf_counter() - started + history.earlier_seconds
-    record = {
-        "identity": identity,
-        "model": None if model is None else str(model),
-        "metrics": metrics,
-        "seconds": seconds,
-        "labels": parts.label_names,
-        "skipped_images": [problem for scan in scans if scan is not None for problem in scan.skipped],
-        **training_record(parts.learner, parts.phases, history),
-    }
-    _save(output_dir, parts, record, context)
-    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+    skipped = [problem for scan in scans if scan is not None for problem in scan.skipped]
+    return run.save(
+        parts.learner,
+        parts.phases,
+        history,
+        metrics,
+        seconds=run.seconds(history),
+        record={"labels": parts.label_names, "skipped_images": skipped},
+        write=partial(_write, parts),
+        shown=", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "not validated",
+    )
 
 
 def _identity_of(
@@ -139,17 +134,11 @@ def _predictor(parts: ImageParts, context: RunContext) -> ImagePredictor:
     return ImagePredictor(parts.learner.model, parts.pixels, accelerator=context.accelerator)
 
 
-def _save(output_dir: Path | str, parts: ImageParts, record: dict[str, Any], context: RunContext) -> None:
+def _write(parts: ImageParts, folder: Path) -> None:
+    """Write the network and the processor that its images go through."""
     network: Any = parts.learner.model
-
-    def write(folder: Path) -> None:
-        """Write the network and the processor that its images go through."""
-        network.save_pretrained(folder)
-        parts.pixels.processor.save_pretrained(folder)
-
-    save_training(output_dir, stage=STAGE, record=record, write=write, context=context)
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
-    context.tell(f"image classifier saved in {output_dir}: {shown or 'not validated'}")
+    network.save_pretrained(folder)
+    parts.pixels.processor.save_pretrained(folder)
 
 
 @one_builds()

@@ -7,12 +7,10 @@ from ulmfit_pipe.settings.checks import (
     added_setting,
     check_above_zero,
     check_choices,
-    check_seed,
     check_types,
     check_whole,
-    with_home_paths,
 )
-from ulmfit_pipe.settings.choices import Precision
+from ulmfit_pipe.settings.run import RunSettings
 
 
 @dataclass(frozen=True)
@@ -197,8 +195,7 @@ class PretrainingSettings:
 
 
 @dataclass(frozen=True)
-@with_home_paths
-class ImageSettings:
+class ImageSettings(RunSettings):
     """Settings of a whole run on images.
 
     Attributes:
@@ -215,17 +212,6 @@ class ImageSettings:
         validation_fraction: Part of the training images held out where no validation images are given.
         max_train_images: Use only so many training images, chosen at random by the seed; null takes all.
         seed: Seed of split, weights, dropout, order and augmentation.
-        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
         pretraining: The related task where no model is given.
         classifier: Numbers of the image stage.
     """
@@ -240,22 +226,10 @@ class ImageSettings:
     label_column: str = "label"
     validation_fraction: float = 0.2
     max_train_images: int | None = None
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     classifier: ImageClassifierSettings = field(default_factory=ImageClassifierSettings)
 
     def __post_init__(self) -> None:
         """Refuse values that are on no field's list, or out of range."""
-        check_types(self)
-        check_seed(self)
+        super().__post_init__()
         check_whole(self, {"max_train_images": 1})

@@ -76,7 +76,6 @@ class PackageSettings(TableOptions):
         output_dir: Folder to write; ulmfit_pipe/models/pretrained/NAME makes it a built-in model.
         name: Name on the card; a backward model's ends in -backward.
         validation_file: Text to measure the rounded weights on; without it the card has the training stage's figures.
-        text_column: Column of text; several are joined with field marks.
         mixed_precision: Of measuring: no, bf16 (faster on many processors), or fp16 (GPU only).
         prompt: Start of the sample that the card shows (its end, for a backward model); null takes a neutral one.
         temperature: Of the sample; lower is more careful.
@@ -93,7 +92,6 @@ class PackageSettings(TableOptions):
     output_dir: str
     name: str = DEFAULT_MODEL
     validation_file: str | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
     mixed_precision: Precision = "no"
     prompt: str | None = None
     temperature: float = 0.7

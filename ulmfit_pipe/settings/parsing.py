@@ -11,6 +11,7 @@ a setting win over it.
 import argparse
 import dataclasses
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -125,7 +126,7 @@ def save_settings(settings: Any, path: str | Path) -> None:
 def settings_to_yaml(settings: Any) -> str:
     """YAML text of all fields in their order, groups as mappings."""
     values = dataclasses.asdict(settings)
-    ordered = {field.name: values[field.name] for field in _ordered_fields(type(settings))}
+    ordered = {field.name: values[field.name] for field in ordered_fields(type(settings))}
     return yaml.safe_dump(to_plain(ordered), sort_keys=False, allow_unicode=True)
 
 
@@ -152,7 +153,7 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
     hints = typing.get_type_hints(settings_class)
     docs = _field_docs(settings_class)
     title = (settings_class.__doc__ or settings_class.__name__).strip().splitlines()[0].rstrip(".")
-    for field in _ordered_fields(settings_class):
+    for field in ordered_fields(settings_class):
         default = _default_of(field) if defaults is MISSING else getattr(defaults, field.name)
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
@@ -161,10 +162,10 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
             yield SettingField(prefix + field.name, hint, default, docs.get(field.name, ""), title)
 
 
-def _ordered_fields(settings_class: type) -> list[dataclasses.Field]:
-    """A class's own fields, and after them those that it shares with other classes."""
-    shared = {name for base in settings_class.__mro__[1:] for name in getattr(base, "__annotations__", {})}
-    return sorted(dataclasses.fields(settings_class), key=lambda field: field.name in shared)
+def ordered_fields(settings_class: type) -> list[dataclasses.Field]:
+    """A class's own fields, and after them those that it inherits, from the first base to the last."""
+    declared = [name for each in settings_class.__mro__ for name in inspect.get_annotations(each)]
+    return sorted(dataclasses.fields(settings_class), key=lambda field: declared.index(field.name))
 
 
 def _default_of(field: dataclasses.Field) -> Any:

@@ -1,6 +1,6 @@
 """Settings of predicting files."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ulmfit_pipe.settings.checks import with_home_paths
@@ -27,7 +27,6 @@ class PredictFileSettings(TableOptions):
         part_format: Kind of the parts; null takes that of output_file, or the input's (CSV for other CSV-like tables
             and Excel, Parquet for other tables with types, else JSONL).
         part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.
-        text_column: Column of text; several are joined with field marks, as in training.
         all_scores: Add a column score_LABEL for every label.
         escape_formulas: In CSV and TSV, write an apostrophe before cells that begin with = + - @, a tab or a carriage
             return, which a spreadsheet would run as a formula (all labels and texts; of other columns all but numbers).
@@ -46,7 +45,6 @@ class PredictFileSettings(TableOptions):
     output_dir: str | None = None
     part_format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     part_rows: int | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
     all_scores: bool = False
     escape_formulas: bool = False
     empty_text: Literal["error", "skip"] = "skip"

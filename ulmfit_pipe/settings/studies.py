@@ -19,9 +19,28 @@ TITLES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(TableOptions):
+    """What every experiment has.
+
+    Attributes:
+        label_column: Column of labels.
+        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        progress: Show progress bars; null decides by the terminal.
+        title: Name of the data; null takes the output folder's name.
+    """
+
+    label_column: str = "label"
+    preset: PresetName = "auto"
+    mixed_precision: Precision = "no"
+    progress: bool | None = None
+    title: str | None = None
+
+
 @dataclass(frozen=True)
 @with_home_paths
-class LowShotSettings(TableOptions):
+class LowShotSettings(StudySettings):
     """Settings of a grid of methods, label counts and seeds.
 
     Attributes:
@@ -29,8 +48,6 @@ class LowShotSettings(TableOptions):
         test_file: Labelled table to test on; no model reads a text of it.
         output_dir: Folder for cells, language models and results; several processes may work in it.
         unlabelled_file: Further texts for the language model.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels.
         model: Pretrained language model, a folder or name.
         model_backward: Its backward twin, for backward and ensemble.
         sizes: Labelled rows of the subsets; 0 is all rows.
@@ -43,9 +60,6 @@ class LowShotSettings(TableOptions):
         final_epochs: Epochs of the classifier's last phase, one number a size; null takes classifier.final_epochs.
         scratch_epochs: Epochs of scratch, one number a size; null gives it those of all the method's phases.
         scratch_factors: Times the rate of scratch, the rates to choose from; a single one chooses nothing.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        progress: Show progress bars; null decides by the terminal.
         stage: Everything; the language models only; or only the results of the cells there are.
         score: Test rows; or development rows, to choose settings by (then all is in OUTPUT_DIR/development).
         keep_models: Keep the classifiers of the cells in OUTPUT_DIR/models.
@@ -61,8 +75,6 @@ class LowShotSettings(TableOptions):
     test_file: str | None = None
     output_dir: str = "runs/low_shot"
     unlabelled_file: list[str] | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
     model: str = "awd-lstm-en"
     model_backward: str | None = None
     sizes: list[int] = field(default_factory=lambda: [100, 500, 2000])
@@ -75,13 +87,9 @@ class LowShotSettings(TableOptions):
     final_epochs: list[int] | None = None
     scratch_epochs: list[int] | None = None
     scratch_factors: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
-    preset: PresetName = "auto"
-    mixed_precision: Precision = "no"
-    progress: bool | None = None
     stage: Literal["all", "language_model", "results"] = "all"
     score: Literal["test", "development"] = "test"
     keep_models: bool = False
-    title: str | None = None
     figure: str | None = None
     combine: list[str] | None = None
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
@@ -138,7 +146,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 @with_home_paths
-class AblationSettings(TableOptions):
+class AblationSettings(StudySettings):
     """Settings of a comparison of ways to thaw.
 
     Attributes:
@@ -146,8 +154,6 @@ class AblationSettings(TableOptions):
         test_file: Labelled table to test on.
         model: Folder of the fine-tuned language model that every variant starts from.
         output_dir: Folder for cells and results; several processes may work in it.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels.
         size: Labelled rows to train on; 0 is all rows.
         seeds: Number of seeds (0, 1, ...), each with its own rows.
         variants: What to compare; null compares all.
@@ -155,11 +161,7 @@ class AblationSettings(TableOptions):
             classifier.lr for every variant.
         test_rows: Size of the stratified test sample; null tests on all rows.
         development_rows: Labelled rows set aside to choose rates by; in no subset.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        progress: Show progress bars; null decides by the terminal.
         stage: Everything; only show the variants' phases; or only write the results of the cells there are.
-        title: Name of the data; null takes the output folder's name.
         classifier: Numbers that all variants share: rate, decay, batch size, and the epochs of gradual unfreezing.
     """
 
@@ -167,19 +169,13 @@ class AblationSettings(TableOptions):
     test_file: str
     model: str
     output_dir: str = "runs/ablation"
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: str = "label"
     size: int = ALL_ROWS
     seeds: int = 3
     variants: list[str] | None = None
     rates: list[float] | None = None
     test_rows: int | None = 2000
     development_rows: int = 500
-    preset: PresetName = "auto"
-    mixed_precision: Precision = "no"
-    progress: bool | None = None
     stage: Literal["all", "plans", "results"] = "all"
-    title: str | None = None
     classifier: ClassifierSettings = field(
         default_factory=lambda: ClassifierSettings(plan="gradual", lr=1e-2, epochs_per_phase=1, final_epochs=8)
     )
@@ -205,7 +201,7 @@ IMAGES_ONLY, TEXTS_ONLY = ("image_size", "test_images"), ("max_length", "block_g
 
 @dataclass(frozen=True)
 @with_home_paths
-class TransferabilitySettings(TableOptions):
+class TransferabilitySettings(StudySettings):
     """Settings of the experiment.
 
     Attributes:
@@ -218,9 +214,7 @@ class TransferabilitySettings(TableOptions):
         model: Any image or text model of transformers, or of this project; null takes a small ResNet for images and the
             built-in language model for texts.
         output_dir: Folder for cells and results; several processes may work in it.
-        text_column: Column of text; several are joined with field marks.
         image_column: Column of images or paths, in a table or dataset.
-        label_column: Column of labels.
         task_a: The classes of task A, the others are task B's; null lets each seed draw a half.
         rows_of_a: Training rows of task A, the same share of each class; null takes all, or a few of a sample's.
         rows_of_b: Training rows of task B.
@@ -241,8 +235,6 @@ class TransferabilitySettings(TableOptions):
         max_length: Cut texts to so many tokens; null reads them whole.
         block_groups: Bundle a text transformer's blocks into so many layer groups; null makes each block one.
         preset: Recipe of the optimizer for texts; auto is fastai for an AWD-LSTM and transformer for any other model.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        progress: Show progress bars; null decides by the terminal.
         title: Name of the data; null takes the sample's or the folder's name.
         figure: The picture's file; null takes transferability.png in the output folder.
         head: Head of an image classifier; by default a single linear layer, so that the last n trains little else.
@@ -256,9 +248,7 @@ class TransferabilitySettings(TableOptions):
     test_images: str | None = None
     model: str | None = None
     output_dir: str = "runs/transferability"
-    text_column: list[str] = field(default_factory=lambda: ["text"])
     image_column: str = "image"
-    label_column: str = "label"
     task_a: list[str] | None = None
     rows_of_a: int | None = None
     rows_of_b: int | None = None
@@ -274,10 +264,6 @@ class TransferabilitySettings(TableOptions):
     image_size: int | None = None
     max_length: int | None = None
     block_groups: int | None = None
-    preset: PresetName = "auto"
-    mixed_precision: Precision = "no"
-    progress: bool | None = None
-    title: str | None = None
     figure: str | None = None
     head: ImageHeadSettings = field(default_factory=lambda: ImageHeadSettings(hidden_sizes=[], dropouts=[0.1]))
     backbone: SmallResNetSettings = field(default_factory=SmallResNetSettings)

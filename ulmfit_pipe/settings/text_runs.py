@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ulmfit_pipe.settings.checks import check_seed, check_types, with_home_paths
-from ulmfit_pipe.settings.choices import DEFAULT_MODEL, BaselineName, Precision, PresetName, UnknownText
-from ulmfit_pipe.settings.tables import RowLimits, TableOptions
+from ulmfit_pipe.settings.checks import check_seed, with_home_paths
+from ulmfit_pipe.settings.choices import DEFAULT_MODEL, BaselineName, UnknownText
+from ulmfit_pipe.settings.run import ComputeSettings, RunSettings, TextModelOptions
+from ulmfit_pipe.settings.tables import LabelledTables, RowLimits, TableOptions
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 
 
@@ -30,8 +31,7 @@ def check_repeats(settings: Any) -> None:
 
 
 @dataclass(frozen=True)
-@with_home_paths
-class PipelineSettings(TableOptions):
+class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
     """Settings of a whole run.
 
     Attributes:
@@ -43,45 +43,21 @@ class PipelineSettings(TableOptions):
         test_file: Labelled table that is scored once at the end; its split test is taken where it has several.
         validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
         unlabelled_file: Further texts for the language model.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
-        label_separator: Splits a label cell into several labels (multi-label).
-        multi_label: The label column holds lists of labels.
-        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
-            itself, or a CSV file with a value and its name in each row; null takes the values as names.
-        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
-        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
-            otherwise trained on and never measured.
-        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
             rows; null holds out a tenth of 500 rows or more (20 or more a label), and nothing of fewer.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
             for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
-        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
         ensemble: Train a forward and a backward AWD-LSTM and average them.
         model_backward: Pretrained backward language model, for the ensemble; the built-in forward model brings its own.
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier; null does
             it for an AWD-LSTM, where language_model has settings, and for a transformer with a trained language-model
             head where there is unlabelled text.
         include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
         max_rows: Use only so many rows of each table, for a quick look or a learning curve.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
         baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
             takes seconds; none trains nothing.
         folds: Run so many times, each with another of as many parts of the training table held out (stratified), in
@@ -96,36 +72,15 @@ class PipelineSettings(TableOptions):
     test_file: str | None = None
     validation_file: str | None = None
     unlabelled_file: list[str] | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: list[str] = field(default_factory=lambda: ["label"])
-    label_separator: str | None = None
-    multi_label: bool = False
-    label_names: str | None = None
-    label_threshold: float | None = None
-    min_rows_per_class: int = 1
-    empty_text: Literal["error", "skip"] = "error"
     unknown_text: UnknownText = "error"
     validation_fraction: float | None = None
-    preset: PresetName = "auto"
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
     ensemble: bool = False
     model_backward: str | None = None
     fine_tune_language_model: bool | None = None
     include_test_text: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
     max_rows: RowLimits = field(default_factory=RowLimits)
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    trust_remote_code: bool = False
     baseline: BaselineName = "tf-idf"
     folds: int | None = None
     fold: int | None = None
@@ -133,14 +88,12 @@ class PipelineSettings(TableOptions):
 
     def __post_init__(self) -> None:
         """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
+        super().__post_init__()
         check_repeats(self)
 
 
 @dataclass(frozen=True)
-@with_home_paths
-class LanguageModelJob(TableOptions):
+class LanguageModelJob(TableOptions, TextModelOptions, RunSettings):
     """Settings of a language-model run.
 
     Attributes:
@@ -149,59 +102,23 @@ class LanguageModelJob(TableOptions):
         output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
         model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
         validation_file: Text that is only measured; without it a part of the training text is held out.
-        text_column: Column of text; several are joined with field marks.
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
-        max_seconds: Stop training after so long; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
         language_model: Numbers of the stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
     """
 
     train_file: list[str]
     output_dir: str
     model: str | None = None
     validation_file: str | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
     unknown_text: UnknownText = "error"
     validation_fraction: float = 0.02
-    preset: PresetName = "auto"
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
 
 
 @dataclass(frozen=True)
-@with_home_paths
-class ClassifierJob(TableOptions):
+class ClassifierJob(LabelledTables, TextModelOptions, RunSettings):
     """Settings of a classifier run.
 
     Attributes:
@@ -211,36 +128,11 @@ class ClassifierJob(TableOptions):
             on from; any text model of transformers will do.
         test_file: Labelled table that is scored once at the end.
         validation_file: Labelled table that chooses the best epoch; without it a part is held out.
-        text_column: Column of text; several are joined with field marks.
-        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
-        label_separator: Splits a label cell into several labels (multi-label).
-        multi_label: The label column holds lists of labels.
-        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
-            itself, or a CSV file with a value and its name in each row; null takes the values as names.
-        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
-        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
-            otherwise trained on and never measured.
-        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given; 0 trains on all rows; null holds out a
             tenth of 500 rows or more (20 or more a label), and nothing of fewer.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
-        max_seconds: Stop training after so long; null for no limit.
-        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
-        tf32: Train in TF32 on NVIDIA GPUs (faster, 10 bits of precision), or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
-        compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
-        report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
-            A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
         classifier: Numbers of the stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
     """
 
     train_file: list[str]
@@ -248,40 +140,13 @@ class ClassifierJob(TableOptions):
     model: str
     test_file: str | None = None
     validation_file: str | None = None
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: list[str] = field(default_factory=lambda: ["label"])
-    label_separator: str | None = None
-    multi_label: bool = False
-    label_names: str | None = None
-    label_threshold: float | None = None
-    min_rows_per_class: int = 1
-    empty_text: Literal["error", "skip"] = "error"
     unknown_text: UnknownText = "error"
     validation_fraction: float | None = None
-    preset: PresetName = "auto"
-    seed: int = 0
-    max_seconds: float | None = None
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    progress: bool | None = None
-    resume: bool = False
-    checkpoint_seconds: float | None = 60.0
-    report_to: list[str] = field(default_factory=list)
-    log_every: int = 10
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
 
 
 @dataclass(frozen=True)
-@with_home_paths
-class LearningRateJob(TableOptions):
+class LearningRateJob(LabelledTables, TextModelOptions, ComputeSettings):
     """Settings of a learning-rate search.
 
     Attributes:
@@ -290,28 +155,13 @@ class LearningRateJob(TableOptions):
         stage: Which stage the rate is for.
         model: Folder of a language model (or classifier); null sweeps a language model from scratch.
         freeze_to: First trained layer group, as in Learner.freeze_to; -1 is the head only, 0 everything.
-        text_column: Column of text.
-        label_column: Column of labels. Repeated, each column is a label of its own that holds 0 and 1 (multi-label).
-        label_separator: Splits a label cell into several labels (multi-label).
-        multi_label: The label column holds lists of labels.
-        label_names: Names for the values of the label column: a JSON file {"0": "neg", "1": "pos"}, such a text
-            itself, or a CSV file with a value and its name in each row; null takes the values as names.
-        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
-        min_rows_per_class: Leave classes with fewer labelled rows out of every table; the single row of a class is
-            otherwise trained on and never measured.
-        empty_text: error names the first labelled row without text; skip leaves such rows out and reports them.
         start_lr: First learning rate of the sweep.
         end_lr: Last learning rate of the sweep.
         num_steps: Steps of the sweep.
-        preset: Recipe; auto is fastai for an AWD-LSTM and transformer for any other model.
-        seed: Seed of split, weights, dropout and order.
         mixed_precision: The precision to train in afterwards: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         tf32: Sweep in TF32 on NVIDIA GPUs, or in float32; null leaves it to torch.
-        gradient_checkpointing: Run layers again in the backward pass: less memory, more time, the same gradients.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
-        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
-            refused.
     """
 
     train_file: list[str]
@@ -319,30 +169,11 @@ class LearningRateJob(TableOptions):
     stage: Literal["language_model", "classifier"] = "classifier"
     model: str | None = None
     freeze_to: int = -1
-    text_column: list[str] = field(default_factory=lambda: ["text"])
-    label_column: list[str] = field(default_factory=lambda: ["label"])
-    label_separator: str | None = None
-    multi_label: bool = False
-    label_names: str | None = None
-    label_threshold: float | None = None
-    min_rows_per_class: int = 1
-    empty_text: Literal["error", "skip"] = "error"
     start_lr: float = 1e-7
     end_lr: float = 10.0
     num_steps: int = 100
-    preset: PresetName = "auto"
-    seed: int = 0
-    mixed_precision: Precision = "no"
-    tf32: bool | None = None
-    gradient_checkpointing: bool = False
     language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, or on no field's list."""
-        check_types(self)
-        check_seed(self)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 from transformers import (
@@ -44,8 +45,9 @@ from ulmfit_pipe.models.heads.pooling_classifier import (
 )
 from ulmfit_pipe.models.images.classifier import register_image_classifier
 from ulmfit_pipe.models.layer_groups.image_groups import classes_in
+from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.stages.model_folder import INDEX_FILE, STAGE_FILE, remote_code_allowed
-from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
+from ulmfit_pipe.stages.model_names import ArtifactError, ModelName, ResolvedModel, location_of, resolve_model
 from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote_classes
 from ulmfit_pipe.storage.atomic import CheckpointError, atomic_folder, contents_of, recover_folder
 from ulmfit_pipe.storage.digests import digest_of_file
@@ -76,7 +78,7 @@ def register() -> None:
     register_tokenizer()
 
 
-def model_identity(name: str | Path | None, *, images: bool = False) -> str | None:
+def model_identity(name: ModelName | None, *, images: bool = False) -> str | None:
     """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
 
     Counted is each file that changes what the model computes: weights, configuration, tokenizer or image processor, and
@@ -91,7 +93,7 @@ def model_identity(name: str | Path | None, *, images: bool = False) -> str | No
     """
     if name is None:
         return None
-    folder = Path(resolve_model(name, images=images))
+    folder = Path(location_of(name, images=images))
     if not folder.is_dir():
         return str(name)
     check_stage_files(folder)
@@ -108,7 +110,7 @@ def model_identity(name: str | Path | None, *, images: bool = False) -> str | No
     return f"folder with digest {digest.hexdigest()[:16]}"
 
 
-def load_config(name: str | Path, *, images: bool = False) -> Any:
+def load_config(name: ModelName, *, images: bool = False) -> Any:
     """Load a model's configuration from a folder, a built-in model or the hub.
 
     Args:
@@ -136,7 +138,7 @@ def load_image_processor(name: str | Path) -> Any:
     return load_pretrained(AutoImageProcessor, name, images=True)
 
 
-def refuse_image_model(name: str | Path, config: Any) -> None:
+def refuse_image_model(name: ModelName, config: Any) -> None:
     """Raise if what is given as a text model reads images.
 
     Args:
@@ -154,12 +156,36 @@ def refuse_image_model(name: str | Path, config: Any) -> None:
         )
 
 
-def model_type_of(name: str | Path | None) -> str:
+@overload
+def find_model(name: None) -> None: ...
+
+
+@overload
+def find_model(name: ModelName) -> ResolvedModel: ...
+
+
+def find_model(name: ModelName | None) -> ResolvedModel | None:
+    """Resolve a model's name and read its configuration, once: what is returned stands for the model from then on.
+
+    Args:
+        name: A folder, a built-in name, a hub id or what this returned; None, a model from scratch, stays None.
+
+    Raises:
+        ArtifactError: As `resolve_model` and `load_config`.
+    """
+    if name is None or isinstance(name, ResolvedModel):
+        return name
+    found = ResolvedModel(str(home_path(name)), resolve_model(name))
+    return replace(found, loaded=load_config(found))
+
+
+def model_type_of(name: ModelName | None) -> str:
     """Return transformers' name of a model's architecture; None, a model from scratch, is an AWD-LSTM."""
-    return AwdLstmConfig.model_type if name is None else load_config(name).model_type
+    found = find_model(name)
+    return AwdLstmConfig.model_type if found is None else found.model_type
 
 
-def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
+def load_model(name: ModelName, kind: Any, **settings: Any) -> Any:
     """Load a model from a folder, the package or the hub; safetensors only.
 
     Args:
@@ -171,7 +197,7 @@ def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
         ArtifactError: The folder lacks weights, a file of it was cut short or altered, or the hub cannot be reached.
     """
     register()
-    check_stage_files(resolve_model(name))
+    check_stage_files(location_of(name))
     wants_info = settings.pop("output_loading_info", False)
     settings.setdefault("dtype", "float32")
     model, found = load_pretrained(kind, name, use_safetensors=True, output_loading_info=True, **settings)
@@ -194,7 +220,7 @@ def load_model(name: str | Path, kind: Any, **settings: Any) -> Any:
     return model
 
 
-def _refuse_cut_layers(name: str | Path, model: Any, unexpected: Iterable[str]) -> None:
+def _refuse_cut_layers(name: ModelName, model: Any, unexpected: Iterable[str]) -> None:
     """Raise where the files hold layers behind the last one of the network; transformers would leave them out."""
     lists = {path: len(part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential)}
     prefix = f"{model.base_model_prefix}."
@@ -209,7 +235,7 @@ def _refuse_cut_layers(name: str | Path, model: Any, unexpected: Iterable[str]) 
                 )
 
 
-def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
+def load_tokenizer(name: ModelName, *, config: Any = None) -> UlmfitTokenizer:
     """Load the tokenizer of a folder, and check that it is the model's own.
 
     Args:
@@ -220,7 +246,7 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
         ArtifactError: There is no tokenizer, or it belongs to another model.
     """
     register()
-    _require_tokenizer(Path(resolve_model(name)))
+    _require_tokenizer(Path(location_of(name)))
     tokenizer = load_pretrained(AutoTokenizer, name)
     wanted = getattr(config, "vocab_hash", None)
     if wanted is not None and vocab_hash(tokenizer) != wanted:
@@ -238,7 +264,7 @@ def load_tokenizer(name: str | Path, *, config: Any = None) -> UlmfitTokenizer:
 
 
 def load_text_tokenizer(
-    name: str | Path, config: Any, *, say: Callable[[str], None] = print_line
+    name: ModelName, config: Any, *, say: Callable[[str], None] = print_line
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of any text model, ready to encode documents: ours, or a transformer's fast one.
 
@@ -253,19 +279,19 @@ def load_text_tokenizer(
     if config.model_type == AwdLstmConfig.model_type:
         return load_tokenizer(name, config=config)
     register()
-    _require_tokenizer(Path(resolve_model(name)))
+    _require_tokenizer(Path(location_of(name)))
     try:
         tokenizer: Any = load_pretrained(AutoTokenizer, name)
     except ArtifactError as error:
         if error.__cause__ is not None:
-            _require_vocabulary(Path(resolve_model(name)))
+            _require_vocabulary(Path(location_of(name)))
         raise
     if not tokenizer.is_fast:
         raise ArtifactError(
             f"the tokenizer of {name} is a {type(tokenizer).__name__}, which is no fast one (tokenizer.json); save it "
             "as a fast one with transformers, or take another model"
         )
-    _require_vocabulary(Path(resolve_model(name)))
+    _require_vocabulary(Path(location_of(name)))
     silence_fork_warning()
     tokenizer.backend_tokenizer.no_truncation()  # some are saved with both, all-MiniLM-L6-v2 for example
     tokenizer.backend_tokenizer.no_padding()
@@ -280,7 +306,7 @@ def load_text_tokenizer(
     return tokenizer
 
 
-def _check_vocabulary(name: str | Path, tokenizer: Any, config: Any, *, size: int) -> None:
+def _check_vocabulary(name: ModelName, tokenizer: Any, config: Any, *, size: int) -> None:
     """Raise unless a tokenizer's ids are rows of the model's embedding, and their number is likely its own."""
     largest = max(tokenizer.get_vocab().values(), default=-1) + 1
     if not size / 2 < largest <= size:

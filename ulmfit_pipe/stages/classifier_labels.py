@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_pipe.stages.model_folder import shown
-from ulmfit_pipe.stages.model_names import ArtifactError
+from ulmfit_pipe.stages.model_names import ArtifactError, ModelName
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 NEW_HEAD = "--classifier.new_head true (in Python classifier=ClassifierSettings(new_head=True))"  # leaves a head behind
@@ -17,7 +17,7 @@ def is_text_classifier(config: Any) -> bool:
     return any("SequenceClassification" in name or own.endswith(f".{name}") for name in classes)
 
 
-def labels_of(name: str | Path, config: Any) -> tuple[list[str], bool]:
+def labels_of(name: ModelName, config: Any) -> tuple[list[str], bool]:
     """Return a classifier's label names in the order of their ids, and whether a text may have several.
 
     Args:

@@ -16,6 +16,7 @@ from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.settings.checks import check_seed, check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.settings.choices import Precision
 from ulmfit_pipe.stages.artifacts import model_identity
+from ulmfit_pipe.stages.model_names import ModelName
 from ulmfit_pipe.stages.presets import AUTO, Preset, StageOptimizer, load_preset, resolve_preset
 from ulmfit_pipe.training.compute.precision import tf32_note
 from ulmfit_pipe.training.distributed.agreement import find_alike
@@ -40,12 +41,6 @@ def exclusive_run() -> Iterator[None]:
             yield
     finally:
         _RUNNING.release()
-
-
-FROM_SETTINGS = (
-    "preset seed mixed_precision tf32 gradient_checkpointing compile progress resume checkpoint_seconds report_to "
-    "log_every"
-).split()  # fields that settings of a run have too
 
 
 @dataclass
@@ -140,7 +135,7 @@ class RunContext:
         if settings.trust_remote_code:
             self.tell("trust_remote_code is on: Python code that comes with the model may run here")
 
-    def identity(self, settings: Any, *, model: str | None, data: str) -> dict[str, Any]:
+    def identity(self, settings: Any, *, model: ModelName | None, data: str) -> dict[str, Any]:
         """Return everything a stage's result depends on; how it is computed (workers) does not count.
 
         A model's folder counts by its content, so that one trained again is another, and one moved is the same.
@@ -222,8 +217,8 @@ def context_of(settings: Any, **changes: Any) -> RunContext:
         settings: Settings of a run.
         **changes: Fields of the context that settings do not have, or that count in place of theirs.
     """
-    named = {name: getattr(settings, name) for name in FROM_SETTINGS if name not in changes}
-    return RunContext(**named, **changes)
+    shared = {each.name for each in dataclasses.fields(RunContext)}.intersection(vars(settings))
+    return RunContext(**({name: getattr(settings, name) for name in shared} | changes))
 
 
 def deadline_after(seconds: float | None) -> float | None:

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from ulmfit_pipe.stages.model_names import ArtifactError
+from ulmfit_pipe.stages.model_names import ArtifactError, ModelName
 from ulmfit_pipe.storage.pickles import PICKLE_STARTS, PICKLE_SUFFIXES
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -407,7 +407,7 @@ def _spellings(network: Any, parameter: str) -> tuple[str, ...]:
     return parameter, prefix + parameter, parameter.removeprefix(prefix)
 
 
-def check_network(name: str | Path, folder: Path, network: Any) -> None:
+def check_network(name: ModelName, folder: Path, network: Any) -> None:
     """Raise if a folder's weights cannot be those of a network, by number and type; the network may be on meta.
 
     Args:

@@ -1,7 +1,10 @@
 """What a user gives as a model, turned into a folder or a hub id; what cannot be one is refused with a hint."""
 
+import copy
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.models.builtin_models import builtin_models
@@ -14,6 +17,48 @@ NEAR_NAME = 0.75  # likeness of two names, by difflib, from which one is taken f
 
 class ArtifactError(UlmfitError, ValueError):
     """A model folder or name cannot be used; the message says why and what to give instead."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that was looked up once, and is handed on in place of its name.
+
+    Attributes:
+        name: As the user gave it; messages and records have it.
+        location: A folder, or a hub id.
+        loaded: Its configuration as it was read; `config` is one that may be changed.
+    """
+
+    name: str
+    location: str
+    loaded: Any = None
+
+    def __str__(self) -> str:
+        """Return the name, for messages."""
+        return self.name
+
+    @property
+    def config(self) -> Any:
+        """A configuration of its own for whoever asks."""
+        return copy.deepcopy(self.loaded)
+
+    @property
+    def model_type(self) -> str:
+        """Transformers' name of its architecture."""
+        return self.loaded.model_type
+
+
+ModelName: TypeAlias = str | Path | ResolvedModel
+
+
+def location_of(name: ModelName, *, images: bool = False) -> str:
+    """Return a model's folder or hub id; a name is resolved as `resolve_model` does.
+
+    Args:
+        name: A name, or a model that was resolved before.
+        images: Whether an image model is wanted, for messages.
+    """
+    return name.location if isinstance(name, ResolvedModel) else resolve_model(name, images=images)
 
 
 def resolve_model(name: str | Path, *, images: bool = False) -> str:

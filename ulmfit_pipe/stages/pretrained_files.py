@@ -31,7 +31,7 @@ from ulmfit_pipe.stages.model_folder import (
     remote_code_allowed,
     sizes_that_differ,
 )
-from ulmfit_pipe.stages.model_names import ArtifactError, resolve_model
+from ulmfit_pipe.stages.model_names import ArtifactError, ModelName, ResolvedModel, location_of
 
 # Modules whose errors mean that a file of the model cannot be used: all that read one, and Python's own.
 READERS = ("safetensors_rust", "safetensors", "tokenizers", "builtins", "torch", "json", "huggingface_hub")
@@ -39,7 +39,7 @@ _ONE_AT_A_TIME = threading.RLock()  # transformers patches torch.nn.init, for al
 ASKS_FOR_CODE = "trust_remote_code=True"  # in transformers' error where a model comes with code of its own
 
 
-def load_pretrained(kind: Any, name: str | Path, *, images: bool = False, **settings: Any) -> Any:
+def load_pretrained(kind: Any, name: ModelName, *, images: bool = False, **settings: Any) -> Any:
     """Load a configuration, model, tokenizer or processor by transformers, and nothing else that its files name.
 
     Args:
@@ -53,7 +53,7 @@ def load_pretrained(kind: Any, name: str | Path, *, images: bool = False, **sett
             its own and ``trust_remote_code`` is off.
         ImportError: It needs a library that is not installed.
     """
-    resolved = resolve_model(name, images=images)
+    resolved = location_of(name, images=images)
     is_folder = Path(resolved).is_dir()
     is_model = "use_safetensors" in settings
     folder = Path(resolved) if is_folder else _fetched(resolved, images=images, weights=is_model)
@@ -99,7 +99,7 @@ def _unusable(name: str, folder: Path, error: Exception, differs: str) -> str:
     return f"{name} cannot be loaded ({_first_line(error)}); a file {what}: {other_save(folder)}"
 
 
-def register_remote_classes(name: str | Path, config: Any) -> None:
+def register_remote_classes(name: ModelName, config: Any) -> None:
     """Make the Auto classes know the models that come with a configuration, where code of a model's own may run.
 
     Args:
@@ -111,12 +111,13 @@ def register_remote_classes(name: str | Path, config: Any) -> None:
     for auto_name, reference in (getattr(config, "auto_map", None) or {}).items():
         auto: Any = getattr(transformers, auto_name, None)
         if auto_name.startswith("AutoModel") and auto is not None and type(config) not in auto._model_mapping:
-            auto.register(type(config), get_class_from_dynamic_module(reference, resolve_model(name)), exist_ok=True)
+            auto.register(type(config), get_class_from_dynamic_module(reference, location_of(name)), exist_ok=True)
 
 
-def _skeleton_of(kind: Any, name: str | Path, settings: dict[str, Any]) -> Any:
+def _skeleton_of(kind: Any, name: ModelName, settings: dict[str, Any]) -> Any:
     """Return the network that the configuration describes, without memory for its weights; None where that fails."""
-    config = settings.get("config") or load_pretrained(transformers.AutoConfig, name)
+    known = name.loaded if isinstance(name, ResolvedModel) else None
+    config = settings.get("config") or known or load_pretrained(transformers.AutoConfig, name)
     given = {key: copy.deepcopy(settings[key]) for key in ("custom_head", "add_pooling_layer") if key in settings}
     return _without_memory(
         lambda: kind.from_config(copy.deepcopy(config), trust_remote_code=remote_code_allowed(), **given)
@@ -132,7 +133,7 @@ def _without_memory(build: Callable[[], Any]) -> Any:
         return None
 
 
-def refuse_larger_network(name: str | Path, build: Callable[[], Any]) -> None:
+def refuse_larger_network(name: ModelName, build: Callable[[], Any]) -> None:
     """Raise if a network that is about to be built cannot be that of a folder's weights.
 
     Args:
@@ -142,13 +143,13 @@ def refuse_larger_network(name: str | Path, build: Callable[[], Any]) -> None:
     Raises:
         ArtifactError: It is many times larger than the weights, as a configuration changed by hand makes it.
     """
-    folder = Path(resolve_model(name))
+    folder = Path(location_of(name))
     network = _without_memory(build) if folder.is_dir() else None
     if network is not None:
         check_network(name, folder, network)
 
 
-def _needs_code(name: str | Path, folder: Path, *, images: bool) -> str:
+def _needs_code(name: ModelName, folder: Path, *, images: bool) -> str:
     """Say which files name code."""
     places = [file for file in (CONFIG_FILE, *NAMING_FILES) if (folder / file).is_file()]
     named = [file for file in places if "auto_map" in json.loads((folder / file).read_text(encoding="utf-8"))]
@@ -159,7 +160,7 @@ def _needs_code(name: str | Path, folder: Path, *, images: bool) -> str:
     )
 
 
-def find_beside(name: str | Path, file: str) -> Path | None:
+def find_beside(name: ModelName, file: str) -> Path | None:
     """Return where a further file of a model is, or None where the model has none of that name.
 
     Args:
@@ -168,7 +169,7 @@ def find_beside(name: str | Path, file: str) -> Path | None:
     """
     if Path(file).is_absolute() or ".." in Path(file).parts:
         return None
-    resolved = resolve_model(name)
+    resolved = location_of(name)
     if Path(resolved).is_dir():
         found = Path(resolved) / file
         return found if found.is_file() else None

@@ -4,7 +4,6 @@ A table in memory, a mapping or an array looks like a list of its column names t
 work, with the line to write in its place.
 """
 
-import dataclasses
 import io
 import os
 import re
@@ -13,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from ulmfit_pipe.data.labels import is_blank
+from ulmfit_pipe.settings.parsing import ordered_fields
 from ulmfit_pipe.settings.values import SettingsError, shorten
 
 SHOWN_COLUMNS = 8
@@ -176,7 +176,7 @@ def check_names(
     Raises:
         SettingsError: There is no such setting.
     """
-    names = [field.name for field in dataclasses.fields(settings_class) if field.name not in elsewhere]
+    names = [field.name for field in ordered_fields(settings_class) if field.name not in elsewhere]
     for name in given:
         if name in elsewhere:
             raise SettingsError(f"fit has no setting {name!r}; write {elsewhere[name]}")

@@ -127,7 +127,6 @@ def load_learner(
         options=options,
         accelerator=accelerator,
         monitor=monitor,
-        say=lambda _line: None,  # what is frozen before the load is of no interest
+        say=say,
     )
-    learner._say = say
     return learner.load(path)

@@ -20,7 +20,7 @@ from typing import Any
 from ulmfit_pipe.data.tables.row_sources import reading_of
 from ulmfit_pipe.settings.studies import VARIANTS, AblationSettings
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.context import RunContext, exclusive_run
+from ulmfit_pipe.stages.context import RunContext, context_of, exclusive_run
 from ulmfit_pipe.studies.grid.cells import Cell, CellFolder
 from ulmfit_pipe.studies.grid.results import RESULTS_FILE, variant_table, write_results
 from ulmfit_pipe.studies.grid.tables import LabelledTables, load_labelled_tables
@@ -49,9 +49,7 @@ def run_ablation(settings: AblationSettings, *, context: RunContext | None = Non
     Raises:
         ValueError: A setting, table or model cannot be used, or no cell is finished.
     """
-    context = context or RunContext(
-        preset=settings.preset, mixed_precision=settings.mixed_precision, progress=settings.progress
-    )
+    context = context or context_of(settings)
     output = Path(settings.output_dir)
     plans = {name: phases_of_variant(settings, name, context) for name in settings.variants or VARIANTS}
     for name, phases in plans.items():

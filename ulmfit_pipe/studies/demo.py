@@ -25,7 +25,7 @@ from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import DemoSettings
 from ulmfit_pipe.stages.artifacts import load_config
-from ulmfit_pipe.stages.context import RunContext, exclusive_run
+from ulmfit_pipe.stages.context import RunContext, context_of, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.presets import FASTAI, IMDB_ROWS, TRANSFORMER, load_preset
 from ulmfit_pipe.storage.json_files import write_json
@@ -145,7 +145,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         table as text under ``table``.
     """
     size = demo_size(settings)
-    context = RunContext(preset=FASTAI, seed=settings.seed, progress=settings.progress)
+    context = context_of(settings, preset=FASTAI)
     context.refuse_several_processes("the demonstration", shares_cells=False)
     output, seconds = Path(settings.output_dir), {}
     started = time.perf_counter()

@@ -25,7 +25,7 @@ from ulmfit_pipe.reports.plots import plot_label_curves
 from ulmfit_pipe.settings.choices import ALL_ROWS
 from ulmfit_pipe.settings.studies import TITLES, LowShotSettings
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.context import RunContext, exclusive_run
+from ulmfit_pipe.stages.context import RunContext, context_of, exclusive_run
 from ulmfit_pipe.storage.json_files import read_json
 from ulmfit_pipe.storage.locks import held
 from ulmfit_pipe.studies.grid.cells import Cell, CellFolder, Outcome
@@ -86,9 +86,7 @@ def run_low_shot(settings: LowShotSettings, *, context: RunContext | None = None
     """
     if settings.combine is not None:
         return _combine(settings)
-    context = context or RunContext(
-        preset=settings.preset, mixed_precision=settings.mixed_precision, progress=settings.progress
-    )
+    context = context or context_of(settings)
     home = Path(settings.output_dir)  # of the language models; cells of development rows are kept apart
     output = home / "development" if settings.score == "development" else home
     if settings.stage == "results":

@@ -6,7 +6,6 @@ kept, judged on validation data alone; or the last one (``keep``), which needs n
 Source: Howard & Ruder 2018, section 3.3.
 """
 
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -22,28 +21,26 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.labels import label_type_of
 from ulmfit_pipe.data.tables.tables import check_table
-from ulmfit_pipe.data.text.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.heads.window_classifier import bare_classifier
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.artifacts import model_identity, model_type_of
+from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_identity, model_type_of
 from ulmfit_pipe.stages.config_notes import remember_label_type, set_thresholds, thresholds_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
-from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
-from ulmfit_pipe.stages.log import save_training, track_training
-from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.progress import epochs_of_checkpoint, keep_progress, refuse_unbegun
+from ulmfit_pipe.stages.finished import StageResult
+from ulmfit_pipe.stages.progress import epochs_of_checkpoint, refuse_unbegun
 from ulmfit_pipe.stages.saved_learner import groups_of
+from ulmfit_pipe.stages.stage import StageRun
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.text.classifier_network import load_as_classifier
 from ulmfit_pipe.text.classifier_task import build_classifier_task
+from ulmfit_pipe.text.families.family import family_of
 from ulmfit_pipe.text.head_probe import HeadStart, ProbeError, main_number, start_head
 from ulmfit_pipe.text.plans import PROBED, classifier_phases, decided_by_folds, possible_epochs, settled, within_time
 from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.text.scores.thresholds import settle_thresholds
 from ulmfit_pipe.text.tables import label_names_of
-from ulmfit_pipe.text.truncation import reading_for, refuse_leaking_padding, remember_reading
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase
@@ -76,7 +73,7 @@ def train_classifier(
     train: Dataset,
     validation: Dataset | None,
     *,
-    model: str,
+    model: ModelName,
     output_dir: Path | str,
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
@@ -96,42 +93,38 @@ def train_classifier(
         The folder, its validation metrics and seconds.
     """
     _check_tables(train, validation, of="train_classifier")
-    model, output_dir = home_path(model), home_path(output_dir)
+    model, output_dir = find_model(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
-    context.check_alike({**identity, "output_dir": str(output_dir)})
-    done = finished_result(output_dir, stage="classifier", identity=identity, say=context.tell, resume=context.resume)
-    if done is not None:
+    run = StageRun("classifier", output_dir, identity, model, context)
+    if (done := run.begin()) is not None:
         return done
-    started = time.perf_counter()
-    context.start()
     recipe, held_out = context.recipe, validation is not None
     by_folds = decided_by_folds(settings, recipe, held_out=held_out, rows=len(train))
     settings = settled(settings, recipe, held_out=held_out, rows=len(train))
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
-    vocabulary = vocabulary_digest(parts.tokenizer)
-    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
-    track_training(parts.learner, output_dir, identity=identity, context=context)
+    run.keep(parts.learner, parts.tokenizer)
     probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
     pays = partial(_unfreezing_pays, train, model, settings, context) if by_folds else None
     phases, history = _train(parts, probe, settings, context, output_dir, pays)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     metrics = {} if validation is None else _final_metrics(parts, validation, context)
-    seconds = time.perf_counter() - started + history.earlier_seconds
     record = {
-        "identity": identity,
-        "model": str(model),
-        "metrics": metrics,
-        "seconds": seconds,
         "labels": parts.label_names,
         **({} if probe is None else {"probe": probe.record}),
         **({"thresholds": thresholds_of(parts.network.config)} if parts.multi_label else {}),
-        **training_record(parts.learner, phases, history),
     }
-    save_training(output_dir, stage="classifier", record=record, write=partial(_write, parts), context=context)
-    context.tell(f"classifier saved in {output_dir}: {_shown(metrics)}")
-    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+    return run.save(
+        parts.learner,
+        phases,
+        history,
+        metrics,
+        seconds=run.seconds(history),
+        record=record,
+        write=partial(_write, parts),
+        shown=_shown(metrics),
+    )
 
 
 def _check_tables(train: Any, validation: Any, *, of: str) -> None:
@@ -187,7 +180,7 @@ def _train(
 
 def _unfreezing_pays(
     train: Dataset,
-    model: str,
+    model: ModelName,
     settings: ClassifierSettings,
     context: RunContext,
     probe: HeadStart,
@@ -249,7 +242,7 @@ class FoldScores:
 
 
 def scores_on_folds(
-    train: Dataset, *, model: str, settings: ClassifierSettings, context: RunContext
+    train: Dataset, *, model: ModelName, settings: ClassifierSettings, context: RunContext
 ) -> FoldScores | None:
     """Train on folds of the rows, and score the probe and what is trained from it on those held out.
 
@@ -337,7 +330,7 @@ def build_classifier_learner(
     train: Dataset,
     validation: Dataset | None,
     *,
-    model: str,
+    model: ModelName,
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
 ) -> ClassifierParts:
@@ -350,6 +343,7 @@ def build_classifier_learner(
             the model; or the model has no two layer groups to thaw one after the other.
     """
     _check_tables(train, validation, of="build_classifier_learner")
+    model = find_model(model)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
     settings = settled(settings, recipe, held_out=validation is not None, rows=len(train))
@@ -358,13 +352,10 @@ def build_classifier_learner(
     names, multi_label = label_names_of(train)
     monitor = settings.checked_monitor(multi_label=multi_label)
     network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)
-    reading = reading_for(settings, network, tokenizer, model=model)
-    remember_reading(reading, network, tokenizer)
+    reading = family_of(network.config.model_type).choose_reading(settings, network, tokenizer, model=model)
     remember_label_type(network.config, label_type_of(train.features["label"]))
     reader = reading.wrap(network)
     groups = groups_of(reader, max_blocks=settings.block_groups)
-    if network.config.model_type != AWD_LSTM:
-        refuse_leaking_padding(network, tokenizer, reading, model=model)
     task = build_classifier_task(
         train, validation, network=network, tokenizer=tokenizer, reading=reading, settings=settings, context=context
     )

@@ -6,18 +6,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ulmfit_pipe.data.labels import clean_label, list_apart
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config
+from ulmfit_pipe.stages.artifacts import ArtifactError, ModelName, ResolvedModel, find_model
 from ulmfit_pipe.stages.classifier_labels import NEW_HEAD, is_text_classifier, labels_of
 from ulmfit_pipe.stages.config_notes import set_thresholds
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.saved_learner import groups_of
-from ulmfit_pipe.text.families.awd_lstm import build_awd_lstm_classifier
-from ulmfit_pipe.text.families.transformer_classifier import build_transformer_classifier, empty_transformer_classifier
+from ulmfit_pipe.text.families.family import family_of
 
 
 def load_as_classifier(
-    model: str, names: list[str], multi_label: bool, settings: "ClassifierSettings", context: RunContext
+    model: ModelName, names: list[str], multi_label: bool, settings: "ClassifierSettings", context: RunContext
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a model as a classifier of a table's labels, with its tokenizer.
 
@@ -32,30 +29,23 @@ def load_as_classifier(
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
         ValueError: A setting has no meaning for the model.
     """
-    config = load_config(model)
-    is_classifier = is_text_classifier(config) and not settings.new_head
-    if is_classifier:
+    model = find_model(model)
+    config = model.loaded
+    if is_text_classifier(config) and not settings.new_head:
         _check_labels(model, config, names, multi_label=multi_label)
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
     }
-    if config.model_type == AWD_LSTM:
-        network: Any
-        tokenizer: PreTrainedTokenizerBase
-        network, tokenizer = build_awd_lstm_classifier(model, config, labels, settings, context)
-    else:
-        network, tokenizer = build_transformer_classifier(
-            model, config, labels, settings, context, is_classifier=is_classifier
-        )
+    network, tokenizer = family_of(model.model_type).build_classifier(model, labels, settings, context)
     if settings.new_head and is_text_classifier(config):
         set_thresholds(network.config, None)  # they were those of the other labels
         context.tell(f"{model} is a classifier: its encoder is taken, the head is new")
     return network, tokenizer
 
 
-def count_layer_groups(model: str, settings: "ClassifierSettings") -> int:
+def count_layer_groups(model: ModelName, settings: "ClassifierSettings") -> int:
     """Return how many layer groups a model has as a classifier, without its weights.
 
     Args:
@@ -66,13 +56,11 @@ def count_layer_groups(model: str, settings: "ClassifierSettings") -> int:
         ArtifactError: The model cannot classify texts.
         ValueError: Its layer groups cannot be told.
     """
-    config = load_config(model)
-    if config.model_type == AWD_LSTM:
-        return config.num_hidden_layers + 2  # embeddings, the LSTM layers, the head
-    return len(groups_of(empty_transformer_classifier(model, config, settings), max_blocks=settings.block_groups))
+    model = find_model(model)
+    return family_of(model.model_type).count_layer_groups(model, settings)
 
 
-def _check_labels(model: str, config: Any, names: list[str], *, multi_label: bool) -> None:
+def _check_labels(model: ResolvedModel, config: Any, names: list[str], *, multi_label: bool) -> None:
     """Raise unless a saved classifier has the table's labels, and as many of them for a text."""
     saved, gives_several = labels_of(model, config)
     if list(map(clean_label, saved)) != list(map(clean_label, names)):

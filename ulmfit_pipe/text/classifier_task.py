@@ -12,9 +12,9 @@ from ulmfit_pipe.data.splits import labels_of_rows
 from ulmfit_pipe.data.text.tokenization import tokenize_dataset
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.stages.presets import AWD_LSTM
+from ulmfit_pipe.text.families.family import family_of
 from ulmfit_pipe.text.tables import label_names_of
-from ulmfit_pipe.text.truncation import Reading, describe_long
+from ulmfit_pipe.text.truncation import Reading
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric
 from ulmfit_pipe.training.objectives import ClassificationObjective
 from ulmfit_pipe.training.records import Batches, Task
@@ -53,9 +53,8 @@ def build_classifier_task(
         encoded = tokenize_dataset(table.select_columns(["text", "label"]), tokenizer, num_proc=settings.num_workers)
         numbers.update(num_labels=len(names) if multi_label else None, **context.shares())
         found = reading.batches(encoded, tokenizer=tokenizer, config=network.config, **numbers)
-        if network.config.model_type != AWD_LSTM:
-            for line in describe_long(found, reading, what=what):
-                context.tell(line)
+        for line in family_of(network.config.model_type).describe_long(found, reading, what=what):
+            context.tell(line)
         return found
 
     training: dict[str, Any] = {"max_tokens": settings.max_tokens, "shuffle": True, "seed": context.seed}

@@ -17,7 +17,7 @@ from ulmfit_pipe.data.tables.tables import load_table
 from ulmfit_pipe.settings.checks import with_absolute_paths
 from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob
-from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, model_type_of
+from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, ResolvedModel, find_model, model_type_of
 from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.model_folder import trusting_run
@@ -44,11 +44,11 @@ from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.lr_finder import LRFinderResult
 
 
-def _context(job: LanguageModelJob | ClassifierJob) -> RunContext:
-    context = context_of(job, deadline=deadline_after(job.max_seconds))
+def _context(job: LanguageModelJob | ClassifierJob | LearningRateJob, max_seconds: float | None = None) -> RunContext:
+    context = context_of(job, deadline=deadline_after(max_seconds))
     context.check_alike(job)
     context.tell_of_remote_code(job)
-    return context.for_model(model_type_of(job.model))
+    return context
 
 
 def _text_tables(
@@ -72,7 +72,8 @@ def _text_loader(job: LanguageModelJob | LearningRateJob, context: RunContext) -
 @trusting_run
 def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     """Train or fine-tune a language model on files and return what ``metrics.json`` holds."""
-    context = _context(job)
+    context, model = _context(job, job.max_seconds), find_model(job.model)
+    context = context.for_model(model_type_of(model))
     if job.validation_file is None:
         train, validation = _text_tables(job, context, job.validation_fraction)
     else:
@@ -88,7 +89,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
     tell_of_texts(train, validation, say=context.tell)
     check_known_texts(
         train,
-        model=job.model or job.language_model.tokenizer_of,
+        model=model or job.language_model.tokenizer_of,
         unknown_text=job.unknown_text,
         context=context,
         vocabulary=job.language_model.tokenizer,
@@ -97,7 +98,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
         train,
         validation,
         output_dir=job.output_dir,
-        model=job.model,
+        model=model,
         settings=job.language_model,
         context=context,
         train_files=job.train_file,
@@ -113,7 +114,8 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
 def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     """Train a classifier on files and return what ``metrics.json`` holds."""
     refuse_unjudged_best(job.validation_file, job.validation_fraction, keep=job.classifier.keep)
-    context = _context(job)
+    context, model = _context(job, job.max_seconds), find_model(job.model)
+    context = context.for_model(model.model_type)
     tables = load_run_tables(
         job.train_file,
         validation_file=job.validation_file,
@@ -121,14 +123,12 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
         **columns_of(job),
         validation_fraction=job.validation_fraction,
         seed=job.seed,
-        reading=reading_of(job),
-        min_rows_per_class=job.min_rows_per_class,
         say=context.tell,
     )
     check_tables_alike(tables, context)
     check_known_texts(
         tables.train,
-        model=job.model,
+        model=model,
         unknown_text=job.unknown_text,
         context=context,
         from_scratch="ulmfit run --model null trains one from scratch on these texts",
@@ -136,7 +136,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     result = train_classifier(
         tables.train,
         tables.validation,
-        model=job.model,
+        model=model,
         output_dir=job.output_dir,
         settings=job.classifier,
         context=context,
@@ -200,18 +200,10 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     output, started = Path(job.output_dir), time.perf_counter()
     if (output / STAGE_FILE).exists():
         raise ArtifactError(f"{output} is a stage's folder; choose another output folder for the sweep")
-    context = RunContext(
-        preset=job.preset,
-        seed=job.seed,
-        mixed_precision=job.mixed_precision,
-        tf32=job.tf32,
-        gradient_checkpointing=job.gradient_checkpointing,
-    )
-    context.check_alike(job)
-    context.tell_of_remote_code(job)
-    context = context.for_model(model_type_of(job.model))
+    context, model = _context(job), find_model(job.model)
+    context = context.for_model(model_type_of(model))
     context.start()
-    learner = _learner_to_sweep(job, context)
+    learner = _learner_to_sweep(job, model, context)
     learner.freeze_to(job.freeze_to)
     result = learner.lr_find(start_lr=job.start_lr, end_lr=job.end_lr, num_steps=job.num_steps)
     if not context.accelerator.is_main_process:
@@ -224,21 +216,15 @@ def find_learning_rate(job: LearningRateJob) -> LRFinderResult:
     return result
 
 
-def _learner_to_sweep(job: LearningRateJob, context: RunContext) -> Learner:
+def _learner_to_sweep(job: LearningRateJob, model: ResolvedModel | None, context: RunContext) -> Learner:
     if job.stage == "language_model":
         train, validation = _text_tables(job, context, 0.1)
         return build_language_model_learner(
-            train, validation, model=job.model, settings=job.language_model, context=context
+            train, validation, model=model, settings=job.language_model, context=context
         ).learner
-    if job.model is None:
+    if model is None:
         raise ValueError("the classifier stage starts from a language model: give --model, a folder")
-    tables = load_run_tables(
-        job.train_file,
-        **columns_of(job),
-        seed=job.seed,
-        reading=reading_of(job),
-        say=context.tell,
-    )
+    tables = load_run_tables(job.train_file, **columns_of(job), seed=job.seed, say=context.tell)
     return build_classifier_learner(
-        tables.train, tables.validation, model=job.model, settings=job.classifier, context=context
+        tables.train, tables.validation, model=model, settings=job.classifier, context=context
     ).learner

@@ -7,7 +7,6 @@ stage starts from. An AWD-LSTM goes through `families.awd_lstm`, any other text 
 Source: Howard & Ruder 2018, sections 3.1 and 3.2.
 """
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,21 +15,17 @@ from typing import Any
 from datasets import Dataset
 
 from ulmfit_pipe.data.tables.tables import check_table
-from ulmfit_pipe.data.text.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.settings.checks import (
     home_path,
 )
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.stages.artifacts import load_config, model_type_of
+from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_type_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
-from ulmfit_pipe.stages.finished import StageResult, finished_result, training_record
-from ulmfit_pipe.stages.log import save_training, track_training
-from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.progress import keep_progress
+from ulmfit_pipe.stages.finished import StageResult
+from ulmfit_pipe.stages.stage import StageRun
 from ulmfit_pipe.storage.digests import digest_of
-from ulmfit_pipe.text.families.awd_lstm import build_awd_lstm_language_model
-from ulmfit_pipe.text.families.transformer_language_model import build_transformer_language_model
+from ulmfit_pipe.text.families.family import family_of
 from ulmfit_pipe.text.language_model_parts import LanguageModelParts
 from ulmfit_pipe.text.language_model_scores import compared_across_vocabularies, describe_perplexity
 from ulmfit_pipe.text.lineage import lineage_after
@@ -45,7 +40,7 @@ def train_language_model(
     validation: Dataset,
     *,
     output_dir: Path | str,
-    model: str | None = None,
+    model: ModelName | None = None,
     settings: LanguageModelSettings | None = None,
     context: RunContext | None = None,
     train_files: Sequence[str | Path] = (),
@@ -66,37 +61,29 @@ def train_language_model(
         The folder, its metrics (loss, perplexity or pseudo-perplexity, token accuracy) and seconds.
     """
     _check_tables(train, validation, of="train_language_model")
-    model, output_dir = home_path(model), home_path(output_dir)
-    settings, context = settings or LanguageModelSettings(), context or RunContext()
-    context = context.for_model(model_type_of(model))
+    model, output_dir = find_model(model), home_path(output_dir)
+    settings, context = settings or LanguageModelSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = context.identity(settings, model=model, data=digest_of(train["text"], validation["text"]))
-    context.check_alike({**identity, "output_dir": str(output_dir)})
-    done = finished_result(output_dir, stage=STAGE, identity=identity, say=context.tell, resume=context.resume)
-    if done is not None:
+    run = StageRun(STAGE, output_dir, identity, model, context)
+    if (done := run.begin()) is not None:
         return done
-    started = time.perf_counter()
-    context.start()
     parts = build_language_model_learner(train, validation, model=model, settings=settings, context=context)
-    vocabulary = vocabulary_digest(parts.tokenizer)
-    keep_progress(parts.learner, output_dir, identity=identity, vocabulary=vocabulary, context=context)
-    track_training(parts.learner, output_dir, identity=identity, context=context)
+    run.keep(parts.learner, parts.tokenizer)
     history = _train(parts, context)
-    metrics = _final_metrics(parts, history, validation)
-    seconds = time.perf_counter() - started + history.earlier_seconds
-    record = {
-        "identity": identity,
-        "model": model,
-        "metrics": metrics,
-        "seconds": seconds,
-        "tokens": parts.tokens,
-        "lineage": lineage_after(
-            parts.learner, history, metrics, model, context, seconds=seconds, tokens=parts.tokens, files=train_files
-        ),
-        **training_record(parts.learner, parts.phases, history),
-    }
-    save_training(output_dir, stage=STAGE, record=record, write=partial(_write, parts), context=context)
-    context.tell(f"language model saved in {output_dir}: {describe_perplexity(metrics)}")
-    return StageResult(Path(output_dir), metrics, seconds, skipped=False)
+    metrics, seconds = _final_metrics(parts, history, validation), run.seconds(history)
+    lineage = lineage_after(
+        parts.learner, history, metrics, model, context, seconds=seconds, tokens=parts.tokens, files=train_files
+    )
+    return run.save(
+        parts.learner,
+        parts.phases,
+        history,
+        metrics,
+        seconds=seconds,
+        record={"tokens": parts.tokens, "lineage": lineage},
+        write=partial(_write, parts),
+        shown=describe_perplexity(metrics),
+    )
 
 
 def _train(parts: LanguageModelParts, context: RunContext) -> History:
@@ -137,7 +124,7 @@ def build_language_model_learner(
     train: Dataset,
     validation: Dataset,
     *,
-    model: str | None = None,
+    model: ModelName | None = None,
     settings: LanguageModelSettings | None = None,
     context: RunContext | None = None,
 ) -> LanguageModelParts:
@@ -149,14 +136,7 @@ def build_language_model_learner(
         ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
     _check_tables(train, validation, of="build_language_model_learner")
-    settings, context = settings or LanguageModelSettings(), context or RunContext()
-    config = None if model is None else load_config(model)
-    model_type = AWD_LSTM if config is None else config.model_type
-    context = context.for_model(model_type)
-    if model is None or model_type == AWD_LSTM:
-        return build_awd_lstm_language_model(
-            train, validation, model=model, config=config, settings=settings, context=context
-        )
-    return build_transformer_language_model(
-        train, validation, model=model, config=config, settings=settings, context=context
-    )
+    model = find_model(model)
+    settings, context = settings or LanguageModelSettings(), (context or RunContext()).for_model(model_type_of(model))
+    build = family_of(model_type_of(model)).build_language_model
+    return build(train, validation, model=model, settings=settings, context=context)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ulmfit_pipe.data.streams.lm_batches import LanguageModelBatches
-from ulmfit_pipe.stages.artifacts import read_stage, resolve_model
+from ulmfit_pipe.stages.artifacts import ModelName, location_of, read_stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.text.language_model_scores import fitting_batch_size
@@ -27,11 +27,11 @@ HUB = "https://huggingface.co"  # an address, which no record cuts to its last p
 CPU_FILE = Path("/proc/cpuinfo")
 
 
-def lineage_before(model: str | Path | None) -> list[dict[str, Any]]:
+def lineage_before(model: ModelName | None) -> list[dict[str, Any]]:
     """Return the legs of the model that a stage starts from; none for random weights or a model without a record."""
     if model is None:
         return []
-    record = read_stage(resolve_model(model))
+    record = read_stage(location_of(model))
     return [] if record is None else lineage_of(record)
 
 
@@ -46,7 +46,7 @@ def lineage_after(
     learner: Learner,
     history: History,
     metrics: dict[str, float],
-    model: str | Path | None,
+    model: ModelName | None,
     context: RunContext,
     *,
     seconds: float,
@@ -87,7 +87,7 @@ def lineage_after(
     return [*lineage_before(model), leg]
 
 
-def name_of_start(model: str | Path | None) -> str | None:
+def name_of_start(model: ModelName | None) -> str | None:
     """Return how a record names the model that a training started from: a folder's own name, a hub id's address.
 
     Where the folder lay is nobody's business; a hub id without its owner would be another model's.
@@ -95,7 +95,7 @@ def name_of_start(model: str | Path | None) -> str | None:
     if model is None:
         return None
     text = str(model).rstrip("/")
-    return f"{HUB}/{text}" if "/" in text and not Path(resolve_model(model)).is_dir() else Path(text).name
+    return f"{HUB}/{text}" if "/" in text and not Path(location_of(model)).is_dir() else Path(text).name
 
 
 def tokens_seen(batches: Any, epochs: Sequence[EpochRecord], *, accumulation_steps: int = 1) -> int:

@@ -10,11 +10,10 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from datasets import Dataset
 
-from ulmfit_pipe.data.tables.row_sources import reading_of
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
 from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
@@ -23,7 +22,8 @@ from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
-    load_config,
+    ResolvedModel,
+    find_model,
     load_tokenizer,
     model_type_of,
     read_stage,
@@ -62,6 +62,8 @@ from ulmfit_pipe.text.tables import (
 )
 from ulmfit_pipe.text.unknown_text import check_known_texts
 
+Direction: TypeAlias = Literal["forward", "backward"]
+
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head
 LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
@@ -93,14 +95,16 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         return run_repeated(settings, context, run=run_pipeline)
     settings = with_backward_twin(settings)
     _check(settings)
-    fine_tunes, reason = fine_tunes_language_model(settings)
+    starts = starting_models(settings)
+    start = next(iter(starts.values()))
+    fine_tunes, reason = fine_tunes_language_model(settings, start)
     output = Path(settings.output_dir)
     deadline = deadline_after(settings.max_seconds)
     context = context or context_of(settings)
     context.check_alike(settings)
     context.tell_of_remote_code(settings)
     refuse_foreign_output(output, ensemble=settings.ensemble)
-    context = context.for_model(model_type_of(settings.model))
+    context = context.for_model(model_type_of(start))
     if reason:
         context.tell(reason)
     tables = load_run_tables(
@@ -112,15 +116,13 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         seed=settings.seed,
         include_test_text=settings.include_test_text,
         max_rows=settings.max_rows,
-        reading=reading_of(settings),
-        min_rows_per_class=settings.min_rows_per_class,
         **columns_of(settings),
         say=context.tell,
     )
     if settings.folds is not None:
         tables = fold_of(tables, settings, say=context.tell)
     check_tables_alike(tables, context)
-    _check_known(settings, tables, context)
+    _check_known(settings, tables, context, start)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
         refuse_other_run(
@@ -130,34 +132,33 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
             unknown=("model",),  # its language model may not be trained yet
         )
     results: dict[str, StageResult] = {}
-    for direction in _directions(settings):
-        given = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
-        _run_direction(given, tables, context, direction=direction, deadline=deadline, results=results)
-    return _finish(settings, tables, context, results=results)
+    given = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
+    for direction, model in starts.items():
+        _run_direction(given, tables, context, model, direction=direction, deadline=deadline, results=results)
+    return _finish(settings, tables, context, results=results, model_type=model_type_of(start))
 
 
-def fine_tunes_language_model(settings: PipelineSettings) -> tuple[bool, str]:
+def fine_tunes_language_model(settings: PipelineSettings, model: ResolvedModel | None) -> tuple[bool, str]:
     """Return whether the language model is fine-tuned first, and where it is not by default a line on why.
 
     Args:
         settings: Settings of the run; null takes the stage where it pays: for an AWD-LSTM always, for a transformer
             where there is unlabelled text and a head that was trained to guess tokens, or settings of the stage.
+        model: What the run starts from; None is from scratch.
     """
     wanted = settings.fine_tune_language_model
-    if wanted is not None or settings.model is None or settings.language_model != LanguageModelSettings():
+    if wanted is not None or model is None or settings.language_model != LanguageModelSettings():
         return wanted is not False, ""
-    config = load_config(settings.model)
-    if config.model_type == AWD_LSTM:
+    if model.model_type == AWD_LSTM:
         return True, ""
-    name = str(settings.model)
-    if not any(kind in architecture for architecture in config.architectures or [] for kind in GUESS_TOKENS):
+    if not any(kind in architecture for architecture in model.loaded.architectures or [] for kind in GUESS_TOKENS):
         return False, (
-            f"language model: not fine-tuned, {name} has no head that was trained to guess tokens "
+            f"language model: not fine-tuned, {model} has no head that was trained to guess tokens "
             "(--fine_tune_language_model true gives it a new one)"
         )
     if not settings.unlabelled_file:
         return False, (
-            f"language model: {name} is not fine-tuned on the labelled texts alone; give further texts with "
+            f"language model: {model} is not fine-tuned on the labelled texts alone; give further texts with "
             "--unlabelled_file, or --fine_tune_language_model true"
         )
     return True, ""
@@ -170,32 +171,29 @@ def _check(settings: PipelineSettings) -> None:
         )
     if settings.folds is None:
         refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
-    if settings.ensemble:
-        check_ensemble(settings)
 
 
-def _check_known(settings: PipelineSettings, tables: RunTables, context: RunContext) -> None:
+def _check_known(
+    settings: PipelineSettings, tables: RunTables, context: RunContext, start: ResolvedModel | None
+) -> None:
     """Raise where the training texts are unknown to the model that the first stage starts from."""
     tuned, numbers = settings.fine_tune_language_model, settings.language_model
     check_known_texts(
         tables.train,
-        model=settings.model or (numbers.tokenizer_of if tuned else None),
+        model=start or (numbers.tokenizer_of if tuned else None),
         unknown_text=settings.unknown_text,
         context=context,
         vocabulary=numbers.tokenizer if tuned else "keep",
     )
 
 
-def _directions(settings: PipelineSettings) -> list[Literal["forward", "backward"]]:
-    return ["forward", "backward"] if settings.ensemble else [settings.language_model.direction]
-
-
 def _run_direction(
     settings: PipelineSettings,
     tables: RunTables,
     context: RunContext,
+    start: ResolvedModel | None,
     *,
-    direction: Literal["forward", "backward"],
+    direction: Direction,
     deadline: float | None,
     results: dict[str, StageResult],
 ) -> None:
@@ -203,28 +201,27 @@ def _run_direction(
     second = settings.ensemble and direction == "backward"
     suffix = f"_{BACKWARD}" if second else ""
     output = Path(settings.output_dir)
-    start = settings.model_backward if second else settings.model
     left = 1 if second or not settings.ensemble else 2  # directions still to come, this one included
-    encoder = start
-    if settings.fine_tune_language_model:
+    fine_tuned = output / f"language_model{suffix}"
+    encoder = fine_tuned if start is None or settings.fine_tune_language_model else start
+    if encoder is fine_tuned:
         context.deadline = _share(deadline, LM_SHARE / left)
         numbers = dataclasses.replace(settings.language_model, direction=direction)
         texts, held_out = _language_model_texts(tables, context)
         results[f"language_model{suffix}"] = train_language_model(
             texts,
             held_out,
-            output_dir=output / f"language_model{suffix}",
+            output_dir=fine_tuned,
             model=start,
             settings=numbers,
             context=context,
             train_files=[*settings.train_file, *(settings.unlabelled_file or [])],
         )
-        encoder = str(output / f"language_model{suffix}")
     context.deadline = _share(deadline, 1 / left)
     results[f"classifier{suffix}"] = train_classifier(
         tables.train,
         tables.validation,
-        model=str(encoder),
+        model=encoder,
         output_dir=output / f"classifier{suffix}",
         settings=settings.classifier,
         context=context,
@@ -252,6 +249,7 @@ def _finish(
     context: RunContext,
     *,
     results: dict[str, StageResult],
+    model_type: str,
 ) -> dict[str, Any]:
     """Score the finished classifier, put an ensemble together, and write ``metrics.json`` and the report."""
     started, output = time.perf_counter(), Path(settings.output_dir)
@@ -271,7 +269,7 @@ def _finish(
         "cross_validation": records["classifier"].get("probe", {}).get("held_out"),
         "cut_short": [name for name, record in records.items() if record.get("cut_short")],
         "warnings": warnings,
-        "try_next": next_steps(settings, results, rows=len(tables.train)) if warnings else [],
+        "try_next": next_steps(settings, results, rows=len(tables.train), model_type=model_type) if warnings else [],
         "language_model": {name: result.metrics for name, result in results.items() if "language_model" in name},
         "seconds": {**seconds, "scoring": round(time.perf_counter() - started, 2)},
         "versions": library_versions(),
@@ -405,49 +403,51 @@ def with_backward_twin(settings: "PipelineSettings") -> "PipelineSettings":
     return dataclasses.replace(settings, model_backward=BACKWARD_MODEL) if found else settings
 
 
-def check_ensemble(settings: "PipelineSettings") -> None:
-    """Raise unless a run's models can be a forward and a backward one that are averaged; before either is trained.
+def starting_models(settings: "PipelineSettings") -> dict[Direction, ResolvedModel | None]:
+    """Return the model that each direction of a run starts from, looked up once; None is one from scratch.
 
     Raises:
         ValueError: A pretrained forward model has no backward one beside it.
         ArtifactError: The models are no AWD-LSTMs, read in other directions, or have different vocabularies.
     """
-    if settings.model is None:
-        return
-    kind = model_type_of(settings.model)
-    if kind != AWD_LSTM:
+    first = find_model(settings.model)
+    if not settings.ensemble:
+        return {settings.language_model.direction: first}
+    if first is None:
+        return {"forward": None, "backward": find_model(settings.model_backward)}
+    if first.model_type != AWD_LSTM:
         raise ArtifactError(
-            f"{settings.model} is a {kind!r} model, and an ensemble is of a forward and a backward AWD-LSTM: set "
+            f"{first} is a {first.model_type!r} model, and an ensemble is of a forward and a backward AWD-LSTM: set "
             "ensemble to false, or give AWD-LSTM models"
         )
     if settings.model_backward is None:
         raise ValueError(
-            f"ensemble true needs a backward language model beside --model {settings.model}; give --model_backward, or "
+            f"ensemble true needs a backward language model beside --model {first}; give --model_backward, or "
             "--model null to train both from scratch"
         )
-    _check_pair(settings)
+    second = find_model(settings.model_backward)
+    _check_pair(settings, first, second)
+    return {"forward": first, "backward": second}
 
 
-def _check_pair(settings: "PipelineSettings") -> None:
+def _check_pair(settings: "PipelineSettings", forward: ResolvedModel, backward: ResolvedModel) -> None:
     """Refuse two models that cannot be averaged, before either is trained."""
-    names = {"forward": str(settings.model), "backward": str(settings.model_backward)}
-    configs = {direction: load_config(name) for direction, name in names.items()}
-    for direction, config in configs.items():
-        found = getattr(config, "direction", None)
+    for direction, model in (("forward", forward), ("backward", backward)):
+        found = getattr(model.loaded, "direction", None)
         if found != direction:
             raise ArtifactError(
-                f"{names[direction]} reads text {found}, the ensemble needs it as its {direction} model; give --model "
+                f"{model} reads text {found}, the ensemble needs it as its {direction} model; give --model "
                 "a forward and --model_backward a backward language model"
             )
     kept = settings.language_model.tokenizer in ("auto", "keep")
-    if kept and configs["forward"].vocab_hash != configs["backward"].vocab_hash:
-        both_words = all(load_tokenizer(name).kind == "word" for name in names.values())
+    if kept and forward.loaded.vocab_hash != backward.loaded.vocab_hash:
+        both_words = all(load_tokenizer(model).kind == "word" for model in (forward, backward))
         if not (
             both_words
             and settings.fine_tune_language_model is not False
             and settings.language_model.tokenizer == "auto"
         ):
             raise ArtifactError(
-                f"{names['forward']} and {names['backward']} have different vocabularies, so they cannot be averaged; "
+                f"{forward} and {backward} have different vocabularies, so they cannot be averaged; "
                 "train both with the same tokenizer, or set language_model.tokenizer to build a new one"
             )

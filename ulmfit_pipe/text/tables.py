@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
@@ -18,11 +17,10 @@ from ulmfit_pipe.data.splits import (
     some_rows,
     split_train_validation,
 )
-from ulmfit_pipe.data.tables.row_sources import TableReading
+from ulmfit_pipe.data.tables.row_sources import reading_of
 from ulmfit_pipe.data.tables.tables import FileFacts, TableError, load_table
 from ulmfit_pipe.settings.checks import check_choices
-from ulmfit_pipe.settings.choices import EmptyText
-from ulmfit_pipe.settings.tables import RowLimits
+from ulmfit_pipe.settings.tables import LabelledTables, RowLimits
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.text.table_account import tell_of_tables
@@ -96,64 +94,35 @@ def label_names_of(table: Dataset) -> tuple[list[str], bool]:
     return list(feature.feature.names), True
 
 
-@dataclass(frozen=True)
-class TableColumns:
-    """Which columns of a run's tables hold what, and how their cells are read.
+def columns_of(settings: LabelledTables) -> dict[str, Any]:
+    """Return the fields of `LabelledTables` that a run's settings inherit."""
+    return {each.name: getattr(settings, each.name) for each in dataclasses.fields(LabelledTables)}
 
-    Attributes:
-        text_column: Column or columns of text.
-        label_column: Column of labels; several hold 0 and 1 each, and their names are the labels (multi-label).
-        label_separator: Splits a label cell into several (multi-label).
-        multi_label: The label column holds lists.
-        label_names: The name of each value: a mapping, or a JSON or CSV file; None where values are names.
-        label_threshold: For several label columns of votes or shares: the number from which a label counts as given.
-        empty_text: What becomes of labelled rows without text: error refuses the first, skip leaves them out.
+
+def _for_loading(columns: LabelledTables) -> dict[str, Any]:
+    """Return the arguments of `load_table` that say the same.
+
+    Raises:
+        TableError: The file of label names cannot be used.
+        ValueError: There is no column of labels, or a value is on no field's list.
     """
-
-    text_column: Sequence[str] | str = ("text",)
-    label_column: Sequence[str] | str = "label"
-    label_separator: str | None = None
-    multi_label: bool = False
-    label_names: str | Path | Mapping[str, str] | None = None
-    label_threshold: float | None = None
-    empty_text: EmptyText = "error"
-
-    def __post_init__(self) -> None:
-        """Refuse values that are on no field's list, and no column of labels."""
-        check_choices(self)
-        if not self.label_column:
-            raise ValueError("label_column is empty; name at least one column")
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns of text."""
-        return (self.text_column,) if isinstance(self.text_column, str) else tuple(self.text_column)
-
-    def for_loading(self) -> dict[str, Any]:
-        """Return the arguments of `load_table` that say the same.
-
-        Raises:
-            TableError: The file of label names cannot be used.
-        """
-        labels = (self.label_column,) if isinstance(self.label_column, str) else tuple(self.label_column)
-        return {
-            "text_columns": self.texts,
-            "label_column": labels if len(labels) > 1 else labels[0],
-            "label_separator": self.label_separator,
-            "multi_label": self.multi_label or self.label_separator is not None,
-            "label_mapping": None if self.label_names is None else read_label_names(self.label_names),
-            "label_threshold": self.label_threshold,
-            "skip_blank": self.empty_text == "skip",
-        }
-
-
-def columns_of(settings: Any) -> dict[str, Any]:
-    """Return the fields of `TableColumns` that a run's settings have."""
+    check_choices(columns)
+    labels = _listed(columns.label_column)
+    if not labels:
+        raise ValueError("label_column is empty; name at least one column")
     return {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(TableColumns)
-        if hasattr(settings, field.name)
+        "text_columns": _listed(columns.text_column),
+        "label_column": labels if len(labels) > 1 else labels[0],
+        "label_separator": columns.label_separator,
+        "multi_label": columns.multi_label or columns.label_separator is not None,
+        "label_mapping": None if columns.label_names is None else read_label_names(columns.label_names),
+        "label_threshold": columns.label_threshold,
+        "skip_blank": columns.empty_text == "skip",
     }
+
+
+def _listed(columns: Sequence[str] | str) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
 def load_run_tables(
@@ -166,8 +135,6 @@ def load_run_tables(
     seed: int = 0,
     include_test_text: bool = False,
     max_rows: RowLimits | None = None,
-    reading: TableReading | None = None,
-    min_rows_per_class: int = 1,
     say: Callable[[str], None] = print_line,
     **columns: Any,
 ) -> RunTables:
@@ -182,26 +149,24 @@ def load_run_tables(
         seed: Seed of the split.
         include_test_text: Keep unlabelled texts that also stand in validation or test.
         max_rows: Use only so many rows of each table.
-        reading: How tables of text are read; None finds it out.
-        min_rows_per_class: Leave classes with fewer labelled rows out, of every table.
         say: Told the sizes and what was left out.
-        **columns: Fields of `TableColumns`.
+        **columns: Fields of `LabelledTables`.
 
     Raises:
         TableError: A table cannot be used; file, row and column are named.
         ValueError: A setting makes no sense.
     """
     check_seed(seed)
-    how = {"reading": reading, "say": say}
-    given = TableColumns(**columns)
-    loader = _Loader(given.for_loading(), max_rows or RowLimits(), seed, how=how)
+    given = LabelledTables(**columns)
+    how = {"reading": reading_of(given), "say": say}
+    loader = _Loader(_for_loading(given), max_rows or RowLimits(), seed, how=how)
     train = loader.labelled("training", train_file)
     loader.names = label_names_of(train)[0]
     held_out = {
         name: None if file is None else loader.labelled(name, file)
         for name, file in (("validation", validation_file), ("test", test_file))
     }
-    kept = _frequent_labels(train, min_rows_per_class, say)
+    kept = _frequent_labels(train, given.min_rows_per_class, say)
     train = _with_labels(train, kept)
     validation, test = (None if table is None else _with_labels(table, kept) for table in held_out.values())
     check_labels_for_training(train)
@@ -209,7 +174,7 @@ def load_run_tables(
         train, validation = hold_out(train, validation_fraction, seed=seed, say=say)
     unlabelled = None
     if unlabelled_file is not None:
-        texts = loader.unlabelled(unlabelled_file, given.texts)
+        texts = loader.unlabelled(unlabelled_file)
         unlabelled = _not_held_out(texts, [] if include_test_text else [validation, test], say)
     tables = RunTables(train, validation, test, unlabelled)
     names, several = label_names_of(train)
@@ -261,9 +226,10 @@ class _Loader:
         limit = {"training": self.limits.train, "test": self.limits.test}.get(name)
         return some_rows(table, limit, seed=self.seed)
 
-    def unlabelled(self, file: Sequence[str] | str, columns: Sequence[str]) -> Dataset:
+    def unlabelled(self, file: Sequence[str] | str) -> Dataset:
         """Return further texts."""
         facts = self.files.setdefault("unlabelled", [])
+        columns = self.columns["text_columns"]
         table = load_table(
             file, text_columns=columns, label_column=None, facts=facts, usual_splits=UNLABELLED, **self.how
         )

@@ -31,7 +31,7 @@ from ulmfit_pipe.settings.choices import LongDocuments
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.config_notes import note, notes_of
 from ulmfit_pipe.stages.model_folder import NOTES, shown
-from ulmfit_pipe.stages.model_names import ArtifactError
+from ulmfit_pipe.stages.model_names import ArtifactError, ModelName
 from ulmfit_pipe.stages.presets import AWD_LSTM
 
 HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
@@ -97,8 +97,25 @@ class Reading:
         return len(special.suffix) + text - round(text * HEAD_SHARE)
 
 
+def choose_reading(
+    settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: ModelName
+) -> Reading:
+    """Return how the settings want documents read by a transformer, after a check of it.
+
+    It is written where prediction, plain transformers, and further training will find it. Arguments and errors are
+    those of `reading_for` and `refuse_leaking_padding`.
+    """
+    reading = reading_for(settings, network, tokenizer, model=model)
+    note(network.config, **dataclasses.asdict(reading), longest=_longest(network, tokenizer))
+    tokenizer.padding_side = "left" if pads_left(network.config) else "right"
+    if reading.longest_pass is not None:
+        tokenizer.model_max_length = reading.longest_pass  # from here on the tokenizer's bound is ours
+    refuse_leaking_padding(network, tokenizer, reading, model=model)
+    return reading
+
+
 def reading_for(
-    settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: str
+    settings: "ClassifierSettings", network: Any, tokenizer: PreTrainedTokenizerBase, *, model: ModelName
 ) -> Reading:
     """Return how the settings want documents read by a network.
 
@@ -111,8 +128,6 @@ def reading_for(
     Raises:
         ValueError: More tokens are asked for than the network reads, or so few that no text fits.
     """
-    if network.config.model_type == AWD_LSTM:
-        return Reading(max_length=settings.max_length)
     longest, special = _longest(network, tokenizer), special_tokens_of(tokenizer).count
     if settings.long_documents != "windows":
         _check_length("max_length", settings.max_length, longest, special, model=model)
@@ -136,7 +151,7 @@ def _usual_length(network: Any, longest: int | None) -> int | None:
     return min(known, default=None)
 
 
-def _check_length(name: str, given: int | None, longest: int | None, special: int, *, model: str) -> None:
+def _check_length(name: str, given: int | None, longest: int | None, special: int, *, model: ModelName) -> None:
     if given is not None and longest is not None and given > longest:
         raise ValueError(
             f"{name} {given} is more than {model} reads, {longest} tokens; take {longest} or less"
@@ -148,8 +163,6 @@ def _check_length(name: str, given: int | None, longest: int | None, special: in
 
 def saved_reading(network: Any, tokenizer: PreTrainedTokenizerBase) -> Reading:
     """Return how a saved classifier reads: as it was trained, or, for one of another program, cut where it must."""
-    if network.config.model_type == AWD_LSTM:
-        return Reading()
     notes = notes_of(network.config)
     names = [field.name for field in dataclasses.fields(Reading)]
     if names[0] in notes:
@@ -193,16 +206,6 @@ def _check_saved(notes: dict[str, Any], network: Any) -> None:
         )
 
 
-def remember_reading(reading: Reading, network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write how documents are read where prediction, plain transformers, and further training will find it."""
-    if network.config.model_type == AWD_LSTM:
-        return
-    note(network.config, **dataclasses.asdict(reading), longest=_longest(network, tokenizer))
-    tokenizer.padding_side = "left" if pads_left(network.config) else "right"
-    if reading.longest_pass is not None:
-        tokenizer.model_max_length = reading.longest_pass  # from here on the tokenizer's bound is ours
-
-
 def _longest(network: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     notes = notes_of(network.config)
     if "longest" in notes:
@@ -216,7 +219,9 @@ def pads_left(config: Any) -> bool:
     return config.model_type == "xlnet"
 
 
-def refuse_leaking_padding(network: Any, tokenizer: PreTrainedTokenizerBase, reading: Reading, *, model: str) -> None:
+def refuse_leaking_padding(
+    network: Any, tokenizer: PreTrainedTokenizerBase, reading: Reading, *, model: ModelName
+) -> None:
     """Raise if a transformer's logits of a text depend on the texts that it shares a batch with.
 
     Args:

@@ -15,11 +15,12 @@ from ulmfit_pipe.data.text.ulmfit_tokenizer import UlmfitTokenizer
 from ulmfit_pipe.settings.choices import UnknownText
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
-    load_config,
+    ModelName,
+    find_model,
     load_text_tokenizer,
+    location_of,
     read_stage,
     refuse_image_model,
-    resolve_model,
 )
 from ulmfit_pipe.stages.context import RunContext
 
@@ -39,7 +40,7 @@ MULTILINGUAL = "bert-base-multilingual-cased or sentence-transformers/paraphrase
 def check_known_texts(
     texts: Dataset,
     *,
-    model: str | None,
+    model: ModelName | None,
     unknown_text: UnknownText,
     context: RunContext,
     vocabulary: str = "keep",
@@ -71,7 +72,7 @@ def check_known_texts(
         )
     if share >= NOTED_LOST:
         context.tell(f"note: {_describe(found, tokenizer, model)}")
-    elif (own := _own_tokens_per_character(str(model))) and found.tokens_per_character >= NOTED_RATIO * own:
+    elif (own := _own_tokens_per_character(model)) and found.tokens_per_character >= NOTED_RATIO * own:
         context.tell(
             f"note: the training texts have {found.tokens_per_character / own:.1f} times as many tokens a character as "
             f"the texts that {model} was trained on; if they are in another language, take a model of that language or "
@@ -79,12 +80,12 @@ def check_known_texts(
         )
 
 
-def _tokenizer_of(model: str) -> Any:
+def _tokenizer_of(model: ModelName) -> Any:
     """Return a model's tokenizer; None where it cannot be used, which the stage reports in its own words."""
     try:
-        config = load_config(model)
-        refuse_image_model(model, config)
-        return load_text_tokenizer(model, config, say=lambda line: None)
+        found = find_model(model)
+        refuse_image_model(found, found.loaded)
+        return load_text_tokenizer(found, found.config, say=lambda line: None)
     except ArtifactError:
         return None
 
@@ -95,7 +96,7 @@ def _is_made_anew(tokenizer: Any, vocabulary: str) -> bool:
     return vocabulary not in ("auto", "keep") or (vocabulary == "auto" and words)
 
 
-def _describe(found: TextCoverage, tokenizer: Any, model: str | None) -> str:
+def _describe(found: TextCoverage, tokenizer: Any, model: ModelName | None) -> str:
     scripts = script_shares(found.lost)
     of_script = f", most of them {scripts[0][0]} letters" if scripts else ", none of them letters"
     unknown = f" ({_percent(found.unknown_share)} of the tokens are {tokenizer.unk_token})"
@@ -109,8 +110,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _own_tokens_per_character(model: str) -> float | None:
+def _own_tokens_per_character(model: ModelName | None) -> float | None:
     """Return a language model's tokens a character on its validation texts, by what its stage measured, or None."""
-    metrics = (read_stage(resolve_model(model)) or {}).get("metrics") or {}
+    record = None if model is None else read_stage(location_of(model))
+    metrics = (record or {}).get("metrics") or {}
     bits, loss = metrics.get("bits_per_character"), metrics.get("loss")
     return bits * math.log(2) / loss if bits and loss else None

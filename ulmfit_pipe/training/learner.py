@@ -80,9 +80,9 @@ class Learner:
         self._say = say
         self._snapshot: dict[str, torch.Tensor] | None = None
         if pretrained and len(self.layer_groups) > 1:
-            self.freeze()
+            grouping.freeze(self.layer_groups, train_norm=self.options.train_norm)
         else:
-            self.unfreeze()
+            grouping.unfreeze(self.layer_groups)
 
     @property
     def accelerator(self) -> Accelerator:

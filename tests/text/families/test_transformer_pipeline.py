@@ -13,7 +13,7 @@ from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.studies import AblationSettings, LowShotSettings
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LearningRateJob, PipelineSettings
-from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
+from ulmfit_pipe.stages.artifacts import ArtifactError, find_model, read_stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.studies.ablation import run_ablation
 from ulmfit_pipe.studies.low_shot import run_low_shot
@@ -93,7 +93,8 @@ def test_the_language_model_is_fine_tuned_by_default_where_it_can_guess_tokens_a
 ):
     def asked(model, **changes):
         null = {"fine_tune_language_model": None, "language_model": LanguageModelSettings()}
-        return fine_tunes_language_model(settings_for(tables, tmp_path, model, **{**null, **changes}))
+        settings = settings_for(tables, tmp_path, model, **{**null, **changes})
+        return fine_tunes_language_model(settings, find_model(settings.model))
 
     decoder = save_gpt2(tmp_path / "gpt2")
     more = {"unlabelled_file": [str(tables / "train.csv")]}

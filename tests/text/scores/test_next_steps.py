@@ -8,7 +8,6 @@ from ulmfit_pipe.settings.tables import RowLimits
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import FORMAT
 from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.text.scores import next_steps as next_steps_module
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
 
 
@@ -64,7 +63,7 @@ def words_of(commands):
 
 
 def test_an_awd_lstm_may_be_replaced_get_more_text_epochs_and_labels(results):
-    found = words_of(next_steps(PipelineSettings(["t.csv"], "a run", None), results, rows=900))
+    found = words_of(next_steps(PipelineSettings(["t.csv"], "a run", None), results, rows=900, model_type="awd_lstm"))
     assert found == [
         "--model distilbert-base-uncased",
         "--unlabelled_file FILE",
@@ -73,19 +72,18 @@ def test_an_awd_lstm_may_be_replaced_get_more_text_epochs_and_labels(results):
     ]
 
 
-def test_what_was_done_already_is_not_named(results, monkeypatch):
-    monkeypatch.setattr(next_steps_module, "model_type_of", lambda name: "bert")
+def test_what_was_done_already_is_not_named(results):
     settings = PipelineSettings(["t.csv"], "a run", "bert", unlabelled_file=["u.csv"], max_rows=RowLimits(train=50))
-    assert words_of(next_steps(settings, results, rows=50)) == [
+    assert words_of(next_steps(settings, results, rows=50, model_type="bert")) == [
         "--classifier.final_epochs 8",
         "--max_rows.train null",
     ]
     del results["language_model"]
-    assert "--fine_tune_language_model true" in words_of(next_steps(settings, results, rows=50))
+    assert "--fine_tune_language_model true" in words_of(next_steps(settings, results, rows=50, model_type="bert"))
 
 
 def test_settings_that_only_an_awd_lstm_takes_go_with_it(results):
     settings = PipelineSettings(["t.csv"], "a run", None, preset="paper", ensemble=True)
-    assert words_of(next_steps(settings, results, rows=10))[0] == (
+    assert words_of(next_steps(settings, results, rows=10, model_type="awd_lstm"))[0] == (
         "--model distilbert-base-uncased --preset auto --ensemble false --model_backward null"
     )

@@ -15,7 +15,7 @@ from typing import Any
 from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.settings.choices import DEFAULT_MODEL
 from ulmfit_pipe.settings.studies import TransferabilitySettings
-from ulmfit_pipe.stages.context import RunContext, exclusive_run
+from ulmfit_pipe.stages.context import RunContext, context_of, exclusive_run
 from ulmfit_pipe.studies.transferability.networks import SeedOfNetworks, build_learner, networks_of
 from ulmfit_pipe.studies.transferability.results import write_transferability
 from ulmfit_pipe.studies.transferability.tasks import Examples, load_examples, tasks_of
@@ -50,9 +50,7 @@ def run_transferability(settings: TransferabilitySettings, *, context: RunContex
     Raises:
         ValueError: A setting, table, image or model cannot be used.
     """
-    context = context or RunContext(
-        preset=settings.preset, mixed_precision=settings.mixed_precision, progress=settings.progress
-    )
+    context = context or context_of(settings)
     context.refuse_several_processes("the comparison")
     train, test = load_examples(settings, say=context.tell)
     settings = with_defaults(settings)

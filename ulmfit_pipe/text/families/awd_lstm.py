@@ -24,7 +24,7 @@ from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM, AwdLstmForSequenceClassification
 from ulmfit_pipe.models.awd_lstm.vocab_transfer import transfer_vocabulary
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_tokenizer
+from ulmfit_pipe.stages.artifacts import ArtifactError, ResolvedModel, load_model, load_tokenizer
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.presets import IMDB_TOKENS, Preset, scale_epochs, with_dropouts
 from ulmfit_pipe.stages.pretrained_files import refuse_larger_network
@@ -47,8 +47,7 @@ def build_awd_lstm_language_model(
     train: Dataset,
     validation: Dataset,
     *,
-    model: str | None,
-    config: Any,
+    model: ResolvedModel | None,
     settings: "LanguageModelSettings",
     context: RunContext,
 ) -> LanguageModelParts:
@@ -58,7 +57,6 @@ def build_awd_lstm_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure on.
         model: Pretrained language model; None is from scratch.
-        config: Its configuration, or None.
         settings: Numbers of the stage.
         context: Preset and surroundings.
 
@@ -68,7 +66,7 @@ def build_awd_lstm_language_model(
     """
     _refuse_settings_of_transformers(settings)
     recipe = context.recipe
-    network, tokenizer = _model_and_tokenizer(train, model, config, settings, context)
+    network, tokenizer = _model_and_tokenizer(train, model, settings, context)
     encoded = {
         name: tokenize_dataset(dataset.select_columns(["text"]), tokenizer, num_proc=settings.num_workers)
         for name, dataset in (("train", train), ("validation", validation))
@@ -125,7 +123,7 @@ def _count_tokens(encoded: Dataset) -> int:
 
 
 def _model_and_tokenizer(
-    train: Dataset, model: str | None, config: Any, settings: "LanguageModelSettings", context: RunContext
+    train: Dataset, model: ResolvedModel | None, settings: "LanguageModelSettings", context: RunContext
 ) -> tuple[AwdLstmForCausalLM, UlmfitTokenizer]:
     recipe = context.recipe
     if model is not None and settings.tokenizer_of is not None:
@@ -153,12 +151,13 @@ def _model_and_tokenizer(
             vocab_hash=vocab_hash(tokenizer),
         )
         return AwdLstmForCausalLM(with_dropouts(config, recipe.lm_dropouts, settings.drop_mult)), tokenizer
-    return _pretrained(train, model, config, settings, context)
+    return _pretrained(train, model, settings, context)
 
 
 def _pretrained(
-    train: Dataset, model: str, config: AwdLstmConfig, settings: "LanguageModelSettings", context: RunContext
+    train: Dataset, model: ResolvedModel, settings: "LanguageModelSettings", context: RunContext
 ) -> tuple[AwdLstmForCausalLM, UlmfitTokenizer]:
+    config: AwdLstmConfig = model.config
     if config.direction != settings.direction:
         raise ArtifactError(
             f"{model} reads text {config.direction}, the settings ask for {settings.direction}; "
@@ -228,13 +227,12 @@ def _phases(
 
 
 def build_awd_lstm_classifier(
-    model: str, config: Any, labels: dict[str, Any], settings: "ClassifierSettings", context: RunContext
+    model: ResolvedModel, labels: dict[str, Any], settings: "ClassifierSettings", context: RunContext
 ) -> tuple[AwdLstmForSequenceClassification, UlmfitTokenizer]:
     """Return a classifier with the preset's dropouts, and its tokenizer.
 
     Args:
         model: Folder or name of a language model or classifier.
-        config: Its configuration; not changed.
         labels: The configuration's entries that say what the labels are.
         settings: Numbers of the stage.
         context: Preset.
@@ -250,6 +248,7 @@ def build_awd_lstm_classifier(
                 f"{name} {getattr(settings, name)!r} is for transformers; {model} is an AWD-LSTM, which reads "
                 "documents whole and has a layer group a layer: leave it out (max_length cuts documents)"
             )
+    config = model.config
     tokenizer = load_tokenizer(model, config=config)
     is_classifier = "AwdLstmForSequenceClassification" in (config.architectures or [])
     config = with_dropouts(config, context.recipe.classifier_dropouts, settings.drop_mult)

@@ -30,11 +30,18 @@ from ulmfit_pipe.models.heads.pooling_classifier import (
 )
 from ulmfit_pipe.models.sentence_encoders import SentenceEncoder, SentenceEncoderError, read_sentence_encoder
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
+from ulmfit_pipe.stages.artifacts import (
+    ArtifactError,
+    ResolvedModel,
+    load_model,
+    load_text_tokenizer,
+    refuse_image_model,
+)
 from ulmfit_pipe.stages.classifier_labels import is_text_classifier
 from ulmfit_pipe.stages.config_notes import note
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.pretrained_files import find_beside, refuse_larger_network
+from ulmfit_pipe.stages.saved_learner import groups_of
 
 POOLINGS: dict[str, Literal["concat", "mean"]] = {"concat-pooling": "concat", "mean-pooling": "mean"}  # by head
 
@@ -54,17 +61,17 @@ class Head:
     encoder: SentenceEncoder | None = None
 
 
-def choose_head(model: str, config: Any, settings: "ClassifierSettings") -> Head:
+def choose_head(model: ResolvedModel, settings: "ClassifierSettings") -> Head:
     """Return the head that the settings ask for; auto reads a sentence encoder as it was made, others have their own.
 
     Args:
         model: Folder or name of any text model of transformers.
-        config: Its configuration.
         settings: Numbers of the stage.
 
     Raises:
         ArtifactError: A sentence encoder's files cannot be read, or name what a classifier here does not have.
     """
+    config = model.loaded
     if settings.head in POOLINGS:
         return Head(settings.head, {"pooling": POOLINGS[settings.head]})
     if settings.head == "own" or _head_of(config) is not None:
@@ -85,33 +92,28 @@ def choose_head(model: str, config: Any, settings: "ClassifierSettings") -> Head
 
 
 def build_transformer_classifier(
-    model: str,
-    config: Any,
+    model: ResolvedModel,
     labels: dict[str, Any],
     settings: "ClassifierSettings",
     context: RunContext,
-    *,
-    is_classifier: bool,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a classifier on a transformer, and its tokenizer.
 
     Args:
         model: Folder or name of any text model of transformers: an encoder, a language model, a classifier.
-        config: Its configuration; not changed.
         labels: The configuration's entries that say what the labels are.
         settings: Numbers of the stage.
         context: Told what the tokenizer lacks and what starts at random.
-        is_classifier: Whether it is a classifier already, whose head is kept.
 
     Raises:
         ArtifactError: It is no text model that could classify, or its weights or tokenizer cannot be used.
         ValueError: A setting has no meaning for a transformer.
     """
-    _refuse_settings_of_awd_lstm(model, config, settings)
-    head = choose_head(model, config, settings)
-    _check_architecture(model, config, settings, head)
+    _refuse_settings_of_awd_lstm(model, settings)
+    head = choose_head(model, settings)
+    _check_architecture(model, settings, head)
+    config = model.config
     refuse_larger_network(model, partial(_empty_classifier, config, head))
-    config = copy.deepcopy(config)
     tokenizer = load_text_tokenizer(model, config, say=context.tell)
     config.dtype = torch.float32  # some are saved in half precision, which is no type to train weights in
     text_config = config.get_text_config()
@@ -120,7 +122,7 @@ def build_transformer_classifier(
         text_config.use_cache = False  # of keys and values, for text generation
     for name, value in labels.items():
         setattr(config, name, value)
-    if is_classifier:
+    if is_text_classifier(model.loaded) and not settings.new_head:
         network = _saved_classifier(model, config, settings)
     elif head.pooling and config.model_type != MODEL_TYPE:
         network = _pooling_classifier(model, config, labels, tokenizer, head, from_scratch=settings.from_scratch)
@@ -148,20 +150,20 @@ def _read_as_made(encoder: SentenceEncoder, network: Any, tokenizer: Any) -> Non
         backend.normalizer = Sequence([*first, *([backend.normalizer] if backend.normalizer is not None else [])])
 
 
-def empty_transformer_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
-    """Return the classifier that `build_transformer_classifier` makes, without its weights: on torch's meta device.
+def count_transformer_groups(model: ResolvedModel, settings: "ClassifierSettings") -> int:
+    """Return how many layer groups the classifier has that `build_transformer_classifier` makes.
 
     Args:
-        model: Folder or name of any text model of transformers.
-        config: Its configuration; not changed.
+        model: Any text model of transformers; its weights are not read.
         settings: Numbers of the stage.
 
     Raises:
         ArtifactError: It is no text model that could classify.
+        ValueError: Its layer groups cannot be told.
     """
-    head = choose_head(model, config, settings)
-    _check_architecture(model, config, settings, head)
-    return _empty_classifier(config, head)
+    head = choose_head(model, settings)
+    _check_architecture(model, settings, head)
+    return len(groups_of(_empty_classifier(model.loaded, head), max_blocks=settings.block_groups))
 
 
 def _empty_classifier(config: Any, head: Head) -> Any:
@@ -173,8 +175,8 @@ def _empty_classifier(config: Any, head: Head) -> Any:
         return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
-def _refuse_settings_of_awd_lstm(model: str, config: Any, settings: "ClassifierSettings") -> None:
-    kind = config.get_text_config().model_type
+def _refuse_settings_of_awd_lstm(model: ResolvedModel, settings: "ClassifierSettings") -> None:
+    kind = model.loaded.get_text_config().model_type
     if settings.drop_mult != 1:
         raise ValueError(
             f"drop_mult {settings.drop_mult!r} multiplies the AWD-LSTM's five dropouts; {model} is a {kind!r} model "
@@ -187,8 +189,8 @@ def _refuse_settings_of_awd_lstm(model: str, config: Any, settings: "ClassifierS
         )
 
 
-def _check_architecture(model: str, config: Any, settings: "ClassifierSettings", head: Head) -> None:
-    kind = config.model_type
+def _check_architecture(model: ResolvedModel, settings: "ClassifierSettings", head: Head) -> None:
+    config, kind = model.loaded, model.model_type
     if config.is_encoder_decoder:
         raise ArtifactError(
             f"{model} is a {kind!r} model, an encoder with a decoder behind it: their layers are in no one order from "
@@ -223,13 +225,13 @@ def _head_of(config: Any) -> str | None:
     return "own" if is_text_classifier(config) else None
 
 
-def _saved_classifier(model: str, config: Any, settings: "ClassifierSettings") -> Any:
+def _saved_classifier(model: ResolvedModel, config: Any, settings: "ClassifierSettings") -> Any:
     if settings.from_scratch:
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     return load_model(model, AutoModelForSequenceClassification, config=config)
 
 
-def _with_new_head(model: str, config: Any) -> Any:
+def _with_new_head(model: ResolvedModel, config: Any) -> Any:
     """Put a new head of a saved classifier's own kind on its encoder; all that is not the encoder starts at random."""
     saved: Any = load_model(model, AutoModelForSequenceClassification)
     network = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
@@ -242,7 +244,7 @@ def _with_new_head(model: str, config: Any) -> Any:
     return network
 
 
-def _own_classifier(model: str, config: Any, settings: "ClassifierSettings", context: RunContext) -> Any:
+def _own_classifier(model: ResolvedModel, config: Any, settings: "ClassifierSettings", context: RunContext) -> Any:
     """Put the architecture's own head on the encoder; only the head (and the pooler below it) may start at random."""
     if settings.from_scratch:
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
@@ -262,7 +264,7 @@ def _own_classifier(model: str, config: Any, settings: "ClassifierSettings", con
 
 
 def _pooling_classifier(
-    model: str,
+    model: ResolvedModel,
     config: Any,
     labels: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -290,7 +292,7 @@ def _pooling_classifier(
     return network
 
 
-def _tried(model: str, config: PoolingClassifierConfig, *, head: str) -> PoolingForSequenceClassification:
+def _tried(model: ResolvedModel, config: PoolingClassifierConfig, *, head: str) -> PoolingForSequenceClassification:
     """Build a pooling classifier and let it read two tokens: some backbones give out what it cannot pool.
 
     Reformer's outputs are twice as wide as its configuration says; Perceiver reads no ``input_ids``.

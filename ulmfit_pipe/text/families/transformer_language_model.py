@@ -8,7 +8,6 @@ Sources: further pretraining on the text of the task, Sun et al. 2019 (section 5
 Howard & Ruder 2018, section 3.2.
 """
 
-import copy
 import dataclasses
 from collections.abc import Iterable
 from functools import partial
@@ -34,7 +33,13 @@ from ulmfit_pipe.data.text.tokenization import tokenize_dataset
 from ulmfit_pipe.models.heads.token_logits import causal_logits, masked_logits, sees_later_tokens
 from ulmfit_pipe.models.heads.window_classifier import longest_input
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_model, load_text_tokenizer, refuse_image_model
+from ulmfit_pipe.stages.artifacts import (
+    ArtifactError,
+    ResolvedModel,
+    load_model,
+    load_text_tokenizer,
+    refuse_image_model,
+)
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.model_folder import NOTES
 from ulmfit_pipe.stages.presets import IMDB_TOKENS, scale_epochs
@@ -72,8 +77,7 @@ def build_transformer_language_model(
     train: Dataset,
     validation: Dataset,
     *,
-    model: str,
-    config: Any,
+    model: ResolvedModel,
     settings: "LanguageModelSettings",
     context: RunContext,
 ) -> LanguageModelParts:
@@ -83,7 +87,6 @@ def build_transformer_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure on.
         model: Folder or name of any text model of transformers.
-        config: Its configuration; not changed.
         settings: Numbers of the stage.
         context: Preset and surroundings.
 
@@ -92,9 +95,9 @@ def build_transformer_language_model(
             used.
         ValueError: There is too little text, or a setting has no meaning for the model.
     """
-    masked = guesses_masked_tokens(model, config)
-    _refuse_settings(model, config, settings, masked=masked)
-    config = copy.deepcopy(config)
+    masked = guesses_masked_tokens(model)
+    _refuse_settings(model, settings, masked=masked)
+    config = model.config
     tokenizer = load_text_tokenizer(model, config, say=context.tell)
     masking = None
     if masked:
@@ -127,16 +130,16 @@ def build_transformer_language_model(
     return LanguageModelParts(learner, tokenizer, phases, True, tokens, masked, handed_on)
 
 
-def guesses_masked_tokens(model: str, config: Any) -> bool:
+def guesses_masked_tokens(model: ResolvedModel) -> bool:
     """Return whether a model's kind of language modelling is guessing masked tokens; otherwise it is the next one.
 
     Args:
-        model: What the user calls it, for messages.
-        config: Its configuration.
+        model: The model.
 
     Raises:
         ArtifactError: transformers has no language model of that kind, or it is an encoder with a decoder behind it.
     """
+    config = model.loaded
     if config.is_encoder_decoder:
         raise ArtifactError(
             f"{model} is a {config.model_type!r} model, an encoder with a decoder behind it, which guesses neither "
@@ -156,25 +159,25 @@ def guesses_masked_tokens(model: str, config: Any) -> bool:
     )
 
 
-def _refuse_settings(model: str, config: Any, settings: "LanguageModelSettings", *, masked: bool) -> None:
+def _refuse_settings(model: ResolvedModel, settings: "LanguageModelSettings", *, masked: bool) -> None:
     for name, (default, why) in OF_AWD_LSTM.items():
         value = getattr(settings, name)
         if value != default:
-            raise ValueError(f"{name} {value!r} is for an AWD-LSTM; {model} is a {config.model_type!r} model: {why}")
+            raise ValueError(f"{name} {value!r} is for an AWD-LSTM; {model} is a {model.model_type!r} model: {why}")
     if settings.tokenizer not in ("auto", "keep"):
         raise ValueError(
-            f"tokenizer {settings.tokenizer!r} would make a new vocabulary; {model} is a {config.model_type!r} model "
+            f"tokenizer {settings.tokenizer!r} would make a new vocabulary; {model} is a {model.model_type!r} model "
             "and keeps its own: leave tokenizer out"
         )
     for name in ("mask_probability", "whole_word_masking"):
         if not masked and getattr(settings, name):
             raise ValueError(
                 f"{name} {getattr(settings, name)!r} is for models that guess masked tokens; {model} is a "
-                f"{config.model_type!r} model and guesses the next one: leave it out"
+                f"{model.model_type!r} model and guesses the next one: leave it out"
             )
 
 
-def _load(model: str, config: Any, context: RunContext, *, masked: bool) -> tuple[Any, dict[str, Tensor]]:
+def _load(model: ResolvedModel, config: Any, context: RunContext, *, masked: bool) -> tuple[Any, dict[str, Tensor]]:
     """Load a language model, with a new head where it has none; also weights that only a classifier has a use for."""
     if any("SequenceClassification" in name for name in config.architectures or []):
         context.tell(
@@ -206,7 +209,7 @@ def _load(model: str, config: Any, context: RunContext, *, masked: bool) -> tupl
     return network, _handed_on(model, network, config) if found["unexpected_keys"] else {}
 
 
-def _loaded(model: str, kind: Any, config: Any) -> tuple[Any, dict[str, Any]]:
+def _loaded(model: ResolvedModel, kind: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """Load a model of whose weights only the head's may be missing."""
     loaded: Any = load_model(model, kind, config=config, output_loading_info=True)
     network, found = loaded
@@ -232,7 +235,7 @@ def _zero_new_biases(network: Any, missing: Iterable[str]) -> None:
             nn.init.zeros_(parameters[name])
 
 
-def _handed_on(model: str, network: Any, config: Any) -> dict[str, Tensor]:
+def _handed_on(model: ResolvedModel, network: Any, config: Any) -> dict[str, Tensor]:
     """Return weights of the encoder that the language model leaves out (a pooler), by their names in its folder."""
     loaded: Any = load_model(model, AutoModel, config=config, output_loading_info=True)
     encoder, found = loaded

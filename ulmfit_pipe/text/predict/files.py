@@ -24,7 +24,7 @@ from ulmfit_pipe.data.tables.row_sources import reading_of
 from ulmfit_pipe.data.tables.row_streams import check_suffix, open_stream, open_writer, read_chunks
 from ulmfit_pipe.settings.checks import check_choices
 from ulmfit_pipe.settings.prediction import PredictFileSettings
-from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.stages.context import RunContext, context_of
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.storage.atomic import whole_file
 from ulmfit_pipe.text.predict.columns import Counts, PredictedColumns, check_row
@@ -99,7 +99,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     """
     started = time.perf_counter()
     check_choices(settings)
-    context = context or RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
+    context = context or context_of(settings)
     shown = on_terminal() if context.progress is None else context.progress
     with share_of_work() as given:
         accelerator = context.accelerator

@@ -26,12 +26,13 @@ from ulmfit_pipe.data.tables.tables import check_table
 from ulmfit_pipe.data.text.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.data.text.tokenization import tokenize_dataset
 from ulmfit_pipe.settings.checks import home_path
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_config, load_model, load_text_tokenizer
+from ulmfit_pipe.stages.artifacts import ArtifactError, ResolvedModel, find_model, load_model, load_text_tokenizer
 from ulmfit_pipe.stages.classifier_labels import check_thresholds, is_text_classifier, labels_of
 from ulmfit_pipe.stages.config_notes import label_type_in, notes_of, raw_thresholds, thresholds_of
 from ulmfit_pipe.stages.model_folder import remote_code
 from ulmfit_pipe.stages.python_input import check_texts
-from ulmfit_pipe.text.truncation import count_cut, describe_cut, saved_reading
+from ulmfit_pipe.text.families.family import family_of
+from ulmfit_pipe.text.truncation import count_cut, describe_cut
 from ulmfit_pipe.training.distributed.launch import new_accelerator
 from ulmfit_pipe.training.distributed.processes import reduce_sum, to_device
 from ulmfit_pipe.training.metrics import ClassificationMetric, MultiLabelMetric, gather_rows
@@ -64,7 +65,7 @@ class Predictor:
     ) -> None:
         self.models = list(models)
         self.tokenizer = tokenizer
-        self.reading = saved_reading(self.models[0], tokenizer)
+        self.reading = family_of(self.models[0].config.model_type).saved_reading(self.models[0], tokenizer)
         self._readers = [self.reading.wrap(model) for model in self.models]
         self._cut = (0, 0)  # texts that were cut, and texts that were read
         self._accelerator = accelerator
@@ -92,11 +93,13 @@ class Predictor:
         if (Path(folders[0]) / BACKWARD).is_dir():
             folders.append(Path(folders[0]) / BACKWARD)
         with remote_code(trust_remote_code):
-            configs = [load_config(path) for path in folders]
-            for path, config in zip(folders, configs, strict=True):
-                _check_config(path, config, first=configs[0])
-            tokenizer = load_text_tokenizer(folders[0], configs[0])
-            models = [_load_whole_classifier(path, config) for path, config in zip(folders, configs, strict=True)]
+            found = [find_model(path) for path in folders]
+            for model in found:
+                _check_config(model.name, model.loaded, first=found[0].loaded)
+            config = found[0].config  # gets the tokenizer's padding id
+            tokenizer = load_text_tokenizer(found[0], config)
+            configs = [config, *(model.config for model in found[1:])]
+            models = [_load_whole_classifier(model, config) for model, config in zip(found, configs, strict=True)]
         return cls(models, tokenizer, accelerator=accelerator)
 
     @property
@@ -313,7 +316,7 @@ def _vocabulary_of(config: Any) -> tuple[str | None, str | None]:
     return getattr(config, "vocab_hash", None), notes_of(config).get("vocabulary")
 
 
-def _load_whole_classifier(path: Path | str, config: Any) -> Any:
+def _load_whole_classifier(path: ResolvedModel, config: Any) -> Any:
     """Load a classifier all of whose weights are in the file; transformers would fill a gap with random ones."""
     loaded: Any = load_model(path, AutoModelForSequenceClassification, config=config, output_loading_info=True)
     model, found = loaded
@@ -327,12 +330,12 @@ def _load_whole_classifier(path: Path | str, config: Any) -> Any:
     return model
 
 
-def _refuse_integer_weights(path: Path | str, model: Any) -> None:
+def _refuse_integer_weights(path: ResolvedModel, model: Any) -> None:
     """Raise if a folder's file holds integers where the model has fractions: rounded weights score every text alike."""
     if getattr(model.config, "quantization_config", None) is not None:
         return
     names = {name for name, _ in model.named_parameters()}
-    for file in sorted(Path(path).glob("*.safetensors")):
+    for file in sorted(Path(path.location).glob("*.safetensors")):
         with safe_open(file, framework="pt") as saved:
             for name in names.intersection(saved.keys()):
                 kind = saved.get_slice(name).get_dtype()

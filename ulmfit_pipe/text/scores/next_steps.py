@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ulmfit_pipe.stages.artifacts import model_type_of, read_stage
+from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.presets import AUTO, AWD_LSTM
 from ulmfit_pipe.stages.report import SETTINGS_FILE
@@ -40,19 +40,20 @@ def warnings_of(scores: Mapping[str, Any], *, table: str) -> list[str]:
     return lines
 
 
-def next_steps(settings: Any, results: Mapping[str, StageResult], *, rows: int) -> list[str]:
+def next_steps(settings: Any, results: Mapping[str, StageResult], *, rows: int, model_type: str) -> list[str]:
     """Return commands that train with one thing changed, each with a comment; only such as change this run.
 
     Args:
         settings: Settings of the run, `PipelineSettings`.
         results: Its stages by name.
         rows: Labelled rows that it was trained on.
+        model_type: transformers' name of its model's architecture.
     """
     output = Path(settings.output_dir)
     start = ["ulmfit", "run", "--config", str(output / SETTINGS_FILE)]
     start += ["--output_dir", str(output.parent / f"{output.name}-next")]
     steps = [
-        *_other_model(settings),
+        *(_other_model(settings) if model_type == AWD_LSTM else ()),
         _more_text(settings, results),
         _longer(results),
         _labels(settings, rows),
@@ -61,8 +62,6 @@ def next_steps(settings: Any, results: Mapping[str, StageResult], *, rows: int) 
 
 
 def _other_model(settings: Any) -> list[tuple[list[str], str]]:
-    if settings.model is not None and model_type_of(settings.model) != AWD_LSTM:
-        return []
     words = ["--model", ENCODER]
     if settings.preset != AUTO:
         words += ["--preset", AUTO]

@@ -26,7 +26,7 @@ from ulmfit_pipe.stages.artifacts import (
     resolve_model,
     save_stage,
 )
-from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.stages.context import RunContext, context_of
 from ulmfit_pipe.stages.presets import load_preset
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.text.language_model_scores import score_language_model
@@ -53,7 +53,7 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
         ArtifactError: The model has no record of its training, is too large, does not fit into float16, or its name
             contradicts its direction; or the output folder holds something else.
     """
-    context = context or RunContext(seed=settings.seed, mixed_precision=settings.mixed_precision)
+    context = context or context_of(settings)
     source = Path(resolve_model(settings.model))
     trained = _training_record_of(source)
     network = load_model(source, AutoModelForCausalLM)
