@@ -491,6 +491,36 @@ def twice(net, hidden, _ids):
     return net.head(hidden.mean(1)) + net.head(hidden.mean(1).flip(0)).flip(0)
 
 
+def only_whole_batches(net, hidden, ids):
+    return net.head(hidden.mean(1)) if len(ids) > 3 else hidden.mean(1) @ net.head.weight.T
+
+
+def twice_for_a_few(net, hidden, ids):
+    return net.head(hidden.mean(1)) + (0 if len(ids) > 3 else net.head(hidden.mean(1)))
+
+
+class Smaller(FixedBatches):
+    """In the second epoch two rows a batch, in place of seven."""
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.batch_size = 2 if epoch == 1 else 7
+
+
+@pytest.mark.parametrize(
+    ("connect", "words"),
+    [
+        (only_whole_batches, "head was called with 0 of the 2 rows of a batch"),
+        (twice_for_a_few, "head was called with more than the 2 rows of a batch"),
+    ],
+)
+def test_a_boundary_that_later_batches_do_not_cross_once(connect, words):
+    model = Connected(connect)
+    groups = split_layer_groups(model, [["embeddings"], ["body"], ["head"]])
+    run = Run(model, groups, Task(Smaller(text_rows(14)), ClassificationObjective()), 2, cache=True)
+    assert "given up, frozen groups run in every epoch" in run.said[-1] and words in run.said[-1]
+
+
 @pytest.mark.parametrize(
     ("connect", "words"),
     [
