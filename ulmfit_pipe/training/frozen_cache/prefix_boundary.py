@@ -1,8 +1,8 @@
 """Where the frozen groups of a model end: at the first module of a trained group that a forward pass calls.
 
-The first floating-point tensor that goes into it is kept, and modules of frozen groups then return zeros. If their
-outputs reached the model's another way, the first batches trained from what was kept would get other scores than from
-the whole model, which `frozen_prefix` checks.
+The first floating-point tensor that goes into it is kept, and modules of frozen groups then return NaN. If their
+outputs reached the model's another way, its scores would be NaN in the first batches trained from what was kept, which
+`frozen_prefix` compares with the whole model. Zeros could pass that: a bias of attention that starts near 0 does.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Sources = dict[Place, list[set[Any]]]  # per tensor and axis, what gives its siz
 
 @dataclass
 class FrozenPart:
-    """A module that can be left out: it then returns zeros, of shapes that are learned from the calls that run.
+    """A module that can be left out: it then returns NaN, of shapes that are learned from the calls that run.
 
     An output's size is taken for an input's size, or for a number, where that held in every call. Where two
     explanations disagree the module runs.
@@ -39,14 +39,14 @@ class FrozenPart:
 
     @contextlib.contextmanager
     def replaced(self, *, left_out: bool) -> Iterator[None]:
-        """Learn from the module's calls or, if it is left out, return zeros where their shapes are certain."""
+        """Learn from the module's calls or, if it is left out, return NaN where their shapes are certain."""
         own, forward = self.module.__dict__.get("forward"), self.module.forward
 
         @functools.wraps(forward)
         def replacement(*args: Any, **kwargs: Any) -> Any:
             inputs = tensors_of((args, kwargs))
-            if left_out and (zeros := self._zeros(inputs)) is not None:
-                return zeros
+            if left_out and (unknown := self._unknown(inputs)) is not None:
+                return unknown
             output = forward(*args, **kwargs)
             self._learn(inputs, output)
             return output
@@ -72,7 +72,7 @@ class FrozenPart:
         common = {place: [old & new for old, new in zip(known[place], found[place], strict=True)] for place in found}
         self._known[_kind(inputs)] = with_tensors(output, lambda _, value: value.new_empty(0)), common
 
-    def _zeros(self, inputs: dict[Place, Tensor]) -> Any:
+    def _unknown(self, inputs: dict[Place, Tensor]) -> Any:
         output, sources = self._known.get(_kind(inputs), (None, {}))
         shapes: dict[Place, list[int]] = {}
         for place, axes in sources.items():
@@ -80,7 +80,9 @@ class FrozenPart:
             if any(len(explained) != 1 for explained in sizes):
                 return None
             shapes[place] = [size for explained in sizes for size in explained]
-        return with_tensors(output, lambda place, like: like.new_zeros(shapes[place]))
+        return with_tensors(
+            output, lambda place, like: like.new_full(shapes[place], torch.nan if like.is_floating_point() else 0)
+        )
 
 
 def _kind(inputs: dict[Place, Tensor]) -> tuple[Any, ...]:
