@@ -13,7 +13,6 @@ from ulmfit_pipe.settings.parsing import (
     list_settings,
     load_settings,
     parse_settings,
-    save_settings,
     settings_to_yaml,
 )
 from ulmfit_pipe.settings.prediction import PredictFileSettings
@@ -172,7 +171,7 @@ def test_saved_settings_load_as_an_equal_object(tmp_path, test_file):
         Path("c"),
         ClassifierSettings(head=head),
     )
-    save_settings(settings, tmp_path / "settings.yaml")
+    (tmp_path / "settings.yaml").write_text(settings_to_yaml(settings), encoding="utf-8")
     assert load_settings(PipelineSettings, tmp_path / "settings.yaml") == settings
 
 

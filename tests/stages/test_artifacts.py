@@ -1,5 +1,6 @@
 """Model names, folders that are whole or absent, and what tells one model from another."""
 
+import importlib.util
 import io
 import json
 import re
@@ -23,6 +24,7 @@ from tests.support.tiny_runs import folder_bytes, reviews
 from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
+    _require_vocabulary,
     check_stage_files,
     load_config,
     load_model,
@@ -168,6 +170,14 @@ def test_a_sentencepiece_file_alone_is_read_as_sentencepiece_reads_it_and_saved_
     assert (tmp_path / "tokenizer.json").is_file()
     again = load_text_tokenizer(tmp_path, load_config(tmp_path))
     assert again(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+
+
+def test_without_protobuf_the_extra_that_brings_it_is_named(deberta, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(
+        ArtifactError, match=r"in spm\.model only, .* needs protobuf, .* pip install 'ulmfit_pipe\[spm\]'"
+    ):
+        _require_vocabulary(deberta[0])
 
 
 def test_a_model_is_known_by_its_sentencepiece_file_where_its_tokenizer_is_made_from_it(deberta, tmp_path):

@@ -15,7 +15,6 @@ from ulmfit_pipe.training.phases import (
     gradual_unfreezing,
     head_only,
     linear_probe_then_fine_tune,
-    phase_from,
     run_phases,
     trainable_parameters,
 )
@@ -88,14 +87,6 @@ def test_full_and_head_only_are_one_phase():
 def test_thawing_needs_two_groups(plan):
     with pytest.raises(ValueError, match="at least 2 layer groups, got 1; use full"):
         plan(1, lr=1e-2)
-
-
-def test_phase_from_reads_freeze_tos_number():
-    groups = groups_of(new_model())
-    assert phase_from(-2, groups, [1e-3] * 4, Schedule.constant()).trainable == (2, 3)
-    assert phase_from(0, groups, [1e-3] * 4, Schedule.constant(), epochs=3).name == "all"
-    with pytest.raises(ValueError, match=r"freeze_to\(7\) is out of range"):
-        phase_from(7, groups, [1e-3] * 4, Schedule.constant())
 
 
 @pytest.mark.parametrize(

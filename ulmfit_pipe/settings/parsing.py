@@ -118,11 +118,6 @@ def load_settings(settings_class: type[SettingsT], path: str | Path) -> Settings
     return _build(settings_class, _read_file(settings_class, str(path)))
 
 
-def save_settings(settings: Any, path: str | Path) -> None:
-    """Write settings as YAML; `load_settings` gives an equal object back."""
-    Path(path).write_text(settings_to_yaml(settings), encoding="utf-8")
-
-
 def settings_to_yaml(settings: Any) -> str:
     """YAML text of all fields in their order, groups as mappings."""
     values = dataclasses.asdict(settings)

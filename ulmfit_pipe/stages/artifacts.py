@@ -8,6 +8,7 @@ classes.
 """
 
 import hashlib
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -334,7 +335,13 @@ def _require_tokenizer(folder: Path) -> None:
 
 def _require_vocabulary(folder: Path) -> None:
     """Raise if a folder has a part of a tokenizer's files only; of vocab.json alone every letter becomes a token."""
-    if not folder.is_dir() or any((folder / name).is_file() for name in WHOLE_TOKENIZERS):
+    found = [name for name in WHOLE_TOKENIZERS if (folder / name).is_file()]
+    if found and set(found) <= set(SENTENCEPIECE_FILES) and importlib.util.find_spec("google.protobuf") is None:
+        raise ArtifactError(
+            f"{folder} has its tokenizer in {found[0]} only, and reading that needs protobuf, which is not installed: "
+            "pip install 'ulmfit_pipe[spm]', or save the tokenizer as a fast one (tokenizer.json) where it is"
+        )
+    if not folder.is_dir() or found:
         return
     missing = "merges.txt" if (folder / "vocab.json").is_file() else f"its vocabulary ({', '.join(WHOLE_TOKENIZERS)})"
     if missing != "merges.txt" or not (folder / missing).is_file():

@@ -24,8 +24,7 @@ from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.models.heads.window_classifier import mean_by_document
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.training.distributed.processes import gather_bytes, to_device
-from ulmfit_pipe.training.frozen_cache.batch_rows import is_filler
+from ulmfit_pipe.training.distributed.processes import gather_bytes, is_filler, to_device
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.linear_probe import Features, LinearProbe, fit_probe, held_out_score
 from ulmfit_pipe.training.objectives import Batch

@@ -20,9 +20,8 @@ from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.training.compute.wrapping import prepared
 from ulmfit_pipe.training.distributed.agreement import check_agreement
 from ulmfit_pipe.training.distributed.global_norms import uncounted_rows
-from ulmfit_pipe.training.distributed.processes import reduce_sum, time_used, to_device
+from ulmfit_pipe.training.distributed.processes import is_filler, reduce_sum, time_used, to_device
 from ulmfit_pipe.training.distributed.sharding import AfterEpoch, brought_together, phase_model, whole_norm
-from ulmfit_pipe.training.frozen_cache.batch_rows import is_filler
 from ulmfit_pipe.training.frozen_cache.frozen_prefix import cached_prefix, keep_again
 from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_mode
 from ulmfit_pipe.training.logs.progress_bar import progress_bar, size_of, unit_of

@@ -19,7 +19,7 @@ from torch import nn
 from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.training.distributed.processes import time_used
 from ulmfit_pipe.training.history import History, Judge
-from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names, resolve_index
+from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names
 from ulmfit_pipe.training.logs.events import run_log
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
@@ -169,21 +169,6 @@ def _phase(
         patience=patience,
         from_best=from_best,
     )
-
-
-def phase_from(
-    n: int,
-    groups: Sequence[LayerGroup],
-    lrs: Sequence[float],
-    schedule: Schedule,
-    *,
-    epochs: int = 1,
-    name: str = "",
-) -> Phase:
-    """Make a phase that trains the groups from ``freeze_to``'s ``n`` on."""
-    first = resolve_index(groups, n)
-    label = name or ("all" if first == 0 else f"last {len(groups) - first}")
-    return Phase(label, tuple(range(first, len(groups))), tuple(lrs), schedule, epochs=epochs)
 
 
 def trainable_parameters(groups: Sequence[LayerGroup], trainable: Iterable[int], *, train_norm: bool = False) -> int:

@@ -1,12 +1,9 @@
 """The unigram trainer: closed-form cases, and the same result whatever the order."""
 
-import math
 from collections import Counter
 
-import numpy as np
 import pytest
 
-from ulmfit_pipe.data.text import unigram_training
 from ulmfit_pipe.data.text.unigram_training import train_unigram
 
 COUNTS = Counter({"▁low": 50, "▁lower": 20, "▁newest": 60, "▁widest": 30, "▁wide": 7})
@@ -20,16 +17,19 @@ def test_frequent_words_become_pieces():
     assert set(LETTERS) <= set(pieces)
 
 
+def test_how_often_a_word_occurs_decides_which_become_pieces():
+    """Half of the words, 3 characters each, are frequent: all of these, and none of the others, are worth a piece."""
+    words = [f"{a}{b}{c}" for a in "klmn" for b in "aeiou" for c in "rst"]
+    counts = Counter({word: 500 if number % 2 else 2 for number, word in enumerate(words)})
+    alphabet = sorted(set("".join(words)))
+    pieces = {piece for piece, _ in train_unigram(counts, num_pieces=len(alphabet) + 30, alphabet=alphabet)}
+    assert pieces - set(alphabet) == {word for word, count in counts.items() if count == 500}
+
+
 def test_there_are_as_many_pieces_as_asked_for_if_the_text_holds_them():
     words = Counter({f"{a}{b}{c}": 5 for a in "klmn" for b in "aeiou" for c in "rst"})
     assert len(train_unigram(words, num_pieces=31, alphabet="klmnaeiourst")) == 31
     assert len(train_unigram(COUNTS, num_pieces=900, alphabet=LETTERS)) < 40
-
-
-def test_probabilities_sum_to_one_and_fall():
-    scores = [score for _, score in train_unigram(COUNTS, num_pieces=19, alphabet=LETTERS)]
-    assert scores == sorted(scores, reverse=True)
-    assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-6)
 
 
 def test_order_of_the_words_does_not_matter():
@@ -39,27 +39,18 @@ def test_order_of_the_words_does_not_matter():
     )
 
 
-def test_expected_uses_of_one_word_are_those_of_all_its_cuts():
-    """Word "ab", pieces a, ab, b with probabilities .2, .3, .5: cuts "ab" (.3) and "a b" (.1)."""
-    segments = unigram_training._find_segments(["ab"], ["a", "ab", "b"])
-    fitted = unigram_training._expectation_maximization(
-        segments, np.array([100.0]), np.array([0.2, 0.3, 0.5]), np.array([True, False, True])
-    )
-    expected = np.array([25.0, 75.0, 25.0]) - 0.5
-    np.testing.assert_allclose(fitted, expected / expected.sum(), rtol=1e-12)
-
-
-def test_loss_of_a_piece_is_the_price_of_its_best_replacement():
-    segments = unigram_training._find_segments(["a", "ab", "b"], ["a", "ab", "b"])
-    segments = segments.keep(segments.piece != segments.string)
-    losses = unigram_training._losses_without(segments, np.array([0.2, 0.3, 0.5]))
-    assert losses[1] == pytest.approx(0.3 * math.log(0.3 / (0.2 * 0.5)))
-    assert losses[0] == math.inf
-
-
 def test_words_with_other_characters_are_left_out():
     pieces = dict(train_unigram(Counter({"▁ab": 9, "▁xy": 9}), num_pieces=9, alphabet="▁ab"))
     assert not any("x" in piece for piece in pieces)
+
+
+def test_every_character_of_the_alphabet_is_a_piece_once_whatever_the_words_hold():
+    """NUL and ▅ are what sentencepiece leaves out, <unk> what it would call its own token."""
+    counts = Counter({"▁ab": 9, "<unk>": 9, "▅": 9, "\0": 9, "a▅": 9, "\ufffd": 9})
+    alphabet = {*"".join(counts), "z"}
+    pieces = [piece for piece, _ in train_unigram(counts, num_pieces=40, alphabet=alphabet)]
+    assert alphabet <= set(pieces)
+    assert len(set(pieces)) == len(pieces)
 
 
 def test_too_few_pieces_are_refused():

@@ -1,5 +1,6 @@
 """Training from what was kept must lead where training without it leads; every test trains twice and compares."""
 
+import re
 import tempfile
 
 import pytest
@@ -259,7 +260,7 @@ class CountedRows:
         self.counts[torch.is_grad_enabled()] += len(output)
 
 
-@pytest.mark.parametrize(("cache", "rows"), [(False, 4 * 14), (True, 14)])
+@pytest.mark.parametrize(("cache", "rows"), [(False, 4 * 14), (True, 4 + 14)])  # 4 to find the boundary
 def test_frozen_groups_run_for_every_row_once(cache, rows):
     model = new_model()
     counted = CountedRows(model.body[0])
@@ -354,7 +355,7 @@ def test_dropout_in_the_frozen_part():
     assert refusal(new_model(dropout=0.1), frozen_dropout="on") == (
         "cache_frozen: off in phase 'some', frozen groups run in every epoch: what goes into middle is not the same "
         "each time: dropout runs below it (body.2); frozen_dropout='off' reaches dropout inside frozen groups, and "
-        "where it lies between groups set its probability to 0"
+        "where it is between groups set its probability to 0"
     )
 
 
@@ -384,7 +385,14 @@ def test_weights_tied_across_the_boundary():
     model = Tied()
     groups = split_layer_groups(model, [["body"], ["middle"], ["embeddings", "head"]])
     said = Run(model, groups, toy_task(), 1, cache=True).said
-    assert len(said) == 1 and "body reads what groups behind the boundary give out" in said[0]
+    assert len(said) == 1 and "body reads what groups behind the boundary return" in said[0]
+
+
+def test_batches_without_row_numbers():
+    rows = {name: value for name, value in text_rows(14).items() if name != "row"}
+    assert "batches name no rows: they have input_ids, labels and no 'row'" in refusal(
+        task=Task(FixedBatches(rows), ClassificationObjective())
+    )
 
 
 def test_a_phase_of_one_epoch():
@@ -450,7 +458,88 @@ def test_a_boundary_that_a_batch_does_not_cross():
     def groups(model):
         return split_layer_groups(model, [["embeddings"], ["body"], ["head", "other"]])
 
-    assert "head(0) was not given this time" in given_up(Forked, groups, toy_task)
+    assert "head was not called with the rows of a batch this time" in given_up(Forked, groups, toy_task)
+
+
+class Connected(nn.Module):
+    """An embedding, a body and a head that a function of these three connects."""
+
+    def __init__(self, connect):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embeddings, self.body, self.head = nn.Embedding(VOCAB, 5), nn.Linear(5, 7), nn.Linear(7, CLASSES)
+        self.connect = connect
+
+    def forward(self, input_ids):
+        return ToyOutput(self.connect(self, self.body(self.embeddings(input_ids)), input_ids))
+
+
+def past_the_head(net, hidden, _ids):
+    return net.head(hidden.mean(1)) + hidden.mean(1)[:, :CLASSES]
+
+
+def hardly_past_the_head(net, hidden, _ids):
+    return net.head(hidden.mean(1)) + 1e-7 * hidden.mean(1)[:, :CLASSES]
+
+
+def with_neighbours_mean(net, hidden, _ids):
+    pooled = hidden.mean(1)
+    return net.head(pooled - pooled.mean(0))
+
+
+def token_by_token(net, hidden, ids):
+    return net.head(hidden.flatten(0, 1)).unflatten(0, ids.shape).mean(1)
+
+
+def twice(net, hidden, _ids):
+    return net.head(hidden.mean(1)) + net.head(hidden.mean(1).flip(0)).flip(0)
+
+
+def only_whole_batches(net, hidden, ids):
+    return net.head(hidden.mean(1)) if len(ids) > 3 else hidden.mean(1) @ net.head.weight.T
+
+
+def twice_for_a_few(net, hidden, ids):
+    return net.head(hidden.mean(1)) + (0 if len(ids) > 3 else net.head(hidden.mean(1)))
+
+
+class Smaller(FixedBatches):
+    """In the second epoch two rows a batch, in place of seven."""
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.batch_size = 2 if epoch == 1 else 7
+
+
+@pytest.mark.parametrize(
+    ("connect", "words"),
+    [
+        (only_whole_batches, "head was called with 0 of the 2 rows of a batch"),
+        (twice_for_a_few, "head was called with more than the 2 rows of a batch"),
+    ],
+)
+def test_a_boundary_that_later_batches_do_not_cross_once(connect, words):
+    model = Connected(connect)
+    groups = split_layer_groups(model, [["embeddings"], ["body"], ["head"]])
+    run = Run(model, groups, Task(Smaller(text_rows(14)), ClassificationObjective()), 2, cache=True)
+    assert "given up, frozen groups run in every epoch" in run.said[-1] and words in run.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("connect", "words"),
+    [
+        (past_the_head, "rows got other scores from what was kept than from the whole model, so .* past head"),
+        (hardly_past_the_head, "rows got other scores from what was kept than from the whole model, so .* past head"),
+        (with_neighbours_mean, "rows got other scores from what was kept than from the whole model"),
+        (token_by_token, r"a batch of 4 rows gave a tensor of the shape \(12, 7\)"),
+        (twice, r"a batch of 4 rows gave a tensor of the shape \(8, 7\)"),
+    ],
+)
+def test_what_the_boundary_does_not_separate_by_row(connect, words):
+    def groups(model):
+        return split_layer_groups(model, [["embeddings"], ["body"], ["head"]])
+
+    assert re.search(words, given_up(lambda: Connected(connect), groups, toy_task))
 
 
 def test_weights_that_change_from_outside_while_a_phase_runs():

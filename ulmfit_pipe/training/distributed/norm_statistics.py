@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ulmfit_pipe.training.distributed.global_norms import global_batch_norms, uncounted_rows
-from ulmfit_pipe.training.distributed.processes import reduce_sum, to_device
-from ulmfit_pipe.training.frozen_cache.batch_rows import is_filler
+from ulmfit_pipe.training.distributed.processes import is_filler, reduce_sum, to_device
 from ulmfit_pipe.training.records import Batches, Objective
 
 

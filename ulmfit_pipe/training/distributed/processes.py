@@ -77,6 +77,11 @@ def to_device(batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
     return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
 
 
+def is_filler(batch: Batch) -> bool:
+    """Tell whether a batch's rows only stand in for a process' empty share, and count for nothing."""
+    return bool(getattr(batch, "filler", False))
+
+
 def settle_at_exit(accelerator: Accelerator) -> None:
     """Have each of several processes pause for a moment before Python shuts down; calling it again changes nothing.
 

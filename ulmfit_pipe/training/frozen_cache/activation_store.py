@@ -1,9 +1,8 @@
-"""A few tensors a row of data: in memory up to a bound, beyond it in a file that is gone when it is closed."""
+"""A tensor per row of data: in memory up to a bound, beyond it in a file that is gone when it is closed."""
 
 import shutil
 import tempfile
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import IO
 
 import torch
@@ -16,18 +15,8 @@ class StoreFullError(RuntimeError):
     """There is no room for another row; the message says how much is held."""
 
 
-@dataclass(frozen=True)
-class _Written:
-    """Where a tensor's bytes are."""
-
-    file: IO[bytes]
-    start: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
 class ActivationStore:
-    """A few tensors a row, kept on the CPU.
+    """A tensor per row, kept on the CPU.
 
     Args:
         memory: Bytes to hold in memory; what comes after goes into a file.
@@ -37,83 +26,64 @@ class ActivationStore:
     def __init__(self, *, memory: int, disk: int | None = None) -> None:
         self.memory = memory
         self.disk = int(shutil.disk_usage(tempfile.gettempdir()).free * DISK_SHARE) if disk is None else disk
-        self.in_memory = 0
-        self.on_disk = 0
-        self._rows: dict[Hashable, list[Tensor | _Written]] = {}
+        self.in_memory = self.on_disk = 0
+        self.rows: dict[Hashable, Tensor | tuple[int, Tensor]] = {}  # or where it is in the file, and an empty like it
         self._file: IO[bytes] | None = None
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self._rows)
-
-    def __contains__(self, row: Hashable) -> bool:
-        """Return whether a row is held."""
-        return row in self._rows
-
-    def add(self, rows: Sequence[Hashable], values: Sequence[Sequence[Tensor]]) -> None:
-        """Keep the tensors of rows; a row that is held already stays as it is.
-
-        Args:
-            rows: Their names.
-            values: For each kind of tensor one a row, on the CPU; nobody may write to them afterwards.
+    def add(self, rows: Sequence[Hashable], values: Sequence[Tensor]) -> None:
+        """Keep the tensors of rows, on the CPU and not written to afterwards; a row that is held stays as it is.
 
         Raises:
             StoreFullError: Memory and disk are used up.
         """
-        for place, row in enumerate(rows):
-            if row not in self._rows:
-                self._rows[row] = [self._kept(column[place]) for column in values]
+        for row, value in zip(rows, values, strict=True):
+            if row not in self.rows:
+                self.rows[row] = self._kept(value)
 
-    def get(self, rows: Sequence[Hashable], kind: int) -> list[Tensor]:
-        """Return the tensors of one kind, one a row, on the CPU."""
-        return [self._read(self._rows[row][kind]) for row in rows]
+    def get(self, rows: Sequence[Hashable]) -> list[Tensor]:
+        """Return the tensors of rows, on the CPU."""
+        return [self._read(self.rows[row]) for row in rows]
 
     def close(self) -> None:
         """Drop everything, the file too."""
-        self._rows.clear()
+        self.rows.clear()
         self.in_memory = self.on_disk = 0
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _kept(self, value: Tensor) -> Tensor | _Written:
-        size = value.numel() * value.element_size()
+    def _kept(self, value: Tensor) -> Tensor | tuple[int, Tensor]:
+        size, start = value.nbytes, self.on_disk
         if self.in_memory + size <= self.memory:
             self.in_memory += size
             return value
-        if self.on_disk + size > self.disk:
+        if start + size > self.disk:
             raise StoreFullError(
-                f"{_shown(self.in_memory)} in memory and {_shown(self.on_disk)} on disk hold {len(self)} rows, and "
+                f"{_shown(self.in_memory)} in memory and {_shown(start)} on disk hold {len(self.rows)} rows, and "
                 f"there is room for {_shown(self.memory)} and {_shown(self.disk)}"
             )
         try:
-            written = _Written(self._written(value), self.on_disk, tuple(value.shape), value.dtype)
+            self._write(value)
         except OSError as error:
-            raise StoreFullError(
-                f"the disk took no more than {_shown(self.on_disk)} ({error.strerror or error})"
-            ) from error
+            raise StoreFullError(f"the disk took no more than {_shown(start)} ({error.strerror or error})") from error
         self.on_disk += size
-        return written
+        return start, value.new_empty(1).expand(value.shape)
 
-    def _written(self, value: Tensor) -> IO[bytes]:
-        """Write a tensor's bytes behind what is there, and return the file."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(buffering=0)
+    def _write(self, value: Tensor) -> None:
+        self._file = self._file or tempfile.TemporaryFile(buffering=0)
         rest = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(self.on_disk)
         while rest:  # an unbuffered file may take less than it is given
             rest = rest[self._file.write(rest) :]
-        return self._file
 
-    def _read(self, kept: Tensor | _Written) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        size = torch.Size(kept.shape).numel() * kept.dtype.itemsize
-        if not size:
-            return torch.empty(kept.shape, dtype=kept.dtype)
-        kept.file.seek(kept.start)
-        content = bytearray(kept.file.read(size))
-        return torch.frombuffer(content, dtype=kept.dtype).reshape(kept.shape)
+    def _read(self, kept: Tensor | tuple[int, Tensor]) -> Tensor:
+        if isinstance(kept, Tensor) or self._file is None:
+            return kept if isinstance(kept, Tensor) else kept[1]
+        start, like = kept
+        if not like.nbytes:
+            return like
+        self._file.seek(start)
+        return torch.frombuffer(bytearray(self._file.read(like.nbytes)), dtype=like.dtype).reshape(like.shape)
 
     def describe(self) -> str:
         """Return what is held, in words."""

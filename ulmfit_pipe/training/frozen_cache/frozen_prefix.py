@@ -1,9 +1,9 @@
-"""Frozen groups run once a row, not once an epoch: what they give out is kept where they end, and trained from.
+"""Frozen groups run once per row, not once per epoch: what goes into the groups that train is kept, and trained from.
 
-In a phase with frozen groups the first epoch runs the whole model and keeps, for every row, what goes into the groups
-that train; from the second epoch on frozen modules are left out and their place is taken by what was kept. Weights come
-out the same up to rounding, which is proved before use (`prefix_boundary`); where it cannot be, nothing is kept and the
-reason is said. A phase keeps nothing for the next one, so that nothing can be out of date.
+In a phase with frozen groups the first epoch runs the whole model and keeps, for every row, what crosses the boundary
+(`prefix_boundary`); from the second epoch on frozen modules are left out. The first batches made of kept rows are
+compared with what the whole model gives them; where that differs nothing is kept any longer and the reason is logged.
+A phase keeps nothing for the next one, so that nothing can be out of date.
 
 Source: the idea is fastai 0.7's ``precompute`` and AutoFreeze's caching (Liu et al. 2021).
 """
@@ -11,7 +11,7 @@ Source: the idea is fastai 0.7's ``precompute`` and AutoFreeze's caching (Liu et
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,58 +19,60 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ulmfit_pipe.training.distributed.global_norms import batch_norms_of
-from ulmfit_pipe.training.distributed.processes import to_device
+from ulmfit_pipe.training.distributed.processes import is_filler, to_device
 from ulmfit_pipe.training.distributed.sharding import wants_pieces
 from ulmfit_pipe.training.frozen_cache.activation_store import ActivationStore, StoreFullError
-from ulmfit_pipe.training.frozen_cache.batch_rows import ROW, Batch, PrefixError, about_equal, is_filler, picked
-from ulmfit_pipe.training.frozen_cache.prefix_boundary import Cut, find_cut, frozen_below, left_as_found
-from ulmfit_pipe.training.frozen_cache.tensor_trees import Place
+from ulmfit_pipe.training.frozen_cache.prefix_boundary import Boundary, find_boundary, frozen_below, left_as_found
+from ulmfit_pipe.training.frozen_cache.row_tensors import (
+    ROW,
+    Batch,
+    PrefixError,
+    about_equal,
+    has_tokens,
+    join_rows,
+    picked,
+    split_rows,
+)
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.objectives import Objective, ObjectiveOutput
 from ulmfit_pipe.training.records import Batches, Phase, Task, TrainingOptions
 
 GIB = 2**30
-
+CHECKED = 4  # batches made of kept rows that are compared with the whole model, of the training and of other data
+TRIAL_ROWS = 4  # of the batch that the boundary is found with
 
 Trial = Callable[[Callable[[nn.Module], Any]], Any]  # runs a function of the bare model, which is left as it was found
-Pieces = dict[tuple[str, Place], list[Tensor]]  # by part and place: what crossed, call by call
-Values = dict[tuple[str, Place], Tensor]  # the same for a whole batch
 RowName = tuple[bool, int]  # whether it is a row of the training data, and its number there
 
 
+@dataclass
 class CachedObjective:
-    """An objective that leaves frozen groups out where it knows what they give for a batch's rows.
+    """An objective that leaves frozen groups out where it knows what they return for a batch's rows.
 
-    Args:
+    Attributes:
         objective: The objective as it is.
-        cut: Where the model is cut.
+        boundary: Where the model is split.
         frozen: Parameters of the frozen groups.
         trial: Runs a function of the bare model without gradients, and leaves the model as it was found.
         store: Where rows are kept.
         kept: Whether rows of the training data (True) and of the validation data (False) are.
-        say: Told why rows are no longer kept.
+        say: Receives the reason why rows are no longer kept.
+        tokens: Whether a vector per token is kept; None before the first batch.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        cut: Cut,
-        frozen: Sequence[Tensor],
-        trial: Trial,
-        store: ActivationStore,
-        *,
-        kept: dict[bool, bool],
-        say: Callable[[str], None],
-    ) -> None:
-        self.objective = objective
-        self.cut = cut
-        self.frozen = frozen
-        self.trial = trial
-        self.store = store
-        self.kept = kept
-        self.say = say
-        self.checked = {True: False, False: False}
-        self._versions = self._frozen_versions()
+    objective: Objective
+    boundary: Boundary
+    frozen: Sequence[Tensor]
+    trial: Trial
+    store: ActivationStore
+    kept: dict[bool, bool]
+    say: Callable[[str], None]
+    tokens: bool | None = None
+    unchecked: dict[bool, int] = field(default_factory=lambda: {True: CHECKED, False: CHECKED})
+
+    def __post_init__(self) -> None:
+        """Note how often the frozen weights were written to; torch counts that."""
+        self._versions = [parameter._version for parameter in self.frozen]
 
     def count(self, batch: Batch) -> float:
         """Return the weight of the batch."""
@@ -81,34 +83,31 @@ class CachedObjective:
         training = model.training
         if not self.kept[training] or ROW not in batch:
             return self.objective(model, batch, carry)
-        rows = [(training, row) for row in batch[ROW].tolist()]
-        new = [place for place, row in enumerate(rows) if row not in self.store]
+        rows, new = self._named(batch, training)
         output = None
         try:
-            self._refuse_changed_weights()
+            if [parameter._version for parameter in self.frozen] != self._versions:
+                raise PrefixError("weights of frozen groups were changed from outside while the phase ran")
             if len(new) == len(rows):
-                output, seen = self._watched(model, batch)
-                self._keep(batch, rows, seen)
+                output, value = self._watched(model, batch)
+                self._keep(batch, rows, value)
                 return output
-            if new:  # rows that another process had before, or that stood in another batch
+            if new:  # rows that another process had before, or that were in another batch
                 self.trial(lambda bare: self._fill(bare, picked(batch, new), [rows[place] for place in new]))
-            values = self._joined(batch, rows)
-            if not self.checked[training]:
-                self._check(batch, values)
-                self.checked[training] = True
+            value = join_rows(self.store.get(rows), batch, tokens=bool(self.tokens))
+            if self.unchecked[training]:
+                self._check(batch, value)
+                self.unchecked[training] -= 1
+            return self._from_kept(model, batch, value)
         except (PrefixError, StoreFullError) as error:
             self._give_up(error)
-            return self.objective(model, batch, carry) if output is None else output
-        return self._from_kept(model, batch, values)
+        return self.objective(model, batch, carry) if output is None else output
 
     def keep_again(self, batch: Batch, *, training: bool) -> None:
         """Keep what is new of a batch that was run before, bit for bit as it was kept then; nothing else changes."""
         if not self.kept[training] or ROW not in batch:
             return
-        rows = [(training, row) for row in batch[ROW].tolist()]
-        new = [place for place, row in enumerate(rows) if row not in self.store]
-        if not new:
-            return
+        rows, new = self._named(batch, training)
         whole = len(new) == len(rows)
 
         def fill(bare: nn.Module) -> None:
@@ -116,86 +115,73 @@ class CachedObjective:
                 self._fill(bare, batch if whole else picked(batch, new), [rows[place] for place in new])
 
         try:
-            self.trial(fill)
+            if new:
+                self.trial(fill)
         except (PrefixError, StoreFullError) as error:
             self._give_up(error)
 
-    def _watched(self, model: nn.Module, batch: Batch) -> tuple[ObjectiveOutput, Pieces]:
-        """Run the whole model and note what crosses the boundary; a batch may be read in pieces."""
-        seen: Pieces = {(crossing.part, crossing.place): [] for crossing in self.cut.crossings}
+    def _named(self, batch: Batch, training: bool) -> tuple[list[RowName], list[int]]:
+        """Return the names of a batch's rows, and the indices of those that are not kept."""
+        rows = [(training, row) for row in batch[ROW].tolist()]
+        return rows, [place for place, row in enumerate(rows) if row not in self.store.rows]
 
-        def tap(part: str, place: Place, _call: int, value: Tensor) -> Tensor:
-            if (part, place) in seen:  # a copy: a layer may write into its input
-                seen[part, place].append(value.detach().to("cpu", copy=True))
+    def _watched(self, model: nn.Module, batch: Batch) -> tuple[ObjectiveOutput, Tensor]:
+        """Run the whole model and return what crosses the boundary too; the model may read a batch in pieces."""
+        seen: list[Tensor] = []
+
+        def note(value: Tensor) -> Tensor:
+            seen.append(value.detach().to("cpu", copy=True))  # a copy: a layer may write into its input
             return value
 
-        with self.cut.tapped(tap):
-            return self.objective(model, batch, None), seen
+        with self.boundary.hooked(note):
+            output = self.objective(model, batch, None)
+        if not seen or len({value.shape[1:] for value in seen}) > 1:
+            raise PrefixError(f"{self.boundary.name} was not called with the rows of a batch this time")
+        return output, torch.cat(seen)
 
-    def _keep(self, batch: Batch, rows: Sequence[RowName], seen: Pieces) -> None:
-        here = {name: value.cpu() for name, value in batch.items()}
-        columns = []
-        for crossing in self.cut.crossings:
-            pieces = seen[crossing.part, crossing.place]
-            if not pieces:
-                raise PrefixError(f"{crossing} was not given this time")
-            columns.append(crossing.axes.split(torch.cat(pieces, dim=crossing.axes.row), here))
-        self.store.add(rows, columns)
+    def _keep(self, batch: Batch, rows: Sequence[RowName], value: Tensor) -> None:
+        here = {name: tensor.cpu() for name, tensor in batch.items()}
+        self.tokens = has_tokens(value, here) if self.tokens is None else self.tokens
+        self.store.add(rows, split_rows(value, here, tokens=self.tokens))
 
     def _fill(self, model: nn.Module, batch: Batch, rows: Sequence[RowName]) -> None:
         """Keep rows that are not trained on now."""
         model.eval()
         self._keep(batch, rows, self._watched(model, batch)[1])
 
-    def _joined(self, batch: Batch, rows: Sequence[RowName]) -> Values:
-        return {
-            (crossing.part, crossing.place): crossing.axes.join(self.store.get(rows, kind), batch)
-            for kind, crossing in enumerate(self.cut.crossings)
-        }
-
-    def _from_kept(self, model: nn.Module, batch: Batch, values: Values) -> ObjectiveOutput:
+    def _from_kept(self, model: nn.Module, batch: Batch, value: Tensor) -> ObjectiveOutput:
         """Run what is behind the boundary; a batch that the model reads in pieces is handed out piece by piece."""
-        axes = {(crossing.part, crossing.place): crossing.axes.row for crossing in self.cut.crossings}
-        handed_out = dict.fromkeys(values, 0)
+        done = 0
 
-        def tap(part: str, place: Place, _call: int, value: Tensor) -> Tensor:
-            key = (part, place)
-            if key not in values:
-                return value
-            start, count = handed_out[key], value.shape[axes[key]]
-            handed_out[key] += count
-            return values[key].narrow(axes[key], start, count)
+        def hand_out(like: Tensor) -> Tensor:
+            nonlocal done
+            start, done = done, done + len(like)
+            if done > len(value):
+                raise PrefixError(f"{self.boundary.name} was called with more than the {len(value)} rows of a batch")
+            return value[start:done]
 
-        with self.cut.tapped(tap, left_out=True):
-            return self.objective(model, batch, None)
+        with self.boundary.hooked(hand_out, left_out=True):
+            output = self.objective(model, batch, None)
+        if done < len(value):
+            raise PrefixError(f"{self.boundary.name} was called with {done} of the {len(value)} rows of a batch")
+        return output
 
-    def _check(self, batch: Batch, values: Values) -> None:
-        """Raise unless the first batch made of kept rows gets what the whole model gives it.
-
-        Frozen parts run as they do in training. What is behind them does not: a batch norm would take its statistics
-        over all processes (`global_norms`), and wait for those that have nothing to check now.
-        """
+    def _check(self, batch: Batch, value: Tensor) -> None:
+        """Raise unless a batch made of kept rows gets what the whole model gives it, with the same dropout."""
 
         def still(model: nn.Module) -> nn.Module:
-            """Let nothing draw dropout, take statistics, or wait for other processes."""
-            for part in (*self.cut.later.values(), *batch_norms_of(model)):
-                part.eval()
+            """Keep batch norms from waiting for other processes, which have nothing to check now."""
+            for norm in batch_norms_of(model):
+                norm.eval()
             return model
 
         whole = self.trial(lambda model: self.objective(still(model), batch, None))
-        from_kept = self.trial(lambda model: self._from_kept(still(model), batch, values))
+        from_kept = self.trial(lambda model: self._from_kept(still(model), batch, value))
         if not (about_equal(from_kept.logits, whole.logits) and about_equal(from_kept.loss_sum, whole.loss_sum)):
             raise PrefixError(
                 "rows got other scores from what was kept than from the whole model, so they are not the same each "
-                "time, or depend on their neighbours"
+                f"time, depend on their neighbours, or reach the output past {self.boundary.name}"
             )
-
-    def _refuse_changed_weights(self) -> None:
-        if self._frozen_versions() != self._versions:
-            raise PrefixError("weights of frozen groups were changed from outside while the phase ran")
-
-    def _frozen_versions(self) -> list[int]:
-        return [parameter._version for parameter in self.frozen]  # torch counts what writes into a tensor
 
     def _give_up(self, reason: Exception) -> None:
         self.kept = {True: False, False: False}
@@ -236,8 +222,8 @@ def cached_prefix(
         return
     try:
         yield replace(task, objective=cached)
-        if len(cached.store):
-            cached.say(f"cache_frozen: {len(cached.store):,} rows were kept, {cached.store.describe()}")
+        if cached.store.rows:
+            cached.say(f"cache_frozen: {len(cached.store.rows):,} rows were kept, {cached.store.describe()}")
     finally:
         cached.store.close()
 
@@ -281,24 +267,26 @@ def _cached(
         with left_as_found(model), accelerator.autocast():
             return run(model)
 
-    def find(model: nn.Module) -> Cut:
-        first = next(iter(task.train_batches))
-        batch = {name: value.to(accelerator.device) for name, value in first.items()}
-        return find_cut(model, groups, batch, lambda rows: task.objective(model, rows, None), options=options)
+    def find(model: nn.Module) -> Boundary:
+        first = to_device(next(iter(task.train_batches)), accelerator)
+        if ROW not in first:
+            raise PrefixError(f"batches name no rows: they have {', '.join(sorted(first))} and no {ROW!r}")
+        batch = picked(first, range(min(TRIAL_ROWS, len(first[ROW]))))
+        return find_boundary(model, groups, lambda: task.objective(model, batch, None), options=options)
 
     try:
         _check_alone(accelerator, options)
         _check_worth(below, phase, task)
-        cut = trial(find)
+        boundary = trial(find)
     except PrefixError as error:
         say(f"cache_frozen: off in phase {phase.name!r}, frozen groups run in every epoch: {error}")
         return None
     names = ", ".join(group.name for group in below)
-    say(f"cache_frozen: {names} run once a row; kept is what goes into {', '.join(map(str, cut.crossings))}")
+    say(f"cache_frozen: {names} run once a row; kept is what goes into {boundary.name}")
     store = ActivationStore(memory=int(options.cache_memory_gib * GIB))
     kept = {True: True, False: _fixed(task.valid_batches)}
     frozen = [parameter for group in below for _, parameter in group.parameters]
-    return CachedObjective(task.objective, cut, frozen, trial, store, kept=kept, say=say)
+    return CachedObjective(task.objective, boundary, frozen, trial, store, kept, say)
 
 
 def _fixed(batches: Batches | None) -> bool:

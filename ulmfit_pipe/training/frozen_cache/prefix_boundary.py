@@ -1,12 +1,12 @@
-"""Where the frozen groups of a model end: found by running it on a few rows, and proved before anyone relies on it.
+"""Where the frozen groups of a model end: at the first module of a trained group that a forward pass calls.
 
-Nothing is known of architectures. The largest modules of frozen groups (frozen parts) are set to give out NaN; the
-arguments of the largest modules behind them (later parts) that turn NaN are what crosses the boundary. To keep these by
-row is right if they do not depend on what trains, do not change in training mode, and belong to their row whatever its
-place, its neighbours and its padding. Each of this is tried out.
+The first floating-point tensor that goes into it is kept, and modules of frozen groups then return NaN. If their
+outputs reached the model's another way, its scores would be NaN in the first batches trained from what was kept, which
+`frozen_prefix` compares with the whole model. Zeros could pass that: a bias of attention that starts near 0 does.
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,96 +15,111 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ulmfit_pipe.training.frozen_cache.batch_rows import (
-    MASK,
-    Batch,
-    PrefixError,
-    RowAxes,
-    about_equal,
-    find_axes,
-    trial_batches,
-)
-from ulmfit_pipe.training.frozen_cache.stand_ins import StandIn, shows_nan, without_numbers
-from ulmfit_pipe.training.frozen_cache.tensor_trees import Place, tensors_of, with_tensors
-from ulmfit_pipe.training.layer_groups import LayerGroup, train_flags_kept, train_mode
-from ulmfit_pipe.training.objectives import ObjectiveOutput
+from ulmfit_pipe.training.frozen_cache.row_tensors import PrefixError
+from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, train_flags_kept, train_mode
 from ulmfit_pipe.training.records import TrainingOptions
+from ulmfit_pipe.training.tensor_trees import Place, leaves_of, tensors_of, with_tensors
 
-Forward = Callable[[Batch], ObjectiveOutput]
-Calls = dict[str, list[dict[Place, Tensor]]]  # by part, the tensors among the arguments of each of its calls
-Tap = Callable[[str, Place, int, Tensor], Tensor]  # part, place, number of the call, tensor -> what it gets instead
+PLAIN = (type(None), bool, int, float, str)  # leaves of an output that are the same in every call
 
-
-@dataclass(frozen=True)
-class Crossing:
-    """An argument of a later part that comes from frozen groups.
-
-    Attributes:
-        part: Name of the later part.
-        place: Where among its arguments.
-        axes: Where it has its rows.
-    """
-
-    part: str
-    place: Place
-    axes: RowAxes
-
-    def __str__(self) -> str:
-        """Name it as a reader of the model would."""
-        return f"{self.part}({'.'.join(map(str, self.place[1:]))})"
+Sources = dict[Place, list[set[Any]]]  # per tensor and axis, what gives its size: a number, or an input's (place, axis)
 
 
 @dataclass
-class Cut:
-    """A model in parts.
+class FrozenPart:
+    """A module that can be left out: it then returns NaN, of shapes that are learned from the calls that run.
 
-    Attributes:
-        frozen: The largest modules of frozen groups, which can be left out.
-        later: The largest modules behind them, by name.
-        crossings: What goes from the first to the second.
+    An output's size is taken for an input's size, or for a number, where that held in every call. Where two
+    explanations disagree the module runs.
     """
 
-    frozen: list[StandIn]
-    later: dict[str, nn.Module]
-    crossings: tuple[Crossing, ...] = ()
-    _calls: dict[str, int] = field(default_factory=dict)
+    name: str
+    module: nn.Module
+    _known: dict[Any, tuple[Any, Sources]] = field(default_factory=dict)  # per kind of inputs, an output and its sizes
 
     @contextlib.contextmanager
-    def tapped(self, tap: Tap, *, left_out: bool = False) -> Iterator[None]:
-        """Show every tensor that a later part is called with to a function, which may give another in its place.
+    def replaced(self, *, left_out: bool) -> Iterator[None]:
+        """Learn from the module's calls or, if it is left out, return NaN where their shapes are certain."""
+        own, forward = self.module.__dict__.get("forward"), self.module.forward
 
-        Args:
-            tap: The function.
-            left_out: Whether frozen parts give zeros instead of running.
-        """
-        self._calls = dict.fromkeys(self.later, 0)
-        hooks = [
-            module.register_forward_pre_hook(self._hook(name, tap), with_kwargs=True)
-            for name, module in self.later.items()
-        ]
-        for part in self.frozen:
-            part.install()
-            part.active = left_out
+        @functools.wraps(forward)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            inputs = tensors_of((args, kwargs))
+            if left_out and (unknown := self._unknown(inputs)) is not None:
+                return unknown
+            output = forward(*args, **kwargs)
+            self._learn(inputs, output)
+            return output
+
+        self.module.forward = replacement
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
-            for part in self.frozen:
-                part.remove()
+            self.module.__dict__.pop("forward")
+            if own is not None:
+                self.module.forward = own
 
-    def _hook(self, name: str, tap: Tap) -> Callable[..., Any]:
+    def _learn(self, inputs: dict[Place, Tensor], output: Any) -> None:
+        strange = [type(leaf).__name__ for _, leaf in leaves_of(output) if not isinstance(leaf, (*PLAIN, Tensor))]
+        if strange:
+            raise PrefixError(f"{self.name} returns a {strange[0]} (use_cache makes some)")
+        found = {place: [_sources(size, inputs) for size in value.shape] for place, value in tensors_of(output).items()}
+        _, known = self._known.get(_kind(inputs), (None, found))
+        if [(place, len(axes)) for place, axes in known.items()] != [
+            (place, len(axes)) for place, axes in found.items()
+        ]:
+            raise PrefixError(f"{self.name} does not return the same kind of output each time")
+        common = {place: [old & new for old, new in zip(known[place], found[place], strict=True)] for place in found}
+        self._known[_kind(inputs)] = with_tensors(output, lambda _, value: value.new_empty(0)), common
+
+    def _unknown(self, inputs: dict[Place, Tensor]) -> Any:
+        output, sources = self._known.get(_kind(inputs), (None, {}))
+        shapes: dict[Place, list[int]] = {}
+        for place, axes in sources.items():
+            sizes = [{one if isinstance(one, int) else inputs[one[0]].shape[one[1]] for one in axis} for axis in axes]
+            if any(len(explained) != 1 for explained in sizes):
+                return None
+            shapes[place] = [size for explained in sizes for size in explained]
+        return with_tensors(
+            output, lambda place, like: like.new_full(shapes[place], torch.nan if like.is_floating_point() else 0)
+        )
+
+
+def _kind(inputs: dict[Place, Tensor]) -> tuple[Any, ...]:
+    return tuple((place, tensor.ndim, tensor.dtype, tensor.device) for place, tensor in inputs.items())
+
+
+def _sources(size: int, inputs: dict[Place, Tensor]) -> set[Any]:
+    axes = ((place, axis, other) for place, tensor in inputs.items() for axis, other in enumerate(tensor.shape))
+    return {size, *((place, axis) for place, axis, other in axes if other == size)}
+
+
+@dataclass
+class Boundary:
+    """The module that is called first behind the frozen groups, which of its arguments is kept, and what is frozen."""
+
+    name: str
+    module: nn.Module
+    place: Place
+    frozen: list[FrozenPart]
+
+    @contextlib.contextmanager
+    def hooked(self, change: Callable[[Tensor], Tensor], *, left_out: bool = False) -> Iterator[None]:
+        """Show what crosses to a function, which may return another tensor for it; frozen modules may be left out."""
+
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            call = self._calls[name]
-            self._calls[name] += 1
-            return with_tensors((args, kwargs), lambda place, value: tap(name, place, call, value))
+            return with_tensors((args, kwargs), lambda place, value: change(value) if place == self.place else value)
 
-        return hook
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            for part in self.frozen:
+                stack.enter_context(part.replaced(left_out=left_out))
+            yield
 
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Put back training flags, buffers and torch's random state after the block."""
+    """Restore training flags, buffers and torch's random state after the block."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
     try:
@@ -116,252 +131,67 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 
 def frozen_below(groups: Sequence[LayerGroup]) -> list[LayerGroup]:
-    """Return the frozen groups that lie before the first that trains."""
+    """Return the frozen groups that are before the first that trains."""
     return list(itertools.takewhile(lambda group: group.frozen, groups))
 
 
-def find_cut(
-    model: nn.Module, groups: Sequence[LayerGroup], batch: Batch, forward: Forward, *, options: TrainingOptions
-) -> Cut:
-    """Cut a model where its first trained group begins; run it inside `left_as_found`.
+def find_boundary(
+    model: nn.Module, groups: Sequence[LayerGroup], forward: Callable[[], Any], *, options: TrainingOptions
+) -> Boundary:
+    """Run a model once to see which module is called first behind its frozen groups; to be done in `left_as_found`.
 
     Args:
         model: The bare model, frozen as it will train.
         groups: Its layer groups; the first is frozen.
-        batch: A batch of the training data, where the model is.
         forward: Runs the objective on a batch.
         options: What frozen groups do in training mode.
 
     Raises:
-        PrefixError: The frozen groups cannot be cut off without changing what is trained.
+        PrefixError: The frozen groups cannot be left out without changing what is trained.
     """
-    first, second, rows = trial_batches(batch)
+    calls: list[tuple[str, nn.Module, dict[Place, Tensor]]] = []
     model.eval()
-    if forward(first).carry is not None:
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+
+            def note(module: nn.Module, args: Any, kwargs: Any, *, name: str = name) -> None:
+                calls.append((name, module, tensors_of((args, kwargs))))
+
+            hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        with torch.enable_grad():  # what depends on a trained weight needs a gradient, and is known by that
+            carry = forward().carry
+    if carry is not None:
         raise PrefixError("the objective carries a state from one batch to the next")
-    cut = _parts(model, groups, _called(model, lambda: forward(first)))
-    output, seen = _run(cut, forward, first)
-    _, other = _run(cut, forward, second)
-    cut.frozen = [part for part in cut.frozen if not _rowless(seen[part.name], other[part.name], (first, second))]
-    strange = [part for part in cut.frozen if part.shapes.strange]
-    if strange:
-        raise PrefixError(f"{strange[0].name} gives out a {strange[0].shapes.strange} (use_cache makes some)")
-    crossing = _arguments_from_frozen(cut, forward, first, output, seen)
-    _refuse_what_trains(cut, forward, first, crossing)
-    cut.crossings = tuple(
-        _by_row(part, place, (seen[part], other[part]), (first, second), rows) for part, place in crossing
-    )
-    _refuse_what_training_changes(model, groups, cut, forward, first, seen, options)
-    return cut
-
-
-def _called(model: nn.Module, forward: Callable[[], Any]) -> set[str]:
-    """Return the names of the modules that a forward pass calls."""
-    called: set[str] = set()
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, _args, name=name: called.add(name))
-        for name, module in model.named_modules()
-    ]
-    try:
-        forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return called
-
-
-def _parts(model: nn.Module, groups: Sequence[LayerGroup], called: set[str]) -> Cut:
-    """Find the largest modules that are called and lie on one side of the boundary."""
-    start = len(frozen_below(groups))
-    below = {id(parameter) for group in groups[:start] for _, parameter in group.parameters}
-    above = {id(parameter) for group in groups[start:] for _, parameter in group.parameters}
-    cut = Cut([], {})
-    done: set[int] = set()
-
-    def visit(name: str, module: nn.Module) -> None:
-        held = {id(parameter) for parameter in module.parameters()}
-        if id(module) in done or not held & (below | above):
-            return
-        done.add(id(module))
-        mixed = bool(held & below) and bool(held & above)
-        if name in called and not mixed:
-            if held & below:
-                cut.frozen.append(StandIn(name, module))
-            else:
-                cut.later[name] = module
-            return
-        own = [key for key, parameter in module.named_parameters(recurse=False) if id(parameter) in above]
-        if mixed and own:
-            raise PrefixError(
-                f"{own[0]} of {name or type(model).__name__} trains, and the same module holds frozen layers"
-            )
-        for key, child in module.named_children():
-            visit(f"{name}.{key}" if name else key, child)
-
-    visit("", model)
-    return cut
-
-
-def _run(cut: Cut, forward: Forward, batch: Batch, *, swap: Tap | None = None) -> tuple[ObjectiveOutput, Calls]:
-    """Run a batch and return the output, and what each part was called with (before any swap)."""
-    seen: Calls = {name: [] for name in [*(part.name for part in cut.frozen), *cut.later]}
-
-    def tap(part: str, place: Place, call: int, value: Tensor) -> Tensor:
-        while len(seen[part]) <= call:
-            seen[part].append({})
-        seen[part][call][place] = value
-        return value if swap is None else swap(part, place, call, value)
-
-    for part in cut.frozen:
-        part.look = lambda tree, calls=seen[part.name]: calls.append(tensors_of(tree))
-    try:
-        with cut.tapped(tap):
-            return forward(batch), seen
-    finally:
-        for part in cut.frozen:
-            part.look = None
-
-
-def _rowless(first: list[dict[Place, Tensor]], second: list[dict[Place, Tensor]], batches: tuple[Batch, Batch]) -> bool:
-    """Return whether a part's calls have nothing to do with the batch's rows, as an embedding of positions has not.
-
-    Such a part is cheap, and is run. Only the number of tokens may change its inputs' shapes.
-    """
-    width = tuple(batch[MASK].shape[1] for batch in batches if MASK in batch)
-    if [call.keys() for call in first] != [call.keys() for call in second]:
-        return False
-    for one, two in zip(first, second, strict=True):
-        for place, value in one.items():
-            if value.ndim != two[place].ndim:
-                return False
-            if any(pair[0] != pair[1] and pair != width for pair in zip(value.shape, two[place].shape, strict=True)):
-                return False
-    return True
-
-
-def _arguments_from_frozen(
-    cut: Cut, forward: Forward, batch: Batch, output: ObjectiveOutput, seen: Calls
-) -> list[tuple[str, Place]]:
-    """Find the arguments of later parts that come from frozen ones: those that are NaN when frozen parts give NaN.
-
-    Each is given its right value, so that what comes behind is right too; then so must be the model's output.
-    """
-    found: dict[tuple[str, Place], None] = {}
-
-    def swap(part: str, place: Place, call: int, value: Tensor) -> Tensor:
-        if not shows_nan(value):
-            return value
-        found[part, place] = None
-        return seen[part][call].get(place, value) if call < len(seen[part]) else value
-
-    for frozen in cut.frozen:
-        frozen.change = without_numbers
-    try:
-        without, _ = _run(cut, forward, batch, swap=swap)
-    finally:
-        for frozen in cut.frozen:
-            frozen.change = None
-    if not found:
-        raise PrefixError("nothing that trains reads what frozen groups give out")
-    if not (about_equal(without.logits, output.logits) and about_equal(without.loss_sum, output.loss_sum)):
-        raise PrefixError("what frozen groups give out reaches the output past all that trains")
-    return list(found)
-
-
-def _refuse_what_trains(cut: Cut, forward: Forward, batch: Batch, crossing: Sequence[tuple[str, Place]]) -> None:
-    """Raise if frozen parts, or what crosses the boundary, depend on what later parts give out."""
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, output: without_numbers(output))
-        for module in cut.later.values()
-    ]
-    try:
-        _, seen = _run(cut, forward, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for part, calls in seen.items():
-        for place, value in ((place, value) for call in calls for place, value in call.items()):
-            if shows_nan(value) and (part not in cut.later or (part, place) in crossing):
-                raise PrefixError(f"{part} reads what groups behind the boundary give out")
-
-
-def _by_row(
-    part: str,
-    place: Place,
-    calls: tuple[list[dict[Place, Tensor]], list[dict[Place, Tensor]]],
-    batches: tuple[Batch, Batch],
-    rows: Sequence[int],
-) -> Crossing:
-    """Return a crossing whose rows were found, and found to be the same wherever they stand."""
-    pieces = tuple([call[place] for call in found if place in call] for found in calls)
-    try:
-        axes, (first, second) = _find_pieced(pieces[0], pieces[1], batches)
-        crossing = Crossing(part, place, axes)
-        parts = [crossing.axes.split(value, batch) for value, batch in zip((first, second), batches, strict=True)]
-    except PrefixError as error:
-        raise PrefixError(f"of what goes into {part}, {error}") from error
-    if not all(about_equal(moved, parts[0][row]) for moved, row in zip(parts[1], rows, strict=True)):
-        raise PrefixError(f"what goes into {part} for a row depends on the row's place, its neighbours or its padding")
-    return crossing
-
-
-def _find_pieced(
-    first: list[Tensor], second: list[Tensor], batches: tuple[Batch, Batch]
-) -> tuple[RowAxes, tuple[Tensor, Tensor]]:
-    """Find the axes of a tensor that may come in pieces, each with the next rows, and put the pieces together."""
-    if len(first) == len(second) == 1:
-        return find_axes(first[0], second[0], batches), (first[0], second[0])
-    for row in range(first[0].ndim):
-        with contextlib.suppress(PrefixError, RuntimeError):  # pieces that do not fit along this axis
-            whole = torch.cat(first, dim=row), torch.cat(second, dim=row)
-            axes = find_axes(*whole, batches)
-            if axes.row == row:
-                return axes, whole
-    raise PrefixError(f"it comes {len(first)} times for a batch, and not each time for the next rows")
-
-
-def _refuse_what_training_changes(
-    model: nn.Module,
-    groups: Sequence[LayerGroup],
-    cut: Cut,
-    forward: Forward,
-    batch: Batch,
-    seen: Calls,
-    options: TrainingOptions,
-) -> None:
-    """Raise if what crosses the boundary is not the same in training mode, as dropout and batch norm make it."""
+    below = {parameter for group in frozen_below(groups) for _, parameter in group.parameters}
+    later, frozen = [], {}
+    for number, (name, module, inputs) in enumerate(calls):
+        held = set(module.parameters())
+        if held and held <= below:
+            frozen[name] = module
+            if any(value.requires_grad for value in inputs.values()):
+                raise PrefixError(f"{name} reads what groups behind the boundary return")
+        elif held and not held & below:
+            later.append(number)
+    name, module, inputs = calls[later[0]] if later else ("", model, {})
+    place = next((place for place, value in inputs.items() if value.is_floating_point()), None)
+    if place is None or inputs[place].requires_grad:
+        raise PrefixError("no module that trains is called with what frozen groups return")
     train_mode(model, groups, train_norm=options.train_norm, frozen_dropout=options.frozen_dropout)
-    for part in cut.later.values():
-        part.eval()
-    active: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, _args, name=name: active.append(name))
-        for name, module in model.named_modules()
-        if module.training and _drops(module)
-    ]
-    before: list[str] = []
+    before = [called for _, called, _ in calls[: later[0]]]
+    _refuse_what_training_changes(model, {*before, *(one for part in frozen.values() for one in part.modules())}, name)
+    return Boundary(name, module, place, [FrozenPart(*part) for part in frozen.items()])
 
-    def note(part: str, place: Place, _call: int, value: Tensor) -> Tensor:
-        if any((part, place) == (crossing.part, crossing.place) for crossing in cut.crossings):
-            before[:] = dict.fromkeys(active)
-        return value
 
-    try:
-        _, training = _run(cut, forward, batch, swap=note)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for crossing in cut.crossings:
-        kept, now = (
-            torch.cat([call[crossing.place] for call in calls[crossing.part]], dim=crossing.axes.row)
-            for calls in (seen, training)
+def _refuse_what_training_changes(model: nn.Module, below: set[nn.Module], name: str) -> None:
+    """Raise if a module before the boundary does not return the same each time in training mode."""
+    training = [(key, module) for key, module in model.named_modules() if module in below and module.training]
+    dropping = [key for key, module in training if _drops(module)]
+    if dropping or any(is_norm(module) and [*module.buffers()] for _, module in training):
+        cause = f"dropout runs below it ({', '.join(dropping[:3])})" if dropping else "training mode changes it"
+        raise PrefixError(
+            f"what goes into {name} is not the same each time: {cause}; frozen_dropout='off' reaches dropout inside "
+            "frozen groups, and where it is between groups set its probability to 0"
         )
-        if not about_equal(now, kept):
-            cause = f"dropout runs below it ({', '.join(before[:3])})" if before else "training mode changes it"
-            raise PrefixError(
-                f"what goes into {crossing.part} is not the same each time: {cause}; frozen_dropout='off' reaches "
-                "dropout inside frozen groups, and where it lies between groups set its probability to 0"
-            )
 
 
 def _drops(module: nn.Module) -> bool:
