@@ -91,6 +91,7 @@ PUBLIC_NAMES = [
     "ProbeError",
     "ProcessError",
     "Report",
+    "ResolvedModel",
     "RowLimits",
     "RunContext",
     "Schedule",

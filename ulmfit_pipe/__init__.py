@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.stages.context import RunContext as RunContext
     from ulmfit_pipe.stages.finished import StageResult as StageResult
     from ulmfit_pipe.stages.model_names import ArtifactError as ArtifactError
+    from ulmfit_pipe.stages.model_names import ResolvedModel as ResolvedModel
     from ulmfit_pipe.stages.presets import Dropouts as Dropouts
     from ulmfit_pipe.stages.presets import Preset as Preset
     from ulmfit_pipe.stages.presets import StageOptimizer as StageOptimizer
@@ -236,7 +237,7 @@ _HOMES = {
     "ulmfit_pipe.settings.values": ["SettingsError"],
     "ulmfit_pipe.stages.context": ["RunContext"],
     "ulmfit_pipe.stages.finished": ["StageResult"],
-    "ulmfit_pipe.stages.model_names": ["ArtifactError"],
+    "ulmfit_pipe.stages.model_names": ["ArtifactError", "ResolvedModel"],
     "ulmfit_pipe.stages.presets": ["Dropouts", "Preset", "StageOptimizer"],
     "ulmfit_pipe.stages.saved_learner": ["groups_of", "load_learner"],
     "ulmfit_pipe.storage.atomic": ["CheckpointError", "OutputError"],

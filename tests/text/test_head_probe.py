@@ -13,6 +13,7 @@ from tests.support.tiny_runs import FILLERS, heard, multi_label_table, reviews, 
 from tests.support.tiny_transformers import SAVED, save_bert
 from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.settings.text import ClassifierSettings
+from ulmfit_pipe.stages import stage
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text import classifier
@@ -384,7 +385,7 @@ def test_a_training_that_was_killed_resumes_with_the_epochs_that_its_time_allowe
 
     train(tmp_path / "whole", 1.0)
     with monkeypatch.context() as patched, pytest.raises(KilledError):
-        patched.setattr(classifier, "save_training", killed)
+        patched.setattr(stage, "save_training", killed)
         train(tmp_path / "cut", 1.0)
     train(tmp_path / "cut", 2.0, resume=True)  # there is more time now, but the schedule was made for one epoch
     assert len(read_stage(tmp_path / "cut")["epochs"]) == 2

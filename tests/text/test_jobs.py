@@ -105,7 +105,7 @@ def test_a_sweep_computes_as_the_training_will(train_csv, tmp_path, tiny_languag
     class Seen(Exception):
         pass
 
-    def learner(_job, context):
+    def learner(_job, _model, context):
         raise Seen(context.mixed_precision, context.tf32, context.gradient_checkpointing)
 
     monkeypatch.setattr(jobs.RunContext, "start", lambda context: None)

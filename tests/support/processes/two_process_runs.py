@@ -305,6 +305,7 @@ def refusals(accelerator: Accelerator, folder: Path) -> dict[str, str]:
         found["nan on one process"] = str(error)
     said: list[str] = []
     learner = Learner(model, groups, task, accelerator=accelerator, say=said.append)
+    learner.freeze_to(0)
     (folder / "taken").mkdir(exist_ok=True)
     (folder / "taken" / "file").write_text("something else")
     try:

@@ -41,7 +41,7 @@ from ulmfit_pipe.data.text.pretrained_tokenizers import vocabulary_digest
 from ulmfit_pipe.models.images.classifier import UlmfitImageConfig
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import LanguageModelJob, LearningRateJob
-from ulmfit_pipe.stages.artifacts import ArtifactError
+from ulmfit_pipe.stages.artifacts import ArtifactError, ResolvedModel
 from ulmfit_pipe.stages.context import RunContext, deadline_after
 from ulmfit_pipe.text.classifier_network import load_as_classifier
 from ulmfit_pipe.text.families import transformer_language_model
@@ -377,15 +377,17 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 
 def test_a_model_that_reads_no_text_is_refused(tmp_path):
     folder = save(tmp_path / "vit", ViTConfig(), encoder_tokenizer())
-    with pytest.raises(
-        ArtifactError, match="is a 'vit' model, which reads images, not texts; .*ImagePipeline or ulmfit images"
-    ):
+    with pytest.raises(ArtifactError, match="is a 'vit' model, which reads images, not texts; .*ImagePipeline or ulm"):
         build(folder)
     config = CLIPConfig()
     with pytest.raises(ArtifactError, match=r"a 'clip' model, for which .* or a language model \(GPT-2, Llama, ...\)$"):
-        transformer_language_model.guesses_masked_tokens("clip", config)  # a classifier would refuse it too
+        transformer_language_model.guesses_masked_tokens(
+            ResolvedModel("clip", "clip", config)
+        )  # a classifier would refuse it too
     with pytest.raises(ArtifactError, match=r"a 'funnel' model, .*, or train the classifier without this stage"):
-        transformer_language_model.guesses_masked_tokens("funnel", FunnelConfig(is_decoder=True))
+        transformer_language_model.guesses_masked_tokens(
+            ResolvedModel("funnel", "funnel", FunnelConfig(is_decoder=True))
+        )
 
 
 def test_a_classifier_of_images_is_no_text_model(tmp_path):
@@ -393,7 +395,7 @@ def test_a_classifier_of_images_is_no_text_model(tmp_path):
     with pytest.raises(
         ArtifactError, match="is a 'ulmfit_image' model, which reads images, not texts; train it on ima"
     ):
-        transformer_language_model.guesses_masked_tokens("folder", config)
+        transformer_language_model.guesses_masked_tokens(ResolvedModel("folder", "folder", config))
 
 
 def test_a_model_that_would_read_the_next_token_off_is_refused(tmp_path):

@@ -18,12 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from ulmfit_pipe.training.compute.accelerator_checks import check_accelerator, check_parameters_kept
 from ulmfit_pipe.training.compute.precision import tf32_allowed
 from ulmfit_pipe.training.compute.process_memory import keep_freed_memory
+from ulmfit_pipe.training.compute.tensor_trees import tensors_of
 from ulmfit_pipe.training.distributed.global_norms import global_batch_norms
 from ulmfit_pipe.training.distributed.processes import settle_at_exit
 from ulmfit_pipe.training.distributed.sharding import is_sharded, refuse_whole
 from ulmfit_pipe.training.layer_groups import is_norm
 from ulmfit_pipe.training.records import TrainingOptions
-from ulmfit_pipe.training.tensor_trees import tensors_of
 
 EAGER = "runs_eagerly"  # attribute by which a module asks not to be compiled
 SWITCH, FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"  # transformers' names

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ulmfit_pipe.training.compute.tensor_trees import Place, leaves_of, tensors_of, with_tensors
 from ulmfit_pipe.training.frozen_cache.row_tensors import PrefixError
 from ulmfit_pipe.training.layer_groups import LayerGroup, is_norm, train_flags_kept, train_mode
 from ulmfit_pipe.training.records import TrainingOptions
-from ulmfit_pipe.training.tensor_trees import Place, leaves_of, tensors_of, with_tensors
 
 PLAIN = (type(None), bool, int, float, str)  # leaves of an output that are the same in every call
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ulmfit_pipe.training.tensor_trees import leaves_of, tensors_of, with_tensors
+from ulmfit_pipe.training.compute.tensor_trees import leaves_of, tensors_of, with_tensors
 
 Pair = namedtuple("Pair", ["left", "right"])
 
