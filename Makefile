@@ -1,6 +1,6 @@
 # Everything a person or CI runs. Needs bash, make and Python 3.11 or newer; all else is installed into .venv.
 #
-#   make demo        install, then the whole method on the embedded corpus (about 8 minutes on 2 cores) -> runs/demo
+#   make demo        install, then the whole method on the embedded corpus (about 4 minutes on 2 cores) -> runs/demo
 #   make demo-full   the same with a better language model (about half an hour)                         -> runs/demo-full
 #   make test        install, then the default test suite
 #   make test-all    the slow tests too; those that need a GPU are skipped where there is none
