@@ -7,6 +7,7 @@ shows is that files of an earlier version still work.
 
 import csv
 import json
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -31,7 +32,9 @@ def here():
     }
 
 
-TOLERANCE = 0.0 if here() == EXPECTED["made_with"] else 1e-4
+# ONEDNN_MAX_CPU_ISA makes oneDNN compute as an older processor does, which here() does not see: 5e-7 away in 24 steps
+SAME_BITS = here() == EXPECTED["made_with"] and "ONEDNN_MAX_CPU_ISA" not in os.environ
+TOLERANCE = 0.0 if SAME_BITS else 1e-4
 
 
 def test_the_saved_classifier_predicts_what_it_did(tmp_path):
@@ -59,7 +62,9 @@ def test_the_killed_run_is_resumed_from_its_checkpoint_and_ends_as_the_whole_one
     assert weights.keys() == before.keys()
     different = [name for name in before if (weights[name] - before[name]).abs().max() > TOLERANCE]
     assert not different
-    assert metrics["test"] == EXPECTED["metrics"]
+    loss, expected = metrics["test"].pop("loss"), dict(EXPECTED["metrics"])
+    assert loss == pytest.approx(expected.pop("loss"), rel=0, abs=TOLERANCE)
+    assert metrics["test"] == expected
 
 
 def test_the_settings_file_means_what_it_did():
