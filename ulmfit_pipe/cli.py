@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import ulmfit_pipe
-from ulmfit_pipe.program import run_recipe
+from ulmfit_pipe.program import USER_ERROR, run_recipe
 from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
 from ulmfit_pipe.storage.atomic import write_atomic
-
-USER_ERROR = 2  # exit code, as of argparse
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,7 @@ def _run(settings: Any) -> None:
 
 
 def _predict(settings: Any) -> None:
-    context = ulmfit_pipe.RunContext(mixed_precision=settings.mixed_precision, progress=settings.progress)
-    context.tell(str(ulmfit_pipe.predict_file(settings, context=context)))
+    print(ulmfit_pipe.predict_file(settings))
 
 
 def _pretrain_language_model(job: Any) -> None:

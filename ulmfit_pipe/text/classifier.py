@@ -99,9 +99,7 @@ def train_classifier(
     run = StageRun("classifier", output_dir, identity, model, context)
     if (done := run.begin()) is not None:
         return done
-    recipe, held_out = context.recipe, validation is not None
-    by_folds = decided_by_folds(settings, recipe, held_out=held_out, rows=len(train))
-    settings = settled(settings, recipe, held_out=held_out, rows=len(train))
+    settings, by_folds = _settled(train, validation, settings, context)
     parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
     run.keep(parts.learner, parts.tokenizer)
     probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
@@ -125,6 +123,15 @@ def train_classifier(
         write=partial(_write, parts),
         shown=_shown(metrics),
     )
+
+
+def _settled(
+    train: Dataset, validation: Dataset | None, settings: ClassifierSettings, context: RunContext
+) -> tuple[ClassifierSettings, bool]:
+    """Return the settings without ``auto``, and whether held-out folds decide if more than the head is trained."""
+    recipe, held_out, rows = context.recipe, validation is not None, len(train)
+    by_folds = decided_by_folds(settings, recipe, held_out=held_out, rows=rows)
+    return settled(settings, recipe, held_out=held_out, rows=rows), by_folds
 
 
 def _check_tables(train: Any, validation: Any, *, of: str) -> None:
@@ -288,9 +295,7 @@ def classifier_identity(
     train: Dataset, validation: Dataset | None, settings: ClassifierSettings, context: RunContext
 ) -> dict[str, Any]:
     """Return all that the stage's result depends on but the model it starts from."""
-    recipe, held_out = context.recipe, validation is not None
-    by_folds = decided_by_folds(settings, recipe, held_out=held_out, rows=len(train))
-    settings = settled(settings, recipe, held_out=held_out, rows=len(train))
+    settings, by_folds = _settled(train, validation, settings, context)
     names = label_names_of(train)[0]
     columns = [table[name] for table in (train, validation) if table is not None for name in ("text", "label")]
     data = digest_of(*columns, names)
@@ -346,7 +351,7 @@ def build_classifier_learner(
     model = find_model(model)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     recipe = context.recipe
-    settings = settled(settings, recipe, held_out=validation is not None, rows=len(train))
+    settings, _ = _settled(train, validation, settings, context)
     if validation is None and settings.keep == "best":
         raise ValueError("keep 'best' needs validation rows to judge by; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)

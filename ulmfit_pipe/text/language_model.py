@@ -16,9 +16,7 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.tables.tables import check_table
 from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
-from ulmfit_pipe.settings.checks import (
-    home_path,
-)
+from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_type_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run

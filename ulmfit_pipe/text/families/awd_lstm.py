@@ -38,7 +38,7 @@ from ulmfit_pipe.training.schedules import Schedule
 
 SUBWORD_VOCAB_SIZE = 15_000  # about MultiFiT's (Eisenschlos et al. 2019)
 SCRATCH_EPOCHS = 10
-SCRATCH_LR = 5e-3  # peak of one cycle for a model with no pretrained weights; ours, see `find_learning_rate.py`
+SCRATCH_LR = 5e-3  # peak of one cycle for a model with no pretrained weights; ours, see `ulmfit lr-find`
 OF_TRANSFORMERS = {"block_size": "set bptt", "mask_probability": "leave it out", "whole_word_masking": "leave it out"}
 TRANSFORMERS_ONLY = ("long_documents", "window_length", "window_overlap", "block_groups")
 
