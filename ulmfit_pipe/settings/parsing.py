@@ -157,13 +157,13 @@ def _iterate_fields(settings_class: type, *, prefix: str, defaults: Any) -> Iter
             yield SettingField(prefix + field.name, hint, default, docs.get(field.name, ""), title)
 
 
-def ordered_fields(settings_class: type) -> list[dataclasses.Field]:
+def ordered_fields(settings_class: type) -> list[dataclasses.Field[Any]]:
     """A class's own fields, and after them those that it inherits, from the first base to the last."""
     declared = [name for each in settings_class.__mro__ for name in inspect.get_annotations(each)]
     return sorted(dataclasses.fields(settings_class), key=lambda field: declared.index(field.name))
 
 
-def _default_of(field: dataclasses.Field) -> Any:
+def _default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
@@ -281,7 +281,7 @@ class _SettingsLoader(yaml.SafeLoader):
     a setting of another type refuses. Of a name given twice YAML itself would silently take the second.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build the mapping after looking for a repeated key."""
         first: dict[str, int] = {}
         for key, _ in node.value:

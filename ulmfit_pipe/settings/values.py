@@ -176,7 +176,7 @@ def _settle(value: Any, hint: Any) -> Any:
 def _settle_number(value: Any, hint: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral if hint is int else numbers.Real):
         return UNFIT
-    plain = int(value) if isinstance(value, numbers.Integral) else float(value)
+    plain: Any = int(value) if isinstance(value, numbers.Integral) else float(value)
     return value if type(value) is type(plain) else plain
 
 

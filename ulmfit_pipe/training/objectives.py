@@ -209,7 +209,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, None]:
         """Scale the gradient that forward kept."""
         (gradient,) = ctx.saved_tensors
         return gradient * loss_gradient.to(gradient.dtype), None

@@ -76,7 +76,7 @@ def spread_lrs(lr: LearningRates, names: Sequence[str]) -> list[float]:
             _check_rate(rate, f" for layer group {names[index]}")
         return [float(rate) for rate in lr]
     _check_rate(lr)
-    return [float(lr)] * count  # type: ignore[arg-type]
+    return [float(lr)] * count
 
 
 def _spread_slice(lr: slice, count: int) -> list[float]:

@@ -31,9 +31,9 @@ class TextFacts:
         letters: How often each character stands in a sample of the texts.
     """
 
-    lengths: array = field(default_factory=lambda: array("q"))
-    exact: array = field(default_factory=lambda: array("q"))
-    alike: array = field(default_factory=lambda: array("q"))
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    exact: "array[int]" = field(default_factory=lambda: array("q"))
+    alike: "array[int]" = field(default_factory=lambda: array("q"))
     missing: Counter[str] = field(default_factory=Counter)
     letters: Counter[str] = field(default_factory=Counter)
 

@@ -53,7 +53,7 @@ class PoolingClassifierConfig(PreTrainedConfig):
         "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)
     }
 
-    encoder_config: dict | PreTrainedConfig | None = None
+    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     pooling: Literal["concat", "mean", "max", "cls", "last"] = "concat"
     normalize: bool = False
     summary: Literal["first", "last"] = "last"

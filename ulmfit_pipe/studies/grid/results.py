@@ -81,7 +81,7 @@ def of_one_recipe(
     Returns:
         The cells to count, and those left out.
     """
-    newest: dict[tuple, Record] = {}
+    newest: dict[tuple[Any, ...], Record] = {}
     for record in records:
         place = _place(record)
         if place not in newest or record["finished"] >= newest[place]["finished"]:
@@ -108,7 +108,7 @@ def summarize(records: Sequence[Record], *, order: Sequence[str]) -> list[Record
         ``method, size, labels, test_rows, seeds, error, lowest, highest, macro_f1, seconds, steps``; the error is the
         mean, in [0, 1]. Seconds and steps are means of the training (0 steps where there are none).
     """
-    groups: dict[tuple, list[Record]] = {}
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(_place(record), []).append(record)
     summary = []

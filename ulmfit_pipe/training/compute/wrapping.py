@@ -117,7 +117,7 @@ def compiled(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     eager = [module for module in model.modules() if module is not model and _runs_eagerly(module)]
     before = [module.__dict__.get("forward") for module in eager]
     for module in eager:
-        module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+        module.forward = torch.compiler.disable(module.forward)
     try:
         model.compile()
         yield
