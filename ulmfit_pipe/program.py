@@ -87,7 +87,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    """Write a line in one piece: with PYTHONUNBUFFERED set, print's two would mix with another process's."""
+    """Write a line in one call: with PYTHONUNBUFFERED set, print's two calls would mix with another process's."""
     with contextlib.suppress(ValueError, OSError):  # a console that was closed meanwhile
         line = cut_middle(f"{Path(sys.argv[0]).name}: {in_one_line(message)}", LONGEST_LINE)
         VisibleStream(sys.stderr).write(f"{line}\n")

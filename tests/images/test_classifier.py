@@ -292,7 +292,7 @@ def test_tables_of_other_classes_are_refused(place, tables, tmp_path):
 
 def test_an_exhausted_time_limit_leaves_no_folder(place, tables, tmp_path):
     context = RunContext(say=str, deadline=deadline_after(1e-6))
-    with pytest.raises(ValueError, match="max_seconds were over before the classifier took a step"):
+    with pytest.raises(ValueError, match="max_seconds ran out before the classifier's first step"):
         fit(place, tables, tmp_path / "late", context=context)
     assert not (tmp_path / "late").exists()
 

@@ -219,7 +219,7 @@ def test_a_classifier_of_ours_whose_backbone_is_not_whole_is_refused(ours):
     weights.pop("backbone.layernorm.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ArtifactError, match=r"lack backbone.layernorm.weight \(1 in all\), so they are no whole backbo"
+        ArtifactError, match=r"lack backbone.layernorm.weight \(1 in all\), so they are not a whole backbo"
     ):
         built(folder, ["x", "y", "z"])
 

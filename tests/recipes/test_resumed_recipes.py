@@ -1,4 +1,4 @@
-"""Every recipe that trains, told to stop in the middle and gone on with by --resume true, ends with the same bits."""
+"""Every recipe that trains, told to stop in the middle and resumed by --resume true, ends with the same bits."""
 
 import os
 import random

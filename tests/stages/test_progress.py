@@ -147,8 +147,8 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
             train(folder, tiny_language_model_folder)
     before = folder_bytes(progress_folder(folder))
     words = (
-        f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); go on with it by --resume "
-        "true (resume=True in Python), or delete that folder to begin anew"
+        f"an unfinished training of c is in {progress_folder(folder)} (step-00000005); resume it with --resume "
+        "true (resume=True in Python), or delete that folder to start over"
     )
     monkeypatch.setattr(classifier, "build_classifier_learner", None)  # it does not come to that
     for seconds in (0.0, None):
@@ -159,10 +159,10 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
     with pytest.raises(CheckpointError) as caught:
         train(folder, tiny_language_model_folder, settings=replace(CLASSIFIER, final_epochs=2), seed=3)
     assert str(caught.value) == (
-        f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); it cannot be gone on with as "
+        f"an unfinished training of c is in {progress_folder(folder)} (step-00000005); it cannot be resumed now, "
         "things are now, since it differs in identity.seed (0 there, 3 now), identity.settings.final_epochs (1 there, "
         "2 now): give the old settings and data with --resume true (resume=True in Python), or delete that folder to "
-        "begin anew"
+        "start over"
     )
     assert folder_bytes(progress_folder(folder)) == before
 
@@ -173,12 +173,12 @@ def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path,
     write_checkpoint(path, {"identity": {"a": [1], "vocabulary": "v"}}, tensors={}, contents={})
     learner = BareLearner()
     context = RunContext(checkpoint_seconds=seconds)
-    lies = f"an unfinished training of c lies in {path.parent} (step-00000007); "
+    lies = f"an unfinished training of c is in {path.parent} (step-00000007); "
     expected = {
-        ("v", (1,)): "go on with it by --resume true (resume=True in Python), or delete that folder to begin anew",
-        ("w", (1,)): "it cannot be gone on with as things are now, since it differs in identity.vocabulary ('v' there, "
+        ("v", (1,)): "resume it with --resume true (resume=True in Python), or delete that folder to start over",
+        ("w", (1,)): "it cannot be resumed now, since it differs in identity.vocabulary ('v' there, "
         "'w' now): give the old settings and data with --resume true (resume=True in Python), or delete that folder to "
-        "begin anew",
+        "start over",
     }
     for (vocabulary, numbers), words in expected.items():
         with pytest.raises(CheckpointError) as caught:
@@ -186,12 +186,10 @@ def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path,
         assert str(caught.value) == lies + words
     newer = checkpoint_path(path.parent, 8)
     newer.mkdir()  # its state cannot be read, so that of the one before counts
-    with pytest.raises(
-        CheckpointError, match=r"\(step-00000008\); it cannot be gone on with .* identity.a \(\[1\] there"
-    ):
+    with pytest.raises(CheckpointError, match=r"\(step-00000008\); it cannot be resumed .* identity.a \(\[1\] there"):
         keep_progress(learner, tmp_path / "c", identity={"a": [2]}, vocabulary="v", context=context)
     (path / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"\(step-00000008\); go on with it by --resume true"):
+    with pytest.raises(CheckpointError, match=r"\(step-00000008\); resume it with --resume true"):
         keep_progress(learner, tmp_path / "c", identity={"a": [2]}, vocabulary="v", context=context)
 
 

@@ -205,7 +205,7 @@ def test_a_tokenizer_of_another_model_is_refused_by_its_hash(fit, tmp_path, tiny
 
 
 def test_a_hub_id_without_network_says_so_and_how_to_give_a_folder(fit):
-    words = ["'somebody/general-lm' is no folder here and could not be fetched from the hub (HF_HUB_OFFLINE is set"]
+    words = ["'somebody/general-lm' is not a folder here and could not be fetched from the hub (HF_HUB_OFFLINE is set"]
     refused(fit, ArtifactError, [*words, "give a folder that holds config.json"], model="somebody/general-lm")
 
 
@@ -214,7 +214,10 @@ def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(fit, monkeyp
     monkeypatch.setattr(pretrained_files, "HfApi", nowhere)
     monkeypatch.setattr(pretrained_files, "is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    words = ["'somebody/general-lm' is no folder here and could not be fetched from the hub", "(no network, or no such"]
+    words = [
+        "'somebody/general-lm' is not a folder here and could not be fetched from the hub",
+        "(no network, or no such",
+    ]
     refused(fit, ArtifactError, words, model="somebody/general-lm")
 
 

@@ -412,7 +412,7 @@ def unsealed(run):
     [
         (lambda run: os.truncate(run / "model.safetensors", 300), "it was cut short or altered; take an earlier save"),
         (lambda run: os.truncate(unsealed(run) / "model.safetensors", 300), "it was cut short; take an earlier save"),
-        (lambda run: os.truncate(run / "learner.json", 50), "is no whole JSON file"),
+        (lambda run: os.truncate(run / "learner.json", 50), "is not a whole JSON file"),
         (lambda run: (run / "model.safetensors").unlink(), r"model\.safetensors does not exist"),
         (lambda run: torch.save({}, unsealed(run) / "model.safetensors"), "is a pickled checkpoint"),
     ],

@@ -51,7 +51,7 @@ _LATIN, _FOREIGN = re.compile("[A-Za-z]"), re.compile("[\u0400-\u052fοΑΒΕΖ�
 _QUOTES = "\"'`´‘’‚“”„«»‹›「」"
 _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐-―]+(?=\w)")
 _LIST_TEXT = re.compile(r"""[\[({]+\s*(['"].*)?[\])}]""", re.DOTALL)
-_LIST_CALL = re.compile(  # as Python shows what is no plain list
+_LIST_CALL = re.compile(  # as Python shows what is not a plain list
     r"(?:array|set|frozenset|list|tuple|Index)\(\s*(?:([\[({].*[\])}])(?:,\s*dtype=[^,()]*)?)?\s*\)", re.DOTALL
 )
 _LIST_PARTS = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(,)|([^\s,'"\[\](){}]+)|\s+""")

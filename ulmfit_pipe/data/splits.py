@@ -54,7 +54,7 @@ def split_train_validation(dataset: datasets.Dataset, *, fraction: float = 0.1, 
 
     Raises:
         ValueError: ``fraction`` or ``seed`` is out of range.
-        TypeError: It is no table of `load_table`.
+        TypeError: It is not a table of `load_table`.
         TableError: There are too few rows.
     """
     check_table(dataset, what="the table of split_train_validation", columns=())

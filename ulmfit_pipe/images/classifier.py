@@ -81,7 +81,7 @@ def train_image_classifier(
         train: From `load_images`; what `scan_images` gave is not scanned again.
         validation: The same, held out; it chooses the best epoch. None where the last epoch is kept.
         model: Folder or hub id of any image model of transformers, or the folder of an image classifier that this stage
-            wrote: with the same classes it goes on with its head, with others its backbone gets a new one. None builds
+            wrote: with the same classes its head is kept, with others its backbone gets a new one. None builds
             a small ResNet with random weights.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         settings: Numbers of the stage.
@@ -289,7 +289,7 @@ def _augmentation_of(settings: AugmentationSettings) -> Augmentation | None:
 
 
 def meant_setting(name: str, names: Sequence[str]) -> str | None:
-    """Return what was likely meant by a name that is no setting of a run on images, in Python's spelling, or None.
+    """Return what was likely meant by a name that is not a setting of a run on images, in Python's spelling, or None.
 
     Args:
         name: The unknown name.

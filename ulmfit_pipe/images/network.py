@@ -47,7 +47,7 @@ def build_image_network(
     layer_groups: Sequence[LayerGroupSpec] | None = None,
     say: Callable[[str], None] = print_line,
 ) -> tuple[UlmfitForImageClassification, ImagePixels]:
-    """Put a head on a backbone, or go on with a saved classifier of the same classes.
+    """Put a head on a backbone, or continue with a saved classifier of the same classes.
 
     Args:
         model: Folder or hub id; None builds a small ResNet with random weights.
@@ -185,7 +185,7 @@ def _backbone_of_ours(model: str, config: UlmfitImageConfig) -> Any:
     missing = sorted(name for name in found["missing_keys"] if name.startswith("backbone."))
     if missing:
         raise ArtifactError(
-            f"the weights of {model} lack {missing[0]} ({len(missing)} in all), so they are no whole backbone: take "
+            f"the weights of {model} lack {missing[0]} ({len(missing)} in all), so they are not a whole backbone: take "
             "another save"
         )
     return network.backbone
@@ -204,7 +204,7 @@ def _refuse_gaps(model: str | None, backbone: Any, missing: Sequence[str], pixel
     ]
     if needed:
         raise ArtifactError(
-            f"the weights of {model} lack {needed[0]} ({len(needed)} in all), so they are no whole "
+            f"the weights of {model} lack {needed[0]} ({len(needed)} in all), so they are not a complete "
             f"{type(backbone).__name__}: take another save"
         )
 

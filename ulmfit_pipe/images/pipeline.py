@@ -63,7 +63,7 @@ def run_image_pipeline(
 
     Args:
         settings: Settings of the run.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
         train: A dataset at hand, in place of ``train_images``.
         test: The same in place of ``test_images``.
         custom_head: A module from the backbone's ``last_hidden_state`` to logits, a copy of which is trained in place
@@ -188,7 +188,7 @@ def _finish(
 
 
 def _best_by_phase(folder: Path, monitor: str) -> dict[str, float]:
-    """Return the best validation score of each phase: what thawing has bought, step by step."""
+    """Return the best validation score of each phase: the gain of each unfreezing step."""
     best: dict[str, float] = {}
     choose = min if monitor == "loss" else max
     for epoch in (read_stage(folder) or {}).get("epochs", []):
@@ -199,7 +199,7 @@ def _best_by_phase(folder: Path, monitor: str) -> dict[str, float]:
 
 
 def thawing_table(metrics: Mapping[str, Any]) -> str:
-    """Return what thawing has bought: the best validation score of each phase, and the gain over the phase before it.
+    """Return a table of each phase's best validation score and its gain over the phase before.
 
     Args:
         metrics: From `run_image_pipeline`.
@@ -233,7 +233,7 @@ class ImagePipeline:
             custom_head: The head's module where it was trained with one of its own; the weights come from the folder.
 
         Raises:
-            ArtifactError: The folder is no image classifier, or it has a head of its own and none is given.
+            ArtifactError: The folder is not an image classifier, or it has a head of its own and none is given.
         """
         pipeline = cls()
         pipeline._predictor = ImagePredictor.load(check_folder(folder, "ImagePipeline.load"), custom_head=custom_head)

@@ -86,7 +86,7 @@ def _mark_per_cent(axes: Axes, *, decades: float) -> None:
 
 
 def _name_changes(axes: Axes, groups: Rows) -> None:
-    """Write each group's change right of the axes, muted where it is no number."""
+    """Write each group's change right of the axes, muted where it is not a number."""
     names = axes.secondary_yaxis("right")
     names.set_yticks(range(len(groups)), [change_words(row) for row in groups])
     names.tick_params(length=0, labelsize=9)

@@ -358,7 +358,7 @@ def _read_text(path: str) -> str:
         with open(os.path.expanduser(path), "rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise SettingsError(f"more than {LARGEST_FILE:,} bytes, so it is no file of settings")
+            raise SettingsError(f"more than {LARGEST_FILE:,} bytes, so it is not a file of settings")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"not UTF-8 text (byte {error.start}); save the file as UTF-8") from error

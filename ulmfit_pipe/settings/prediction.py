@@ -22,8 +22,8 @@ class PredictFileSettings(TableOptions):
             and columns of the input in their order, then label and score (for multi-label a list and its lowest score;
             in CSV and TSV joined with |). An input column that is itself called label or score is kept as label_given
             or score_given.
-        output_dir: Folder of parts, for several processes or files: each part is a file of rows, whole or absent, and
-            the same command goes on where a killed one stopped. With output_file too the parts are joined to it.
+        output_dir: Folder of parts, for several processes or files: each part is written whole or not at all, and
+            the same command continues where a killed one stopped. With output_file too the parts are joined to it.
         part_format: Kind of the parts; null takes that of output_file, or the input's (CSV for other CSV-like tables
             and Excel, Parquet for other tables with types, else JSONL).
         part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.

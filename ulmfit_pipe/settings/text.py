@@ -37,7 +37,7 @@ class LanguageModelSettings:
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
         tokenizer_of: Folder or name of a model whose tokenizer a model from scratch takes over as it is, such as the
-            forward twin of a backward model; null makes one.
+            forward counterpart of a backward model; null makes one.
         vocab_size: Largest size of a new vocabulary; null takes 15,000 subwords, or the preset's number of words.
         min_count: Rarest word that a new word vocabulary keeps.
         embedding_size: Of a model from scratch.
@@ -135,7 +135,7 @@ class ClassifierSettings:
         train_norm: Whether norm layers of frozen groups train; null takes the preset's.
         norm_statistics: What the head's batch norms predict with: the running statistics of training, or (recomputed)
             those of one pass over the training rows without dropout, taken when training is over.
-        from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
+        from_scratch: Discard the pretrained weights and start from random ones: the baseline.
         accumulation_steps: Micro-batches an optimizer step.
         num_workers: Processes that tokenize; null decides.
         head: auto reads a sentence encoder's folder as it was made (its pooling and a linear layer) and gives any other
@@ -149,7 +149,7 @@ class ClassifierSettings:
         cache_frozen: Run frozen groups once a text in each phase, and train the others from what they gave, wherever
             that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else a line says why
             not.
-        new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false goes on with
+        new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false keeps
             its head, for the same labels.
     """
 
@@ -217,6 +217,6 @@ class ClassifierSettings:
         if monitor not in known:
             kind = "several labels a row" if multi_label else "one label a row"
             raise ValueError(
-                f"monitor {monitor!r} is no metric of a table with {kind}; choose one of {', '.join(known)}"
+                f"monitor {monitor!r} is not a metric of a table with {kind}; choose one of {', '.join(known)}"
             )
         return monitor

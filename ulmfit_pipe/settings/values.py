@@ -84,7 +84,7 @@ def read_value(value: Any, hint: Any, *, name: str, origin: str) -> Any:
 def _read_words(value: Any, hint: Any) -> Any:
     """Read numbers and YAML 1.1's words for true and false, which jsonargparse would read by that standard's surprises.
 
-    010 is eight there and 1:30 ninety. What is no text, or of another type, comes back as it is; `UNFIT` stands for a
+    010 is eight there and 1:30 ninety. A value of another type is returned unchanged; `UNFIT` is returned for a
     text that is none of these.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -1,6 +1,6 @@
 """What a stage starts from and ends in: a folder with weights, configuration, tokenizer and ``stage.json``.
 
-A folder is whole or absent: it is written under another name and renamed. Its tokenizer is checked against the hash
+A folder is complete or absent: it is written under another name and renamed. Its tokenizer is checked against the hash
 that the model's configuration holds, so that ids can never mean other tokens than they did in training.
 
 Importing ``ulmfit_pipe.stages`` registers the AWD-LSTM and the concat-pooling classifier with transformers' Auto
@@ -215,7 +215,7 @@ def load_model(name: ModelName, kind: Any, **settings: Any) -> Any:
         is_classifier = any(key.startswith("classifier.") for key in found["unexpected_keys"])
         what = "it holds a classifier; give the folder of its language model" if is_classifier else "take another save"
         raise ArtifactError(
-            f"the weights of {name} lack {missing[0]} ({len(missing)} in all), so they are no whole "
+            f"the weights of {name} lack {missing[0]} ({len(missing)} in all), so they are not a complete "
             f"{type(model).__name__}: {what}"
         )
     return model
@@ -289,7 +289,7 @@ def load_text_tokenizer(
         raise
     if not tokenizer.is_fast:
         raise ArtifactError(
-            f"the tokenizer of {name} is a {type(tokenizer).__name__}, which is no fast one (tokenizer.json); save it "
+            f"the tokenizer of {name} is a {type(tokenizer).__name__}, not a fast tokenizer (tokenizer.json); save it "
             "as a fast one with transformers, or take another model"
         )
     _require_vocabulary(Path(location_of(name)))
@@ -370,7 +370,7 @@ def save_stage(
         The folder.
 
     Raises:
-        ArtifactError: The folder holds something that is no such stage.
+        ArtifactError: The folder holds something that is not such a stage.
         CheckpointError: The disk is full; what was there is untouched.
     """
     path = Path(path)
@@ -461,7 +461,7 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
         return
     found = read_stage(path)
     if found is None or found.get("stage") != stage:
-        what = f"a {found['stage']} stage" if found else "files that are no stage's"
+        what = f"a {found['stage']} stage" if found else "files that are not a stage's"
         raise ArtifactError(f"{path} holds {what}, not a {stage} stage; choose another output folder or remove it")
 
 

@@ -45,7 +45,7 @@ def exclusive_run() -> Iterator[None]:
 
 @dataclass
 class RunContext:
-    """One run's surroundings.
+    """One run's environment.
 
     Attributes:
         preset: Name of the recipe; ``auto`` is settled by the model (`for_model`).
@@ -56,7 +56,7 @@ class RunContext:
         compile: Compile the model for each phase.
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
-        resume: Go on with an unfinished stage from its last checkpoint, instead of beginning it anew.
+        resume: Resume an unfinished stage from its last checkpoint, instead of beginning it anew.
         checkpoint_seconds: Save a checkpoint so often while a stage trains; 0 after every step, None saves none.
         report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
         log_every: Log one optimizer step out of so many.

@@ -45,12 +45,12 @@ def finished_result(
         stage: Name of the stage.
         identity: Everything the result depends on.
         say: Told that the stage is skipped.
-        resume: Whether an unfinished training of the stage is to be gone on with.
+        resume: Whether an unfinished training of the stage is to be resumed.
 
     Raises:
         ArtifactError: The folder holds a finished stage of another identity, or something else, or a file of it was
             damaged since.
-        CheckpointError: There is an unfinished training, and nobody asked to go on with it.
+        CheckpointError: There is an unfinished training, and `resume` is off.
     """
     path = Path(path)
     refuse_other_run(path, stage=stage, identity=identity)

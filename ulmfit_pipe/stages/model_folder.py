@@ -103,7 +103,7 @@ def read_record(file: Path) -> dict[str, Any]:
     """Read a JSON object of a model's folder.
 
     Raises:
-        ArtifactError: It is no JSON object, or one that Python cannot read (too deep, a number of 5,000 digits).
+        ArtifactError: It is not a JSON object, or one that Python cannot read (too deep, a number of 5,000 digits).
     """
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -216,7 +216,7 @@ def _check_labels(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _texts(value: Any) -> list[Any]:
-    """Return a choice, or those of a dictionary that has one for each part of a model; None is no choice."""
+    """Return a choice, or those of a dictionary that has one for each part of a model; None is not a choice."""
     return [part for part in (value.values() if isinstance(value, dict) else [value]) if part is not None]
 
 
@@ -319,7 +319,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Return the tensors of a folder's weights by name, from the headers of their files.
 
     Raises:
-        ArtifactError: A file was cut short or is no safetensors file, or as `weight_files`.
+        ArtifactError: A file was cut short or is not a safetensors file, or as `weight_files`.
     """
     found: dict[str, Stored] = {}
     for file in weight_files(folder):
@@ -416,7 +416,7 @@ def check_network(name: ModelName, folder: Path, network: Any) -> None:
         network: What is to be loaded, without memory for its weights.
 
     Raises:
-        ArtifactError: The network is many times larger than the weights, or they are no floating-point numbers.
+        ArtifactError: The network is many times larger than the weights, or they are not floating-point numbers.
     """
     stored = stored_tensors(folder)
     if not stored:

@@ -230,7 +230,7 @@ def _not_on_hub(name: str, error: Exception, *, images: bool) -> ArtifactError:
         else f"a tokenizer, for example one written by ulmfit pretrain-lm{_builtin_advice()}"
     )
     return ArtifactError(
-        f"{name!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
+        f"{name!r} is not a folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
         f"give a folder that holds config.json, model.safetensors and {advice}"
     )
 

@@ -109,14 +109,14 @@ def _trains_here(folder: Path, who: str | None) -> str:
 
 
 def refuse_unfinished(output_dir: Path | str, *, identity: dict[str, Any]) -> None:
-    """Raise if an unfinished training of a stage lies there.
+    """Raise if an unfinished training of a stage is there.
 
     Args:
         output_dir: The stage's folder.
         identity: Everything the stage's result depends on; its vocabulary only where that is known by now.
 
     Raises:
-        CheckpointError: There are checkpoints; the message says whether they could be gone on with, or who is at it.
+        CheckpointError: There are checkpoints; the message says whether they can be resumed, or who is training.
     """
     folder = progress_folder(output_dir)
     found = checkpoints_in(folder)
@@ -124,15 +124,15 @@ def refuse_unfinished(output_dir: Path | str, *, identity: dict[str, Any]) -> No
         return
     if who := holder(folder / LOCK):
         raise CheckpointError(_trains_here(folder, who))
-    lies = f"an unfinished training of {Path(output_dir).name} lies in {folder} ({found[-1].name})"
+    unfinished = f"an unfinished training of {Path(output_dir).name} is in {folder} ({found[-1].name})"
     changed = _differences(found, as_json(identity))
     if changed:
         raise CheckpointError(
-            f"{lies}; it cannot be gone on with as things are now, since it differs in {', '.join(changed)}: give the "
-            "old settings and data with --resume true (resume=True in Python), or delete that folder to begin anew"
+            f"{unfinished}; it cannot be resumed now, since it differs in {', '.join(changed)}: give the "
+            "old settings and data with --resume true (resume=True in Python), or delete that folder to start over"
         )
     raise CheckpointError(
-        f"{lies}; go on with it by --resume true (resume=True in Python), or delete that folder to begin anew"
+        f"{unfinished}; resume it with --resume true (resume=True in Python), or delete that folder to start over"
     )
 
 
@@ -166,7 +166,7 @@ def refuse_unbegun(steps: int, output_dir: Path | str, context: RunContext) -> N
     if context.accelerator.is_main_process and not checkpoints_in(progress_folder(output_dir)):
         drop_progress(output_dir)
     raise ValueError(
-        f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more seconds "
+        f"max_seconds ran out before the classifier's first step, so there is none in {output_dir}; give more seconds "
         "(stages that had finished are kept), or leave max_seconds out"
     )
 

@@ -69,7 +69,7 @@ def check_texts(values: Any) -> list[str]:
     """Return the texts that `predict` was given.
 
     Raises:
-        TypeError: It is no sequence of texts (`check_sequence`), or something in it is no string.
+        TypeError: It is not a sequence of texts (`check_sequence`), or something in it is not a string.
         ValueError: A text is empty.
     """
     texts = list(check_sequence(values, of="text"))
@@ -108,7 +108,7 @@ def check_files(value: Any, name: str, *, several: bool = True, table: bool = Tr
         table: Whether the files are tables; otherwise the argument names a folder of images.
 
     Raises:
-        TypeError: It is no path and no list of paths, such as a table in memory.
+        TypeError: It is neither a path nor a list of paths, such as a table in memory.
         ValueError: The list is empty, or it holds texts where names of files are wanted.
     """
     kind = "a file (CSV, TSV, JSONL or Parquet)" if table else "a folder of images (a folder a class) or a table"

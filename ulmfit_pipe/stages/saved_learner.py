@@ -26,7 +26,7 @@ from ulmfit_pipe.training.resume.saved_learner import read_state
 
 
 def groups_of(model: Any, *, max_blocks: int | None = None) -> list[LayerGroup]:
-    """Split a model of a known architecture into its layer groups, and hold still what no training may move.
+    """Split a model of a known architecture into its layer groups, and freeze what no training may change.
 
     Args:
         model: The model; one that reads in windows has the groups of the classifier inside.
@@ -47,7 +47,7 @@ def groups_of(model: Any, *, max_blocks: int | None = None) -> list[LayerGroup]:
 
 
 def _movable(model: Any, groups: list[LayerGroup]) -> list[LayerGroup]:
-    """Freeze the parameters that no training may move, and take them out of the groups."""
+    """Freeze the parameters that no training may change, and take them out of the groups."""
     fixed = fixed_parameter_names(model)
     movable: list[LayerGroup] = []
     for group in groups:
@@ -92,7 +92,7 @@ def load_learner(
 
     Args:
         path: The folder.
-        task: Data and objective to go on with.
+        task: Data and objective to continue with.
         options: Numbers of the loop; the saved ones by default.
         accelerator: Device, precision and processes.
         monitor: Validation metric by which the best epoch of further training is judged.
@@ -102,7 +102,7 @@ def load_learner(
         A learner with the saved weights, freeze state and schedule position.
 
     Raises:
-        CheckpointError: The folder is no saved learner, or was cut short.
+        CheckpointError: The folder is not a saved learner, or was cut short.
         ArtifactError: Its model cannot be built.
     """
     path = home_path(path)

@@ -78,7 +78,7 @@ def _opened(path: Path, mode: str) -> FileIO:
     """Open a lock file without following a link or waiting for a pipe's other end.
 
     Raises:
-        CheckpointError: It is no regular file with one name, so that another's content would be overwritten.
+        CheckpointError: It is not a regular file with one name, so that another's content would be overwritten.
     """
 
     def opener(name: str, flags: int) -> int:

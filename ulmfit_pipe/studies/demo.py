@@ -337,7 +337,7 @@ def installed_encoder() -> str | None:
 
 
 def _all_epochs(size: DemoSize, *, layers: int) -> int:
-    """Return the epochs of all phases together, which the twin gets in one."""
+    """Return the epochs of all phases together, which the from-scratch baseline gets in one."""
     groups = layers + 2  # embeddings, the LSTM layers, the head
     # IMDB_ROWS: the epochs stand as they are given
     return total_epochs(classifier_phases(groups, size.classifier, load_preset(FASTAI), rows=IMDB_ROWS))

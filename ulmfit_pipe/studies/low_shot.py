@@ -1,15 +1,15 @@
-"""What few labels reach: the method beside its rivals on nested labelled subsets, cell by cell.
+"""What few labels reach: the method beside its baselines on nested labelled subsets, cell by cell.
 
 Methods, all tested on the same rows:
 
 scratch     the same network and head with random weights, all layers at once, for as many epochs as the method has
-pretrained  the pretrained language model's encoder, thawed, without fine-tuning the language model first
+pretrained  the pretrained language model's encoder, unfrozen, without fine-tuning the language model first
 ulmfit      the whole method: the language model is fine-tuned once on texts without labels, shared by all cells
 backward    the whole method on the backward language model
 ensemble    the probabilities of ulmfit and backward, averaged
 tfidf       TF-IDF with logistic regression, C by cross-validation on the cell's labelled rows
 
-What is fair about it, and generous to a rival, is said in `ABOUT`, which goes into every results file.
+What is fair about it, and generous to a baseline, is said in `ABOUT`, which goes into every results file.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ from ulmfit_pipe.text.language_model import train_language_model
 
 ABOUT = (
     "No method sees a label beyond the cell's own: the last epoch's weights are tested, and nothing is chosen by test "
-    "rows. One thing is generous to a rival: the network from scratch has the best of several learning rates, chosen "
+    "rows. One baseline has an advantage: the network from scratch has the best of several learning rates, chosen "
     "once a size with seed 0 by development rows that no subset holds (for all rows by a tenth of them, before it is "
     "trained on all); the method has none to choose. TF-IDF has C chosen by cross-validation on the cell's labelled "
     "rows. The language model is fine-tuned once, without labels, and reads no text of the test table."
@@ -76,7 +76,7 @@ def run_low_shot(settings: LowShotSettings, *, context: RunContext | None = None
 
     Args:
         settings: Settings of the grid.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
 
     Returns:
         What ``results.json`` holds; ``table`` is the Markdown table.

@@ -1,4 +1,4 @@
-"""The classifier stage: a head on the fine-tuned language model's encoder, thawed group by group.
+"""The classifier stage: a head on the fine-tuned language model's encoder, unfrozen group by group.
 
 The third step of ULMFiT, for the AWD-LSTM and for any text model of transformers. The best epoch over all phases is
 kept, judged on validation data alone; or the last one (``keep``), which needs no validation data.
@@ -345,7 +345,7 @@ def build_classifier_learner(
         TypeError: A table is none of `load_table`.
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
         ValueError: The best epoch is to be kept, and there is nothing to judge it by; a setting has no meaning for
-            the model; or the model has no two layer groups to thaw one after the other.
+            the model; or the model has no two layer groups to unfreeze one after the other.
     """
     _check_tables(train, validation, of="build_classifier_learner")
     model = find_model(model)

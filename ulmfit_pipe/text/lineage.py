@@ -1,7 +1,7 @@
-"""What a language model has read since its weights were random: one leg for each training that went on from the last.
+"""What a language model has read since its weights were random: one record per training run that continued the last.
 
-The legs lie in ``stage.json`` under ``lineage``, the oldest first. A stage that starts from a model takes over its
-legs, so that a model card can say how far the weights got on what.
+The runs are in ``stage.json`` under ``lineage``, the oldest first. A stage that starts from a model takes over its
+runs, so that a model card can report how far the weights were trained on what.
 """
 
 import platform
@@ -28,7 +28,7 @@ CPU_FILE = Path("/proc/cpuinfo")
 
 
 def lineage_before(model: ModelName | None) -> list[dict[str, Any]]:
-    """Return the legs of the model that a stage starts from; none for random weights or a model without a record."""
+    """Return the training runs of the model that a stage starts from; none for random weights or without a record."""
     if model is None:
         return []
     record = read_stage(location_of(model))
@@ -36,7 +36,7 @@ def lineage_before(model: ModelName | None) -> list[dict[str, Any]]:
 
 
 def lineage_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the legs of a language-model stage's record; one is made of what an older record holds."""
+    """Return the training runs in a language-model stage's record; an older record is turned into one run."""
     if "lineage" in record:
         return list(record["lineage"])
     return [_leg_of_older_record(record)] if "metrics" in record and "tokens" in record else []
@@ -53,7 +53,7 @@ def lineage_after(
     tokens: int,
     files: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
-    """Return the legs of a model whose training has just ended: those it started with, and the new one.
+    """Return the training runs of a model whose training has just ended: those it started with, and the new one.
 
     Args:
         learner: What was trained.
@@ -146,7 +146,7 @@ def precision_name(mixed_precision: str) -> str:
 
 
 def _leg_of_older_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Make a leg of a record that was written before there were any; what it does not know is None."""
+    """Return a training run made from a record older than this field; what it lacks is None."""
     identity = record.get("identity", {})
     settings = identity.get("settings", {})
     recipe = load_preset(identity.get("preset", "fastai"))

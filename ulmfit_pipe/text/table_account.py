@@ -190,7 +190,7 @@ def _tell_of_lookalikes(counts: Counter[int], names: Sequence[str], say: Say) ->
 
 
 def _tell_of_odd_labels(counts: Counter[int], names: Sequence[str], several: bool, say: Say) -> None:
-    """Report labels that may be no labels: in quotes, words for a missing value, lists, several joined in one cell."""
+    """Report suspicious labels: in quotes, words for a missing value, lists, several joined in one cell."""
     kinds = {
         "stand in quotes, which are a part of them; take the quotes out if they are not meant": is_quoted,
         "are words for a missing value; delete these rows if their labels are missing": _means_missing,

@@ -58,7 +58,7 @@ class History:
         epochs: One record an epoch over all phases.
         steps: One record an optimizer step over all phases.
         best: The record whose weights were kept, or None without validation.
-        earlier_seconds: Time that the training had taken before it was gone on with, in this process not measured.
+        earlier_seconds: Time that the training had taken before it was resumed, in this process not measured.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)

@@ -65,7 +65,7 @@ def is_norm(module: nn.Module) -> bool:
     """Tell whether a module normalizes: torch's norms by type, other libraries' by class name.
 
     By name, only a layer with vectors for parameters counts, all its own (an activation may lie inside): a whole block
-    called ``PreLayerNormAttention`` is no norm.
+    called ``PreLayerNormAttention`` is not a norm.
     """
     if isinstance(module, _NORM_TYPES):
         return True

@@ -36,7 +36,7 @@ from ulmfit_pipe.training.records import Batches, EpochRecord, Phase, Task, Trai
 from ulmfit_pipe.training.resume import saved_learner
 from ulmfit_pipe.training.schedules import Schedule
 
-OF_ONE_RUN = ("deadline", "checkpoints", "trackers", "log_every")  # options that are no part of what a learner is
+OF_ONE_RUN = ("deadline", "checkpoints", "trackers", "log_every")  # options that are not part of what a learner is
 
 
 class Learner:
@@ -398,7 +398,7 @@ class Learner:
         """Load weights, freeze state and schedule position from a saved folder, and say what is frozen.
 
         Raises:
-            CheckpointError: The folder is no saved learner, was cut short, or is of another architecture.
+            CheckpointError: The folder is not a saved learner, was cut short, or is of another architecture.
         """
         state = saved_learner.load(path, self.model, self.layer_groups)
         chosen = [group.index for group in self.layer_groups if group.name in state["trainable"]]

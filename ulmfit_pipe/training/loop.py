@@ -246,7 +246,7 @@ def fit(
 
     Args:
         model: The bare model, on any device; it ends in evaluation mode on the accelerator's, or where its weights are
-            trained in pieces (`sharding`) on the CPU.
+            trained sharded (`sharding`) on the CPU.
         groups: Its layer groups.
         phase: What to train, how fast and for how long.
         task: Data and objective.

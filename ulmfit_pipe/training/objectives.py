@@ -63,8 +63,8 @@ class ClassificationObjective:
             the rows that have a label against those that do not, as torch's ``pos_weight``.
         label_smoothing: In [0, 1).
         multi_label: Whether labels are float (batch, num_labels) of 0 and 1.
-        alpha: Weight of AR, where the model gives out ``raw_output``.
-        beta: Weight of TAR, where the model gives out ``raw_output``.
+        alpha: Weight of AR, where the model outputs ``raw_output``.
+        beta: Weight of TAR, where the model outputs ``raw_output``.
 
     Raises:
         ValueError: ``class_weights``, ``label_smoothing``, ``alpha`` or ``beta`` is out of range.

@@ -1,4 +1,4 @@
-"""The named plans of thawing, and running one plan with best weights kept over all its phases.
+"""The named unfreezing plans, and running one plan with best weights kept over all its phases.
 
 A plan is a list of phases made before any training, so that it can be read, drawn and checked first.
 
@@ -59,7 +59,7 @@ def gradual_unfreezing(
     schedule: Schedule | None = None,
     patience: int | None = None,
 ) -> list[Phase]:
-    """Thaw the last group first, one more each phase, and end with all of them.
+    """Unfreeze the last group first, one more each phase, and end with all of them.
 
     Args:
         num_groups: Layer groups of the model.
@@ -159,7 +159,7 @@ def _phase(
     from_best: bool = False,
 ) -> Phase:
     if num_groups < 2 and name != "full":
-        raise ValueError(f"a thawing plan needs at least 2 layer groups, got {num_groups!r}; use full() for one")
+        raise ValueError(f"an unfreezing plan needs at least 2 layer groups, got {num_groups!r}; use full() for one")
     return Phase(
         name=name,
         trainable=tuple(trainable),

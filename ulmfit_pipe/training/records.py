@@ -54,7 +54,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a training keeps its progress, how often, and what it must be to be gone on with.
+    """Where a training keeps its progress, how often, and what it must be to be resumed.
 
     Attributes:
         folder: Holds the checkpoints of this one training; where it is begun anew, old ones go.
@@ -89,7 +89,7 @@ class Tracker(Protocol):
     """Keeps or shows the numbers of a training; it is called on the main process only."""
 
     def start(self, *, step: int, epochs: int) -> None:
-        """Begin a run, or go on with it after so many steps and epochs.
+        """Begin a run, or resume it after this many steps and epochs.
 
         Args:
             step: The first step to come; what was logged of it and of later ones is void.
@@ -126,7 +126,7 @@ class TrainingOptions:
             that leads to the same weights up to rounding (`frozen_prefix`).
         cache_memory_gib: Memory for it in GiB; what is more goes into a temporary file.
         check_agreement: Compare the processes' weights bit for bit after every phase (`agreement`).
-        checkpoints: Where a run of phases keeps its progress, to be gone on with if it is killed; None keeps none.
+        checkpoints: Where a run of phases keeps its progress, to be resumed if it is killed; None keeps none.
         trackers: Where a run of phases logs its numbers (`events`), on the main process.
         log_every: Log one step out of so many.
         tf32: Let float32 matrix products, convolutions and LSTMs on NVIDIA GPUs run in TF32 (True) or in float32
@@ -168,7 +168,7 @@ class TrainingOptions:
             )
         if self.shard and self.checkpoints is not None:
             raise ValueError(
-                "shard keeps weights in pieces on the processes, of which no checkpoints are saved; leave one of the "
+                "shard splits the weights over the processes, and no checkpoints of these are saved; leave one of the "
                 "two out"
             )
         if not self.cache_memory_gib >= 0:

@@ -245,7 +245,7 @@ def test_numbers_that_are_no_brightness_are_refused(tmp_path):
         ("int", np.array([[1 << 20]], dtype=np.int32)),
     ):
         Image.fromarray(values).save(tmp_path / f"{name}.tiff")
-        with refused(r"scan.tiff holds numbers \(mode [FI]\) that are no brightness of 8 or 16 bits"):
+        with refused(r"scan.tiff holds values \(mode [FI]\) that are not brightness of 8 or 16 bits"):
             open_image((tmp_path / f"{name}.tiff").read_bytes(), "scan.tiff")
 
 

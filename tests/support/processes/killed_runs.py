@@ -1,4 +1,4 @@
-"""Both stages of a tiny run, killed by SIGKILL at chosen moments and gone on with, each time in a process of its own.
+"""Both stages of a tiny run, killed by SIGKILL at chosen moments and resumed, each time in a process of its own.
 
     forked(folder, [["language_model", "step", 3], ...])                       forks a process for every moment
     torchrun ... killed_runs.py FOLDER '["classifier", "save", 4, 1]'          one start, killed at one moment

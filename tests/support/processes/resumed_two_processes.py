@@ -1,4 +1,4 @@
-"""Runs of two processes, stopped and gone on with; see training/resume/test_resume_several_processes.py."""
+"""Runs of two processes, stopped and resumed; see training/resume/test_resume_several_processes.py."""
 
 import errno
 import os

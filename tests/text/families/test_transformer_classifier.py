@@ -584,7 +584,9 @@ def test_an_architecture_that_mixes_padding_into_a_text_is_refused(tmp_path):
 
 
 def test_a_hub_id_without_network_says_so_and_how_to_give_a_folder():
-    words = r"'google-bert/bert-base-uncased' is no folder here and could not be fetched from the hub \(HF_HUB_OFFLINE"
+    words = (
+        r"'google-bert/bert-base-uncased' is not a folder here and could not be fetched from the hub \(HF_HUB_OFFLINE"
+    )
     with pytest.raises(ArtifactError, match=words):
         build("google-bert/bert-base-uncased")
 
@@ -657,7 +659,7 @@ def test_weights_that_lack_a_part_of_the_encoder_are_refused_not_filled_with_ran
     tensors = {name: value for name, value in load_file(weights).items() if "layer.1.output.dense" not in name}
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(
-        ArtifactError, match=r"lack .*encoder.layer.1.output.dense.bias \(2 in all\), so they are no whole"
+        ArtifactError, match=r"lack .*encoder.layer.1.output.dense.bias \(2 in all\), so they are not a complete"
     ):
         build(bert_copy, head=head)
 

@@ -112,7 +112,7 @@ def test_instructions_without_end_are_told_and_counted_over_all_pickles(tmp_path
 
 
 TUPLE_OF_MANY = "a tuple in it holds more than 1,000 values, those of the tuples in it counted"
-CALLS_NOTHING = "it calls something that is no class or function"
+CALLS_NOTHING = "it calls something that is not a class or function"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_an_archive_that_torch_does_not_write_is_told(tmp_path):
     (tmp_path / "c").write_bytes(whole.replace((1000).to_bytes(4, "little"), (9000).to_bytes(4, "little")))
     assert odd_archive(tmp_path / "c") == f"its entries claim 9,000 bytes, and it has {len(whole):,}"
     (tmp_path / "c").write_bytes(whole[:-30])
-    words = "it is no file of tensors by name, or was cut short (File is not a zip file)"
+    words = "it is not a file of tensors by name, or was cut short (File is not a zip file)"
     assert odd_archive(tmp_path / "c") == words
     assert names_in_file(tmp_path / "c") is None
 

@@ -303,11 +303,13 @@ def test_a_double_that_float32_cannot_hold_is_refused(tmp_path):
 def test_a_weights_file_cut_short_is_refused_with_the_readers_own_first_sentence(tmp_path):
     torch.save({"a": torch.ones(999)}, tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:2000])
-    words = r"it is no file of tensors by name, or was cut short \(File is not a zip file\); copy it again .* or save"
+    words = (
+        r"it is not a file of tensors by name, or was cut short \(File is not a zip file\); copy it again .* or save"
+    )
     with pytest.raises(UnsafePickleError, match=words):
         read_weights(tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes(b"text,label\nhello,1\n")
-    words = r"it is no file of tensors by name, or was cut short \([\w ]+\); copy it again .* or save the weights"
+    words = r"it is not a file of tensors by name, or was cut short \([\w ]+\); copy it again .* or save the weights"
     with pytest.raises(UnsafePickleError, match=words):
         read_weights(tmp_path / "w.pth")
 

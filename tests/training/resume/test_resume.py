@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and gone on with must end with the bits of one that was never stopped."""
+"""A run that is stopped anywhere and resumed must end with the bits of one that was never stopped."""
 
 import errno
 import json
@@ -636,7 +636,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_the_difference_named(tmp_
     words = refused(tmp_path, accelerator, changed={"identity": other})
     assert f"the checkpoints in {tmp_path / 'run'} are of another training; it differs in " in words
     assert "identity.data ('abc' there, 'abd' now), identity.settings.epochs (2 there, 3 now). " in words
-    assert words.endswith("Give the same settings and data, or delete that folder to begin anew")
+    assert words.endswith("Give the same settings and data, or delete that folder to start over")
 
 
 def test_a_checkpoint_of_another_plan_is_refused_and_the_difference_named(tmp_path, accelerator):
@@ -681,7 +681,7 @@ def test_another_model_is_refused_by_its_first_tensor(tmp_path, accelerator):
     words = refused(tmp_path, accelerator, other)
     assert words == (
         "the checkpoint is of another model: head.extra, of which the checkpoint has none; build the model as it was "
-        "then, or delete the folder of checkpoints to begin anew"
+        "then, or delete the folder of checkpoints to start over"
     )
 
 
@@ -736,7 +736,7 @@ def test_sharded_weights_are_not_kept_and_not_gone_on_with(tmp_path, accelerator
         assert nothing is None
         assert signal.getsignal(signal.SIGTERM) is before  # nobody would act on a signal that was noted
     assert said == ["no checkpoints are kept under FSDP, whose weights lie in pieces on the processes"]
-    with pytest.raises(CheckpointError, match="a training under FSDP cannot be gone on with: its weights lie in piece"):
+    with pytest.raises(CheckpointError, match="a training under FSDP cannot be resumed: its weights are sharded"):
         with keeper(resume=True):
             raise AssertionError
 

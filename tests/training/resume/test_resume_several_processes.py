@@ -1,4 +1,4 @@
-"""Two processes that are stopped and gone on with end as if they had not been; what other numbers may go on with."""
+"""Two processes that are stopped and resumed end as if they had not been; what other numbers may go on with."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_one_process_does_not_go_on_with_dropout_masks_of_two(two, folder, accel
         train(accelerator, classifier(accelerator, dropout=0.3), folder / "dropout", resume=True)
     assert str(caught.value) == (
         f"the checkpoints in {folder / 'dropout'} are of 2 processes, now there is 1, and each draws random numbers of "
-        "its own (dropout), so that other values would be dropped: go on with 2, or delete that folder to begin anew"
+        "its own (dropout), so that other values would be dropped: resume with 2, or delete that folder to start over"
     )
 
 
@@ -112,8 +112,8 @@ def test_two_processes_go_on_with_what_one_began_where_nothing_is_drawn_or_carri
 def test_two_processes_do_not_go_on_with_dropout_masks_of_one(two, folder):
     assert {result["alone dropout"] for result in two} == {
         f"CheckpointError: the checkpoints in {folder / 'alone dropout'} are of 1 process, now there are 2, and each "
-        "draws random numbers of its own (dropout), so that other values would be dropped: go on with 1, or delete "
-        "that folder to begin anew"
+        "draws random numbers of its own (dropout), so that other values would be dropped: resume with 1, or delete "
+        "that folder to start over"
     }
 
 

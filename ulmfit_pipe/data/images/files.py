@@ -313,7 +313,7 @@ def plain_image(image: Image.Image, where: str, *, grey: bool = False) -> Image.
     """Return an opened image upright, in colour or grey, with 8 bits a channel; see `open_image`.
 
     Raises:
-        ImageError: It holds numbers that are no brightness.
+        ImageError: Its values are not brightness levels.
     """
     return _as_eight_bits(ImageOps.exif_transpose(image), where).convert("L" if grey else "RGB")
 
@@ -339,7 +339,7 @@ def _as_eight_bits(image: Image.Image, where: str) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() >= BYTE**2:
             raise ImageError(
-                f"{where} holds numbers (mode {image.mode}) that are no brightness of 8 or 16 bits; save it as an "
+                f"{where} holds values (mode {image.mode}) that are not brightness of 8 or 16 bits; save it as an "
                 "8-bit image"
             )
         return Image.fromarray((values // BYTE).astype(np.uint8))

@@ -153,7 +153,7 @@ def masking_of(
 def word_starts_of(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return for each id of a vocabulary whether its token begins a word, bool (largest id + 1,).
 
-    Subwords of WordPiece that go on with a word are marked with ``##``. Of the other kinds those are marked that follow
+    Subwords of WordPiece that continue a word are marked with ``##``. Of the other kinds those are marked that follow
     a space; what is neither marked nor begins with a letter or digit is punctuation, a word of its own.
 
     Raises:

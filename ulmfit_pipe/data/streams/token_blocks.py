@@ -64,7 +64,7 @@ class TokenBlockBatches:
     """Batches for masked or next-token training: `input_ids` and `targets`, int64 (rows of this rank, block).
 
     `token_type_ids` are there if a type of the frame is not 0. Targets are -100 where nothing is asked. All blocks of
-    an epoch are equally long; where the stream is no multiple of their length, neighbouring blocks share one token, so
+    an epoch are equally long; if the stream is not a multiple of their length, neighbouring blocks share one token, so
     that every token is read. A batch has at most `batch_size` rows; where it has fewer than there are processes, those
     that get none are given a `FillerBatch`.
 

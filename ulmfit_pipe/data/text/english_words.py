@@ -105,7 +105,7 @@ def cut_words(text: str) -> list[str]:
         text: What ``ulmfit_tokenizer.prepare_text`` returns: in lower case, marks written.
 
     Returns:
-        Tokens without a space in them. One space between words is no token; any other white space is one, with
+        Tokens without a space in them. One space between words is not a token; any other white space is one, with
         ``▁`` for the spaces in it, as in fastai.
     """
     tokens: list[str] = []

@@ -135,7 +135,7 @@ def _find_lost(
 
 @cache
 def _is_part_of_words(character: str) -> bool:
-    """Whether a character is a letter that is no word or syllable by itself."""
+    """Whether a character is a letter that is not a word or syllable by itself."""
     return character.isalpha() and script_of(character) not in SYLLABIC
 
 

@@ -59,7 +59,7 @@ def train_tokenizer(
         min_count: A word seen less often gets no entry (``"word"`` only; 3 is fastai's value).
 
     Raises:
-        ValueError: A setting is out of range, a text is no string, or there is nothing to learn from.
+        ValueError: A setting is out of range, a text is not a string, or there is nothing to learn from.
 
     Source: vocabulary rules of fastai 2.8.12 ``make_vocab`` for words; about 15,000 subwords as MultiFiT
     (Eisenschlos et al. 2019).

@@ -5,7 +5,7 @@ applies the rules of ``text_rules``. They put ``xxbos`` before every document; n
 
 Special tokens have the ids 0-8 in every vocabulary and are never cut. A text that already holds such a word
 (``xxmaj``, alone between spaces or punctuation) gets the token, as in fastai; ``xxpad`` alone is read as ``xxunk``,
-so that no text can pass for padding.
+so that no text can be mistaken for padding.
 
 A saved folder has its vocabulary in ``ulmfit_tokenizer.json``, not ``tokenizer.json``: a program that does not know
 this class then stops instead of tokenizing without the rules.
@@ -162,7 +162,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
     ) -> str:
         """Text of ids; ``skip_special_tokens=True`` also turns marks back into capitals and repeats.
 
-        Ids that do not begin with ``xxbos`` go on with a text: the space before their first word is kept, so that they
+        Ids that do not begin with ``xxbos`` continue a text: the space before their first word is kept, so that they
         can be put behind what came before (as transformers' text-generation pipeline does). One id alone has none.
         """
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)

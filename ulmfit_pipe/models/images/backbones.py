@@ -1,4 +1,4 @@
-"""What an image backbone gives out, and a pretrained one with fewer stages or other channels.
+"""What an image backbone outputs, and a pretrained one with fewer stages or other channels.
 
 A backbone is any model of transformers that takes ``pixel_values`` and gives a ``last_hidden_state``: a map float
 (batch, channels, height, width), or tokens float (batch, tokens, channels) as in a ViT.
@@ -127,8 +127,8 @@ def inspect_backbone(backbone: Any, *, channels: int, height: int, width: int) -
         width: Width of the images.
 
     Raises:
-        ValueError: The model takes no images, not of this size, gives out no map and no tokens or none for each image,
-            or gives out something else each time.
+        ValueError: The model takes no images, not of this size, outputs no map and no tokens or none for each image,
+            or outputs something else each time.
     """
     check_takes_images(backbone)
     was_training = backbone.training
@@ -179,7 +179,7 @@ def _run(backbone: Any, image: Tensor) -> Any:
     hidden = getattr(output, "last_hidden_state", None)
     if isinstance(hidden, Tensor) and len(hidden) != len(image):
         raise ValueError(
-            f"{type(backbone).__name__} gives out {len(hidden)} rows for {len(image)} images: it does not keep the "
+            f"{type(backbone).__name__} outputs {len(hidden)} rows for {len(image)} images: it does not keep the "
             "images of a batch apart; give an image model that does, such as a resnet, convnext or vit"
         )
     if not isinstance(hidden, Tensor) or hidden.ndim not in (3, 4):
@@ -197,7 +197,7 @@ def _check_same_again(backbone: Any, image: Tensor, hidden: Tensor) -> None:
     first, second = (each if each.ndim == 4 else each.float().mean(1) for each in (hidden, again))
     if hidden.shape != again.shape or not torch.allclose(first, second, rtol=1e-2, atol=1e-4, equal_nan=True):
         raise ValueError(
-            f"{type(backbone).__name__} gives out something else each time it reads the same image, in evaluation too, "
+            f"{type(backbone).__name__} outputs something else each time it reads the same image, in evaluation too, "
             "so its classes would be chance; turn what it draws off in its config.json, or give another image model"
         )
 

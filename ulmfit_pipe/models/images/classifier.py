@@ -44,7 +44,7 @@ class UlmfitImageConfig(PreTrainedConfig):
 
     Args:
         backbone_config: Configuration of the backbone, or its dictionary.
-        feature_size: Channels that the backbone gives out.
+        feature_size: Channels that the backbone outputs.
         prefix_tokens: Tokens before those of the image's places; the first of them is the class token.
         channels_last: The backbone's map has its channels last.
         unused_modules: Parts of the backbone that the classifier leaves out (poolers, mask tokens).

@@ -1,7 +1,7 @@
 """Models with adapters of peft in them (LoRA, IA3, ...): which parameters are the adapters', which are held still.
 
 An adapter belongs to the layer it sits in, so that the layer groups are those of the model below. Of each group only
-the adapters may move: the pretrained weights stay as peft froze them, whatever is thawed. peft itself is not imported
+the adapters may move: the pretrained weights stay as peft froze them, whatever is unfrozen. peft itself is not imported
 (it is the optional extra ``[adapters]``); its layers are known by the attributes that it documents for their authors.
 """
 
@@ -30,7 +30,7 @@ def check_adapters(model: nn.Module) -> None:
     if any(len(getattr(module, "prompt_encoder", ())) for module in model.modules()):
         raise ValueError(
             "the model is tuned by prompts (peft's prompt learning), which lie in no layer, so there is nothing to "
-            "thaw layer by layer; take adapters that sit in the layers (LoraConfig, IA3Config), or "
+            "unfreeze layer by layer; take adapters that sit in the layers (LoraConfig, IA3Config), or "
             f"{GIVE_THEM_YOURSELF}"
         )
     if not _adapter_ids(model):

@@ -44,7 +44,7 @@ def _refuse_bundles(model: nn.Module, max_blocks: int | None) -> None:
 
 
 def fixed_parameter_names(model: nn.Module) -> frozenset[str]:
-    """Name the parameters that no training may move, whatever is thawed.
+    """Name the parameters that no training may move, whatever is unfrozen.
 
     They are the pretrained weights below adapters of peft, and what an architecture computes or never reaches
     (`transformer_groups.Arrangement.fixed`).

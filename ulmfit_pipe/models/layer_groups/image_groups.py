@@ -102,7 +102,7 @@ def _parts_of(model: nn.Module) -> _Parts:
 def _is_bare(model: nn.Module) -> bool:
     """Whether a model of transformers is a backbone alone, which may call a part of it by the name of a backbone.
 
-    DINOv3's encoder is its ``model``; what lies beside it is no head.
+    DINOv3's encoder is its ``model``; what lies beside it is not a head.
     """
     return type(model) in classes_in(MODEL_MAPPING, getattr(model, "config", None))
 

@@ -89,7 +89,7 @@ def transformer_group_specs(model: nn.Module, *, max_blocks: int | None = None) 
 
     Raises:
         ValueError: The model is none of transformers', an encoder-decoder, or its blocks cannot be told; it has fewer
-            than two groups; or ``max_blocks`` is no whole number of 1 or more.
+            than two groups; or ``max_blocks`` is not a whole number of 1 or more.
     """
     if max_blocks is not None and (isinstance(max_blocks, bool) or not isinstance(max_blocks, int) or max_blocks < 1):
         raise ValueError(f"max_blocks must be a whole number of 1 or more, got {max_blocks!r}; None bundles nothing")
@@ -106,7 +106,7 @@ def transformer_group_specs(model: nn.Module, *, max_blocks: int | None = None) 
         prefixes[label].append(prefix)
     if len(prefixes) < 2:
         raise ValueError(
-            f"{type(model).__name__} has 1 layer group ({next(iter(prefixes), 'nothing')}), and thawing needs two: "
+            f"{type(model).__name__} has 1 layer group ({next(iter(prefixes), 'nothing')}), and unfreezing needs two: "
             f"something to freeze and something to train; {GIVE_THEM_YOURSELF}"
         )
     return [LayerGroupSpec(label, tuple(names)) for label, names in prefixes.items()]

@@ -196,7 +196,7 @@ def phases_of(model: str, settings: ClassifierSettings, context: RunContext, *, 
 
 
 def total_epochs(phases: Sequence[Phase]) -> int:
-    """Return the epochs of all phases together: what a rival in one phase gets."""
+    """Return the epochs of all phases together: what a baseline in one phase gets."""
     return sum(phase.epochs for phase in phases)
 
 

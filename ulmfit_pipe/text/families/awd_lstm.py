@@ -58,7 +58,7 @@ def build_awd_lstm_language_model(
         validation: Column ``text``; what to measure on.
         model: Pretrained language model; None is from scratch.
         settings: Numbers of the stage.
-        context: Preset and surroundings.
+        context: Preset and environment.
 
     Raises:
         ArtifactError: The model reads in the other direction, or its tokenizer is another's.

@@ -195,7 +195,7 @@ def _type_of(column: Column) -> pa.DataType | None:
 
 
 def _joined_lists(column: Column) -> Column:
-    """Return lists of labels joined as predictions are; what is no list of names stays as it is."""
+    """Return lists of labels joined as predictions are; what is not a list of names stays as it is."""
     values = column_values(column)
     if not any(isinstance(value, list) for value in values):
         return column
@@ -233,7 +233,7 @@ def check_row(values: Sequence[Any], number: int, *, name: str, columns: Sequenc
         skip_empty: A row without text may pass.
 
     Raises:
-        TableError: A text is no string or cannot be encoded, or there is none.
+        TableError: A text is not a string or cannot be encoded, or there is none.
     """
     texts = [text_of(value, Place(name, number, column)) for column, value in zip(columns, values, strict=True)]
     if is_empty(texts) and not skip_empty:

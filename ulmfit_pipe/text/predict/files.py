@@ -1,6 +1,6 @@
 """Prediction of files: the same rows in the same order, with ``label`` and ``score`` beside them.
 
-One file is read twice: once to check every row before the first prediction, once to predict, in pieces, so that its
+One file is read twice: once to check every row before the first prediction, once to predict, in chunks, so that its
 size does not matter. The result takes its name only when it is whole. Several files, or several processes, write a
 folder of parts instead (`predict_shards.py`).
 """
@@ -85,7 +85,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
 
     Args:
         settings: Model, files and columns.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
 
     Returns:
         Rows, seconds and how often each label was given; the same on every process.

@@ -239,7 +239,7 @@ class ShardedJob:
             return found
         if any(file.suffix != ".tmp" and file.name != RECORDS for file in there):
             raise ArtifactError(
-                f"{self.folder} holds files that are no prediction's, or its {MANIFEST} is damaged; choose another "
+                f"{self.folder} holds files that are not of a prediction, or its {MANIFEST} is damaged; choose another "
                 "output_dir or remove it"
             )
         return None

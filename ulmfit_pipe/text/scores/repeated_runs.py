@@ -68,7 +68,7 @@ def run_repeated(settings: Any, context: RunContext | None, *, run: Callable[...
 
     Args:
         settings: Settings of the run, `PipelineSettings`.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
         run: Runs one of them: ``run(settings, context=...)``.
 
     Returns:

@@ -60,7 +60,7 @@ def export_fastai(settings: ExportFastaiSettings) -> ExportSummary:
         What was written and how fastai loads it.
 
     Raises:
-        ArtifactError: The model is no AWD-LSTM, or its tokenizer is another's.
+        ArtifactError: The model is not an AWD-LSTM, or its tokenizer is another's.
     """
     refuse_foreign_folder(Path(settings.output_dir), STAGE)
     config = load_config(settings.model)

@@ -214,7 +214,7 @@ def _in_our_order(weights: dict[str, Tensor], tokens: list[str]) -> tuple[list[s
 
 
 def _with_fillers_numbered(tokens: Sequence[str]) -> list[str]:
-    """Tell fastai's repeated filler apart by numbers, as our tokenizers do, but by none that makes another token."""
+    """Number fastai's repeated padding token xxfake, as our tokenizers do, without making a token that exists."""
     taken = set(tokens)
     numbered = []
     for position, token in enumerate(tokens):

@@ -64,7 +64,7 @@ def names_in_file(path: Path | str) -> PickleNames | None:
 
 
 def odd_archive(path: Path | str) -> str | None:
-    """Say what sets a zip file apart from those of `torch.save`; None for one of these, and for what is no zip file.
+    """Say what sets a zip file apart from those of `torch.save`; None for one of these, and for what is not a zip file.
 
     Raises:
         OSError: It cannot be opened.
@@ -79,7 +79,7 @@ def odd_archive(path: Path | str) -> str | None:
     except OSError:
         raise
     except Exception as error:  # torch's reader may see a file in it all the same
-        return f"it is no file of tensors by name, or was cut short ({shown_text(str(error))})"
+        return f"it is not a file of tensors by name, or was cut short ({shown_text(str(error))})"
     counts: dict[str, int] = {}
     for entry in entries:
         name = entry.filename.lower()  # torch finds an entry in either case
@@ -144,7 +144,7 @@ def _follow(instruction: pickletools.OpcodeInfo, value: Any, stack: list[Any], m
     """Do to the stack what an instruction does to it; see `_outcome` for what stands there instead of the values.
 
     Raises:
-        _OddError: A tuple holds too much, or something is called that is no class or function.
+        _OddError: A tuple holds too much, or something is called that is not a class or function.
     """
     kind = instruction.name
     if "GET" in kind:
@@ -157,7 +157,7 @@ def _follow(instruction: pickletools.OpcodeInfo, value: Any, stack: list[Any], m
         taken = _take(stack, instruction.stack_before)
         if kind in ("REDUCE", "NEWOBJ", "NEWOBJ_EX") and taken[0] is not _CALLABLE:
             # torch writes the whole of what is called into its error, and lists in lists can be of any length
-            raise _OddError("it calls something that is no class or function")
+            raise _OddError("it calls something that is not a class or function")
         for pushed in instruction.stack_after:
             is_mark = pushed is pickletools.markobject
             stack.append(pushed if is_mark else taken[0] if kind == "DUP" else _outcome(kind, value, taken))

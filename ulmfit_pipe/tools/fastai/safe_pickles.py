@@ -1,7 +1,7 @@
 """Read the two pickled files of a fastai model without running what is in them, and write such files.
 
 The only file of the package that touches pickles. Weights go through torch's `weights_only` reader; what fastai keeps
-of its optimizer beside them is read into inert stand-ins and thrown away. A vocabulary may hold nothing but lists of
+of its optimizer beside them is read into inert stubs and discarded. A vocabulary may hold nothing but lists of
 strings: its reader refuses every class and function, by name.
 """
 
@@ -57,7 +57,7 @@ _AS_PLAIN_LISTS = (
 
 
 class UnsafePickleError(UlmfitError, ValueError):
-    """A pickle holds something that is not allowed in it, or is no pickle; the message names what."""
+    """A pickle holds something that is not allowed in it, or is not a pickle; the message names what."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
     Raises:
         UnsafePickleError: The file names a class or function that is neither a tensor nor a known part of fastai's
-            optimizer state, is no such file, is of a pickle protocol that cannot be read safely, or holds something
-            that is no dense tensor of finite numbers; the message names it.
+            optimizer state, is not such a file, is of a pickle protocol that cannot be read safely, or holds something
+            that is not a dense tensor of finite numbers; the message names it.
         OSError: It cannot be opened.
     """
     path = Path(path)
@@ -179,7 +179,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _allowing_alone(names: Sequence[str]) -> Iterator[None]:
-    """Have torch's reader take these names for stand-ins, and none that another library has put on its list.
+    """Make torch's reader accept these names as stubs, and no others that a library has allowed.
 
     Importing torch's distributed parts, as transformers and accelerate do, puts classes there that run code.
     """
@@ -242,7 +242,7 @@ def _refusal(found: PickleNames | None) -> str | None:
 
 
 def _reason(found: PickleNames | None, error: Exception) -> str:
-    """Say why torch's reader refused a file in which nothing foreign was seen."""
+    """Say why torch's reader refused a file in which no forbidden name was found."""
     text = " ".join(str(error).split())
     if named := re.search(r"GLOBAL ([\w.]+)", text):  # of torch's own, but none that its reader allows
         return f"it names {shown(named[1])}, and only tensors by name are read; {_SAVE_WEIGHTS}"
@@ -256,7 +256,7 @@ def _reason(found: PickleNames | None, error: Exception) -> str:
     told = text.rpartition("WeightsUnpickler error: ")[2].removeprefix("Weights only load failed. ")
     first = told.split(". ")[0].removesuffix(".").partition(" Check the documentation")[0]
     return (
-        f"it is no file of tensors by name, or was cut short ({shown_text(first) or type(error).__name__}); copy it "
+        f"it is not a file of tensors by name, or was cut short ({shown_text(first) or type(error).__name__}); copy it "
         f"again from where it was made, or {_SAVE_WEIGHTS}"
     )
 
@@ -272,9 +272,9 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
         path: The `.pkl` beside the weights (`itos.pkl` in fastai 0.7).
 
     Raises:
-        UnsafePickleError: The file names any class or function (the message says which), is no pickle, or holds
+        UnsafePickleError: The file names any class or function (the message says which), is not a pickle, or holds
             something other than strings (the message says where and what).
-        ValueError: A token other than the filler xxfake stands twice, or there is none.
+        ValueError: A token other than the padding xxfake is there twice, or there are no tokens.
         OSError: The file cannot be opened.
     """
     path = Path(path)
@@ -308,7 +308,7 @@ def _read_lists(content: bytes) -> Any:
     except Exception as error:  # a broken pickle fails in many ways
         text = "" if isinstance(error, KeyError) else shown_text(str(error))  # the key is an unknown instruction's code
         raise UnsafePickleError(
-            f"it is no pickled list, or was cut short ({text or type(error).__name__}); copy it again from where it "
+            f"it is not a pickled list, or was cut short ({text or type(error).__name__}); copy it again from where it "
             f"was made, or {_AS_PLAIN_LISTS}"
         ) from error
 

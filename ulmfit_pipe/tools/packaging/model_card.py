@@ -293,7 +293,7 @@ after a stop."""
 
 
 def _flags_of_training(record: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the settings that a further leg needs to be trained as the last one was."""
+    """Return the settings that a further training run needs to be trained as the last one was."""
     flags = [("--preset", record["preset"])]
     if last.get("precision") not in (None, "fp32"):
         flags.append(("--mixed_precision", last["precision"]))

@@ -126,7 +126,7 @@ class CachedObjective:
         return rows, [place for place, row in enumerate(rows) if row not in self.store.rows]
 
     def _watched(self, model: nn.Module, batch: Batch) -> tuple[ObjectiveOutput, Tensor]:
-        """Run the whole model and return what crosses the boundary too; the model may read a batch in pieces."""
+        """Run the whole model and return what crosses the boundary too; the model may read a batch in several calls."""
         seen: list[Tensor] = []
 
         def note(value: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class CachedObjective:
         self._keep(batch, rows, self._watched(model, batch)[1])
 
     def _from_kept(self, model: nn.Module, batch: Batch, value: Tensor) -> ObjectiveOutput:
-        """Run what is behind the boundary; a batch that the model reads in pieces is handed out piece by piece."""
+        """Run what is behind the boundary; a batch that the model reads in several calls is served call by call."""
         done = 0
 
         def hand_out(like: Tensor) -> Tensor:
@@ -229,12 +229,12 @@ def cached_prefix(
 
 
 def keep_again(task: Task, phase: Phase, *, upto: tuple[int, int], first_epoch: int, accelerator: Accelerator) -> None:
-    """Keep the rows that a phase had kept when it was killed, so that it goes on with the very same numbers.
+    """Keep the rows that a phase had kept when it was killed, so that it continues with exactly the same values.
 
     Args:
         task: The phase's task, as `cached_prefix` gives it; where it keeps nothing, nothing is done.
         phase: The phase.
-        upto: The epoch that is gone on with, and how many of its batches are done.
+        upto: The epoch that is resumed, and how many of its batches are done.
         first_epoch: Number that the phase's epoch 0 has for the data's order.
         accelerator: Where batches go.
     """
@@ -300,7 +300,7 @@ def _check_alone(accelerator: Accelerator, options: TrainingOptions) -> None:
     if options.compile:
         raise PrefixError("the model is compiled (compile), and compiled code cannot leave its frozen part out")
     if wants_pieces(accelerator, options):
-        raise PrefixError("the weights lie in pieces on the processes, which must run all layers equally often")
+        raise PrefixError("the weights are sharded over the processes, which must run all layers equally often")
 
 
 def _check_worth(below: Sequence[LayerGroup], phase: Phase, task: Task) -> None:
@@ -315,5 +315,5 @@ def _check_worth(below: Sequence[LayerGroup], phase: Phase, task: Task) -> None:
     moving = [group.name for group in below if group.num_trainable]
     if moving:
         raise PrefixError(
-            f"norm layers of the frozen groups {', '.join(moving)} train (train_norm), so what these give out changes"
+            f"norm layers of the frozen groups {', '.join(moving)} train (train_norm), so their output changes"
         )

@@ -39,7 +39,7 @@ def check_report_to(names: Sequence[str]) -> tuple[str, ...]:
     """Return the trackers that a list of names stands for: none, some, or ``all`` that are installed.
 
     Raises:
-        ValueError: A name is no tracker, is not installed, or ``none`` stands beside others.
+        ValueError: A name is not a tracker, is not installed, or ``none`` is combined with others.
     """
     if isinstance(names, str):
         raise ValueError(f"report_to must be a list of names, got {names!r}; write [{names!r}]")
@@ -66,7 +66,7 @@ def _check_tracker(name: str, here: Sequence[str]) -> None:
         close = difflib.get_close_matches(str(name), [*known, ALL, NONE], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"report_to {name!r} is no tracker; {hint}There are {', '.join(known)}, {ALL}, {NONE}; {shown}"
+            f"report_to {name!r} is not a tracker; {hint}There are {', '.join(known)}, {ALL}, {NONE}; {shown}"
         )
     raise ValueError(f"report_to {name!r} is not installed; pip install {name}; {shown}")
 
@@ -74,9 +74,9 @@ def _check_tracker(name: str, here: Sequence[str]) -> None:
 class AccelerateTrackers:
     """A tracker that hands the numbers to trackers of Accelerate, as one run of each.
 
-    Numbers that are NaN or infinite are left out, since not every library takes them. A run that is gone on with hides
+    Numbers that are NaN or infinite are left out, since not every library takes them. A run that is resumed hides
     what TensorBoard has of the steps after the checkpoint; the others get a run of its own for every start, unless
-    their own environment variables say which run to go on with (``WANDB_RUN_ID`` and ``WANDB_RESUME``, ...).
+    their own environment variables name the run to continue (``WANDB_RUN_ID`` and ``WANDB_RESUME``, ...).
 
     Args:
         names: Names as `check_report_to` takes them.
@@ -85,7 +85,7 @@ class AccelerateTrackers:
         config: Plain numbers and names to show beside the run, such as its settings.
 
     Raises:
-        ValueError: A name is no tracker, or is not installed.
+        ValueError: A name is not a tracker, or is not installed.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class JsonlLog:
         """Keep what a file that is there has of the steps and epochs that are done, and drop the rest of it.
 
         Raises:
-            ValueError: The file is no such log.
+            ValueError: The file is not such a log.
         """
         self.finish()
         if not self.path.exists():
@@ -70,7 +70,7 @@ class JsonlLog:
             raise ValueError(f"{self.path} is a pipe, a device or a folder, not a log; choose another file")
         lines = self.path.read_bytes().splitlines(keepends=True)
         if lines and not lines[0].startswith(b'{"step": '):
-            raise ValueError(f"{self.path} is no log of a training and would be overwritten; choose another file")
+            raise ValueError(f"{self.path} is not a log of a training and would be overwritten; choose another file")
         kept = sum(map(len, _lines_before(lines, step=step, epochs=epochs)))
         if kept:
             os.truncate(self.path, kept)
@@ -165,7 +165,7 @@ class RunLog:
         """Note what is done, and start the trackers there if they are not.
 
         Args:
-            steps_of_phase: Steps of a phase that has begun before and is gone on with.
+            steps_of_phase: Steps of a phase that has begun before and is resumed.
         """
         self._steps_before = self._first_step + len(self.history.steps)
         self._epochs = self._first_epoch + len(self.history.epochs)
@@ -262,7 +262,7 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
     """Return the norm over all groups (``grad_norm``) and of each that has a gradient (``grad_norm/GROUP``).
 
     Call it on every process between the backward pass and clipping. The device is waited for once. Plain data
-    parallelism has averaged the gradients by then; those that lie in pieces on the processes (torch's ``fully_shard``)
+    parallelism has averaged the gradients by then; those that are sharded on the processes (torch's ``fully_shard``)
     cost one sum over them.
 
     Args:
@@ -302,6 +302,6 @@ def _in_pieces(tensor: Tensor) -> bool:
 
 
 def _own_piece(gradient: Any) -> Tensor:
-    """Return this process' piece, smaller where others hold the same: all squares then add up to the whole's."""
+    """Return this process's shard, scaled down where others hold the same: all squares then add up to the whole's."""
     sizes = [gradient.device_mesh.size(axis) for axis, one in enumerate(gradient.placements) if one.is_replicate()]
     return gradient.to_local() / math.sqrt(math.prod(sizes))

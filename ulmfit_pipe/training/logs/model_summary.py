@@ -1,4 +1,4 @@
-"""A truthful table of a model: what each layer is, gives out, holds, and whether it would move."""
+"""A table of a model: each layer's class, output shape and parameters, and whether they are trainable."""
 
 from collections.abc import Sequence
 from typing import Any

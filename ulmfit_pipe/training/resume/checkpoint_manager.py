@@ -1,4 +1,4 @@
-"""Going on with a training that was killed: checkpoints at steps, and the run put back as it was at the last of them.
+"""Resuming a training that was killed: checkpoints at steps, and the run put back as it was at the last of them.
 
 `records.Checkpoints` says where and how often; `ProgressKeeper` is what one run does with it. The order of the data is
 a function of seed and epoch and the random generators are kept, so that on a CPU the finished run has the bits of one
@@ -184,7 +184,7 @@ class ProgressKeeper:
         if saved["steps"] != self._steps:
             raise CheckpointError(
                 f"the epochs of this phase have {self._steps} optimizer steps, they had {saved['steps']} when "
-                f"{path} was saved: data or batch sizes differ; delete that folder to begin anew"
+                f"{path} was saved: data or batch sizes differ; delete that folder to start over"
             )
         with _altered(path):
             run_state.restore_optimizer(run.optimizer, self.model, store.load_part(path, OPTIMIZER))
@@ -351,7 +351,7 @@ def _altered(path: Path) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(
             f"{path} cannot be continued from ({type(error).__name__}: {reason}); it was altered: delete that "
-            "checkpoint to take the one before, or its folder to begin anew"
+            "checkpoint to take the one before, or its folder to start over"
         ) from error
 
 

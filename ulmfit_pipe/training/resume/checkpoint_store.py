@@ -175,7 +175,7 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
         except CheckpointError as error:
             say(f"checkpoint {path.name} is damaged and left out, the one before it is taken: {error}")
     if paths:
-        raise CheckpointError(f"all {len(paths)} checkpoints in {folder} are damaged; delete that folder to begin anew")
+        raise CheckpointError(f"all {len(paths)} checkpoints in {folder} are damaged; delete that folder to start over")
     return None
 
 

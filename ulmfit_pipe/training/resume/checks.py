@@ -29,10 +29,10 @@ def can_keep(accelerator: Accelerator, *, resume: bool, say: Callable[[str], Non
     kind = accelerator.distributed_type.value
     if resume:
         raise CheckpointError(
-            f"a training under {kind} cannot be gone on with: its weights lie in pieces on the processes; run without "
+            f"a training under {kind} cannot be resumed: its weights are sharded over the processes; run without "
             "--resume, or with plain data parallelism"
         )
-    say(f"no checkpoints are kept under {kind}, whose weights lie in pieces on the processes")
+    say(f"no checkpoints are kept under {kind}, whose weights are sharded over the processes")
     return False
 
 
@@ -54,7 +54,7 @@ def refuse_impossible(state: Mapping[str, Any], plan: Mapping[str, Any], path: P
     if wrong:
         raise CheckpointError(
             f"{path} cannot be continued from: {wrong}; it was altered: delete that checkpoint to take the one before, "
-            "or its folder to begin anew"
+            "or its folder to start over"
         )
 
 
@@ -137,7 +137,7 @@ def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], fo
     if changed:
         raise CheckpointError(
             f"the checkpoints in {folder} are of another training; it differs in {', '.join(changed)}. Give the same "
-            "settings and data, or delete that folder to begin anew"
+            "settings and data, or delete that folder to start over"
         )
 
 
@@ -163,7 +163,7 @@ def refuse_other_processes(state: Mapping[str, Any], now: int, folder: Path) -> 
     if reason is not None:
         raise CheckpointError(
             f"the checkpoints in {folder} are of {_processes(before)}, now there {'is' if now == 1 else 'are'} {now}, "
-            f"and {reason}: go on with {before}, or delete that folder to begin anew"
+            f"and {reason}: resume with {before}, or delete that folder to start over"
         )
     return f"{_processes(before)} wrote the checkpoint and {now} go on from it: the same up to rounding"
 

@@ -15,7 +15,7 @@ from ulmfit_pipe.training.records import StepRecord
 
 # ---- weights
 
-AS_BEFORE = "build the model as it was then, or delete the folder of checkpoints to begin anew"
+AS_BEFORE = "build the model as it was then, or delete the folder of checkpoints to start over"
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
