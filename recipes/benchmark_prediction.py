@@ -1,4 +1,4 @@
-"""How fast recipes/predict.py predicts in parts, and what a second process buys: rows a second, all sides in one run.
+"""How fast recipes/predict.py predicts in parts, and what a second process buys: rows per second, all sides in one run.
 
     python recipes/benchmark_prediction.py --model runs/reviews/classifier
     python recipes/benchmark_prediction.py --model runs/reviews/classifier --rows 20000 --processes [1,2,4]

@@ -107,7 +107,7 @@ def test_a_masked_autoencoder_gives_an_image_the_same_scores_each_time(tmp_path)
     torch.testing.assert_close(again(images()).logits, expected)
 
 
-# ---- going on from a classifier of our own
+# ---- resuming from a classifier of our own
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_classifier_of_the_same_classes_goes_on_with_its_head(ours):
     folder, saved = ours()
     network, _, said = built(folder)
     assert torch.equal(network(images()).logits, saved(images()).logits)
-    assert said == [f"going on from the classifier {folder}, with its head"]
+    assert said == [f"resuming from the classifier {folder}, with its head"]
     assert built(folder, layer_groups="stages")[0].config.layer_groups == "stages"
 
 

@@ -69,7 +69,7 @@ def text_classifier(model, **settings):
 def test_a_transformer_trains_from_its_cached_prefix_to_the_same_weights(tmp_path, kind, settings):
     gap, said = both(text_classifier(SAVED[kind](tmp_path / kind), **settings))
     assert gap < ROUNDING
-    assert said[0].startswith("cache_frozen: embeddings, block0, block1, block2 run once a row; kept is what goes into")
+    assert said[0].startswith("cache_frozen: embeddings, block0, block1, block2 run once per row; kept is what goes into")
     assert said[-1].startswith(KEPT)
 
 

@@ -98,7 +98,7 @@ def test_a_killed_stage_keeps_its_checkpoints_and_a_finished_one_takes_them_away
     kept = progress_folder(folder)
     assert [path.name for path in sorted(kept.glob("step-*"))] == ["step-00000004", "step-00000005"]
     train(folder, tiny_language_model_folder, resume=True, said=said)
-    assert any(line.startswith(f"going on from {kept / 'step-00000005'}") for line in said)
+    assert any(line.startswith(f"resuming from {kept / 'step-00000005'}") for line in said)
     assert not kept.exists()
     kept.mkdir()  # as if it had been killed between its last two acts
     assert train(folder, tiny_language_model_folder, resume=True).skipped
@@ -328,7 +328,7 @@ def test_a_recipe_told_to_stop_saves_and_goes_on(tmp_path, tiny_language_model_f
     assert "told to stop (SIGTERM) after " in errors and errors.rstrip().endswith("again with --resume true")
     steps = int(max(path.name for path in kept.glob("step-*")).removeprefix("step-"))
     process = subprocess.Popen([*command, "--resume", "true"], **started)
-    shown = next(line for line in process.stdout if line.startswith("going on from"))
+    shown = next(line for line in process.stdout if line.startswith("resuming from"))
     process.kill()
     process.communicate()
     assert f": {steps} steps done, " in shown

@@ -313,10 +313,10 @@ def test_files_that_may_be_there_pass(tmp_path, monkeypatch):
     [
         (
             {"train": FRAME},
-            "train takes a folder of images (a folder a class) or a table, got a DataFrame; write df.to",
+            "train takes a folder of images (a folder per class) or a table, got a DataFrame; write df.to",
         ),
-        ({"train": ["a", "b"]}, "train takes a folder of images (a folder a class) or a table, got a list"),
-        ({"train": "t", "test": COLUMNS}, "test takes a folder of images (a folder a class) or a table, got a dict"),
+        ({"train": ["a", "b"]}, "train takes a folder of images (a folder per class) or a table, got a list"),
+        ({"train": "t", "test": COLUMNS}, "test takes a folder of images (a folder per class) or a table, got a dict"),
         ({"train": "t", "validation_images": FRAME}, "validation_images takes a folder of images"),
         ({"train": "t", "test_images": "x"}, "fit has no setting 'test_images'; write test="),
         ({"train": "t", "train_images": "x"}, "fit has no setting 'train_images'; write fit(train, ...), the first"),

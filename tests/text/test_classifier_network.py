@@ -193,7 +193,7 @@ def test_a_model_that_gives_numbers_is_refused_in_training_and_prediction_but_it
         ),
         (
             {"thresholds": [0.5, 0.5]},
-            "thresholds in config.json must be 3 numbers in 0..1, one a label, got",
+            "thresholds in config.json must be 3 numbers in 0..1, one per label, got",
         ),
         ({"thresholds": [0.5, 0.5, float("nan")]}, "thresholds in config.json must be 3 numbers in 0..1"),
         ({"thresholds": [0.5, 0.5, 2]}, "thresholds in config.json must be 3 numbers in 0..1"),

@@ -84,7 +84,7 @@ def test_a_little_that_is_unknown_is_reported():
 def test_texts_in_another_latin_language_are_reported_by_their_tokens_a_character():
     (line,) = said_of(GERMAN)
     assert re.match(
-        r"note: the training texts have 1\.\d times as many tokens a character as the texts that awd-lstm-en was "
+        r"note: the training texts have 1\.\d times the tokens per character of the texts that awd-lstm-en was "
         r"trained on; if they are in another language, take a model of that language or a multilingual one",
         line,
     )

@@ -113,7 +113,7 @@ def _check(settings: ImageSettings, train: Dataset | None, test: Dataset | None)
     if len(named) != 1:
         raise ValueError(
             f"give one of {', '.join(given)} to train on, got {' and '.join(named) or 'none'}; train_images is a "
-            "folder that holds a folder of images a class"
+            "folder that holds a folder of images per class"
         )
     held_out = (settings.test_images, settings.validation_images, test)
     if settings.dataset is not None and any(value is not None for value in held_out):

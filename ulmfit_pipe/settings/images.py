@@ -114,7 +114,7 @@ class ImageClassifierSettings:
             drops so many at its end; null keeps all [cut].
         channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
         image_size: Side of the images in pixels; null takes the model's own.
-        layer_groups: early-late-head, or stages for one group a stage [split_on].
+        layer_groups: early-late-head, or stages for one group per stage [split_on].
         accumulation_steps: Micro-batches an optimizer step.
         skip_bad_images: Leave images that do not open out, and say how many, instead of refusing them.
         num_workers: Threads that open images ahead of the training; null decides.
@@ -200,7 +200,7 @@ class ImageSettings(RunSettings):
 
     Attributes:
         output_dir: Folder for everything the run writes.
-        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
+        train_images: Folder that holds a folder of images per class, a table of paths, or a dataset's saved folder.
         test_images: The same, scored once at the end.
         validation_images: The same; it chooses the best epoch. Without it a part of the training images is held out.
         dataset: A sample that needs no files, in place of train_images and test_images: the 8 x 8 handwritten digits of

@@ -209,7 +209,7 @@ class TransferabilitySettings(StudySettings):
             (paragraphs of five installed libraries, the library is the class).
         train_file: Labelled table or tables of texts, in place of a sample; four classes or more.
         test_file: The same, tested on; without it a part of train_file is held out.
-        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
+        train_images: Folder that holds a folder of images per class, a table of paths, or a dataset's saved folder.
         test_images: The same, tested on; without it a part of train_images is held out.
         model: Any image or text model of transformers, or of this project; null takes a small ResNet for images and the
             built-in language model for texts.

@@ -146,7 +146,7 @@ class ClassifierSettings:
         window_length: Tokens of a window; null takes the longest that the model reads.
         window_overlap: Tokens that neighbouring windows share; null takes an eighth of a window.
         block_groups: Bundle a transformer's blocks into so many layer groups; null makes each block one.
-        cache_frozen: Run frozen groups once a text in each phase, and train the others from what they gave, wherever
+        cache_frozen: Run frozen groups once per text in each phase, and train the others from what they gave, wherever
             that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else a line says why
             not.
         new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false keeps

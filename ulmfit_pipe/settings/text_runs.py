@@ -46,7 +46,7 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
-            rows; null holds out a tenth of 500 rows or more (20 or more a label), and nothing of fewer.
+            rows; null holds out a tenth of 500 rows or more (20 or more per label), and nothing of fewer.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
             for an AWD-LSTM and transformer for any other model.
         ensemble: Train a forward and a backward AWD-LSTM and average them.
@@ -131,7 +131,7 @@ class ClassifierJob(LabelledTables, TextModelOptions, RunSettings):
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given; 0 trains on all rows; null holds out a
-            tenth of 500 rows or more (20 or more a label), and nothing of fewer.
+            tenth of 500 rows or more (20 or more per label), and nothing of fewer.
         classifier: Numbers of the stage.
     """
 

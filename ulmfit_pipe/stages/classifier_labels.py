@@ -71,6 +71,6 @@ def check_thresholds(name: str | Path, thresholds: Any, *, labels: int) -> None:
     fit = isinstance(thresholds, list) and len(thresholds) == labels
     if not fit or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds):
         raise ArtifactError(
-            f"{name} cannot be used: thresholds in config.json must be {labels} numbers in 0..1, one a label, got "
+            f"{name} cannot be used: thresholds in config.json must be {labels} numbers in 0..1, one per label, got "
             f"{shown(thresholds)}; correct them, or delete the entry for 0.5 each"
         )

@@ -2,7 +2,7 @@
 
 What is alike is said in `ABOUT`, which goes into every results file. What differs:
 
-full             all layer groups from the start; gradual unfreezes one group more a phase; head trains the head alone
+full             all layer groups from the start; gradual unfreezes one group more per phase; head trains the head alone
 discriminative   a lower rate for each group nearer the input (classifier.lr_decay); otherwise one rate for all
 slanted, one-cycle   the curve of the rate over each phase; otherwise the rate is constant
 chain-thaw       the head, each group alone, then all; its phases are as long as those of gradual

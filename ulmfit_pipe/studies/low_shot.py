@@ -46,7 +46,7 @@ from ulmfit_pipe.text.language_model import train_language_model
 ABOUT = (
     "No method sees a label beyond the cell's own: the last epoch's weights are tested, and nothing is chosen by test "
     "rows. One baseline has an advantage: the network from scratch has the best of several learning rates, chosen "
-    "once a size with seed 0 by development rows that no subset holds (for all rows by a tenth of them, before it is "
+    "once per size with seed 0 by development rows that no subset holds (for all rows by a tenth of them, before it is "
     "trained on all); the method has none to choose. TF-IDF has C chosen by cross-validation on the cell's labelled "
     "rows. The language model is fine-tuned once, without labels, and reads no text of the test table."
 )

@@ -23,7 +23,7 @@ from ulmfit_pipe.training.objectives import SequenceObjective
 
 MAX_EXPONENT = 700.0  # of what math.exp can hold
 PLAIN_PERPLEXITY = 1e6  # from here on in scientific form
-LONGEST_WORDS = 20.0  # characters a word: beyond, white space does not cut words (Finnish has about 8)
+LONGEST_WORDS = 20.0  # characters per word: beyond, white space does not cut words (Finnish has about 8)
 
 
 def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def describe_perplexity(metrics: Mapping[str, Any]) -> str:
     a_word = "" if word is None else f", {_in_words(word, 1)} a word"
     return (
         f"validation perplexity {_in_words(metrics['perplexity'], 2)} a token{a_word}, "
-        f"{metrics['bits_per_character']:.3f} bits a character, next-token accuracy {accuracy}"
+        f"{metrics['bits_per_character']:.3f} bits per character, next-token accuracy {accuracy}"
     )
 
 
@@ -99,7 +99,7 @@ def score_language_model(
         context: Device and precision.
 
     Returns:
-        Loss, perplexity and accuracy of a token, bits a character, perplexity of a word.
+        Loss, perplexity and accuracy of a token, bits per character, perplexity of a word.
     """
     encoded = tokenize_dataset(texts.select_columns(["text"]), tokenizer)
     batches = LanguageModelBatches(

@@ -62,7 +62,7 @@ def lineage_after(
         model: What the training started from; None for random weights.
         context: Seed, precision, processes.
         seconds: Wall time of the stage.
-        tokens: Tokens of the text, read once an epoch.
+        tokens: Tokens of the text, read once per epoch.
         files: Files of the text; their base names are kept, or nothing where they are not known.
     """
     accelerator, batches = context.accelerator, learner.task.train_batches
@@ -104,7 +104,7 @@ def tokens_seen(batches: Any, epochs: Sequence[EpochRecord], *, accumulation_ste
     Args:
         batches: `LanguageModelBatches` or `TokenBlockBatches` that were trained on, of any one process.
         epochs: The epochs that were trained, with the steps that each phase had taken at its end.
-        accumulation_steps: Micro-batches a step.
+        accumulation_steps: Micro-batches per step.
     """
     total = 0
     for number, steps in enumerate(_steps_of_epochs(epochs)):

@@ -74,7 +74,7 @@ def check_known_texts(
         context.tell(f"note: {_describe(found, tokenizer, model)}")
     elif (own := _own_tokens_per_character(model)) and found.tokens_per_character >= NOTED_RATIO * own:
         context.tell(
-            f"note: the training texts have {found.tokens_per_character / own:.1f} times as many tokens a character as "
+            f"note: the training texts have {found.tokens_per_character / own:.1f} times the tokens per character of "
             f"the texts that {model} was trained on; if they are in another language, take a model of that language or "
             f"a multilingual one, such as {MULTILINGUAL}"
         )
@@ -111,7 +111,7 @@ def _percent(share: float) -> str:
 
 
 def _own_tokens_per_character(model: ModelName | None) -> float | None:
-    """Return a language model's tokens a character on its validation texts, by what its stage measured, or None."""
+    """Return a language model's tokens per character on its validation texts, by what its stage measured, or None."""
     record = None if model is None else read_stage(location_of(model))
     metrics = (record or {}).get("metrics") or {}
     bits, loss = metrics.get("bits_per_character"), metrics.get("loss")

@@ -356,7 +356,7 @@ class Learner:
         if valid_batches is None:
             valid_batches = self.task.valid_batches
         self.task = replace(self.task, train_batches=train_batches, valid_batches=valid_batches)
-        self.say(f"new training data: {len(train_batches)} batches an epoch; {self.describe_frozen()}")
+        self.say(f"new training data: {len(train_batches)} batches per epoch; {self.describe_frozen()}")
 
     # ---- on disk
 

@@ -81,7 +81,7 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
             # data parallelism averages gradients over processes; the count is over all of them
             loss, carry = _backward(run, batch, carry, count=count, scale=accelerator.num_processes / total)
         losses.append(loss)
-    # read back once a step, after all micro-batches are on their way
+    # read back once per step, after all micro-batches are on their way
     loss_sum = torch.tensor([sum(float(loss) for loss in losses)], dtype=torch.float64)
     mean_loss = float(reduce(loss_sum)) / total
     if not math.isfinite(mean_loss):

@@ -48,7 +48,7 @@ class SumVector:
 class ClassificationMetric:
     """Accuracy, macro F1 and loss of a classifier with one label a row.
 
-    Keeps three counts a class, and a confusion matrix up to `MOST_CONFUSED` classes, beyond which it would take more
+    Keeps three counts per class, and a confusion matrix up to `MOST_CONFUSED` classes, beyond which it would take more
     memory and time than the evaluation itself.
 
     Args:
@@ -391,7 +391,7 @@ def _check_width(logits: Tensor, num_labels: int) -> None:
 def _checked_thresholds(thresholds: Sequence[float] | np.ndarray | None, num_labels: int) -> np.ndarray:
     values = np.full(num_labels, 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     if values.shape != (num_labels,) or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"thresholds must be {num_labels} numbers in [0, 1], one a label, got {thresholds!r}")
+        raise ValueError(f"thresholds must be {num_labels} numbers in [0, 1], one per label, got {thresholds!r}")
     return values
 
 

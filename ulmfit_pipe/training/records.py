@@ -122,7 +122,7 @@ class TrainingOptions:
         frozen_dropout: ``on`` or ``off`` in frozen groups.
         progress: Show progress bars; None decides by whether the error stream is a terminal.
         deadline: Value of ``time.monotonic()`` after which training stops at the next step, or None.
-        cache_frozen: Run frozen groups once a row in each phase, and train the others from what they gave, wherever
+        cache_frozen: Run frozen groups once per row in each phase, and train the others from what they gave, wherever
             that leads to the same weights up to rounding (`frozen_prefix`).
         cache_memory_gib: Memory for it in GiB; what is more goes into a temporary file.
         check_agreement: Compare the processes' weights bit for bit after every phase (`agreement`).

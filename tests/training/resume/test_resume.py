@@ -254,7 +254,7 @@ def test_nothing_to_go_on_from_is_said_and_the_run_begins(tmp_path, accelerator)
         train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said),
         never_stopped(classifier, accelerator),
     )
-    assert said[0] == f"there is no checkpoint in {tmp_path / 'run'}: the training begins at its start"
+    assert said[0] == f"there is no checkpoint in {tmp_path / 'run'}: the training starts from the beginning"
 
 
 def test_where_a_run_goes_on_is_said(tmp_path, accelerator):
@@ -263,7 +263,7 @@ def test_where_a_run_goes_on_is_said(tmp_path, accelerator):
     said = []
     train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said)
     path = tmp_path / "run" / "step-00000004"
-    assert said == [f"going on from {path}: 4 steps done, in epoch 2 of phase 1"]
+    assert said == [f"resuming from {path}: 4 steps done, in epoch 2 of phase 1"]
 
 
 @pytest.mark.parametrize(("keep", "names"), [(1, [6]), (2, [5, 6]), (3, [4, 5, 6])])
@@ -407,7 +407,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, acc
     said = []
     done = train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said)
     assert said[0].startswith(f"checkpoint {last.name} is damaged and left out, the one before it is taken: {file}")
-    assert said[1].startswith(f"going on from {before}")
+    assert said[1].startswith(f"resuming from {before}")
     assert_same(done, never_stopped(classifier, accelerator))
 
 
@@ -530,7 +530,7 @@ def test_what_a_kill_in_the_middle_of_saving_left_is_taken_away(tmp_path, accele
     (half / "model.safetensors").write_bytes(b"half")
     said = []
     done = train(classifier, accelerator, kept(run, resume=True), said=said)
-    assert said[0].startswith(f"going on from {last}")
+    assert said[0].startswith(f"resuming from {last}")
     assert not list(run.glob(".*"))
     assert_same(done, never_stopped(classifier, accelerator))
 
@@ -730,7 +730,7 @@ def test_sharded_weights_are_not_kept_and_not_gone_on_with(tmp_path, accelerator
 
     def keeper(**changes):
         options = TrainingOptions(checkpoints=kept(tmp_path / "run", **changes))
-        return phases._keeper(None, None, None, accelerator, options, {}, said.append)
+        return phases._checkpoint_manager(None, None, None, accelerator, options, {}, said.append)
 
     with keeper() as nothing:
         assert nothing is None

@@ -72,7 +72,7 @@ def load_images(
     """List images and labels.
 
     Args:
-        source: A folder that holds a folder of images a class; a .csv, .tsv, .jsonl, .json or .parquet table whose
+        source: A folder that holds a folder of images per class; a .csv, .tsv, .jsonl, .json or .parquet table whose
             image column holds paths (from the table's own folder on); a folder saved by `datasets`, or its dataset.
         image_column: The column of images or paths, in a table or dataset.
         label_column: The column of labels; None for images without.
@@ -103,7 +103,7 @@ def load_images(
     if path.is_file():
         return _from_table(path, image_column, label_column, label_names)
     raise ImageError(
-        f"there is no folder or table {path}; give a folder that holds a folder of images a class, a table of paths, "
+        f"there is no folder or table {path}; give a folder that holds a folder of images per class, a table of paths, "
         "or a folder saved by datasets (a dataset of the hub: load_dataset(...).save_to_disk(folder))"
     )
 
@@ -113,7 +113,7 @@ def _from_folder(folder: Path, label_names: Sequence[str] | None) -> datasets.Da
     classes = [entry.name for entry in entries if entry.is_dir()]
     loose = [entry.name for entry in entries if entry.is_file()]
     if not classes:
-        raise ImageError(f"{folder} holds no folder of images a class; lay images out as {folder}/CLASS/IMAGE")
+        raise ImageError(f"{folder} holds no folder of images per class; lay images out as {folder}/CLASS/IMAGE")
     if len(classes) > 1 and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise ImageError(
             f"{folder} holds {', '.join(classes)}, which are splits rather than classes; give one of them, such as "

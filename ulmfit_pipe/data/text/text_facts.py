@@ -57,7 +57,7 @@ class TextFacts:
         shares = script_shares(self.letters)
         letters = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:MOST_SCRIPTS]) or "none"
         return (
-            f"characters a text: median {middle:,.0f}, 95 % have up to {most:,.0f}, longest {max(self.lengths):,}; "
+            f"characters per text: median {middle:,.0f}, 95 % have up to {most:,.0f}, longest {max(self.lengths):,}; "
             f"letters: {letters}"
         )
 

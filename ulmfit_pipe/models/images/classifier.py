@@ -86,7 +86,7 @@ class UlmfitImageConfig(PreTrainedConfig):
         if len(self.head_dropouts) != len(self.head_hidden_sizes) + 1:
             raise ValueError(
                 f"a head with the inner widths {list(self.head_hidden_sizes)} has {len(self.head_hidden_sizes) + 1} "
-                f"linear layers, got {len(self.head_dropouts)} dropouts {list(self.head_dropouts)}; give one a layer, "
+                f"linear layers, got {len(self.head_dropouts)} dropouts {list(self.head_dropouts)}; give one each, "
                 "or a single number"
             )
         if any(not 0 <= dropout < 1 for dropout in self.head_dropouts):
@@ -271,7 +271,7 @@ def build_image_classifier(
         width: Width of the images.
         concat_pool: Pool by max and average, or by average alone.
         hidden_sizes: Widths of the head's inner layers; empty for a single linear layer.
-        dropout: Before the last linear layer, half of it before the others; or one a layer.
+        dropout: Before the last linear layer, half of it before the others; or one per layer.
         final_norm: A batch norm on the logits.
         head_init: How the linear layers start.
         custom_head: A module from the backbone's last hidden state to logits, in place of pooling and head.

@@ -1,4 +1,4 @@
-"""Layer groups of image models: stem and early stages | late stages | head, or one group a stage.
+"""Layer groups of image models: stem and early stages | late stages | head, or one group per stage.
 
 Nothing is listed by architecture: the stages are found by how the modules are nested (the outermost list of blocks),
 and what else the backbone holds lies before or after that list, as its modules are put together. Three groups as in
@@ -37,7 +37,7 @@ def image_group_specs(model: nn.Module, *, stages: bool | None = None) -> list[L
 
     Args:
         model: A classifier of this project, or any image model of transformers with or without a head.
-        stages: One group a stage (a transformer's blocks count as stages), with the stem as a group of its own; False
+        stages: One group per stage (a transformer's blocks count as stages), with the stem as a group of its own; False
             gives ``early | late | head``. None takes what the model's configuration says, else False.
 
     Returns:

@@ -6,7 +6,7 @@ also relative ones, projections) with the embeddings. What stands outside the ba
 in which parameters are registered: XLM-RoBERTa and CamemBERT register their head first. What nesting and kind do not
 tell is in `ARRANGEMENTS`.
 
-Source: Howard & Ruder 2018, sections 3.2 and 3.3, with one group a layer; per-layer rates of a BERT in Sun et al. 2019,
+Source: Howard & Ruder 2018, sections 3.2 and 3.3, one group per layer; per-layer rates of a BERT in Sun et al. 2019,
 section 5.3.3.
 """
 

@@ -193,7 +193,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cells_as_csv(records: Sequence[Record]) -> bytes:
-    """Return the cells as CSV, one a row."""
+    """Return the cells as CSV, one per row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

@@ -53,7 +53,7 @@ class LabelledTables:
         """Raise unless a subset of this size can be drawn.
 
         Raises:
-            TableError: There are too few rows, or fewer than one a class.
+            TableError: There are too few rows, or fewer than one per class.
         """
         if size == ALL_ROWS:
             return
@@ -108,7 +108,7 @@ def load_labelled_tables(
         train_file: Labelled file or files.
         test_file: Labelled file to test on.
         text_column: Column or columns of text.
-        label_column: Column of labels, one a row.
+        label_column: Column of labels, one per row.
         test_rows: Stratified sample of the test table, the same for every cell; None takes it whole.
         development_rows: Rows to set aside; 0 for none.
         reading: How tables of text are read; None finds it out.

@@ -236,7 +236,7 @@ def _in_words(point: Record | None) -> str:
 
 
 def csv_of(records: Sequence[Record]) -> bytes:
-    """Return the networks as CSV, one a row; the bases' rows are those of their own task."""
+    """Return the networks as CSV, one per row; the bases' rows are those of their own task."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

@@ -246,7 +246,7 @@ def build_awd_lstm_classifier(
         if getattr(settings, name) != getattr(defaults, name):
             raise ValueError(
                 f"{name} {getattr(settings, name)!r} is for transformers; {model} is an AWD-LSTM, which reads "
-                "documents whole and has a layer group a layer: leave it out (max_length cuts documents)"
+                "documents whole and has a layer group per layer: leave it out (max_length cuts documents)"
             )
     config = model.config
     tokenizer = load_tokenizer(model, config=config)

@@ -182,9 +182,9 @@ def _legs_table(legs: Sequence[Mapping[str, Any]]) -> str:
         "steps",
         "hours",
         "precision",
-        "perplexity a token",
+        "perplexity per token",
         "a word",
-        "bits a character",
+        "bits per character",
         "seed",
     )
     rows = [
@@ -224,13 +224,13 @@ def _measured(record: Mapping[str, Any]) -> str:
 
 | on held-out text | |
 | --- | --- |
-| perplexity a token | {_cell(metrics.get("perplexity"), ".2f")} |
-| perplexity a word (words as white space cuts them) | {_cell(metrics.get("perplexity_per_word"), ".1f")} |
-| bits a character | {_cell(metrics.get("bits_per_character"), ".3f")} |
+| perplexity per token | {_cell(metrics.get("perplexity"), ".2f")} |
+| perplexity per word (words as white space cuts them) | {_cell(metrics.get("perplexity_per_word"), ".1f")} |
+| bits per character | {_cell(metrics.get("bits_per_character"), ".3f")} |
 | next token right | {_cell(metrics.get("token_accuracy"), ".1%")} |
 | tokens measured | {_cell(metrics.get("n"), ",.0f")} |
 
-{how} The perplexity a token depends on the vocabulary; compare with other models by word or by character."""
+{how} The perplexity per token depends on the vocabulary; compare with other models by word or by character."""
 
 
 def _sample(record: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ def _described(error: Exception) -> str:
 def check_agreement(model: nn.Module, accelerator: Accelerator, *, where: str) -> None:
     """Raise on every process unless all of them hold bit-identical parameters and buffers.
 
-    Each process sums its bits, each place with a weight of its own, and the sums (8 bytes a tensor) are gathered.
+    Each process sums its bits, each place with a weight of its own, and the sums (8 bytes per tensor) are gathered.
     Sharded tensors are different parts on purpose and are left out. With one process nothing is done.
 
     Args:

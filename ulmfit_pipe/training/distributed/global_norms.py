@@ -111,7 +111,7 @@ def _forward(norm: _BatchNorm, inputs: Tensor) -> Tensor:
     """Normalize as the norm's own class does, but by the moments of all processes' rows.
 
     Raises:
-        ValueError: The global batch has a single value a feature, of which there is no variance.
+        ValueError: The global batch has a single value per feature, of which there is no variance.
     """
     if not norm.training:
         return type(norm).forward(norm, inputs)

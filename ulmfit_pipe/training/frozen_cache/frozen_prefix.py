@@ -200,7 +200,7 @@ def cached_prefix(
     options: TrainingOptions,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Task]:
-    """Give a phase's task with frozen groups run once a row, where the options ask for it and it is the same.
+    """Give a phase's task with frozen groups run once per row, where the options ask for it and it is the same.
 
     Every process keeps the rows that it was given itself; each runs a row once.
 
@@ -282,7 +282,7 @@ def _cached(
         say(f"cache_frozen: off in phase {phase.name!r}, frozen groups run in every epoch: {error}")
         return None
     names = ", ".join(group.name for group in below)
-    say(f"cache_frozen: {names} run once a row; kept is what goes into {boundary.name}")
+    say(f"cache_frozen: {names} run once per row; kept is what goes into {boundary.name}")
     store = ActivationStore(memory=int(options.cache_memory_gib * GIB))
     kept = {True: True, False: _fixed(task.valid_batches)}
     frozen = [parameter for group in below for _, parameter in group.parameters]

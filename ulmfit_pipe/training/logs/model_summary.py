@@ -16,7 +16,7 @@ from ulmfit_pipe.training.records import Task
 def summarize(
     model: nn.Module, groups: Sequence[LayerGroup], task: Task, accelerator: Accelerator, *, lrs: Sequence[float]
 ) -> Report:
-    """Return a table with a line a group and a line a layer, and totals that equal the real ones.
+    """Return a table with a line per group and a line per layer, and totals that equal the real ones.
 
     Args:
         model: The bare model.

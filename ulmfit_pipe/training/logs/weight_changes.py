@@ -69,7 +69,7 @@ class WeightChange:
 
 @dataclass(frozen=True, repr=False)
 class WeightChanges:
-    """How far every part of a model moved; shows itself as a table with a line a layer group.
+    """How far every part of a model moved; shows itself as a table with a line per layer group.
 
     Attributes:
         groups: A row a layer group, input side first.

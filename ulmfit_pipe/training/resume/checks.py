@@ -172,7 +172,7 @@ def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
 
 
-def other_surroundings(state: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def other_environment(state: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return what to say where versions, device or threads are other than they were, or None."""
     changed = differences(dict(state["surroundings"]), dict(now))
     if not changed:
