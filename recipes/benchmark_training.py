@@ -31,7 +31,7 @@ SIDES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What to time: a model of these sizes, epochs of so many steps, every side so often (side: one side only)."""
+    """What to time: a model of these sizes, epochs of this many steps, every side so often (side: one side only)."""
 
     vocab_size: int = 12_000
     embedding_size: int = 256

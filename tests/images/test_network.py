@@ -153,8 +153,8 @@ def test_a_classifier_of_other_classes_gives_its_backbone(ours):
             r"head_dropouts is \[0.25, 0.5\], not \[0.1, 0.2",
         ),
         ({"head": ImageHeadSettings(hidden_sizes=[6], concat_pool=False)}, "whose concat_pool is True, not False"),
-        ({"keep_stages": 2}, "to go on from as it is; keep_stages and channels cannot change it"),
-        ({"channels": 1}, "to go on from as it is; keep_stages and channels cannot change it"),
+        ({"keep_stages": 2}, "to resume from as it is; keep_stages and channels cannot change it"),
+        ({"channels": 1}, "to resume from as it is; keep_stages and channels cannot change it"),
     ],
 )
 def test_settings_that_would_change_a_classifier_to_go_on_from_are_refused(ours, given, words):
@@ -209,7 +209,9 @@ def test_weights_that_are_not_whole_are_refused_unless_nothing_needs_them(tmp_pa
     without("pooler")
     built(folder)  # the pooler is left out anyway
     without(".1.intermediate")
-    with pytest.raises(ArtifactError, match=r"lack layers.1.mlp.fc1.bias \(2 in all\), so they are no whole ViTModel"):
+    with pytest.raises(
+        ArtifactError, match=r"lack layers.1.mlp.fc1.bias \(2 in all\), so they are not a complete ViTModel"
+    ):
         built(folder)
 
 

@@ -111,7 +111,7 @@ def test_a_recipe_told_to_stop_goes_on_with_resume_true_to_the_same_bits(run, pl
     words = ["--output_dir", stopped]
     code, out, errors = run(name, *RECIPES[name], *words, stop=2)  # in the first stage
     assert code == EXIT_PREEMPTED, errors
-    assert errors.startswith(f"{name}.py: told to stop (SIGTERM) after ")
+    assert errors.startswith(f"{name}.py: stopped by SIGTERM after ")
     assert errors.endswith("run the same command again with --resume true\n")
     words += ["--resume", "true", "--checkpoint_seconds", "0"]  # Ctrl-C saves nothing itself
     code, out, errors = run(name, *RECIPES[name], *words, stop=7, by=signal.SIGINT)  # in the last phases or next stage

@@ -160,7 +160,7 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
         train(folder, tiny_language_model_folder, settings=replace(CLASSIFIER, final_epochs=2), seed=3)
     assert str(caught.value) == (
         f"an unfinished training of c is in {progress_folder(folder)} (step-00000005); it cannot be resumed now, "
-        "things are now, since it differs in identity.seed (0 there, 3 now), identity.settings.final_epochs (1 there, "
+        "since it differs in identity.seed (0 there, 3 now), identity.settings.final_epochs (1 there, "
         "2 now): give the old settings and data with --resume true (resume=True in Python), or delete that folder to "
         "start over"
     )
@@ -213,7 +213,7 @@ def test_a_stage_that_another_process_trains_is_refused_on_all_processes_until_t
     folder, going_on = progress_folder(tmp_path / "c"), RunContext(resume=True)
     words = (
         rf"^another process trains here \(process {another_process} on .*\), its checkpoints are in {folder}; wait "
-        r"for it, or end it and go on by --resume true \(resume=True in Python\)$"
+        r"for it, or end it and continue by --resume true \(resume=True in Python\)$"
     )
 
     def keep(context):
@@ -325,7 +325,7 @@ def test_a_recipe_told_to_stop_saves_and_goes_on(tmp_path, tiny_language_model_f
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "told to stop (SIGTERM) after " in errors and errors.rstrip().endswith("again with --resume true")
+    assert "stopped by SIGTERM after " in errors and errors.rstrip().endswith("again with --resume true")
     steps = int(max(path.name for path in kept.glob("step-*")).removeprefix("step-"))
     process = subprocess.Popen([*command, "--resume", "true"], **started)
     shown = next(line for line in process.stdout if line.startswith("resuming from"))

@@ -130,7 +130,7 @@ def test_the_ensemble_is_the_average_of_its_two_halves(finished, place):
 def test_the_language_models_are_fine_tuned_once_a_direction_on_no_test_text(finished):
     output, said, _ = finished
     assert sum("language model saved in" in line for line in said) == 2
-    assert "left out 5 of 70 texts of the language model that also stand in the test table" in said
+    assert "left out 5 of 70 texts of the language model that are also in the test table" in said
     directions = [
         json.loads((output / f"language_model{suffix}/config.json").read_text())["direction"]
         for suffix in ("", "_backward")

@@ -173,7 +173,7 @@ def test_a_stage_folder_with_other_files_is_refused_before_anything_is_trained(f
     folder = tmp_path / "run" / place
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArtifactError, match=rf"{place} holds files that are no stage's, not a {place} stage"):
+    with pytest.raises(ArtifactError, match=rf"{place} holds files that are not a stage's, not a {place} stage"):
         fit()
     assert folder_bytes(tmp_path / "run") == {f"{place}/thesis.txt": b"years of work"}
 
@@ -332,7 +332,9 @@ def test_a_time_limit_of_zero_is_refused(fit):
 
 
 def test_a_metric_of_the_other_kind_of_labels_is_refused_before_training(fit, tmp_path):
-    words = ["monitor 'micro_f1' is no metric of a table with one label a row; choose one of accuracy, macro_f1, loss"]
+    words = [
+        "monitor 'micro_f1' is not a metric of a table with one label a row; choose one of accuracy, macro_f1, loss"
+    ]
     refused(fit, ValueError, words, classifier=ClassifierSettings(monitor="micro_f1"), output_dir=tmp_path / "none")
 
 

@@ -37,11 +37,11 @@ def said_of(texts, *, model=DEFAULT_MODEL, unknown_text="error", **more):
 def test_a_run_on_unknown_texts_stops_before_it_trains(chinese_csv, tmp_path):
     settings = PipelineSettings([chinese_csv], str(tmp_path / "run"))
     words = (
-        r"9\d % of the characters of the training texts are unknown to awd-lstm-en or stand in words that it can only "
+        r"9\d % of the characters of the training texts are unknown to awd-lstm-en or are in words that it can only "
         r"spell letter by letter, most of them Han letters \(\d\d % of the tokens are xxunk\); take a model of their "
         r"language or a multilingual one, such as --model bert-base-multilingual-cased or sentence-transformers/"
         r"paraphrase-multilingual-MiniLM-L12-v2; --model null trains one from scratch on these texts; --unknown_text "
-        r"allow goes on anyway"
+        r"allow continues anyway"
     )
     with pytest.raises(ValueError, match=words) as caught:
         run_pipeline(settings)

@@ -1,4 +1,4 @@
-"""Labels as they stand in tables: cleaned, refused or named, and kept in the type they were given.
+"""Labels as they are in tables: cleaned, refused or named, and kept in the type they were given.
 
 A label is a name, an integer or a bool. Two spellings of one name that nobody can tell apart (a space at the end, two
 Unicode forms of one letter) are one label; those that merely look alike (capitals, quotes) stay apart and are reported.
@@ -91,7 +91,7 @@ def lookalike_key(name: str) -> str:
     """Return what a label has in common with others that look like it.
 
     Capitals, quotes around it, the width and style of letters (NFKC), Cyrillic and Greek letters that look like Latin
-    ones, invisible marks, what stands between words, and zeros before an integer do not count.
+    ones, invisible marks, what is between words, and zeros before an integer do not count.
     """
     key = name.translate(_UNSEEN).casefold()
     if len(key) <= LONGEST_NORMALIZED:
@@ -115,7 +115,7 @@ def mixes_scripts(name: str) -> bool:
 
 
 def is_quoted(name: str) -> bool:
-    """Whether a label stands in quotes, which then count as a part of it."""
+    """Whether a label is in quotes, which then count as a part of it."""
     return len(name) > 1 and name[0] in _QUOTES and name[-1] in _QUOTES
 
 
@@ -284,7 +284,7 @@ class LabelColumn:
     Args:
         names: The names that training knows, in order, or None to take what turns up.
         multi_label: A row may have several.
-        separator: What stands between the labels of one cell.
+        separator: What is between the labels of one cell.
         mapping: The name of each value of the column, or None where values are names.
     """
 

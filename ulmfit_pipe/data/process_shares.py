@@ -1,4 +1,4 @@
-"""One process' share of a global batch, also where the batch has fewer rows than there are processes.
+"""One process's share of a global batch, also where the batch has fewer rows than there are processes.
 
 Batches are planned for all processes together and do not depend on how many there are, so that N processes train on
 the batches of one. A process that gets no row of a small batch runs one of them all the same, since the others wait

@@ -24,7 +24,7 @@ def check_seed(seed: int) -> None:
 
 
 def some_rows(table: datasets.Dataset, most: int | None, *, seed: int) -> datasets.Dataset:
-    """Return at most so many rows, chosen at random, in the table's order."""
+    """Return at most this many rows, chosen at random, in the table's order."""
     if most is None or len(table) <= most:
         return table
     chosen = np.random.default_rng(seed).choice(len(table), most, replace=False)

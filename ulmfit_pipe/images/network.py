@@ -33,7 +33,7 @@ from ulmfit_pipe.stages.classifier_labels import labels_of
 OURS = UlmfitImageConfig.model_type
 TIMM = "timm_wrapper"
 PLAIN_SIZE = 224  # pixels a side where neither model nor settings say
-PLAIN_MEAN = 0.5  # mean and deviation of a processor made here: pixels come to lie in -1..1
+PLAIN_MEAN = 0.5  # mean and deviation of a processor made here: pixels are then in -1..1
 CROPS_BELOW = 384  # pixels a side from which ConvNeXt's processor does not crop; 224 of 256 is its share below
 TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
@@ -55,7 +55,7 @@ def build_image_network(
         settings: Numbers of the stage.
         custom_head: In place of pooling and head.
         layer_groups: In place of those the settings name.
-        say: Told what is new or left out.
+        say: Receives log lines on what is new or left out.
 
     Raises:
         ArtifactError: The model takes no images, is not whole, or cannot be had.
@@ -123,19 +123,19 @@ def _go_on(
         found = getattr(config, name)
         if (list(found) if isinstance(found, tuple) else found) != value:
             raise ValueError(
-                f"{model} is a classifier of the same classes, to go on from with its head, whose {name} is {found}, "
+                f"{model} is a classifier of the same classes, to resume from with its head, whose {name} is {found}, "
                 f"not {value}; set the head as it was, or give the model it started from"
             )
     if settings.keep_stages is not None or settings.channels not in (None, channels_of(config.backbone_config)):
         raise ValueError(
-            f"{model} is a classifier of the same classes, to go on from as it is; keep_stages and channels cannot "
+            f"{model} is a classifier of the same classes, to resume from as it is; keep_stages and channels cannot "
             "change it: leave them out, or give the model it started from"
         )
     config.layer_groups = _groups_to_store(settings, layer_groups)
     pixels = ImagePixels(
         _processor_of(model, config, settings.image_size), channels=channels_of(config.backbone_config)
     )
-    say(f"going on from the classifier {model}, with its head")
+    say(f"resuming from the classifier {model}, with its head")
     return load_model(model, AutoModelForImageClassification, config=config), pixels
 
 

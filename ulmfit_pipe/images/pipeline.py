@@ -216,7 +216,7 @@ class ImagePipeline:
     """The method on images as one object: a pretrained backbone in, a classifier out.
 
     Args:
-        model: Any image model of transformers, or a classifier's folder to go on from; None builds a small ResNet.
+        model: Any image model of transformers, or a classifier's folder to start from; None builds a small ResNet.
     """
 
     def __init__(self, model: str | Path | None = None) -> None:

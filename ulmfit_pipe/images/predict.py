@@ -58,7 +58,7 @@ class ImagePredictor:
     Args:
         model: The classifier.
         pixels: Its processor.
-        accelerator: The device, and this process' share when a table is scored.
+        accelerator: The device, and this process's share when a table is scored.
     """
 
     def __init__(self, model: Any, pixels: ImagePixels, *, accelerator: Accelerator | None = None) -> None:

@@ -78,7 +78,7 @@ class AugmentationSettings:
     off: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no image could be changed by."""
+        """Refuse values that no image could be changed by."""
         if not 0 < self.least_crop <= 1:
             raise ValueError(f"least_crop must lie in (0, 1], got {self.least_crop!r}; 1 crops nothing off at random")
         if not self.stretch >= 1:
@@ -106,8 +106,8 @@ class ImageClassifierSettings:
         class_weights: balanced weighs each class by the inverse of its frequency.
         monitor: Validation metric that chooses the best epoch.
         keep: End with the weights of the best epoch on validation data, or of the last epoch.
-        train_norm: Whether batch norms of frozen groups go on training, their running statistics too [train_bn]; false
-            holds everything below the head still.
+        train_norm: Whether batch norms of frozen groups train on, their running statistics too [train_bn]; false
+            keeps everything below the head fixed.
         pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
             random weights, and freezes nothing [pretrained].
         keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
@@ -151,7 +151,7 @@ class ImageClassifierSettings:
     backbone: SmallResNetSettings = field(default_factory=SmallResNetSettings)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
+        """Refuse settings that no training can use, before it begins."""
         check_types(self)
         check_whole(self, {"epochs_per_phase": 1, "final_epochs": 1, "accumulation_steps": 1, "num_workers": 0})
         check_whole(self, {"image_size": 1, "batch_size": 2})
@@ -188,7 +188,7 @@ class PretrainingSettings:
     lr: float = 3e-3
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use."""
+        """Refuse values that no training could use."""
         check_types(self)
         check_whole(self, {"images": 260, "epochs": 1})
         check_above_zero(self, "lr")
@@ -210,7 +210,7 @@ class ImageSettings(RunSettings):
         image_column: Column of images or paths, in a table or dataset.
         label_column: Column of labels.
         validation_fraction: Part of the training images held out where no validation images are given.
-        max_train_images: Use only so many training images, chosen at random by the seed; null takes all.
+        max_train_images: Use only this many training images, chosen at random by the seed; null takes all.
         seed: Seed of split, weights, dropout, order and augmentation.
         pretraining: The related task where no model is given.
         classifier: Numbers of the image stage.

@@ -168,7 +168,7 @@ def _default_of(field: dataclasses.Field) -> Any:
 
 
 def _field_docs(settings_class: type) -> dict[str, str]:
-    """Field name -> its text in the `Attributes:` section, or the string that stands below it."""
+    """Field name -> its text in the `Attributes:` section, or the string that is below it."""
     docs: dict[str, str] = {}
     for each in reversed(settings_class.__mro__[:-1]):  # a class's own words last
         parsed = docstring_parser.parse_from_object(each)

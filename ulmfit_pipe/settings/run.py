@@ -55,7 +55,7 @@ class RunSettings(ComputeSettings):
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
             A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
+        log_every: Log one optimizer step out of this many.
     """
 
     compile: bool = False

@@ -73,7 +73,7 @@ class LanguageModelSettings:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
+        """Refuse settings that no training can use, before it begins."""
         check_types(self)
         ones = ("epochs", "frozen_epochs", "batch_size", "bptt", "vocab_size", "min_count", "embedding_size")
         more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers", "block_size")
@@ -184,7 +184,7 @@ class ClassifierSettings:
     new_head: bool = added_setting(False)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
+        """Refuse settings that no training can use, before it begins."""
         check_types(self)
         ones = ("epochs_per_phase", "final_epochs", "max_tokens", "accumulation_steps", "num_workers", "max_length")
         least = dict.fromkeys((*ones, "window_length", "block_groups"), 1)

@@ -54,8 +54,8 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier; null does
             it for an AWD-LSTM, where language_model has settings, and for a transformer with a trained language-model
             head where there is unlabelled text.
-        include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
-        max_rows: Use only so many rows of each table, for a quick look or a learning curve.
+        include_test_text: Let the language model read unlabelled texts that also are in validation or test.
+        max_rows: Use only this many rows of each table, for a quick look or a learning curve.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
         baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
@@ -100,7 +100,7 @@ class LanguageModelJob(TableOptions, TextModelOptions, RunSettings):
         train_file: Table or tables of text of any kind in docs/tables.md: a file, a folder of texts, a saved dataset's
             folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
         output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
-        model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
+        model: Pretrained language model to start from, a folder or hub id; null trains from scratch.
         validation_file: Text that is only measured; without it a part of the training text is held out.
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.

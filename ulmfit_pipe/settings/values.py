@@ -57,7 +57,7 @@ def read_value(value: Any, hint: Any, *, name: str, origin: str) -> Any:
         value: Text from the command line (a list of texts for a list), or what YAML read.
         hint: The annotation.
         name: Dotted name, for the message.
-        origin: `COMMAND_LINE`, or the file that the value stands in.
+        origin: `COMMAND_LINE`, or the file that the value is in.
 
     Raises:
         SettingsError: The value is not of that type.

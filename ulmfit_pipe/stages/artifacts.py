@@ -272,7 +272,7 @@ def load_text_tokenizer(
     Args:
         name: A folder, a built-in name or a hub id.
         config: The model's configuration; its padding id is set to the tokenizer's.
-        say: Told when a tokenizer without a padding token gets its end-of-text token for one.
+        say: Receives a log line when a tokenizer without a padding token gets its end-of-text token for one.
 
     Raises:
         ArtifactError: There is no tokenizer, no fast one, or it belongs to another model.

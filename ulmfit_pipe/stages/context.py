@@ -56,10 +56,10 @@ class RunContext:
         compile: Compile the model for each phase.
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
-        resume: Resume an unfinished stage from its last checkpoint, instead of beginning it anew.
+        resume: Resume an unfinished stage from its last checkpoint, instead of starting over.
         checkpoint_seconds: Save a checkpoint so often while a stage trains; 0 after every step, None saves none.
         report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
-        log_every: Log one optimizer step out of so many.
+        log_every: Log one optimizer step out of this many.
         say: Receives each line of news.
     """
 
@@ -188,7 +188,7 @@ class RunContext:
             raise ValueError(f"{what} runs in one process, it was launched in {count}; {instead}")
 
     def shares(self) -> dict[str, int]:
-        """Return this process' place, as batches take it."""
+        """Return this process's place, as batches take it."""
         return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
 
     def options(self, optimizer: StageOptimizer, **changes: Any) -> TrainingOptions:

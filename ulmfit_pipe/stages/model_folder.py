@@ -245,7 +245,7 @@ def _check_bound(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _is_of_hub_cache(file: Path) -> bool:
-    """Tell whether a link is one of the hub's cache: ``snapshots/REVISION/file`` -> ``../../blobs/HASH``."""
+    """Return whether a link is one of the hub's cache: ``snapshots/REVISION/file`` -> ``../../blobs/HASH``."""
     parents = file.absolute().parents
     if len(parents) < 3 or parents[1].name != "snapshots":
         return False

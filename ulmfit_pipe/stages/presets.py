@@ -84,7 +84,7 @@ class Preset:
         classifier_optimizer: Of the classifier stage.
         lm_phases: Builds the language model's phases.
         classifier_phases: Builds the classifier's phases.
-        train_norm: Norm layers of frozen groups go on training.
+        train_norm: Norm layers of frozen groups continue training.
         lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full.
         head_factor: What the rate of the head alone is times the head's own once more trains, in these two plans.
         alpha: Weight of AR in both stages.

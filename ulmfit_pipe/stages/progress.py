@@ -1,4 +1,4 @@
-"""A stage that is not finished: its checkpoints lie in a hidden folder beside its own, and go when it is finished.
+"""A stage that is not finished: its checkpoints are in a hidden folder beside its own, and go when it is finished.
 
 From its first step to its end a lock in that folder keeps other processes out.
 """
@@ -30,7 +30,7 @@ _HELD: dict[Path, FileIO] = {}  # locks of this process, by folder
 def keep_progress(
     learner: Learner, output_dir: Path | str, *, identity: dict[str, Any], vocabulary: str | None, context: RunContext
 ) -> None:
-    """Let a learner save checkpoints of a stage, and go on from the last one where the context says so.
+    """Let a learner save checkpoints of a stage, and resume from the last one where the context says so.
 
     Until `drop_progress`, or until the learner is gone, no other process may train the stage.
 
@@ -39,10 +39,10 @@ def keep_progress(
         output_dir: The stage's folder.
         identity: Everything the stage's result depends on.
         vocabulary: What tells the tokenizer from any other; None without one.
-        context: Whether to go on, and how often to save.
+        context: Whether to continue, and how often to save.
 
     Raises:
-        CheckpointError: There are checkpoints, and nobody asked to go on from them; or another process trains there;
+        CheckpointError: There are checkpoints, and nobody asked to resume from them; or another process trains there;
             or nothing can be written there.
     """
     identity = {**identity, "vocabulary": vocabulary}
@@ -104,7 +104,7 @@ def _keep_others_out(learner: Learner, folder: Path, accelerator: Accelerator) -
 def _trains_here(folder: Path, who: str | None) -> str:
     return (
         f"another process trains here ({who or 'it has just ended'}), its checkpoints are in {folder}; wait for it, or "
-        "end it and go on by --resume true (resume=True in Python)"
+        "end it and continue by --resume true (resume=True in Python)"
     )
 
 

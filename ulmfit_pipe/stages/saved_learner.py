@@ -93,7 +93,7 @@ def load_learner(
     Args:
         path: The folder.
         task: Data and objective to continue with.
-        options: Numbers of the loop; the saved ones by default.
+        options: Hyperparameters of the loop; the saved ones by default.
         accelerator: Device, precision and processes.
         monitor: Validation metric by which the best epoch of further training is judged.
         say: Told in one line what is frozen.

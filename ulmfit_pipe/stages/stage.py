@@ -51,7 +51,7 @@ class StageRun:
         return done
 
     def keep(self, learner: Learner, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Let a learner save checkpoints and a log while it trains, or go on from its last checkpoint."""
+        """Let a learner save checkpoints and a log while it trains, or resume from its last checkpoint."""
         vocabulary = None if tokenizer is None else vocabulary_digest(tokenizer)
         keep_progress(learner, self.output_dir, identity=self.identity, vocabulary=vocabulary, context=self.context)
         track_training(learner, self.output_dir, identity=self.identity, context=self.context)

@@ -138,7 +138,7 @@ def _refuse_streams(path: Path | str) -> None:
 
 
 def is_fixed(path: Path) -> bool:
-    """Tell whether a folder has to stay where it is: a mounted disk, or one whose parent is not writable."""
+    """Return whether a folder has to stay where it is: a mounted disk, or one whose parent is not writable."""
     if not path.is_dir():
         return False
     return os.path.ismount(path) or str(path) in _mount_points() or not os.access(path.parent, os.W_OK | os.X_OK)
@@ -222,7 +222,7 @@ def _fill(temporary: Path, path: Path) -> None:
 
 
 def _finish_filling(path: Path) -> None:
-    """Take the old files away, then move the new ones in; after a kill the next process goes on where it was."""
+    """Take the old files away, then move the new ones in; after a kill the next process continues where it was."""
     if (path / WHOLE).is_dir():
         for name in sorted(_own_contents(path), key=lambda name: name not in COUNTING_FILES):
             remove(path / name)

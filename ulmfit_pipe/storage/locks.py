@@ -1,7 +1,7 @@
 """Lock files, by which processes on one folder keep out of one another's way.
 
 A lock is held while its file is open. The system closes that when the process ends, however it ends, so that no lock is
-ever left behind. Where the system or the disk knows no locks (Windows, some shared disks), all goes on without.
+ever left behind. Where the system or the disk has no locks (Windows, some shared disks), none is taken.
 """
 
 import contextlib

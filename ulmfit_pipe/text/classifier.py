@@ -46,7 +46,7 @@ from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.resume.run_state import random_kept
 
-# Of the probe's scores, when training goes on from them: a head that is certain of every row leaves no gradient. Ours:
+# Of the probe's scores, when training resumes from them: a head that is certain of every row leaves no gradient. Ours:
 # with 8 labels a class of TREC-6 0.3 instead of 1 took the accuracy from 81.6 to 84.0 % (4 splits each)
 START_SCALE = 0.3
 FOLDS = 3  # of a small table, to decide whether unfreezing pays
@@ -78,7 +78,7 @@ def train_classifier(
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
 ) -> StageResult:
-    """Train a classifier on labelled texts, from a language model or encoder, or going on from a saved classifier.
+    """Train a classifier on labelled texts, from a language model or encoder, or resuming from a saved classifier.
 
     Args:
         train: Columns ``text`` and ``label``.
@@ -256,7 +256,7 @@ def scores_on_folds(
     Args:
         train: Columns ``text`` and ``label``.
         model: What the classifier is put on.
-        settings: Numbers of the stage, with a plan that goes on from the probe.
+        settings: Numbers of the stage, with a plan that resumes from the probe.
         context: Seed, precision and processes; nothing is reported from here.
 
     Returns:

@@ -181,7 +181,7 @@ def _gathered(parts: Sequence[NDArray[Any]], accelerator: Accelerator) -> tuple[
 
 
 def same_everywhere(probe: LinearProbe, accelerator: Accelerator) -> LinearProbe:
-    """Return the main process' probe on every process: the last digits of a fit may differ from machine to machine."""
+    """Return the main process's probe on every process: the last digits of a fit may differ from machine to machine."""
     if accelerator.num_processes == 1:
         return probe
     buffer = io.BytesIO()
@@ -191,7 +191,7 @@ def same_everywhere(probe: LinearProbe, accelerator: Accelerator) -> LinearProbe
 
 
 def main_number(number: float, accelerator: Accelerator) -> float:
-    """Return the main process' number on every process."""
+    """Return the main process's number on every process."""
     return float(gather_bytes(repr(float(number)).encode(), accelerator)[0])
 
 

@@ -30,7 +30,7 @@ def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) ->
     """Spread the loss over what does not depend on the vocabulary: characters, and words as white space cuts them.
 
     Args:
-        loss: Mean loss of a token, in nats.
+        loss: Mean loss per token, in nats.
         tokens: Tokens it is the mean of.
         texts: Column ``text``, what was read.
 
@@ -59,11 +59,11 @@ def describe_perplexity(metrics: Mapping[str, Any]) -> str:
     accuracy = f"{metrics['token_accuracy']:.3f}"
     if "pseudo_perplexity" in metrics:
         shown = f"{metrics['pseudo_perplexity']:.2f}"
-        return f"validation pseudo-perplexity {shown} a masked token, masked-token accuracy {accuracy}"
+        return f"validation pseudo-perplexity {shown} per masked token, masked-token accuracy {accuracy}"
     word = metrics.get("perplexity_per_word")
-    a_word = "" if word is None else f", {_in_words(word, 1)} a word"
+    per_word = "" if word is None else f", {_in_words(word, 1)} per word"
     return (
-        f"validation perplexity {_in_words(metrics['perplexity'], 2)} a token{a_word}, "
+        f"validation perplexity {_in_words(metrics['perplexity'], 2)} per token{per_word}, "
         f"{metrics['bits_per_character']:.3f} bits per character, next-token accuracy {accuracy}"
     )
 
@@ -99,7 +99,7 @@ def score_language_model(
         context: Device and precision.
 
     Returns:
-        Loss, perplexity and accuracy of a token, bits per character, perplexity of a word.
+        Loss, perplexity and accuracy per token, bits per character, perplexity per word.
     """
     encoded = tokenize_dataset(texts.select_columns(["text"]), tokenizer)
     batches = LanguageModelBatches(

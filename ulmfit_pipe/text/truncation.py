@@ -215,7 +215,7 @@ def _longest(network: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def pads_left(config: Any) -> bool:
-    """Whether padding comes first: XLNet's own head reads the last position, whatever stands there."""
+    """Whether padding comes first: XLNet's own head reads the last position, whatever is there."""
     return config.model_type == "xlnet"
 
 

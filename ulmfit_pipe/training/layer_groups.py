@@ -62,9 +62,9 @@ class LayerGroup:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Tell whether a module normalizes: torch's norms by type, other libraries' by class name.
+    """Return whether a module normalizes: torch's norms by type, other libraries' by class name.
 
-    By name, only a layer with vectors for parameters counts, all its own (an activation may lie inside): a whole block
+    By name, only a layer with vectors for parameters counts, all its own (an activation may be inside): a whole block
     called ``PreLayerNormAttention`` is not a norm.
     """
     if isinstance(module, _NORM_TYPES):
@@ -168,7 +168,7 @@ def resolve_index(groups: Sequence[LayerGroup], n: int) -> int:
     """Turn ``freeze_to``'s argument into the index of the first trained group.
 
     Raises:
-        ValueError: ``n`` lies outside ``-len(groups)..len(groups)-1``.
+        ValueError: ``n`` is outside ``-len(groups)..len(groups)-1``.
     """
     count = len(groups)
     if isinstance(n, bool) or not isinstance(n, int) or not -count <= n < count:
@@ -188,10 +188,10 @@ def set_trainable(groups: Sequence[LayerGroup], trainable: Iterable[int], *, tra
     Args:
         groups: The layer groups of a model.
         trainable: Indices of the groups to train.
-        train_norm: Whether norm layers inside frozen groups go on training (fastai's ``train_bn``).
+        train_norm: Whether norm layers inside frozen groups continue training (fastai's ``train_bn``).
 
     Raises:
-        ValueError: An index lies outside the groups, or none is given.
+        ValueError: An index is outside the groups, or none is given.
     """
     chosen = set(trainable)
     unknown = sorted(index for index in chosen if not 0 <= index < len(groups))
@@ -267,7 +267,7 @@ def train_mode(
         train_norm: False holds the running statistics of norm layers in frozen groups.
         frozen_dropout: ``"on"`` keeps dropout in frozen groups as a regularizer (the paper's and fastai's
             behaviour); ``"off"`` runs frozen groups in evaluation mode, the same for every pass over a text.
-            Dropout that lies between groups is off only where the whole module that holds it is frozen.
+            Dropout that is between groups is off only where the whole module that holds it is frozen.
 
     Raises:
         ValueError: ``frozen_dropout`` is neither choice, or ``"off"`` is asked for with ``train_norm``.

@@ -46,7 +46,7 @@ class Learner:
         model: Any module whose output fits the task's objective.
         groups: Its layer groups, from `split_layer_groups`.
         task: Training data, objective, and validation data with its metric if there is any.
-        options: Numbers of the loop that hold for every fit.
+        options: Hyperparameters of the loop that hold for every fit.
         accelerator: Device, precision and processes; made when first needed if None.
         lr: Learning rate where a fit names none.
         monitor: Validation metric by which the best epoch is judged.
@@ -108,7 +108,7 @@ class Learner:
     # ---- what is frozen
 
     def freeze(self) -> None:
-        """Freeze every group but the last, and say so."""
+        """Freeze every group but the last, and log it."""
         grouping.freeze(self.layer_groups, train_norm=self.options.train_norm)
         self.say(self.describe_frozen())
 
@@ -118,7 +118,7 @@ class Learner:
         self.say(self.describe_frozen())
 
     def unfreeze(self) -> None:
-        """Train every group, and say so."""
+        """Train every group, and log it."""
         grouping.unfreeze(self.layer_groups)
         self.say(self.describe_frozen())
 
@@ -182,7 +182,7 @@ class Learner:
         Args:
             epochs: Epochs the cycle spans.
             lr: Peak rates: a number, ``slice(lo, hi)``, ``slice(hi)``, a list or a mapping by group name.
-            start_epoch: Go on at this epoch of the cycle instead of its start.
+            start_epoch: Continue at this epoch of the cycle instead of its start.
             **curve: ``pct_start``, ``div``, ``div_final``, ``moms`` of `schedules.one_cycle`.
 
         Raises:
@@ -338,7 +338,7 @@ class Learner:
         return names
 
     def continue_on(self, train_batches: Batches, valid_batches: Batches | None = None) -> None:
-        """Go on from the present weights and freeze state on other or further data.
+        """Continue from the present weights and freeze state on other or further data.
 
         Args:
             train_batches: The data to train on from now on.

@@ -46,7 +46,7 @@ class NonFiniteLossError(UlmfitError, RuntimeError):
 
 
 def share_running_statistics(run: Run) -> None:
-    """Give every process the main process' running statistics; each has seen its own share of the data."""
+    """Give every process the main process's running statistics; each has seen its own share of the data."""
     if run.accelerator.num_processes > 1:
         for buffer in run.running_statistics:
             torch.distributed.broadcast(buffer, src=0)
@@ -251,10 +251,10 @@ def fit(
         phase: What to train, how fast and for how long.
         task: Data and objective.
         accelerator: Device, precision and processes.
-        options: Numbers of the loop.
+        options: Hyperparameters of the loop.
         first_epoch: Number that the phase's epoch 0 has for the data's order (also if `start_epoch` skips it).
         on_epoch: Called after every epoch on every process; True ends the phase.
-        say: Told what becomes of `TrainingOptions.cache_frozen`.
+        say: Receives log lines on what becomes of `TrainingOptions.cache_frozen`.
         observers: Log, checkpoints, or anything else that follows the run; see `Observer`.
 
     Returns:

@@ -97,7 +97,7 @@ def lr_find(
         groups: Its layer groups, frozen as they shall be for the sweep.
         task: Data and objective; validation is not run.
         accelerator: Device, precision and processes; all processes stop together.
-        options: Numbers of the loop.
+        options: Hyperparameters of the loop.
         start_lr: First learning rate.
         end_lr: Learning rate that the last step approaches.
         num_steps: Steps of a sweep that does not diverge.

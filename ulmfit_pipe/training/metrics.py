@@ -18,7 +18,7 @@ from torch import Tensor
 Reduce = Callable[[Tensor], Tensor]
 Gather = Callable[[Tensor], Tensor]
 
-MOST_CONFUSED = 1_000  # classes; the matrix of so many takes 8 MB
+MOST_CONFUSED = 1_000  # classes; the matrix of this many takes 8 MB
 IGNORED = -100  # torch's mark of a target that counts for nothing
 
 
@@ -188,7 +188,7 @@ class LanguageModelMetric:
     """Loss per token, perplexity and accuracy of the tokens asked for.
 
     Args:
-        masked: The tokens stand behind masks, with what follows them in sight: it is a pseudo-perplexity then, which
+        masked: The tokens are behind masks, with what follows them in sight: it is a pseudo-perplexity then, which
             no perplexity can be compared with.
     """
 

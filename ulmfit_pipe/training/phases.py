@@ -18,7 +18,7 @@ from torch import nn
 
 from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.training.distributed.processes import time_used
-from ulmfit_pipe.training.history import History, BestTracker
+from ulmfit_pipe.training.history import BestTracker, History
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names
 from ulmfit_pipe.training.logs.events import run_log
 from ulmfit_pipe.training.loop import fit
@@ -289,23 +289,21 @@ def run_phases(
     )
     facts = {"monitor": monitor, "keep_best": keep_best, "first_epoch": first_epoch}
     with (
-        _checkpoint_manager(model, plan, tracker, accelerator, options, facts, say) as manager,
+        _checkpoint_manager(model, plan, tracker, accelerator, options, facts, say) as saver,
         run_log(options, accelerator, plan.phases, tracker.history, first=(first_step, first_epoch)) as log,
     ):
         if start is not None and not tracker.history.epochs:
             tracker.enter_start(start)
         for record in tracker.history.epochs if on_epoch is not None else ():
             on_epoch(record)  # type: ignore[misc]
-        if log is not None and (manager is None or not manager.inside_phase):
+        if log is not None and (saver is None or not saver.inside_phase):
             log.begin()  # otherwise the phase begins it, as it knows its steps
         for number in takewhile(lambda _: time_used(accelerator, options) < 1, range(len(plan.phases))):
-            if manager is None or number >= manager.phase:
+            if saver is None or number >= saver.phase:
                 numbers: dict[str, Any] = {"first_epoch": first_epoch, "on_epoch": on_epoch, "options": options}
-                observers = tuple(one for one in (log, manager) if one is not None)
+                observers = tuple(one for one in (log, saver) if one is not None)
                 others: dict[str, Any] = {"task": task, "accelerator": accelerator, "say": say, "observers": observers}
-                _run_phase(
-                    tracker, plan, number, begun=manager is not None and manager.inside_phase, **numbers, **others
-                )
+                _run_phase(tracker, plan, number, begun=saver is not None and saver.inside_phase, **numbers, **others)
     if keep_best:
         tracker.restore_best()
     return tracker.history
@@ -356,7 +354,7 @@ def _checkpoint_manager(
         yield None
         return
     with noting_sigterm() as stop_asked:
-        manager = CheckpointManager(
+        saver = CheckpointManager(
             kept,
             model,
             accelerator,
@@ -365,8 +363,8 @@ def _checkpoint_manager(
             stop_asked=stop_asked,
             say=say,
         )
-        tracker.history.earlier_seconds = manager.earlier_seconds
-        yield manager
+        tracker.history.earlier_seconds = saver.earlier_seconds
+        yield saver
 
 
 def _phase_deadline(deadline: float | None, phases: Sequence[Phase]) -> float | None:

@@ -16,12 +16,12 @@ from ulmfit_pipe.training.schedules import Schedule
 
 
 class Batches(Protocol):
-    """One process' share of the data: batches in an order that (seed, epoch) decides.
+    """One process's share of the data: batches in an order that (seed, epoch) decides.
 
     Where a row's tensors are the same in every epoch but for padding (nothing is augmented or masked at random),
     batches may say so by an attribute ``fixed_rows`` that is True; `TrainingOptions.cache_frozen` asks for it.
     Batches that can begin anywhere in the epoch without making those before it may have ``from_batch(first)``, an
-    iterator; a training that goes on from a checkpoint asks for it.
+    iterator; a training that resumes from a checkpoint asks for it.
 
     A batch of a process that has no share of the global one may be a dict with an attribute ``filler`` that is True:
     it is run, since the other processes wait for it, and counts for nothing.
@@ -60,11 +60,11 @@ class Checkpoints:
         folder: Holds the checkpoints of this one training; where it is begun anew, old ones go.
         every_seconds: Save when so long has passed since the last time; None does not go by the clock. It is longer
             where saving takes more than a twentieth of it; 0 saves after every step.
-        every_steps: Save after so many optimizer steps; None does not count.
+        every_steps: Save after this many optimizer steps; None does not count.
         keep: So many checkpoints are kept, the newest ones.
         identity: All that the result depends on; a checkpoint of another identity is refused.
-        versions: Libraries that a result depends on; others are named, and the training goes on.
-        resume: Go on from the newest whole checkpoint, if there is one; False begins anew.
+        versions: Libraries that a result depends on; others are named, and the training continues.
+        resume: Resume from the newest whole checkpoint, if there is one; False starts over.
     """
 
     folder: Path
@@ -108,7 +108,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Numbers of the loop that stay the same over all phases.
+    """Hyperparameters of the loop that stay the same over all phases.
 
     Attributes:
         weight_decay: Decay of the decayed parameters of every group.
@@ -128,7 +128,7 @@ class TrainingOptions:
         check_agreement: Compare the processes' weights bit for bit after every phase (`agreement`).
         checkpoints: Where a run of phases keeps its progress, to be resumed if it is killed; None keeps none.
         trackers: Where a run of phases logs its numbers (`events`), on the main process.
-        log_every: Log one step out of so many.
+        log_every: Log one step out of this many.
         tf32: Let float32 matrix products, convolutions and LSTMs on NVIDIA GPUs run in TF32 (True) or in float32
             (False) while training; None leaves it to torch.
         gradient_checkpointing: Layers keep their inputs alone and run again in the backward pass: less memory, more
@@ -197,8 +197,8 @@ class Phase:
         lrs: Base learning rate of every layer group; those of frozen groups are not used.
         schedule: Curve that multiplies the base rates over the phase's steps.
         epochs: Epochs the schedule spans, at least 1.
-        start_epoch: Skip so many epochs of the schedule and go on from there.
-        patience: End the phase after so many epochs without a better validation value than its own best.
+        start_epoch: Skip so many epochs of the schedule and resume from there.
+        patience: End the phase after this many epochs without a better validation value than its own best.
         from_best: Start from the best weights seen so far instead of the latest ones.
     """
 

@@ -98,7 +98,7 @@ class DrawingModel(OddModel):
 
 
 def test_a_model_that_draws_what_it_sees_is_refused():
-    with pytest.raises(ValueError, match="DrawingModel gives out something else each time it reads the same image, in"):
+    with pytest.raises(ValueError, match="DrawingModel outputs something else each time it reads the same image, in"):
         inspect_backbone(DrawingModel((2, 4, 5, 7)), channels=3, height=8, width=8)
 
 

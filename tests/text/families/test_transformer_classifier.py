@@ -609,7 +609,7 @@ def test_a_tokenizer_that_is_no_fast_one_is_refused(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     ByT5Tokenizer().save_pretrained(folder)
-    with pytest.raises(ArtifactError, match=r"is a ByT5Tokenizer, which is no fast one \(tokenizer.json\); save it"):
+    with pytest.raises(ArtifactError, match=r"is a ByT5Tokenizer, not a fast tokenizer \(tokenizer.json\); save it"):
         build(folder)
 
 

@@ -438,7 +438,7 @@ def test_rows_without_text_can_be_skipped_and_keep_their_place(predict, tmp_path
 
 def test_text_that_csv_cannot_hold_is_refused_and_nothing_is_left(predict, tmp_path):
     source = bad_file(tmp_path, "in.jsonl", '{"text": "x", "note": "\\ud800"}\n')
-    with pytest.raises(TableError, match=r"in.jsonl: half of a surrogate pair stands in 'x,.*, which .csv cannot keep"):
+    with pytest.raises(TableError, match=r"in.jsonl: half of a surrogate pair is in 'x,.*, which .csv cannot keep"):
         predict(source, "out.csv")
     with pytest.raises(
         TableError, match=r"column 'note' cannot be kept in Parquet \(.*surrogates not allowed\); write"

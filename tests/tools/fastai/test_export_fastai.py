@@ -110,5 +110,5 @@ def test_another_architecture_and_a_foreign_folder_are_refused(tiny_language_mod
     BertConfig(vocab_size=9, hidden_size=4, num_attention_heads=2).save_pretrained(tmp_path / "bert")
     with pytest.raises(ArtifactError, match="bert is a 'bert' model; fastai's layout is one of 'awd_lstm' models"):
         export(tmp_path / "bert", tmp_path / "theirs")
-    with pytest.raises(ArtifactError, match="holds files that are no stage's, not a export_fastai stage"):
+    with pytest.raises(ArtifactError, match="holds files that are not a stage's, not a export_fastai stage"):
         export(tiny_language_model_folder, tmp_path)

@@ -366,7 +366,9 @@ def test_a_pipe_is_no_log(tmp_path):
 
 def test_a_file_that_is_no_log_is_not_overwritten(tmp_path):
     (tmp_path / "notes.jsonl").write_text('{"text": "dear"}\n')
-    with pytest.raises(ValueError, match=r"notes.jsonl is no log of a training and would be overwritten; choose anoth"):
+    with pytest.raises(
+        ValueError, match=r"notes.jsonl is not a log of a training and would be overwritten; choose anoth"
+    ):
         JsonlLog(tmp_path / "notes.jsonl").start(step=0, epochs=0)
     assert (tmp_path / "notes.jsonl").read_text() == '{"text": "dear"}\n'
 

@@ -416,7 +416,9 @@ def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path, accelerator):
         train(classifier, accelerator, kept(tmp_path / "run"), kill=13)
     for path in (tmp_path / "run").iterdir():
         cut_short(path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="all 2 checkpoints in .*run are damaged; delete that folder to begin"):
+    with pytest.raises(
+        CheckpointError, match="all 2 checkpoints in .*run are damaged; delete that folder to start over"
+    ):
         train(classifier, accelerator, kept(tmp_path / "run", resume=True))
 
 
@@ -609,7 +611,7 @@ def test_sigterm_saves_at_the_next_step_and_says_how_to_go_on(tmp_path, accelera
     assert signal.getsignal(signal.SIGTERM) == before
     assert caught.value.code == EXIT_PREEMPTED == 75
     assert str(caught.value) == (
-        f"told to stop (SIGTERM) after 5 steps, which are saved in {tmp_path / 'run'}; run the same command again "
+        f"stopped by SIGTERM after 5 steps, which are saved in {tmp_path / 'run'}; run the same command again "
         "with --resume true"
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000005"]
@@ -693,7 +695,7 @@ def test_other_versions_are_named_and_the_run_goes_on(tmp_path, accelerator):
     done = train(classifier, accelerator, kept(tmp_path / "run", resume=True, versions=versions), said=said)
     assert said[0] == (
         "the checkpoint was made with other versions or another machine: tokenizers ('1.0' there, '1.1' now); the "
-        "training goes on, but may not end bit for bit as it would have"
+        "training continues, but may not end bit for bit as it would have"
     )
     assert_same(done, never_stopped(classifier, accelerator))
 
@@ -735,7 +737,7 @@ def test_sharded_weights_are_not_kept_and_not_gone_on_with(tmp_path, accelerator
     with keeper() as nothing:
         assert nothing is None
         assert signal.getsignal(signal.SIGTERM) is before  # nobody would act on a signal that was noted
-    assert said == ["no checkpoints are kept under FSDP, whose weights lie in pieces on the processes"]
+    assert said == ["no checkpoints are kept under FSDP, whose weights are sharded over the processes"]
     with pytest.raises(CheckpointError, match="a training under FSDP cannot be resumed: its weights are sharded"):
         with keeper(resume=True):
             raise AssertionError

@@ -112,7 +112,7 @@ def test_what_a_models_own_save_leaves_out_or_renames_is_kept_beside_it(tmp_path
 def test_a_folder_with_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match=r"thesis exists and is no saved learner .it has no learner\.json"):
+    with pytest.raises(CheckpointError, match=r"thesis exists and is not a saved learner .no learner\.json in it"):
         save(tmp_path / "thesis")
     with pytest.raises(CheckpointError, match="exists and is not a saved learner"):
         save(tmp_path / "thesis" / "chapter1.txt")

@@ -120,7 +120,7 @@ def _from_folder(folder: Path, label_names: Sequence[str] | None) -> datasets.Da
             f"{folder / classes[0]}"
         )
     if loose:
-        raise ImageError(f"{folder / loose[0]} lies beside the class folders, so it has no class; move or remove it")
+        raise ImageError(f"{folder / loose[0]} is beside the class folders, so it has no class; move or remove it")
     names = sort_label_names(set(map(clean_label, classes))) if label_names is None else list(label_names)
     numbers = {clean_label(name): number for number, name in enumerate(names)}
     images, labels = [], []

@@ -67,7 +67,7 @@ class ClassifierBatches:
             num_labels: Number of labels; the width of multi-label targets. None: from the label column's names.
             rank: This process, from 0.
             world_size: Number of processes.
-            max_length: Keep only so many tokens of a document, the first ones; None keeps all.
+            max_length: Keep only this many tokens of a document, the first ones; None keeps all.
             keep_end: Of those kept, so many are a cut document's last ones, such as its closing special tokens.
             pad_to_multiple_of: Round seq_len up to a multiple of this; None does not.
             backward: Give each document's tokens in reverse (those kept by `max_length`), for a backward model.

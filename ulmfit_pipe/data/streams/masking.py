@@ -26,7 +26,7 @@ class TokenMasking:
 
     Attributes:
         mask_token_id: What most of the drawn tokens are replaced by.
-        vocab_size: Ids lie in 0..vocab_size-1.
+        vocab_size: Ids are in 0..vocab_size-1.
         special_ids: Ids that are never drawn, and never put in a token's place.
         probability: Share of a block's tokens that is drawn, in (0, 1); at least one token is.
         mask_share: Share of the drawn tokens that the mask token replaces.

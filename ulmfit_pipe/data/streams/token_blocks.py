@@ -2,7 +2,7 @@
 
 All documents, in an order drawn anew each epoch, form one stream. It is cut into as few blocks of at most `block_size`
 tokens as hold all of it, equally long, so that nothing is padded and nothing is left out; the blocks are shuffled and
-dealt into batches of nearly equal size. A masked model's block stands between its tokenizer's special tokens and has
+dealt into batches of nearly equal size. A masked model's block is between its tokenizer's special tokens and has
 targets where a token is masked; a causal model's has the next token as the target of each. `BlockLayout` says where
 special tokens go.
 
@@ -44,9 +44,9 @@ class BlockLayout:
 def block_layout(tokenizer: PreTrainedTokenizerBase, *, masked: bool) -> BlockLayout:
     """Return how documents that a tokenizer has put between its special tokens become blocks.
 
-    A masked model gets the special tokens around each block, as it does around a text, and what stands behind a text
+    A masked model gets the special tokens around each block, as it does around a text, and what is behind a text
     between documents (``[CLS] one [SEP] two [SEP]``). A causal model's documents stay as the tokenizer gives them, one
-    after the other. Where nothing stands behind a document, the end-of-text token is put there, if there is one.
+    after the other. Where nothing is behind a document, the end-of-text token is put there, if there is one.
 
     Args:
         tokenizer: Of the model.
@@ -207,7 +207,7 @@ def _between(prefix: Sequence[int], rows: np.ndarray, suffix: Sequence[int]) -> 
 
 
 def _laid_out(documents: TokenArrays, layout: BlockLayout) -> TokenArrays:
-    """Documents as they stand in the stream: without the tokens that are skipped, with a border behind each."""
+    """Documents as they are in the stream: without the tokens that are skipped, with a border behind each."""
     skipped = np.minimum(layout.skipped, documents.lengths)
     if layout.border:
         places = np.repeat(documents.starts + documents.lengths, len(layout.border))

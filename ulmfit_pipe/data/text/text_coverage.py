@@ -1,7 +1,7 @@
 """How much of some texts a tokenizer's vocabulary knows, and how much of them a model never sees.
 
 A character is lost where its token is the unknown one, where it has none, where it is cut into bytes, and where the
-word that it stands in is spelled letter by letter: of such a word the vocabulary holds nothing but the alphabet.
+word that it is in is spelled letter by letter: of such a word the vocabulary holds nothing but the alphabet.
 """
 
 import unicodedata

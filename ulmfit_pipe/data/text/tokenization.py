@@ -99,7 +99,7 @@ def build_word_tokenizer(tokens: Sequence[str]) -> UlmfitTokenizer:
     for number, token in enumerate(tokens):
         name = f"xxfake {number}" if token == "xxfake" else token  # no word of a text holds a space
         if name in vocabulary:
-            raise ValueError(f"token {token!r} stands twice in the vocabulary, at {vocabulary[name]} and {number}")
+            raise ValueError(f"token {token!r} is there twice in the vocabulary, at {vocabulary[name]} and {number}")
         vocabulary[name] = number
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")  # UlmfitTokenizer puts a space between words
@@ -196,7 +196,7 @@ def hash_tokens(tokens: Sequence[str]) -> str:
 
 
 def _training_segments(texts: Iterable[str], *, words: bool) -> Iterator[str]:
-    """Prepared texts, cut into words if asked, without special tokens: what stands between two, no blank pieces."""
+    """Prepared texts, cut into words if asked, without special tokens: what is between two, no blank pieces."""
     if isinstance(texts, str):
         raise ValueError("texts must be many documents, got one string; put it in a list")
     for number, text in enumerate(texts, start=1):

@@ -182,7 +182,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         return undo_marks(text) if skip_special_tokens else text
 
     def _goes_on_with_a_word(self, ids: list[int]) -> bool:
-        """Tell whether ids come from inside a text, where a space stands before the first of them."""
+        """Return whether ids come from inside a text, where a space is before the first of them."""
         if not ids or ids[0] == self.bos_token_id:
             return False
         token = self.backend_tokenizer.id_to_token(ids[0]) or ""
@@ -234,7 +234,7 @@ def _compose(text: str) -> str:
     known = _marks()
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)  # (characters,)
     others = np.flatnonzero(~known[np.minimum(codes, len(known) - 1)])
-    edges = np.concatenate([[-1], others, [len(text)]])  # a run of marks lies between each and the next
+    edges = np.concatenate([[-1], others, [len(text)]])  # a run of marks is between each and the next
     long = np.flatnonzero(np.diff(edges) > MARKS_AT_ONCE + 1)
     runs = [(int(edges[run]) + 1, int(edges[run + 1])) for run in long]
     cuts = [0, *(cut for begin, end in runs for cut in range(begin + MARKS_AT_ONCE, end, MARKS_AT_ONCE)), len(text)]

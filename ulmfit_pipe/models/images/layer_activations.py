@@ -117,7 +117,7 @@ def _as_map(model: Any, name: str, output: Any, *, height: int, width: int) -> T
     if hidden.ndim != 3:
         raise ValueError(f"layer {name!r} outputs {tuple(hidden.shape)}, which is not the shape of a map; {advice}")
     places = hidden.shape[1]
-    for tokens in dict.fromkeys([_prefix_tokens(model), 0]):  # some layers lie before the class token, or leave it out
+    for tokens in dict.fromkeys([_prefix_tokens(model), 0]):  # some layers are before the class token, or leave it out
         rows = _rows_of(places - tokens, height=height, width=width)
         if rows is not None:
             kept = hidden[:, tokens:]  # (batch, rows * columns, channels)

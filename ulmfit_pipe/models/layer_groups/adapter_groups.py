@@ -25,11 +25,11 @@ def check_adapters(model: nn.Module) -> None:
         model: A model of which `has_adapters` is true.
 
     Raises:
-        ValueError: They lie before the first layer (prompt tuning and its kin), or none is active.
+        ValueError: They are before the first layer (prompt tuning and its kin), or none is active.
     """
     if any(len(getattr(module, "prompt_encoder", ())) for module in model.modules()):
         raise ValueError(
-            "the model is tuned by prompts (peft's prompt learning), which lie in no layer, so there is nothing to "
+            "the model is tuned by prompts (peft's prompt learning), which are in no layer, so there is nothing to "
             "unfreeze layer by layer; take adapters that sit in the layers (LoraConfig, IA3Config), or "
             f"{GIVE_THEM_YOURSELF}"
         )
@@ -44,7 +44,7 @@ def check_adapters(model: nn.Module) -> None:
 def frozen_base_names(model: nn.Module) -> frozenset[str]:
     """Name the parameters below the adapters, which must stay as they are; none where there are no adapters.
 
-    What lies outside the part that peft manages, such as a head put on afterwards, is not among them, nor what
+    What is outside the part that peft manages, such as a head put on afterwards, is not among them, nor what
     ``modules_to_save`` and ``bias`` of the adapter's configuration say is trained.
     """
     if not has_adapters(model):

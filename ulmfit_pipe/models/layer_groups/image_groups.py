@@ -1,8 +1,8 @@
 """Layer groups of image models: stem and early stages | late stages | head, or one group per stage.
 
 Nothing is listed by architecture: the stages are found by how the modules are nested (the outermost list of blocks),
-and what else the backbone holds lies before or after that list, as its modules are put together. Three groups as in
-fastai 2.8's `resnet_split` (vision/learner.py): its cut lies in the middle of the four stages of a ResNet.
+and what else the backbone holds is before or after that list, as its modules are put together. Three groups as in
+fastai 2.8's `resnet_split` (vision/learner.py): its cut is in the middle of the four stages of a ResNet.
 """
 
 import re
@@ -102,7 +102,7 @@ def _parts_of(model: nn.Module) -> _Parts:
 def _is_bare(model: nn.Module) -> bool:
     """Whether a model of transformers is a backbone alone, which may call a part of it by the name of a backbone.
 
-    DINOv3's encoder is its ``model``; what lies beside it is not a head.
+    DINOv3's encoder is its ``model``; what is beside it is not a head.
     """
     return type(model) in classes_in(MODEL_MAPPING, getattr(model, "config", None))
 
@@ -141,7 +141,7 @@ def _tensor_names(model: nn.Module) -> Iterator[str]:
 
 
 def _comes_first(model: nn.Module, name: str, stage: str) -> bool:
-    """Whether a module lies before the stages where both belong to the same module; bare parameters do."""
+    """Whether a module is before the stages where both belong to the same module; bare parameters do."""
     parent = name.rpartition(".")[0]
     children = [child for child, _ in model.get_submodule(parent).named_children()]
     leaf = name.rpartition(".")[2]

@@ -1,8 +1,8 @@
 """Layer groups of the text models of transformers: embeddings | each block, or bundles of blocks | head.
 
-The blocks are found by how the modules are nested: the outermost list of blocks inside the backbone. What stands beside
+The blocks are found by how the modules are nested: the outermost list of blocks inside the backbone. What is beside
 that list is told by its kind: a norm goes with the last block, a pooler with the head, everything else (positions,
-also relative ones, projections) with the embeddings. What stands outside the backbone is the head. Never by the order
+also relative ones, projections) with the embeddings. What is outside the backbone is the head. Never by the order
 in which parameters are registered: XLM-RoBERTa and CamemBERT register their head first. What nesting and kind do not
 tell is in `ARRANGEMENTS`.
 
@@ -283,7 +283,7 @@ def _found(backbone: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Parame
 
 
 def _beside(backbone: nn.Module, stacks: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield, with its name in lower case, every module that lies beside a list of blocks or beside what holds one."""
+    """Yield, with its name in lower case, every module that is beside a list of blocks or beside what holds one."""
     lists = [name for stack in stacks for name in stack]
     holders = {name[:end] for name in lists for end in range(len(name)) if name[end] == "."} | {""}
     for holder in sorted(holders):

@@ -1,7 +1,7 @@
 """Cells of a grid of measurements: each is one training and its test scores, written whole or not at all.
 
 A cell that is finished with the same identity (all that its result depends on) is not run again, so a grid that was
-killed goes on where it was. A lock file tells several processes on one folder apart: each takes the cells that nobody
+killed continues where it was. A lock file tells several processes on one folder apart: each takes the cells that nobody
 is at. The system drops a lock when its process ends, however it ends.
 """
 
@@ -100,7 +100,7 @@ class CellFolder:
             identity: All that its result depends on, as JSON values.
             work: Trains and tests.
             wait: Where another process is at it, wait for its result instead of leaving it out.
-            say: Told what is done.
+            say: Receives log lines on what is done.
 
         Returns:
             The record, or None where another process is at it.
@@ -171,7 +171,7 @@ def _as_json(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_whole(file: Path) -> dict[str, Any] | None:
-    """Return a record whose probabilities lie beside it as they were written, or None."""
+    """Return a record whose probabilities are beside it as they were written, or None."""
     try:
         record = read_sealed(file)
         content = file.with_suffix(".npy").read_bytes()

@@ -41,7 +41,7 @@ def write_results(
         order: Methods in the order to show them.
         table: Makes the Markdown table of a summary.
         settings: Settings of the run, a dataclass.
-        say: Told which cells are left out.
+        say: Receives log lines on which cells are left out.
         **more: What else results.json holds, made of the summary.
 
     Returns:

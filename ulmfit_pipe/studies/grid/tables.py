@@ -112,7 +112,7 @@ def load_labelled_tables(
         test_rows: Stratified sample of the test table, the same for every cell; None takes it whole.
         development_rows: Rows to set aside; 0 for none.
         reading: How tables of text are read; None finds it out.
-        say: Told the sizes.
+        say: Receives log lines on the sizes.
 
     Raises:
         TableError: A table cannot be used.
@@ -137,7 +137,7 @@ def load_labelled_tables(
     known = set(train["text"])
     repeats = sum(text in known for text in test["text"])
     if repeats:
-        say(f"note: {repeats:,} of the {len(test):,} test texts also stand in the labelled table, word for word")
+        say(f"note: {repeats:,} of the {len(test):,} test texts also are in the labelled table, word for word")
     say(
         f"rows: {len(train):,} labelled ({len(train) - len(pool):,} of them for development), {len(test):,} of "
         f"{len(whole_test):,} to test on; labels: {list_labels(names)}"
@@ -155,7 +155,7 @@ def language_model_texts(
     reading: TableReading | None = None,
     say: Callable[[str], None] = print_line,
 ) -> tuple[Dataset, Dataset]:
-    """Return the texts that a language model trains on and is measured on; none stands in the test table.
+    """Return the texts that a language model trains on and is measured on; none is in the test table.
 
     Args:
         tables: The grid's tables.
@@ -164,7 +164,7 @@ def language_model_texts(
         text_column: Column or columns of text.
         labelled_too: Take the texts of the labelled table, without their labels.
         reading: How tables of text are read; None finds it out.
-        say: Told what was left out.
+        say: Receives log lines on what was left out.
     """
     parts = [tables.train.select_columns(["text"])] if labelled_too else []
     if unlabelled_file is not None:

@@ -260,7 +260,7 @@ def build_learner(
 def network_phases(num_groups: int, network: Network, settings: "TransferabilitySettings") -> list[Phase]:
     """Return two phases, the same for all networks but for what trains: the copied groups stand still, or are unfrozen.
 
-    In the first they stand in every curve. So a curve and its unfrozen twin differ by one thing alone.
+    In the first they are in every curve. So a curve and its unfrozen twin differ by one thing alone.
 
     Args:
         num_groups: Layer groups of the network.

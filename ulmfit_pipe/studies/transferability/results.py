@@ -84,7 +84,7 @@ def write_transferability(
     Args:
         settings: Settings of the experiment; a cell counts if its n is one of them and its seed is.
         groups: Names of the layer groups, input side first.
-        say: Told which cells are left out.
+        say: Receives log lines on which cells are left out.
 
     Returns:
         What ``results.json`` holds.

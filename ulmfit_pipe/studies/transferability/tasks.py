@@ -55,7 +55,7 @@ class Examples:
 
         Args:
             names: The classes, in the order of their new numbers.
-            most: Take at most so many rows, the same share of each class.
+            most: Take at most this many rows, the same share of each class.
             seed: Of which rows these are.
         """
         labels = np.asarray(self.table["label"][:])

@@ -1,6 +1,6 @@
 """A transformer's part of the language-model stage: masked or next tokens, by what the model is, on packed blocks.
 
-An encoder (BERT, RoBERTa, ...) goes on guessing masked tokens, a decoder (GPT-2, Llama, ...) the next one. An encoder
+An encoder (BERT, RoBERTa, ...) continues guessing masked tokens, a decoder (GPT-2, Llama, ...) the next one. An encoder
 without a language-model head gets one. The folder it ends in is plain transformers, and a classifier takes its encoder
 over by the weights' names.
 
@@ -181,7 +181,7 @@ def _load(model: ResolvedModel, config: Any, context: RunContext, *, masked: boo
     """Load a language model, with a new head where it has none; also weights that only a classifier has a use for."""
     if any("SequenceClassification" in name for name in config.architectures or []):
         context.tell(
-            f"{model} is a classifier: its encoder goes on as a language model, its head is left behind; to keep the "
+            f"{model} is a classifier: its encoder continues as a language model, its head is left behind; to keep the "
             "head, leave this stage out (fine_tune_language_model false)"
         )
     kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM

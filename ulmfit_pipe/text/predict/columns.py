@@ -21,7 +21,7 @@ from ulmfit_pipe.text.predict.predictor import Predictor
 LABEL, SCORE = "label", "score"
 GIVEN = "_given"  # an input column that is called like one of ours is kept under its name with this after it
 LABEL_SEPARATOR = "|"  # between the labels of a multi-label row in CSV and TSV, which know no lists
-SCORE_DIGITS = 6  # significant digits; the seventh of a float32 model depends on what stands in the same batch
+SCORE_DIGITS = 6  # significant digits; the seventh of a float32 model depends on what is in the same batch
 Counts = Counter[str | None]  # how often each label was given, and None for rows without text
 
 
@@ -129,7 +129,7 @@ class PredictedColumns:
         except UnicodeEncodeError as error:
             nearby = error.object[max(0, error.start - 20) : error.end + 20]
             raise TableError(
-                f"{self.source}: half of a surrogate pair stands in {nearby!r}, which {self.suffix} cannot keep; "
+                f"{self.source}: half of a surrogate pair is in {nearby!r}, which {self.suffix} cannot keep; "
                 "remove it, or write .jsonl"
             ) from error
 

@@ -51,7 +51,7 @@ class Predictor:
     Args:
         models: Classifiers with the same labels and vocabulary.
         tokenizer: Their tokenizer.
-        accelerator: The device, and this process' share when a table is scored.
+        accelerator: The device, and this process's share when a table is scored.
 
     Attributes:
         reading: How long documents are read.
@@ -277,7 +277,7 @@ class Predictor:
 
 
 def _classifier_folder(folder: Path | str) -> Path | str:
-    """Return the folder, or raise with the classifier that lies below it if it is a whole run's."""
+    """Return the folder, or raise with the classifier that is below it if it is a whole run's."""
     folder = home_path(folder)
     below = Path(folder) / "classifier"
     if (below / "config.json").is_file() and not (Path(folder) / "config.json").is_file():

@@ -66,7 +66,7 @@ class Part:
 
 
 def plan_parts(rows_of_inputs: Sequence[int], *, part_rows: int, suffix: str) -> list[Part]:
-    """Split tables into parts of so many rows; the last of each table may be smaller."""
+    """Split tables into parts of this many rows; the last of each table may be smaller."""
     digits = max(DIGITS, len(str(sum(rows_of_inputs))))
     parts, first = list[Part](), 1
     for number, table_rows in enumerate(rows_of_inputs, start=1):
@@ -81,7 +81,7 @@ def plan_parts(rows_of_inputs: Sequence[int], *, part_rows: int, suffix: str) ->
 class ShardedJob:
     """One prediction in parts; making it checks the inputs and the folder, and predicts nothing.
 
-    The settings have a folder of parts; the share is this process' number, from 0, and how many there are.
+    The settings have a folder of parts; the share is this process's number, from 0, and how many there are.
 
     Raises:
         ValueError: Input or output files are of several kinds, or are in the folder of parts.
@@ -147,7 +147,7 @@ class ShardedJob:
         except Preempted as stop:
             raise Preempted(
                 f"told to stop (SIGTERM); {len(self.parts) - len(self._missing())} of {len(self.parts)} parts are "
-                f"finished in {self.folder}; run the same command again to go on"
+                f"finished in {self.folder}; run the same command again to continue"
             ) from stop
         self.seconds = time.perf_counter() - began if self.pending else 0.0
         return self._finish()

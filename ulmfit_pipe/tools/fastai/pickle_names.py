@@ -1,7 +1,7 @@
 """What a pickle would run, told from its instructions: they are listed, and nothing is run or loaded.
 
 torch's reader of plain tensors stops at the first instruction it does not know, often before it has seen a name; so
-that a refusal can say which class or function stands in the file, the names are read here. What would keep a reader
+that a refusal can say which class or function is in the file, the names are read here. What would keep a reader
 busy for hours or fill its memory is told as well, before anything reads the file.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 64_000_000  # read of a file: names stand beside the tensors, not in them
+MOST_BYTES = 64_000_000  # read of a file: names are beside the tensors, not in them
 MOST_INSTRUCTIONS = 500_000  # listed of a file; tensors by name take some thousands, 60,000 words up to 180,000
 MOST_IN_TUPLE = 1000  # values in a tuple and in the tuples in it; the tuples of a tensor hold about 15
 PICKLES_OF_OLD_FILE = 5  # that torch wrote one after the other before it wrote zip files; raw numbers follow
@@ -25,7 +25,7 @@ _CALLABLE = object()  # stands for a class or function
 
 @dataclass(frozen=True)
 class PickleNames:
-    """What stands in a file of pickles.
+    """What is in a file of pickles.
 
     Attributes:
         names: `module.name` of each class or function, in the file's order, once each.
@@ -85,7 +85,7 @@ def odd_archive(path: Path | str) -> str | None:
         name = entry.filename.lower()  # torch finds an entry in either case
         counts[name] = counts.get(name, 0) + 1
         if counts[name] > 1:
-            return f"its entry {shown(entry.filename)} stands twice in it, and which one is meant cannot be told"
+            return f"its entry {shown(entry.filename)} is there twice in it, and which one is meant cannot be told"
         if entry.compress_type != zipfile.ZIP_STORED:
             return f"its entry {shown(entry.filename)} is compressed, and torch.save compresses nothing"
     claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
@@ -141,7 +141,7 @@ def _list_names(stream: io.BytesIO, budget: Iterator[int]) -> PickleNames | None
 
 
 def _follow(instruction: pickletools.OpcodeInfo, value: Any, stack: list[Any], memo: dict[int, Any]) -> None:
-    """Do to the stack what an instruction does to it; see `_outcome` for what stands there instead of the values.
+    """Do to the stack what an instruction does to it; see `_outcome` for what is there instead of the values.
 
     Raises:
         _OddError: A tuple holds too much, or something is called that is not a class or function.

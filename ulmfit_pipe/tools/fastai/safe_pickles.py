@@ -141,7 +141,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
     Args:
         path: A saved state dict, or {"model": state dict, ...} as `Learner.save` writes it with its optimizer, and
-            training scripts with more; what stands beside the model is left out.
+            training scripts with more; what is beside the model is left out.
 
     Returns:
         Dense, finite tensors by name; of an `nn.Parameter` its data.
@@ -196,7 +196,7 @@ def _allowing_alone(names: Sequence[str]) -> Iterator[None]:
 def _checked_tensor(path: Path, name: Any, value: Any, file_bytes: int) -> Tensor:
     if not isinstance(name, str) or len(name) > MOST_NAME_LETTERS:
         raise UnsafePickleError(
-            f"{path}: {_shown(name)} stands where the name of a tensor should, a string of at most "
+            f"{path}: {_shown(name)} is in place of a tensor's name, a string of at most "
             f"{MOST_NAME_LETTERS} letters; {_SAVE_WEIGHTS}"
         )
     if not isinstance(value, Tensor):
@@ -347,7 +347,7 @@ def _refuse_twice(path: Path, values: Sequence[str], what: str) -> None:
     for position, value in enumerate(values):
         if value in seen and not (what == "token" and value == FASTAI_FILLER):
             raise ValueError(
-                f"{path}: {what} {_short(value)} stands twice, at {seen[value]} and {position}; give the vocabulary "
+                f"{path}: {what} {_short(value)} is there twice, at {seen[value]} and {position}; give the vocabulary "
                 "that the model was saved with, or rename one of the two and save the list again"
             )
         seen[value] = position

@@ -138,7 +138,7 @@ def _with_bias_moved(norm_bias: Tensor, linear: Mapping[str, Tensor]) -> Tensor:
 
 
 def _is_dropped_copy(key: str, stems: set[str]) -> bool:
-    """Tell whether this is the once dropped recurrent weight beside a `_raw` one."""
+    """Return whether this is the once dropped recurrent weight beside a `_raw` one."""
     return key.endswith("weight_hh_l0") and any(key.startswith(stem) for stem in stems)
 
 

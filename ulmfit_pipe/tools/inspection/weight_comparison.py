@@ -116,7 +116,7 @@ def _load(name: str | Path, config: Any) -> Any:
 
 
 def _bare_config(config: Any) -> Any:
-    """Return the configuration of the backbone, which may lie in that of a classifier."""
+    """Return the configuration of the backbone, which may be in that of a classifier."""
     return getattr(config, "backbone_config", None) or config.get_text_config()
 
 

@@ -13,7 +13,7 @@ UNKNOWN = "not recorded"
 MEGA = 1_000_000
 HOUR = 3600.0
 WIDTH = 100  # of the lines of a command
-# Of a model from scratch; one that is gone on from brings them along.
+# Of a model from scratch; one that is resumed from brings them along.
 _SETTINGS_FROM_SCRATCH = (
     "tokenizer",
     "tokenizer_of",
@@ -94,7 +94,7 @@ def _how_to_load(record: Mapping[str, Any]) -> str:
     start = "awd-lstm-en" if backward else name
     return f"""## How to load it
 
-It lies in the package, so no network is asked:
+It is in the package, so no network is asked:
 
 ```python
 from ulmfit_pipe import TextPipeline

@@ -44,7 +44,7 @@ def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any)
     """Make an `Accelerator` that has all processes the launcher started, on CPUs too.
 
     Args:
-        say: Told, on the main process, what the launcher asked for and does not get.
+        say: Receives, on the main process, log lines on what the launcher asked for and does not get.
         **options: As `Accelerator` takes them.
 
     Raises:
@@ -99,7 +99,7 @@ def _connected(started: int, options: dict[str, Any]) -> Accelerator:
 
 @contextlib.contextmanager
 def share_of_work() -> Iterator[tuple[int, int] | None]:
-    """Give a process' number and their count where they were started without a place to meet; for work without steps.
+    """Give a process's number and their count where they were started without a place to meet; for work without steps.
 
     Within the block such a process is a single one to Accelerate. With a launcher's place to meet the block gets None.
 

@@ -73,12 +73,12 @@ def time_used(accelerator: Accelerator, options: TrainingOptions, *, started: fl
 
 
 def to_device(batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Move a batch to the process' device."""
+    """Move a batch to the process's device."""
     return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
 
 
 def is_filler(batch: Batch) -> bool:
-    """Tell whether a batch's rows only stand in for a process' empty share, and count for nothing."""
+    """Return whether a batch's rows only stand in for a process's empty share, and count for nothing."""
     return bool(getattr(batch, "filler", False))
 
 

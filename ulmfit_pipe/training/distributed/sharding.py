@@ -1,7 +1,7 @@
 """Sharded weights: torch's ``fully_shard`` for the time of a phase, one unit per layer group.
 
 Each process then holds one shard of every weight, gradient and optimizer state on its device; the whole of a layer
-group comes together only while it runs. The bare model stays as it is, on each process' CPU: a phase parts a copy of
+group comes together only while it runs. The bare model stays as it is, on each process's CPU: a phase parts a copy of
 it, and what trained is written back after every epoch. So unfreezing works as without sharding, and weights are saved,
 compared and restored as ever. Nothing is saved in the middle of an epoch.
 """
@@ -28,7 +28,7 @@ AfterEpoch = Callable[[EpochRecord], bool] | None  # hears of every epoch; True 
 
 
 def wants_pieces(accelerator: Accelerator, options: TrainingOptions) -> bool:
-    """Tell whether a training is to part its weights: by its options, or because Accelerate was set up for FSDP2."""
+    """Return whether a training is to part its weights: by its options, or because Accelerate was set up for FSDP2."""
     return accelerator.num_processes > 1 and (options.shard or bool(getattr(accelerator, "is_fsdp2", False)))
 
 

@@ -211,8 +211,8 @@ def cached_prefix(
         task: Data and objective; training batches must say that their rows are the same in every epoch
             (``fixed_rows``), for otherwise nothing is kept.
         accelerator: Device and precision.
-        options: Numbers of the loop.
-        say: Told whether rows are kept, and if not, why.
+        options: Hyperparameters of the loop.
+        say: Receives a log line on whether rows are cached, and if not, why.
     """
     cached = None
     if options.cache_frozen and frozen_below(groups):

@@ -1,6 +1,6 @@
 """The trackers that Accelerate knows (TensorBoard, Weights & Biases, MLflow, ...) behind this package's `Tracker`.
 
-Accelerate leaves out a tracker that is not installed, and says so in a debug message; here it is refused.
+Accelerate leaves out a tracker that is not installed, and logs it in a debug message; here it is refused.
 """
 
 import difflib
@@ -46,7 +46,7 @@ def check_report_to(names: Sequence[str]) -> tuple[str, ...]:
     asked = tuple(dict.fromkeys(names))
     if NONE in asked:
         if len(asked) > 1:
-            raise ValueError(f"report_to {NONE!r} cannot stand beside others, got {', '.join(asked)}; leave it out")
+            raise ValueError(f"report_to {NONE!r} cannot be combined with others, got {', '.join(asked)}; leave it out")
         return ()
     here = installed_trackers()
     for name in asked:
@@ -80,7 +80,7 @@ class AccelerateTrackers:
 
     Args:
         names: Names as `check_report_to` takes them.
-        folder: What is kept in files lies below it, in ``tensorboard/RUN`` for example.
+        folder: What is kept in files is below it, in ``tensorboard/RUN`` for example.
         run: The run's name.
         config: Plain numbers and names to show beside the run, such as its settings.
 

@@ -2,7 +2,7 @@
 
 `RunLog` collects them on every process; on the main process each `Tracker` gets them. `JsonlLog` is the one that needs
 nothing installed; `accelerate_trackers` has those of Accelerate (TensorBoard, Weights & Biases, ...). Which step comes
-before which is counted over all phases, so that a run that was killed goes on in the same log.
+before which is counted over all phases, so that a run that was killed continues in the same log.
 
 Of a step, every `TrainingOptions.log_every` steps:
 
@@ -119,7 +119,7 @@ def _lines_before(lines: Sequence[bytes], *, step: int, epochs: int) -> Iterator
 
 
 def memory_in_use(device: torch.device) -> dict[str, float]:
-    """Return this process' resident memory, where the system shows it, and the peak of its GPU, in GiB."""
+    """Return this process's resident memory, where the system shows it, and the peak of its GPU, in GiB."""
     found: dict[str, float] = {}
     if STATM.exists():
         pages = int(STATM.read_text().split()[1])
@@ -139,7 +139,7 @@ class RunLog:
         accelerator: The processes.
         phases: All phases of the run.
         history: What is done by now; the run adds the epochs as they end, and the steps of phases that have ended.
-        every: Log a step out of so many.
+        every: Log a step out of this many.
         first: Steps and epochs that were trained before this run.
     """
 

@@ -27,7 +27,7 @@ NOT_FINITE = "__float__"  # strict JSON knows no NaN and no infinity
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint after so many steps lies."""
+    """Return the path of the checkpoint after this many steps."""
     return folder / f"{PREFIX}{step:08d}"
 
 
@@ -163,7 +163,7 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
 
     Args:
         folder: Where checkpoints lie.
-        say: Told which are damaged.
+        say: Receives log lines on damaged ones.
 
     Raises:
         CheckpointError: There are checkpoints, and all of them are damaged.

@@ -1,4 +1,4 @@
-"""Whether a training may go on from a checkpoint: is it the same one, with as many processes, and what else differs."""
+"""Whether a training may resume from a checkpoint: the same settings and data, as many processes, what else differs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,15 +14,15 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGA
 
 
 def can_keep(accelerator: Accelerator, *, resume: bool, say: Callable[[str], None]) -> bool:
-    """Return whether checkpoints can be kept at all, and say so if not.
+    """Return whether checkpoints can be kept at all, and log it if not.
 
     Args:
         accelerator: The processes.
-        resume: Whether the training is to go on from one.
-        say: Told why not.
+        resume: Whether the training is to resume from one.
+        say: Receives a log line with the reason.
 
     Raises:
-        CheckpointError: They cannot, and the training is to go on from one.
+        CheckpointError: They cannot, and the training is to resume from one.
     """
     if accelerator.distributed_type not in SHARDED:
         return True
@@ -45,7 +45,7 @@ def refuse_impossible(state: Mapping[str, Any], plan: Mapping[str, Any], path: P
         path: The checkpoint.
 
     Raises:
-        CheckpointError: An entry is missing or of another type, or the position lies outside of the plan.
+        CheckpointError: An entry is missing or of another type, or the position is outside of the plan.
     """
     try:
         wrong = _first_wrong(state, plan)
@@ -165,7 +165,7 @@ def refuse_other_processes(state: Mapping[str, Any], now: int, folder: Path) -> 
             f"the checkpoints in {folder} are of {_processes(before)}, now there {'is' if now == 1 else 'are'} {now}, "
             f"and {reason}: resume with {before}, or delete that folder to start over"
         )
-    return f"{_processes(before)} wrote the checkpoint and {now} go on from it: the same up to rounding"
+    return f"{_processes(before)} wrote the checkpoint and {now} resume from it: the same up to rounding"
 
 
 def _processes(count: int) -> str:
@@ -178,6 +178,6 @@ def other_environment(state: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     if not changed:
         return None
     return (
-        f"the checkpoint was made with other versions or another machine: {', '.join(changed)}; the training goes on, "
-        "but may not end bit for bit as it would have"
+        f"the checkpoint was made with other versions or another machine: {', '.join(changed)}; the training "
+        "continues, but may not end bit for bit as it would have"
     )

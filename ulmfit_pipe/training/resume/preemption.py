@@ -26,7 +26,7 @@ class Preempted(SystemExit):
     """A training was told to stop; what it had done is saved. Uncaught it ends the program with exit code 75.
 
     Args:
-        message: What was saved, and how to go on.
+        message: What was saved, and how to continue.
     """
 
     def __init__(self, message: str) -> None:

@@ -89,7 +89,7 @@ def _misfits(names: Iterable[str], model: nn.Module) -> tuple[list[str], list[st
 
 
 def _holds_all(path: Path, model: nn.Module) -> bool:
-    """Tell whether a file has every tensor of a model, by the model's own names."""
+    """Return whether a file has every tensor of a model, by the model's own names."""
     if not path.is_file():
         return False
     with safe_open(path, "pt") as file:
