@@ -246,7 +246,7 @@ def scores_of(labels: Sequence[str], answers: Sequence[str]) -> dict[str, float]
 
 
 def cell_of(record: Record) -> tuple[Any, ...]:
-    """Return what tells a cell from all others."""
+    """Return a cell's fingerprint."""
     return tuple(record[name] for name in ("data", "per_class", "in_all", "split", "method"))
 
 

@@ -52,7 +52,7 @@ def write_texts(path: Path, settings: Settings) -> None:
 
 
 def seconds_of(command: list[str]) -> tuple[float, float]:
-    """Return the seconds of predicting, and all others; a start that fails has said why, and ends this recipe too."""
+    """Return the seconds of predicting, and all others; a start that fails ends this recipe too."""
     started, surroundings = time.perf_counter(), {**os.environ, **ONE_THREAD}
     done = subprocess.run(command, env=surroundings, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode:

@@ -165,7 +165,7 @@ def test_a_launcher_told_to_stop_stops_its_processes_which_go_on_to_the_same_bit
     assert more == []
     assert (place / saved_in).resolve() == progress.resolve()
     assert sorted(path.name for path in progress.glob("step-*"))[-1] == f"step-{int(steps):08d}"
-    assert errors.index("told to stop (SIGTERM)") < errors.index("Traceback") < errors.index("SignalException")
+    assert errors.index("stopped by SIGTERM") < errors.index("Traceback") < errors.index("SignalException")
     assert not (place / "stopped").exists()
     code, out, errors = ended(started(place, "train_classifier", *words, "stopped", "--resume", "true"))
     assert code == 0, errors[-4000:]

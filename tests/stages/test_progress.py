@@ -295,7 +295,7 @@ def test_a_recipe_ends_with_code_75_after_sigterm_and_says_how_to_go_on(capsys, 
         (saved, "told to stop after 3 steps; --resume true"),
         (
             lambda: os.kill(os.getpid(), signal.SIGTERM),
-            "told to stop (SIGTERM); run the same command again, with --resume true where the recipe has it; stages "
+            "stopped by SIGTERM; run the same command again, with --resume true where the recipe has it; stages "
             "that had finished are kept",
         ),
     ):

@@ -315,7 +315,7 @@ def test_grids_are_drawn_side_by_side(finished, settings_for, tmp_path):
     assert (tmp_path / "both.png").read_bytes().startswith(PNG_SIGNATURE)
     assert results["table"].count("run\n\n") == 2
     with pytest.raises(
-        ValueError, match="combine draws several results.json into one picture: say where with --figure"
+        ValueError, match="combine draws several results.json into one picture: give its path with --figure"
     ):
         run_low_shot(settings_for(tmp_path, combine=files))
 

@@ -446,7 +446,7 @@ def test_an_encoder_without_a_pooling_file_is_trained(classify, tmp_path, head):
 
 def test_a_decoder_without_padding_token_pads_with_its_end_of_text_token(classify, tmp_path, capsys):
     assert classify(reviews(20), model=save_gpt2(tmp_path / "decoder"))["validation"]["n"] == 2
-    assert "has no padding token: its end-of-text token '<|endoftext|>' takes that place" in capsys.readouterr().out
+    assert "has no padding token: its end-of-text token '<|endoftext|>' is used instead" in capsys.readouterr().out
 
 
 def test_the_last_row_of_an_epoch_does_not_reach_batch_norm_alone(classify, capsys):

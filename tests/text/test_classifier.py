@@ -318,7 +318,7 @@ def test_recomputed_norm_statistics_change_no_weight_and_are_what_is_scored(tiny
 
 
 def test_the_best_epoch_cannot_be_found_without_validation_rows(tiny_language_model_folder):
-    with pytest.raises(ValueError, match=r"keep 'best' needs validation rows to judge by; give some, or set keep to"):
+    with pytest.raises(ValueError, match=r"keep 'best' needs validation rows; give some, or set keep to"):
         build(tiny_language_model_folder, validation=None, keep="best")
 
 

@@ -259,7 +259,7 @@ def test_an_ensemble_averages_a_forward_and_a_backward_classifier(ensemble):
 def test_an_ensemble_is_not_taken_for_a_single_model(ensemble):
     single = dataclasses.replace(ensemble[0], ensemble=False)
     with pytest.raises(
-        ArtifactError, match="is an ensemble with a backward classifier, the settings say ensemble false"
+        ArtifactError, match="is an ensemble with a backward classifier, the settings have ensemble false"
     ):
         run_pipeline(single, context=RunContext(say=str))
 

@@ -1,6 +1,6 @@
 """Labels as they are in tables: cleaned, refused or named, and kept in the type they were given.
 
-A label is a name, an integer or a bool. Two spellings of one name that nobody can tell apart (a space at the end, two
+A label is a name, an integer or a bool. Two spellings of one name that look the same (a space at the end, two
 Unicode forms of one letter) are one label; those that merely look alike (capitals, quotes) stay apart and are reported.
 """
 
@@ -62,14 +62,14 @@ _BARE = {"true": True, "True": True, "false": False, "False": False, "null": Non
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands, for messages."""
+    """Position of a value in a table, for messages."""
 
     file: str
     row: int
     column: str
 
     def error(self, what: str) -> TableError:
-        """Return the error that says what is wrong there."""
+        """Return an error that names this position."""
         return TableError(f"{self.file}, row {self.row} (header not counted), column {self.column!r}: {what}")
 
 
@@ -120,7 +120,7 @@ def is_quoted(name: str) -> bool:
 
 
 def shown_label(name: str) -> str:
-    """Return a label for a line of text: what a terminal would obey or hide is escaped, and a long one is cut."""
+    """Return a label for a line of text: control characters are escaped, and a long label is truncated."""
     return escaped(name[:SHOWN_CHARACTERS]) + ("..." if len(name) > SHOWN_CHARACTERS else "")
 
 
@@ -168,7 +168,7 @@ def label_name(value: Any, place: Place, *, untyped: bool) -> str:
 
 
 def _whole_labels(value: float, column: str) -> str:
-    """Say how to make a label of a decimal number."""
+    """Return advice on how to make a label of a decimal number."""
     if value.is_integer():  # pandas turns integers into such numbers where some are missing
         turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: 'Int64'}})"
         return (
@@ -314,7 +314,7 @@ class LabelColumn:
             self.single.append(self._number(value, place, untyped))
 
     def add_columns(self, values: Sequence[Any], places: Sequence[Place], *, threshold: float | None) -> None:
-        """Check one row of several columns, each of which says whether its label is given, and keep the labels."""
+        """Check one row of several columns, each of which flags one label as given or not, and keep the labels."""
         given = [is_given(value, place, threshold) for value, place in zip(values, places, strict=True)]
         self.several.append([number for number, one in enumerate(given) if one])
 
@@ -393,10 +393,10 @@ def _kind(value: Any, untyped: bool) -> str | None:
 
 
 def is_given(value: Any, place: Place, threshold: float | None) -> bool:
-    """Return whether a cell of a column that stands for one label says that the label is given.
+    """Return whether a cell of a column for one label flags the label as given.
 
     Raises:
-        TableError: It says neither.
+        TableError: The value is not a flag.
     """
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):

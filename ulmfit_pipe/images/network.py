@@ -32,7 +32,7 @@ from ulmfit_pipe.stages.classifier_labels import labels_of
 
 OURS = UlmfitImageConfig.model_type
 TIMM = "timm_wrapper"
-PLAIN_SIZE = 224  # pixels a side where neither model nor settings say
+PLAIN_SIZE = 224  # pixels per side where neither model nor settings define it
 PLAIN_MEAN = 0.5  # mean and deviation of a processor made here: pixels are then in -1..1
 CROPS_BELOW = 384  # pixels a side from which ConvNeXt's processor does not crop; 224 of 256 is its share below
 TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
@@ -94,7 +94,7 @@ def build_image_network(
 
 
 def _config_of(model: str) -> Any:
-    """Load the configuration; where timm is missing, say so."""
+    """Load the configuration; raise with the remedy if timm is missing."""
     try:
         return load_config(model, images=True)
     except ArtifactError as error:
@@ -196,7 +196,7 @@ def _refuse_gaps(model: str | None, backbone: Any, missing: Sequence[str], pixel
     if not missing:
         return
     facts = inspect_backbone(backbone, channels=pixels.channels, height=pixels.height, width=pixels.width)
-    kept = backbone.state_dict()  # without the stages that were cut off
+    kept = backbone.state_dict()  # without the stages that were removed
     needed = [
         name
         for name in missing
@@ -237,7 +237,7 @@ def _processor_of(model: str | None, config: Any, image_size: int | None) -> Any
 
 
 def plain_processor(size: int) -> Any:
-    """Return a processor that cuts out the middle square of an image and brings its pixels to -1..1."""
+    """Return a processor that takes the center crop of an image and scales its pixels to -1..1."""
     return _bit_processor(edge=size, height=size, width=size, mean=[PLAIN_MEAN] * 3, std=[PLAIN_MEAN] * 3, resample=2)
 
 

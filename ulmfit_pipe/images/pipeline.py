@@ -266,7 +266,7 @@ class ImagePipeline:
             What ``metrics.json`` holds.
 
         Raises:
-            TypeError: Something other than a path or a dataset stands for images; more by place; no output folder.
+            TypeError: The images are neither a path nor a dataset; more positional arguments; no output folder.
             ValueError: A setting, image or model cannot be used.
         """
         names = [each.name for each in dataclasses.fields(ImageSettings) if each.name not in GIVEN_TO_FIT]

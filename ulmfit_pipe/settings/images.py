@@ -111,12 +111,12 @@ class ImageClassifierSettings:
         pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
             random weights, and freezes nothing [pretrained].
         keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
-            drops so many at its end; null keeps all [cut].
+            drops that many at its end; null keeps all [cut].
         channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
         image_size: Side of the images in pixels; null takes the model's own.
         layer_groups: early-late-head, or stages for one group per stage [split_on].
         accumulation_steps: Micro-batches an optimizer step.
-        skip_bad_images: Leave images that do not open out, and say how many, instead of refusing them.
+        skip_bad_images: Leave out images that cannot be opened, and log how many, instead of raising.
         num_workers: Threads that open images ahead of the training; null decides.
         cache_frozen: Run frozen groups once an image in each phase, and train the others from what they gave; needs
             train_norm false and augmentation.off true, without which an image gives something else each time.
@@ -206,7 +206,7 @@ class ImageSettings(RunSettings):
         dataset: A sample that needs no files, in place of train_images and test_images: the 8 x 8 handwritten digits of
             scikit-learn.
         model: Any image model of transformers (folder or hub id), or a classifier that this recipe wrote; null builds a
-            small ResNet, pretrained as the group pretraining says.
+            small ResNet, pretrained with the settings of the group pretraining.
         image_column: Column of images or paths, in a table or dataset.
         label_column: Column of labels.
         validation_fraction: Part of the training images held out where no validation images are given.

@@ -232,7 +232,7 @@ class TransferabilitySettings(StudySettings):
         pretrained: The two base networks start from the model's weights; false lets them start at random, as the
             paper does. New layers always start at random.
         image_size: Side of the images in pixels; null takes the model's own, or 32 for the small ResNet.
-        max_length: Cut texts to so many tokens; null reads them whole.
+        max_length: Truncate texts to this many tokens; null reads them whole.
         block_groups: Bundle a text transformer's blocks into so many layer groups; null makes each block one.
         preset: Recipe of the optimizer for texts; auto is fastai for an AWD-LSTM and transformer for any other model.
         title: Name of the data; null takes the sample's or the folder's name.

@@ -123,7 +123,7 @@ class ClassifierSettings:
         batch_size: Documents of a step, over all processes.
         max_tokens: Bound on the tokens of a batch, padding included; null for no bound.
         drop_mult: Multiplies the five dropouts of the preset's classifier; for an AWD-LSTM.
-        max_length: Cut documents to so many tokens; null reads them whole, or as far as a transformer's positions go.
+        max_length: Truncate documents to this many tokens; null reads them whole, or up to a transformer's limit.
         gradient_window: Tokens at a document's end that keep gradients; null takes the model's. For an AWD-LSTM.
         class_weights: balanced weighs each class by the inverse of its frequency; where a text may have several labels,
             the texts with a label as much in all as those without it.
@@ -145,10 +145,10 @@ class ClassifierSettings:
             head-tail beginning and end, windows reads all of it and averages the windows' logits.
         window_length: Tokens of a window; null takes the longest that the model reads.
         window_overlap: Tokens that neighbouring windows share; null takes an eighth of a window.
-        block_groups: Bundle a transformer's blocks into so many layer groups; null makes each block one.
+        block_groups: Bundle a transformer's blocks into this many layer groups; null makes each block one.
         cache_frozen: Run frozen groups once per text in each phase, and train the others from what they gave, wherever
-            that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else a line says why
-            not.
+            that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else the reason is
+            logged.
         new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false keeps
             its head, for the same labels.
     """
@@ -193,7 +193,7 @@ class ClassifierSettings:
             if getattr(self, name) is not None and self.long_documents != "windows":
                 raise ValueError(
                     f"{name} {getattr(self, name)} has a meaning with long_documents 'windows' only, got "
-                    f"{self.long_documents!r}; set it, or leave {name} out (max_length cuts documents)"
+                    f"{self.long_documents!r}; set it, or leave {name} out (max_length truncates documents)"
                 )
         check_above_zero(self, "lr", "rest_lr", "lr_decay")
         if self.batch_size == 1:

@@ -259,7 +259,7 @@ _SHOWN.maxstring = _SHOWN.maxother = 200
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """`repr` of a value on one line, control characters escaped, a long one cut in the middle."""
+    """`repr` of a value on one line, control characters escaped, a long one truncated in the middle."""
     return cut_middle(_SHOWN.repr(value), limit)
 
 

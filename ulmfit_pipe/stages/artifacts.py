@@ -80,7 +80,7 @@ def register() -> None:
 
 
 def model_identity(name: ModelName | None, *, images: bool = False) -> str | None:
-    """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
+    """Return a model's fingerprint: a digest of its files, wherever the folder is, or the hub id.
 
     Counted is each file that changes what the model computes: weights, configuration, tokenizer or image processor, and
     code of its own where that may run.
@@ -192,7 +192,7 @@ def load_model(name: ModelName, kind: Any, **settings: Any) -> Any:
     Args:
         name: A folder, a built-in name or a hub id.
         kind: An Auto class, such as ``AutoModelForCausalLM``.
-        **settings: Passed on to ``from_pretrained``; weights are turned to float32 unless ``dtype`` says otherwise.
+        **settings: Passed on to ``from_pretrained``; weights are turned to float32 unless ``dtype`` is given.
 
     Raises:
         ArtifactError: The folder lacks weights, a file of it was cut short or altered, or the hub cannot be reached.
@@ -302,7 +302,7 @@ def load_text_tokenizer(
         if tokenizer.eos_token_id is None:
             raise ArtifactError(f"the tokenizer of {name} has neither a padding nor an end-of-text token; add one")
         tokenizer.pad_token = tokenizer.eos_token
-        say(f"{name} has no padding token: its end-of-text token {tokenizer.eos_token!r} takes that place")
+        say(f"{name} has no padding token: its end-of-text token {tokenizer.eos_token!r} is used instead")
     text_config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
@@ -325,7 +325,7 @@ def _check_vocabulary(name: ModelName, tokenizer: Any, config: Any, *, size: int
 
 
 def _require_tokenizer(folder: Path) -> None:
-    """Raise if a folder holds weights and architecture only, as a learner saves them unless told to add more."""
+    """Raise if a folder holds weights and architecture only, as a learner saves them by default."""
     if folder.is_dir() and not any((folder / name).is_file() for name in (*TOKENIZER_FILES, *SENTENCEPIECE_FILES)):
         raise ArtifactError(
             f"{folder} holds no tokenizer ({BACKEND_FILE}); save a learner together with its own: "
@@ -431,7 +431,7 @@ def check_stage_files(folder: Path | str) -> None:
 
 
 def _require_json(folder: Path) -> None:
-    """Raise if the record of a stage is damaged, so that nothing says which files were saved."""
+    """Raise if the record of a stage is damaged, so that the list of its files is unknown."""
     try:
         read_sealed(folder / STAGE_FILE)
     except CheckpointError as error:

@@ -190,7 +190,7 @@ def _check_entries(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _check_labels(folder: Path, record: dict[str, Any]) -> None:
-    """Raise where the entries that say what kind of model it is, and its labels, are not of their types."""
+    """Raise if the entries on the kind of model and its labels are not of their types."""
     classes = record.get("architectures")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(part, str) for part in classes)):
         raise ArtifactError(
@@ -356,7 +356,7 @@ def _header_of(file: Path) -> dict[str, Stored]:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise _cut_short(file, "its header cannot be read") from error
     if size != wanted:
-        raise _cut_short(file, f"{size:,} bytes are there, its header says {wanted:,}")
+        raise _cut_short(file, f"{size:,} bytes are there, its header declares {wanted:,}")
     return stored
 
 
@@ -367,7 +367,7 @@ def _cut_short(file: Path, reason: str) -> ArtifactError:
 
 
 def other_save(folder: Path) -> str:
-    """Say what to do with a folder of which a file cannot be used."""
+    """Return advice for a folder of which a file cannot be used."""
     if (folder / STAGE_FILE).is_file():
         return f"take another save, or remove {folder} and run the command that wrote it again"
     return "take another save"

@@ -5,8 +5,8 @@ order of unfreezing); the fourth is for pretrained transformers. A preset gives 
 one by one. Numbers are for data of IMDb's size; `scale_epochs` states how they change with less data.
 
 Sources: `paper` Howard & Ruder 2018, sections 3 and 4.1; `scripts-2018` the authors' imdb_scripts; `fastai` fastai
-2.8 nbs/38_tutorial.text and text/models/awdlstm.py; `transformer` where its numbers stand. The numbers that are not
-certain are marked where they stand.
+2.8 nbs/38_tutorial.text and text/models/awdlstm.py; `transformer` beside its numbers. Numbers that are not
+certain are marked.
 """
 
 import copy

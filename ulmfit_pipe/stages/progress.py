@@ -37,8 +37,8 @@ def keep_progress(
     Args:
         learner: The stage's learner, before it trains.
         output_dir: The stage's folder.
-        identity: Everything the stage's result depends on.
-        vocabulary: What tells the tokenizer from any other; None without one.
+        identity: Fingerprint: everything the stage's result depends on.
+        vocabulary: Fingerprint of the tokenizer; None without one.
         context: Whether to continue, and how often to save.
 
     Raises:
@@ -113,7 +113,7 @@ def refuse_unfinished(output_dir: Path | str, *, identity: dict[str, Any]) -> No
 
     Args:
         output_dir: The stage's folder.
-        identity: Everything the stage's result depends on; its vocabulary only where that is known by now.
+        identity: Fingerprint: everything the stage's result depends on; its vocabulary only where that is known by now.
 
     Raises:
         CheckpointError: There are checkpoints; the message says whether they can be resumed, or who is training.
@@ -143,7 +143,7 @@ def _differences(checkpoints: Sequence[Path], identity: dict[str, Any]) -> list[
             there = read_state(path).get("identity")
         except CheckpointError:
             continue
-        if not isinstance(there, dict):  # altered by hand, which --resume says
+        if not isinstance(there, dict):  # altered by hand; --resume reports it
             continue
         known = {name: value for name, value in there.items() if name in identity or name != "vocabulary"}
         return differences({"identity": known}, {"identity": identity})

@@ -1,7 +1,7 @@
 """What the Python classes are handed: texts or images to predict, files to train on.
 
 A table in memory, a mapping or an array looks like a list of its column names to Python; each is refused before any
-work, with the line to write in its place.
+work, with the line to write instead.
 """
 
 import io
@@ -140,11 +140,11 @@ def _refuse_text(path: str, takes: str, name: str) -> None:
 
 
 def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: bool = True) -> None:
-    """Raise unless `fit` was given one thing to train on, by place, and the folder to write by name.
+    """Raise unless `fit` was given one positional argument to train on, and the output folder by name.
 
     Args:
         train: The first argument.
-        misplaced: What else was given by place.
+        misplaced: Further positional arguments.
         output_dir: The folder; None if there is none.
         table: Whether tables of texts are trained on; otherwise images.
 
@@ -155,10 +155,10 @@ def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: 
     line = f'write fit({source}, output_dir="runs/mine")'
     takes = f"fit takes {'a labelled file or files' if table else 'labelled images'} first and all else by name"
     if misplaced and table:
-        raise TypeError(f"{takes}, got {len(misplaced)} more by place; {_saving_line(train, 'train')}, then {line}")
+        raise TypeError(f"{takes}, got {len(misplaced)} more positional; {_saving_line(train, 'train')}, then {line}")
     if misplaced:
         raise TypeError(
-            f"{takes}, got {len(misplaced)} more by place; lay images out in a folder per class, then {line}"
+            f"{takes}, got {len(misplaced)} more positional; lay images out in a folder per class, then {line}"
         )
     if output_dir is None:
         raise TypeError(f"fit needs output_dir, the folder for everything that the run writes; {line}")
@@ -205,7 +205,7 @@ def _names_in(values: Any) -> list[Any] | None:
 
 
 def _is_row(values: Any, column: str) -> bool:
-    """Tell a row of a data frame, whose index are the names of the columns, from a column."""
+    """Return whether a pandas Series is a row of a data frame, whose index holds the column names."""
     return hasattr(values, "iloc") and column in values.index
 
 

@@ -95,8 +95,8 @@ def load_learner(
         task: Data and objective to continue with.
         options: Hyperparameters of the loop; the saved ones by default.
         accelerator: Device, precision and processes.
-        monitor: Validation metric by which the best epoch of further training is judged.
-        say: Told in one line what is frozen.
+        monitor: Validation metric that selects the best epoch of further training.
+        say: Receives a log line on what is frozen.
 
     Returns:
         A learner with the saved weights, freeze state and schedule position.
@@ -109,7 +109,7 @@ def load_learner(
     state = read_state(path)
     if not (Path(path) / "config.json").is_file():
         raise ArtifactError(
-            f"{path} holds a {state['model_class']} without a config.json, so it does not say how to build one (a "
+            f"{path} holds a {state['model_class']} without a config.json, so how to build one is unknown (a "
             "model with peft's adapters does not, nor does a module of your own); build it as before the save, and "
             "load into it: Learner(model, groups_of(model), task).load(path)"
         )

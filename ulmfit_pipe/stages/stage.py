@@ -26,7 +26,7 @@ class StageRun:
     Attributes:
         name: The stage's name in ``stage.json``.
         output_dir: The stage's folder.
-        identity: Everything the result depends on.
+        identity: Fingerprint: everything the result depends on.
         model: What it starts from, for the record.
         context: Seed, precision, time, processes.
     """
@@ -78,7 +78,7 @@ class StageRun:
             learner: The stage's learner.
             phases: The phases that were run.
             history: Their epochs and steps.
-            metrics: What validation says of the weights that were kept.
+            metrics: Validation metrics of the weights that were kept.
             seconds: Wall time of the stage.
             record: What ``stage.json`` holds besides.
             write: Writes the stage's own files into a folder.

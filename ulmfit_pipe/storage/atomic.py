@@ -51,7 +51,7 @@ class OutputError(UlmfitError, OSError, ValueError):
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside the path; the file takes the path's place when the block ends without an error.
+    """Yield a temporary name beside the path; the file replaces the path when the block ends without an error.
 
     What a killed process left of an earlier attempt is removed.
 
@@ -91,7 +91,7 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside the path, which is synced and takes the path's place when the block ends."""
+    """Yield a temporary file beside the path, which is synced and replaces the path when the block ends."""
     _make_folder(path.parent)
     remove_left_overs(path)
     with temporary_beside(path) as temporary:
@@ -126,7 +126,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             _sync_all(temporary)
             _take_place(temporary, path)
             _sync(path.parent)
-    except CheckpointError as error:  # of a file in the temporary folder, whose name tells the user nothing
+    except CheckpointError as error:  # of a file in the temporary folder, whose name means nothing to the user
         raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own error
         raise CheckpointError(not_saved(path, error)) from error
@@ -251,7 +251,7 @@ def recover_folder(path: Path | str) -> None:
 
 
 def not_saved(path: Path, error: BaseException) -> str:
-    """Return what to say where something could not be saved."""
+    """Return the message of an error on saving."""
     reason = getattr(error, "strerror", None) or error
     advice = write_advice(error, "output folder")
     return f"could not save to {path}: {reason}; what was there before is untouched. {advice}"

@@ -106,7 +106,7 @@ def _no_lock_file(path: Path) -> str:
 
 
 def _locked(file: FileIO, *, wait: bool) -> bool:
-    """Lock an open file, and tell whether that succeeded; on a disk without locks it always does."""
+    """Lock an open file, and return whether that succeeded; on a disk without locks it always does."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,12 +155,12 @@ def holder(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def held(path: Path, *, wait: bool, say: Callable[[str], None] | None = None) -> Iterator[bool]:
-    """Hold a lock file for the block, and tell whether it is held.
+    """Hold a lock file for the block, and yield whether it is held.
 
     Args:
         path: The lock file.
         wait: Wait until the process that holds it lets it go; otherwise the block gets False.
-        say: Told that there is something to wait for.
+        say: Receives a log line if there is a lock to wait for.
     """
     file = lock(path)
     if file is None and wait:

@@ -1,6 +1,6 @@
 """Ways to unfreeze a classifier, side by side on the same rows and seeds: this method's table 7 on one's own data.
 
-What is alike is said in `ABOUT`, which goes into every results file. What differs:
+What is the same is in `ABOUT`, which goes into every results file. What differs:
 
 full             all layer groups from the start; gradual unfreezes one group more per phase; head trains the head alone
 discriminative   a lower rate for each group nearer the input (classifier.lr_decay); otherwise one rate for all

@@ -9,7 +9,7 @@ backward    the whole method on the backward language model
 ensemble    the probabilities of ulmfit and backward, averaged
 tfidf       TF-IDF with logistic regression, C by cross-validation on the cell's labelled rows
 
-What is fair about it, and generous to a baseline, is said in `ABOUT`, which goes into every results file.
+What makes it fair, and where a baseline has an advantage, is in `ABOUT`, which goes into every results file.
 """
 
 import dataclasses
@@ -139,7 +139,7 @@ def _wanted(settings: LowShotSettings) -> list[str]:
 
 
 def _cells(settings: LowShotSettings, *, test_rows: int) -> Iterator[tuple[Cell, int]]:
-    """Yield every cell of the grid with the place of its size."""
+    """Yield every cell of the grid with the index of its size."""
     seeds = settings.seeds * len(settings.sizes) if len(settings.seeds) == 1 else settings.seeds
     for place, size in enumerate(settings.sizes):
         for seed in range(seeds[place]):
@@ -287,7 +287,7 @@ def _write_results(settings: LowShotSettings, output: Path, context: RunContext)
 
 def _combine(settings: LowShotSettings) -> dict[str, Any]:
     if settings.figure is None:
-        raise ValueError("combine draws several results.json into one picture: say where with --figure FILE.png")
+        raise ValueError("combine draws several results.json into one picture: give its path with --figure FILE.png")
     found: Sequence[dict[str, Any]] = [read_json(path) for path in settings.combine or []]
     plot_label_curves({results["title"]: results["curves"] for results in found}, path=settings.figure)
     return {"table": "\n\n".join(f"{results['title']}\n\n{results['table']}" for results in found)}

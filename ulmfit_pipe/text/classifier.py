@@ -1,7 +1,7 @@
 """The classifier stage: a head on the fine-tuned language model's encoder, unfrozen group by group.
 
 The third step of ULMFiT, for the AWD-LSTM and for any text model of transformers. The best epoch over all phases is
-kept, judged on validation data alone; or the last one (``keep``), which needs no validation data.
+kept, selected on validation data alone; or the last one (``keep``), which needs no validation data.
 
 Source: Howard & Ruder 2018, section 3.3.
 """
@@ -344,7 +344,7 @@ def build_classifier_learner(
     Raises:
         TypeError: A table is none of `load_table`.
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
-        ValueError: The best epoch is to be kept, and there is nothing to judge it by; a setting has no meaning for
+        ValueError: The best epoch is to be kept, and there are no validation rows; a setting has no meaning for
             the model; or the model has no two layer groups to unfreeze one after the other.
     """
     _check_tables(train, validation, of="build_classifier_learner")
@@ -353,7 +353,7 @@ def build_classifier_learner(
     recipe = context.recipe
     settings, _ = _settled(train, validation, settings, context)
     if validation is None and settings.keep == "best":
-        raise ValueError("keep 'best' needs validation rows to judge by; give some, or set keep to 'last'")
+        raise ValueError("keep 'best' needs validation rows; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)
     monitor = settings.checked_monitor(multi_label=multi_label)
     network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)

@@ -23,7 +23,7 @@ def load_as_classifier(
         names: The labels.
         multi_label: Whether a text may have several.
         settings: Numbers of the stage.
-        context: Preset, and where news go.
+        context: Preset and log.
 
     Raises:
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
@@ -54,7 +54,7 @@ def count_layer_groups(model: ModelName, settings: "ClassifierSettings") -> int:
 
     Raises:
         ArtifactError: The model cannot classify texts.
-        ValueError: Its layer groups cannot be told.
+        ValueError: Its layer groups cannot be found.
     """
     model = find_model(model)
     return family_of(model.model_type).count_layer_groups(model, settings)

@@ -23,11 +23,11 @@ from ulmfit_pipe.training.objectives import SequenceObjective
 
 MAX_EXPONENT = 700.0  # of what math.exp can hold
 PLAIN_PERPLEXITY = 1e6  # from here on in scientific form
-LONGEST_WORDS = 20.0  # characters per word: beyond, white space does not cut words (Finnish has about 8)
+LONGEST_WORDS = 20.0  # characters per word: beyond, white space does not separate words (Finnish has about 8)
 
 
 def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) -> dict[str, Any]:
-    """Spread the loss over what does not depend on the vocabulary: characters, and words as white space cuts them.
+    """Spread the loss over what does not depend on the vocabulary: characters, and words separated by white space.
 
     Args:
         loss: Mean loss per token, in nats.
@@ -35,7 +35,7 @@ def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) ->
         texts: Column ``text``, what was read.
 
     Returns:
-        ``bits_per_character`` and ``perplexity_per_word``, None where white space does not cut the texts into words.
+        ``bits_per_character`` and ``perplexity_per_word``, None where white space does not separate words.
     """
     letters: Counter[str] = Counter()
     words = 0

@@ -23,7 +23,7 @@ from ulmfit_pipe.training.records import EpochRecord
 
 MEASURED = ("perplexity", "perplexity_per_word", "bits_per_character")
 MASKED_MEASURED = "pseudo_perplexity"  # of a masked language model, which has none of the others
-HUB = "https://huggingface.co"  # an address, which no record cuts to its last part as it does paths
+HUB = "https://huggingface.co"  # an address, which records keep whole, unlike paths
 CPU_FILE = Path("/proc/cpuinfo")
 
 
@@ -58,7 +58,7 @@ def lineage_after(
     Args:
         learner: What was trained.
         history: Its epochs and steps.
-        metrics: What validation says of the weights.
+        metrics: Validation metrics of the weights.
         model: What the training started from; None for random weights.
         context: Seed, precision, processes.
         seconds: Wall time of the stage.
@@ -151,7 +151,7 @@ def _leg_of_older_record(record: dict[str, Any]) -> dict[str, Any]:
     settings = identity.get("settings", {})
     recipe = load_preset(identity.get("preset", "fastai"))
     available, epochs = int(record["tokens"]), record.get("epochs", [])
-    ends = {epoch["phase"]: epoch["step"] for epoch in epochs}  # the last epoch of each phase stands
+    ends = {epoch["phase"]: epoch["step"] for epoch in epochs}  # the last epoch of each phase counts
     steps = sum(ends.values())
     batch_size = fitting_batch_size(available, settings.get("batch_size") or recipe.batch_size)
     a_step = batch_size * (settings.get("bptt") or recipe.bptt) * settings.get("accumulation_steps", 1)

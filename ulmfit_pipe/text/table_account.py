@@ -214,7 +214,7 @@ def _is_list_text(name: str) -> bool:
 
 
 def _tell_of_joined_labels(names: Sequence[str], several: bool, say: Say) -> None:
-    """Say so where labels look like several in one cell: each part of ``a|b`` is itself a label of the table."""
+    """Log a note where labels look like several in one cell: each part of ``a|b`` is itself a label of the table."""
     known = set(names)
     for separator in LIKELY_SEPARATORS if not several else "":
         for name in names:

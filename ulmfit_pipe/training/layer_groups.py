@@ -1,6 +1,6 @@
 """Layer groups: which parameters move together, and which of them are frozen.
 
-A model is cut into groups by lists of module-name prefixes, the input side first. The cut is proved to be a
+A model is split into groups by lists of module-name prefixes, the input side first. The split is checked to be a
 partition of the parameters, so that none is forgotten and none is trained twice. Freezing acts on groups only.
 
 Source: Howard & Ruder 2018, sections 3.2 and 3.3; the meaning of ``freeze_to`` is fastai's.
@@ -153,7 +153,7 @@ def _owners(model: nn.Module, prefixes: Sequence[Sequence[str]], names: Sequence
 
 
 def _check_running_norms(model: nn.Module, prefixes: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-    """Refuse a norm layer with running statistics, but no parameters, that no group would hold still."""
+    """Refuse a norm layer with running statistics, but no parameters, that no group would freeze."""
     for key, module in model.named_modules():
         running = is_norm(module) and any(True for _ in module.buffers(recurse=False))
         if running and next(module.parameters(recurse=False), None) is None:
@@ -245,7 +245,7 @@ def trainable_indices(groups: Sequence[LayerGroup]) -> tuple[int, ...]:
 
 
 def describe_frozen(groups: Sequence[LayerGroup]) -> str:
-    """Say in one line what is frozen and what is about to train."""
+    """Return one line on what is frozen and what is about to train."""
     frozen = [group.name for group in groups if group.frozen]
     trains = [group.name for group in groups if not group.frozen]
     total = sum(group.num_parameters for group in groups)
@@ -257,9 +257,9 @@ def describe_frozen(groups: Sequence[LayerGroup]) -> str:
 def train_mode(
     model: nn.Module, groups: Sequence[LayerGroup], *, train_norm: bool = False, frozen_dropout: str = "on"
 ) -> None:
-    """Put a model in training mode, with its frozen groups held as the policy says.
+    """Put a model in training mode, with its frozen groups in the mode of the policy.
 
-    Call this in place of ``model.train()``, which would set every frozen norm layer moving again.
+    Call this instead of ``model.train()``, which would set every frozen norm layer moving again.
 
     Args:
         model: The model that the groups belong to.

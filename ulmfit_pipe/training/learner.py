@@ -1,7 +1,7 @@
 """Learner: the object people know from fastai, a thin face over the functions of this folder.
 
-It holds a model, its layer groups and its data; each ``fit*`` says what it is about to train, and ``save`` keeps what
-fastai loses: which groups were frozen and where the schedule stood.
+It holds a model, its layer groups and its data; each ``fit*`` logs what it is about to train, and ``save`` keeps what
+fastai loses: which groups were frozen and the position in the schedule.
 """
 
 import os
@@ -49,7 +49,7 @@ class Learner:
         options: Hyperparameters of the loop that hold for every fit.
         accelerator: Device, precision and processes; made when first needed if None.
         lr: Learning rate where a fit names none.
-        monitor: Validation metric by which the best epoch is judged.
+        monitor: Validation metric that selects the best epoch.
         pretrained: Start frozen up to the head, as a pretrained model should; False starts with all groups trained.
         say: Receives each line about what is frozen, loaded or about to train.
     """
@@ -97,7 +97,7 @@ class Learner:
         return [group.name for group in self.layer_groups]
 
     def say(self, line: str) -> None:
-        """Say a line on the main process."""
+        """Log a line on the main process."""
         if self._accelerator is None:
             main = os.environ.get("RANK", "0") == "0"  # torchrun's word, before there is an accelerator to ask
         else:
@@ -245,7 +245,7 @@ class Learner:
         Args:
             plan: A plan, or phases for this model.
             keep_best: End with the best epoch's weights instead of the last ones; needs validation data.
-            start: What the weights are worth as they are; they then count as an epoch that may be the best.
+            start: Validation record of the initial weights; they then count as an epoch that may be the best.
         """
         plan = plan if isinstance(plan, Plan) else self.plan(plan)
         self.say(str(plan.describe()))
@@ -391,11 +391,11 @@ class Learner:
         if failure is not None:
             raise failure
         if failed > 0:
-            raise CheckpointError(f"the main process could not save to {path}; its own message says why")
+            raise CheckpointError(f"the main process could not save to {path}; see its own message")
         return Path(path)
 
     def load(self, path: Path | str) -> "Learner":
-        """Load weights, freeze state and schedule position from a saved folder, and say what is frozen.
+        """Load weights, freeze state and schedule position from a saved folder, and log what is frozen.
 
         Raises:
             CheckpointError: The folder is not a saved learner, was cut short, or is of another architecture.

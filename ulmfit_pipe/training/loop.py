@@ -58,7 +58,7 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     Args:
         run: The phase's run; its learning rates are set already.
         window: The micro-batches of the step, on any device.
-        carry: State from the batch before, or None.
+        carry: Recurrent state from the batch before, or None.
 
     Returns:
         The mean loss over the step's items on all processes, their count, and the state for the next step.
@@ -151,8 +151,8 @@ def train_epoch(
 ) -> tuple[float, float]:
     """Train over the batches of one epoch.
 
-    The schedule is sampled before each step at ``step / total_steps``, as fastai does. Where a deadline will cut the
-    phase short, the schedule follows the clock instead, so that the rate still comes down.
+    The schedule is sampled before each step at ``step / total_steps``, as fastai does. Where a deadline will end the
+    phase early, the schedule follows the clock instead, so that the rate still comes down.
 
     Args:
         run: The phase's run.
@@ -212,7 +212,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Run a model over all batches and return the metric's values, the same on every process.
 
-    A data-parallel model is run bare: no gradients have to meet, and the processes need not keep step. The model is
+    A data-parallel model is run bare: no gradients are synchronized, nor the processes. The model is
     left in evaluation mode.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -254,7 +254,7 @@ def fit(
         options: Hyperparameters of the loop.
         first_epoch: Number that the phase's epoch 0 has for the data's order (also if `start_epoch` skips it).
         on_epoch: Called after every epoch on every process; True ends the phase.
-        say: Receives log lines on what becomes of `TrainingOptions.cache_frozen`.
+        say: Receives a log line on whether `TrainingOptions.cache_frozen` takes effect.
         observers: Log, checkpoints, or anything else that follows the run; see `Observer`.
 
     Returns:

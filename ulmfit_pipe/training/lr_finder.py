@@ -183,7 +183,7 @@ class _Carry:
 
 
 def _endless(run: Run, batches: Batches, num_steps: int) -> Iterator[tuple[list[Batch], _Carry]]:
-    """Yield windows of batches over as many epochs as needed; each epoch starts with a fresh carry."""
+    """Yield windows of batches over as many epochs as needed; each epoch starts with a fresh recurrent state."""
     batches = copy.copy(batches)  # `set_epoch` on the copy leaves the order of the caller's as it is
     done, epoch = 0, 0
     while done < num_steps:

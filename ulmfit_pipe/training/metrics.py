@@ -19,7 +19,7 @@ Reduce = Callable[[Tensor], Tensor]
 Gather = Callable[[Tensor], Tensor]
 
 MOST_CONFUSED = 1_000  # classes; the matrix of this many takes 8 MB
-IGNORED = -100  # torch's mark of a target that counts for nothing
+IGNORED = -100  # torch's ignore_index
 
 
 class SumVector:
@@ -309,7 +309,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray, *, least_rows: int = 0) -> list[float]:
     """Choose for each label the probability from which it is given, by best F1 on these rows (validation).
 
-    A threshold lies half-way between the two probabilities it parts; of equally good ones the nearest to 0.5 is
+    A threshold is half-way between the two probabilities it separates; of equally good ones the nearest to 0.5 is
     taken, and 0.5 for a label that no row has.
 
     Args:
@@ -354,7 +354,7 @@ def gather_rows(rows: Tensor, *, gather: Gather | None = None) -> Tensor:
     """Concatenate the rows of all processes, however many each has.
 
     Collectives need equally long tensors (given 3 and 2 rows they return garbage): rows are padded to the longest
-    share, gathered, and the padding is cut out again.
+    share, gathered, and the padding is removed again.
 
     Args:
         rows: (own rows, ...) of this process, perhaps none.

@@ -133,7 +133,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build Adam over all layer groups, each with its own base learning rate.
 
-    Each torch parameter group carries ``layer_group`` (index) and ``base_lr``; a schedule multiplies the latter.
+    Each torch parameter group has ``layer_group`` (index) and ``base_lr``; a schedule multiplies the latter.
 
     Args:
         groups: Layer groups, input side first.

@@ -112,7 +112,7 @@ def test_where_the_last_n_was_not_run_the_answer_speaks_of_new_layers():
 
 
 def test_without_a_pair_of_seeds_there_is_no_answer_yet():
-    words = "The figures do not say yet whether unfreezing helps: AnB and AnB+ have no seed in common."
+    words = "The figures do not show yet whether unfreezing helps: AnB and AnB+ have no seed in common."
     assert answer_of({("baseB", 0): {0: 0.9}}, GROUPS) == words
     assert answer_of({("AnB+", 1): {0: 0.9}, ("AnB", 1): {1: 0.9}}, GROUPS) == words
 

@@ -335,7 +335,7 @@ def test_a_file_is_predicted(trained, tmp_path):
 def test_a_decoder_without_a_padding_token_gets_its_end_of_text_and_says_so(pretrained, trained):
     said, context = heard()
     parts = build(pretrained["gpt2"], context=context)
-    line = f"{pretrained['gpt2']} has no padding token: its end-of-text token '<|endoftext|>' takes that place"
+    line = f"{pretrained['gpt2']} has no padding token: its end-of-text token '<|endoftext|>' is used instead"
     assert said.count(line) == 1
     assert (parts.tokenizer.pad_token, parts.network.config.pad_token_id) == ("<|endoftext|>", 0)
     assert AutoTokenizer.from_pretrained(trained["gpt2"]).pad_token_id == load_config(trained["gpt2"]).pad_token_id == 0
@@ -412,7 +412,9 @@ def test_truncation_is_said_aloud_with_the_share_of_texts_cut(pretrained):
     said, context = heard()
     rows = table([*reviews(6), (LONG, "bad"), (LONG, "good")])
     parts = build(pretrained["bert"], train=rows, context=context)
-    assert "2 of 8 training texts (25.0 %) are longer than 64 tokens and are cut, the beginning is kept; " in said[0]
+    assert (
+        "2 of 8 training texts (25.0 %) are longer than 64 tokens and are truncated, the beginning is kept; " in said[0]
+    )
     assert max(batch["input_ids"].shape[1] for batch in parts.learner.task.train_batches) == 64
     assert parts.tokenizer.model_max_length == 64
     assert not [line for line in said if "validation texts" in line]
@@ -432,14 +434,14 @@ def test_prediction_says_aloud_how_many_texts_it_cut(trained, tmp_path):
     predictor = Predictor.load(trained["bert"])
     assert predictor.describe_cut() == ""
     predictor.predict([LONG, *TEXTS])
-    line = "1 of 6 texts to predict (16.7 %) are longer than 64 tokens and are cut, the beginning is kept; "
+    line = "1 of 6 texts to predict (16.7 %) are longer than 64 tokens and are truncated, the beginning is kept; "
     assert predictor.describe_cut().startswith(line)
     (tmp_path / "in.csv").write_text(f"text\n{LONG}\n{TEXTS[0]}\n")
     said, context = heard()
     predict_file(
         PredictFileSettings(str(trained["bert"]), str(tmp_path / "in.csv"), str(tmp_path / "out.csv")), context=context
     )
-    assert said[0].startswith("1 of 2 texts to predict (50.0 %) are longer than 64 tokens and are cut")
+    assert said[0].startswith("1 of 2 texts to predict (50.0 %) are longer than 64 tokens and are truncated")
 
 
 @pytest.fixture(scope="module")

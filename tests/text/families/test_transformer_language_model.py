@@ -338,7 +338,7 @@ def test_an_untied_head_stays_untied(tmp_path):
 def test_the_end_of_a_text_learns_also_where_it_stands_for_padding(tmp_path):
     folder = save_llama(tmp_path / "llama", tie_word_embeddings=False)
     parts, said = build(folder, block_size=24, batch_size=4)
-    assert [line for line in said if "its end-of-text token '<|endoftext|>' takes that place" in line]
+    assert [line for line in said if "its end-of-text token '<|endoftext|>' is used instead" in line]
     parts.learner.unfreeze()
     task, model, end = parts.learner.task, parts.learner.model, parts.tokenizer.eos_token_id
     batch = next(batch for batch in task.train_batches if end in batch["input_ids"])

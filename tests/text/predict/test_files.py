@@ -501,7 +501,7 @@ def test_several_files_are_not_written_to_one_without_parts(tiny_classifier_fold
 
 
 def test_somewhere_to_write_must_be_named(tiny_classifier_folder, table_csv):
-    with pytest.raises(ValueError, match="nothing says where to write; give output_file, or output_dir for a folder"):
+    with pytest.raises(ValueError, match="no output is named; give output_file, or output_dir for a folder"):
         predict_file(PredictFileSettings(str(tiny_classifier_folder), [str(table_csv)]))
 
 

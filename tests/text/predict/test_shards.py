@@ -372,8 +372,7 @@ def test_sigterm_ends_it_at_once_and_says_what_is_finished(predict, table_csv, t
             predict(table_csv)
     assert stopped.value.code == 75
     assert str(stopped.value) == (
-        f"told to stop (SIGTERM); 1 of 3 parts are finished in {tmp_path / 'parts'}; run the same command again to "
-        "continue"
+        f"stopped by SIGTERM; 1 of 3 parts are finished in {tmp_path / 'parts'}; run the same command again to continue"
     )
     assert sorted(path.name for path in (tmp_path / "parts").glob("*.csv")) == ["part-000000001-000000002.csv"]
     assert predict(table_csv).done_before == 2
@@ -639,7 +638,7 @@ def test_a_manifest_without_the_facts_of_its_parts_is_refused_by_name(predict, t
     (half / "manifest.json").write_text(
         json.dumps(manifest if identity == "missing" else manifest | {"identity": identity})
     )
-    words = "manifest.json does not say of which model, settings and input its parts are .no 'identity' in it.: it was"
+    words = "manifest.json does not record the model, settings and input of its parts .no 'identity' in it.: it was"
     with pytest.raises(
         ArtifactError, match=rf"^{half}/{words} damaged or altered. Choose another output_dir, or remove"
     ):

@@ -164,7 +164,7 @@ def test_a_killed_process_ends_the_recipe_and_one_process_goes_on(tmp_path, tiny
     finally:
         process.kill()
     assert process.returncode != 0
-    assert "told to stop (SIGTERM); " in errors and " of 160 parts are finished in " in errors
+    assert "stopped by SIGTERM; " in errors and " of 160 parts are finished in " in errors
     assert 5 <= len(times) < 160
     done = subprocess.run(
         [sys.executable, RECIPE, *map(str, words), "--output_dir", tmp_path / "parts"],

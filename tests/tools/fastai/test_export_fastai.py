@@ -59,7 +59,7 @@ def test_what_came_from_fastai_goes_back_key_by_key_in_fastais_order(imported, t
 def test_a_subword_model_is_written_with_its_tokens_and_a_note(tiny_language_model_folder, tmp_path):
     summary = export(tiny_language_model_folder, tmp_path / "theirs")
     assert summary.notes == [
-        "the vocabulary is of subwords, whose tokenizer is not part of fastai's files: cut text with ours"
+        "the vocabulary is of subwords, whose tokenizer is not in fastai's files: tokenize text with ours"
     ]
     assert read_vocabulary(tmp_path / "theirs" / "vocab.pkl").tokens == tokens_in_order(
         load_tokenizer(tiny_language_model_folder)

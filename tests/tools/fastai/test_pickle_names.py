@@ -160,7 +160,7 @@ def test_torchs_own_files_are_no_odd_archives(tmp_path):
 
 def test_an_archive_that_torch_does_not_write_is_told(tmp_path):
     twice = zip_of(tmp_path / "a", ("w/data.pkl", b"1"), ("w/DATA.pkl", b"2"))
-    assert odd_archive(twice) == "its entry w?DATA.pkl is there twice in it, and which one is meant cannot be told"
+    assert odd_archive(twice) == "its entry w?DATA.pkl is there twice in it, and which one is meant is unknown"
     packed = zip_of(tmp_path / "b", ("w/data.pkl", b"1" * 99), compression=zipfile.ZIP_DEFLATED)
     assert odd_archive(packed) == "its entry w?data.pkl is compressed, and torch.save compresses nothing"
     whole = zip_of(tmp_path / "c", ("w/data.pkl", b"1" * 1000)).read_bytes()

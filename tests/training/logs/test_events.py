@@ -343,7 +343,7 @@ def test_a_full_disk_at_a_line_is_the_one_error_and_names_the_file_and_what_stan
     with pytest.raises(OSError) as caught:
         train(accelerator, [new_phase(3)], LogOnAFullDisk(), checkpoints=kept, log_every=3)
     assert str(caught.value) == (
-        "[Errno 28] could not write to the log /dev/full: No space left on device; checkpoints saved before stand. "
+        "[Errno 28] could not write to the log /dev/full: No space left on device; checkpoints saved before remain. "
         "The disk is full: free some space, then run again"
     )
     assert caught.value.errno == errno.ENOSPC

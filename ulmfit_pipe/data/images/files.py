@@ -43,7 +43,7 @@ BYTE = 256  # steps of 16 bits to one of 8
 
 
 class ImageError(UlmfitError, ValueError):
-    """An image, or a set of them, that cannot be used; the message names the file or row and says what to do."""
+    """An image, or a set of them, that cannot be used; the message names the file or row and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def open_image(content: bytes, where: str, *, grey: bool = False, draft: bool = 
         draft: Decode a JPEG at a fraction of its size, for a check.
 
     Returns:
-        The image turned as its EXIF orientation says, mode RGB or L. Transparent parts are white; palettes are
+        The image turned by its EXIF orientation, mode RGB or L. Transparent parts are white; palettes are
         resolved; 16 bits become 8; of an animation it is the first picture.
 
     Raises:

@@ -1,9 +1,9 @@
 """One stream of tokens -> blocks of equal length without padding, for language models that carry no state.
 
-All documents, in an order drawn anew each epoch, form one stream. It is cut into as few blocks of at most `block_size`
+All documents, in an order drawn anew each epoch, form one stream, split into as few blocks of at most `block_size`
 tokens as hold all of it, equally long, so that nothing is padded and nothing is left out; the blocks are shuffled and
 dealt into batches of nearly equal size. A masked model's block is between its tokenizer's special tokens and has
-targets where a token is masked; a causal model's has the next token as the target of each. `BlockLayout` says where
+targets where a token is masked; a causal model's has the next token as the target of each. `BlockLayout` defines where
 special tokens go.
 
 Source: packing over document borders as in Liu et al. 2019 (RoBERTa), FULL-SENTENCES.
@@ -113,7 +113,7 @@ class TokenBlockBatches:
                 "2 at least are needed; raise block_size"
             )
         total = int(self._documents.lengths.sum())
-        self.tokens_per_epoch = total - (masking is None)  # the first of all is no one's next token
+        self.tokens_per_epoch = total - (masking is None)  # the very first token is not a next token
         if self.tokens_per_epoch < 2:
             raise ValueError(
                 f"too little text for a language model: {total} tokens in {len(self._documents)} documents; add text"

@@ -100,7 +100,7 @@ def bare_classifier(model: Any) -> Any:
 def longest_input(model: Any) -> int | None:
     """Return the most tokens that a transformer has positions for, or None where nothing bounds them.
 
-    A table of positions that begins behind its padding index (RoBERTa, MPNet) has so many fewer places.
+    A table of positions that begins behind its padding index (RoBERTa, MPNet) has that many fewer positions.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():

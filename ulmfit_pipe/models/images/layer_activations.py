@@ -64,7 +64,7 @@ def layer_activations(model: Any, pixel_values: Tensor, layers: Sequence[str]) -
         layers: Module names, as ``model.named_modules`` gives them.
 
     Returns:
-        Name of the layer to float (batch, channels, rows, columns). Tokens are laid out as the places of the image
+        Name of the layer to float (batch, channels, rows, columns). Tokens are laid out as the patches of the image
         they stand for, without class and register tokens.
 
     Raises:
@@ -129,7 +129,7 @@ def _as_map(model: Any, name: str, output: Any, *, height: int, width: int) -> T
 
 
 def _rows_of(places: int, *, height: int, width: int) -> int | None:
-    """Return the rows of a grid of places in the proportions of the image, up to one place that is not full."""
+    """Return the number of rows of a patch grid in the proportions of the image, up to one incomplete patch."""
     about = math.isqrt(max(0, places) * height // width)
     for rows in (about, about + 1):
         if rows and places > 0 and places % rows == 0 and abs(rows * width / height - places // rows) < 1:

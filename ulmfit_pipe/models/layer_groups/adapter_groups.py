@@ -71,7 +71,7 @@ def _managed_parts(module: Any) -> list[Any]:
 
 
 def _adapter_ids(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters that peft trains: the active adapters', and the biases it was told to train."""
+    """Return the ids of the parameters that peft trains: the active adapters', and the biases set to train."""
     found = {id(parameter) for module in model.modules() for parameter in _active_weights(module)}
     for part in _managed_parts(model):
         for adapter in {name for module in part.modules() for name in _active_names(module)}:

@@ -18,7 +18,7 @@ def layer_group_specs(model: nn.Module, *, max_blocks: int | None = None) -> lis
         max_blocks: Most groups that the blocks of a text transformer make up; see `transformer_group_specs`.
 
     Raises:
-        ValueError: The architecture has no groups that could be told, or no blocks to bundle.
+        ValueError: The architecture has no known groups, or no blocks to bundle.
     """
     for base in type(model).__mro__:
         if base.__name__ in SPECS_BY_CLASS:

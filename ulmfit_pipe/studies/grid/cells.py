@@ -1,7 +1,7 @@
 """Cells of a grid of measurements: each is one training and its test scores, written whole or not at all.
 
-A cell that is finished with the same identity (all that its result depends on) is not run again, so a grid that was
-killed continues where it was. A lock file tells several processes on one folder apart: each takes the cells that nobody
+A cell that is finished with the same fingerprint (all that its result depends on) is not run again, so a grid that was
+killed continues where it was. A lock file lets several processes share one folder: each takes the cells that nobody
 is at. The system drops a lock when its process ends, however it ends.
 """
 
@@ -24,12 +24,12 @@ from ulmfit_pipe.storage.locks import held
 from ulmfit_pipe.storage.versions import library_versions
 
 FORMAT = 1
-OWN_TO_A_CELL = ("seed", "rows")  # what an identity holds that other seeds of the same method do not share
+OWN_TO_A_CELL = ("seed", "rows")  # parts of a fingerprint that differ between seeds of one method
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a grid.
+    """One grid point.
 
     Attributes:
         method: What is trained.
@@ -97,7 +97,7 @@ class CellFolder:
 
         Args:
             cell: The cell.
-            identity: All that its result depends on, as JSON values.
+            identity: Fingerprint: all that its result depends on, as JSON values.
             work: Trains and tests.
             wait: Where another process is at it, wait for its result instead of leaving it out.
             say: Receives log lines on what is done.
@@ -121,7 +121,7 @@ class CellFolder:
         return record
 
     def finished(self, cell: Cell, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the record of a cell that is whole and has this identity, or None."""
+        """Return the record of a cell that is complete and has this fingerprint, or None."""
         record = _read_whole(self.path / f"{cell.name}.json")
         return record if record is not None and record["identity"] == _as_json(identity) else None
 
@@ -162,7 +162,7 @@ def recipe_of(identity: dict[str, Any]) -> str:
 
 
 def short_digest(record: dict[str, Any]) -> str:
-    """Return twelve characters that tell one record of JSON values from any other."""
+    """Return a record's fingerprint in twelve characters."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
 

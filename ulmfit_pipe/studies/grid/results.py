@@ -35,7 +35,7 @@ def write_results(
     """Write results.json, results.csv and results.md from the cells there are.
 
     Args:
-        output: Folder of the grid; its cells lie in ``cells/``.
+        output: Folder of the grid; its cells are in ``cells/``.
         title: Name of the data.
         about: What a reader must know of the numbers.
         order: Methods in the order to show them.

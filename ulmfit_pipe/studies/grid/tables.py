@@ -75,7 +75,7 @@ class LabelledTables:
         return first_rows(self.pool, size, seed=seed)
 
     def rows_to_choose_by(self, size: int, *, seed: int) -> tuple[Dataset, Dataset]:
-        """Return the rows to train and to judge on when something is chosen for cells of a size.
+        """Return the rows to train on and to select by when hyperparameters are chosen for cells of a size.
 
         Raises:
             TableError: There is no development part.
@@ -185,7 +185,7 @@ def language_model_texts(
 def nested_order(labels: Sequence[int], *, seed: int) -> np.ndarray:
     """Return an order of the rows whose every beginning is stratified, and holds a row of each class if it can.
 
-    Row j (in a random order) of a class of n rows gets the place ``(j + 0.5) / n``, the first of each class 0.
+    Row j (in a random order) of a class of n rows gets the rank ``(j + 0.5) / n``, the first of each class 0.
     """
     random = np.random.default_rng(seed)
     values = np.asarray(labels)

@@ -100,11 +100,11 @@ class SeedOfNetworks:
 
     @cached_property
     def folder(self) -> CellFolder:
-        """Where finished cells lie."""
+        """Return the folder of finished cells."""
         return CellFolder(Path(self.settings.output_dir) / "cells")
 
     def cell(self, network: Network) -> Cell:
-        """Return a network's place in the grid."""
+        """Return a network's cell of the grid."""
         return Cell(network.method, ALL_ROWS, self.context.seed, self.test_rows)
 
     def identity(self, network: Network) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class SeedOfNetworks:
 
 
 def _say_nothing(_line: str) -> None:
-    """Plans and epochs of many networks would drown what is to be said."""
+    """Log only warnings: the plans and epochs of many networks would hide the rest."""
 
 
 def rate_of(settings: "TransferabilitySettings") -> float:
@@ -258,9 +258,9 @@ def build_learner(
 
 
 def network_phases(num_groups: int, network: Network, settings: "TransferabilitySettings") -> list[Phase]:
-    """Return two phases, the same for all networks but for what trains: the copied groups stand still, or are unfrozen.
+    """Return two phases, the same for all networks but for what trains: the copied groups are frozen, or unfrozen.
 
-    In the first they are in every curve. So a curve and its unfrozen twin differ by one thing alone.
+    In the first they are frozen in every curve, so that a curve and its unfrozen one differ in one thing only.
 
     Args:
         num_groups: Layer groups of the network.

@@ -1,6 +1,6 @@
 """What the curves of transferability come to: mean and spread over seeds, a table, a picture, and one sentence.
 
-Judged are paired differences, a network against another one of the same seed: the same split, rows and number of steps.
+Statistics are of paired differences between networks of the same seed: the same split, rows and number of steps.
 
 fragile co-adaptation   BnB+ - BnB: the task's own layers are there, and only cannot follow the new ones above them
 specificity             BnB - AnB: frozen layers of the other task instead of the task's own
@@ -172,11 +172,11 @@ def differences_of(scores: Scores) -> list[Record]:
 
 
 def answer_of(scores: Scores, groups: Sequence[str]) -> str:
-    """Say in a sentence whether unfreezing after training the head helps, and from which n on freezing costs."""
+    """Return a sentence on whether unfreezing after training the head helps, and from which n on freezing costs."""
     places = sorted({n for curve, n in scores if curve == "AnB+"})
     judged = None if not places else difference(scores, ("AnB+", places[-1]), ("AnB", places[-1]))
     if judged is None:
-        return "The figures do not say yet whether unfreezing helps: AnB and AnB+ have no seed in common."
+        return "The figures do not show yet whether unfreezing helps: AnB and AnB+ have no seed in common."
     last = places[-1]
     unfrozen, frozen = (100 * statistics.fmean(scores[curve, last].values()) for curve in ("AnB+", "AnB"))
     verdict = {1: "helps", -1: "does harm", 0: "neither helps nor harms for sure"}[judged.sign]

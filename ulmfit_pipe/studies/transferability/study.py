@@ -45,7 +45,7 @@ def run_transferability(settings: TransferabilitySettings, *, context: RunContex
 
     Returns:
         What ``results.json`` holds: among others ``points`` (the curves), ``table`` in Markdown, and ``answer``, the
-        sentence that says what the figures show.
+        sentence on what the figures show.
 
     Raises:
         ValueError: A setting, table, image or model cannot be used.

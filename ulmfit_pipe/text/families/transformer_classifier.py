@@ -101,9 +101,9 @@ def build_transformer_classifier(
 
     Args:
         model: Folder or name of any text model of transformers: an encoder, a language model, a classifier.
-        labels: The configuration's entries that say what the labels are.
+        labels: The configuration's entries on the labels.
         settings: Numbers of the stage.
-        context: Told what the tokenizer lacks and what starts at random.
+        context: Logs what the tokenizer lacks and which weights start at random.
 
     Raises:
         ArtifactError: It is not a text model that could classify, or its weights or tokenizer cannot be used.
@@ -159,7 +159,7 @@ def count_transformer_groups(model: ResolvedModel, settings: "ClassifierSettings
 
     Raises:
         ArtifactError: It is not a text model that could classify.
-        ValueError: Its layer groups cannot be told.
+        ValueError: Its layer groups cannot be found.
     """
     head = choose_head(model, settings)
     _check_architecture(model, settings, head)
@@ -237,7 +237,7 @@ def _with_new_head(model: ResolvedModel, config: Any) -> Any:
     network = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     if network.base_model is network:
         raise ArtifactError(
-            f"{model} is a {config.model_type!r} model, whose encoder cannot be told from its head; give the encoder's "
+            f"{model} is a {config.model_type!r} model, whose encoder is mixed with its head; give the encoder's "
             "own folder, or the same labels"
         )
     network.base_model.load_state_dict(saved.base_model.state_dict())
@@ -295,7 +295,7 @@ def _pooling_classifier(
 def _tried(model: ResolvedModel, config: PoolingClassifierConfig, *, head: str) -> PoolingForSequenceClassification:
     """Build a pooling classifier and let it read two tokens: some backbones output what it cannot pool.
 
-    Reformer's outputs are twice as wide as its configuration says; Perceiver reads no ``input_ids``.
+    Reformer's outputs are twice as wide as in its configuration; Perceiver reads no ``input_ids``.
     """
     try:
         network = PoolingForSequenceClassification(config)

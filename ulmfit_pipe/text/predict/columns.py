@@ -1,7 +1,7 @@
 """The columns that a prediction adds to a table's own: ``label``, ``score`` and, if asked for, every label's score.
 
 Labels are written in the type that training had, or, where the table brings labels of its own, in the type of these:
-so ``label == label_given`` says whether a prediction is right, in every kind of file.
+so ``label == label_given`` is whether a prediction is right, in every kind of file.
 """
 
 import json

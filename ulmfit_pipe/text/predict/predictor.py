@@ -1,7 +1,7 @@
 """Prediction: texts in, labels and scores out, in the order given, for texts of any length.
 
 Any text classifier can predict: an AWD-LSTM, a transformer that was trained here (long texts are read as they were in
-training), or one of another program (long texts are cut where its positions end).
+training), or one of another program (long texts are truncated at its last position).
 A folder may hold a forward and, below ``backward/``, a backward classifier; their probabilities are averaged.
 Files are read and written in chunks, so that their size does not matter.
 """
@@ -67,7 +67,7 @@ class Predictor:
         self.tokenizer = tokenizer
         self.reading = family_of(self.models[0].config.model_type).saved_reading(self.models[0], tokenizer)
         self._readers = [self.reading.wrap(model) for model in self.models]
-        self._cut = (0, 0)  # texts that were cut, and texts that were read
+        self._cut = (0, 0)  # texts that were truncated, and texts that were read
         self._accelerator = accelerator
         self.label_names, self.multi_label = labels_of("the model", self.models[0].config)
         self.label_type = label_type_in(self.models[0].config)
@@ -196,11 +196,11 @@ class Predictor:
 
     @property
     def cut_texts(self) -> tuple[int, int]:
-        """How many of the texts so far were cut because they are too long, and how many there were."""
+        """Return how many of the texts so far were truncated, and how many there were."""
         return self._cut
 
     def describe_cut(self) -> str:
-        """Return a line on how many of the texts so far were cut because they are too long, or an empty one."""
+        """Return a line on how many of the texts so far were truncated, or an empty one."""
         return describe_cut(*self._cut, self.reading, what="texts to predict")
 
     @torch.no_grad()

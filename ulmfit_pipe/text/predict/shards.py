@@ -1,6 +1,6 @@
 """Prediction in parts: processes write a folder that holds all rows in order, and that a kill cannot undo.
 
-Which rows a part holds follows from the input alone, and its name says it, counted from 1 over all inputs. A process
+Which rows a part holds follows from the input alone, and its name shows it, counted from 1 over all inputs. A process
 makes its share of the parts that are missing, then those that the others have not made. What is made twice is the same
 byte for byte. A part counts as finished after its record (a small file with its rows, digest and labels) and its digest
 were checked, whoever made it.
@@ -133,7 +133,7 @@ class ShardedJob:
         Raises:
             TableError: An input changed while it was read.
             ArtifactError: The folder was given to another prediction.
-            Preempted: The recipe was told to stop.
+            Preempted: The run was stopped by SIGTERM.
         """
         self._describe_start()
         began, (rank, world_size) = time.perf_counter(), self.share
@@ -146,7 +146,7 @@ class ShardedJob:
                     self._make(missing[len(missing) // 2 :])  # others would come to these last
         except Preempted as stop:
             raise Preempted(
-                f"told to stop (SIGTERM); {len(self.parts) - len(self._missing())} of {len(self.parts)} parts are "
+                f"stopped by SIGTERM; {len(self.parts) - len(self._missing())} of {len(self.parts)} parts are "
                 f"finished in {self.folder}; run the same command again to continue"
             ) from stop
         self.seconds = time.perf_counter() - began if self.pending else 0.0
@@ -263,7 +263,7 @@ class ShardedJob:
             )
         if not isinstance(there.get("identity"), dict):
             raise ArtifactError(
-                f"{self.folder / MANIFEST} does not say of which model, settings and input its parts are (no "
+                f"{self.folder / MANIFEST} does not record the model, settings and input of its parts (no "
                 f"'identity' in it): it was damaged or altered. {advice}"
             )
         changed = differences(there["identity"], self.identity)

@@ -1,4 +1,4 @@
-"""What a run reached, judged honestly: scores with intervals, per class, beside a baseline on the same rows."""
+"""The scores of a run, with intervals, per class, beside a baseline on the same rows."""
 
 import json
 from collections import Counter

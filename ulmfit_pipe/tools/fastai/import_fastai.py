@@ -152,13 +152,13 @@ def _check_vocabulary(tokens: Sequence[str], rows: int, settings: ImportFastaiSe
     if marked > MOST_MARKED * len(tokens):
         raise ArtifactError(
             f"{settings.vocab} is a vocabulary of subwords ({marked} of {len(tokens)} tokens start with "
-            f"{SUBWORD_MARK!r}); how text is cut into them is in a SentencePiece model that these files do not "
+            f"{SUBWORD_MARK!r}); how text is split into them is in a SentencePiece model that these files do not "
             "hold. Word models can be imported"
         )
 
 
 def _complete(weights: dict[str, Tensor]) -> tuple[Literal["language model", "encoder", "classifier"], list[str]]:
-    """Give a language model the decoder parts that its file lacks; say what the file is and what was added."""
+    """Give a language model the decoder parts that its file lacks; return what the file is and what was added."""
     if any(name.startswith("classifier.") for name in weights):
         return "classifier", []
     embedding = weights["model.embeddings.weight"]

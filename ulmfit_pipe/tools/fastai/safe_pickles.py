@@ -74,7 +74,7 @@ class Vocabulary:
 
 
 class _Ignored:
-    """Stands in for a part of an optimizer's state: takes anything and does nothing."""
+    """Stub for a part of an optimizer's state: takes anything and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Ignored":  # noqa: ARG004
         return super().__new__(cls)
@@ -89,7 +89,7 @@ class _Ignored:
 _NOT_OF_LISTS = {  # instruction -> what it fills
     **dict.fromkeys(("SETITEM", "SETITEMS", "DICT"), "dict"),
     **dict.fromkeys(("ADDITEMS", "FROZENSET"), "set"),
-    "BYTEARRAY8": "bytearray",  # of the length that the file tells, whatever follows
+    "BYTEARRAY8": "bytearray",  # of the length in the file, whatever follows
 }
 _REFUSED = [instruction for instruction in pickletools.opcodes if instruction.name in _NOT_OF_LISTS]
 
@@ -200,10 +200,10 @@ def _checked_tensor(path: Path, name: Any, value: Any, file_bytes: int) -> Tenso
             f"{MOST_NAME_LETTERS} letters; {_SAVE_WEIGHTS}"
         )
     if not isinstance(value, Tensor):
-        raise UnsafePickleError(f"{path}: under {name!r} stands {_shown(value)}, not a tensor; {_SAVE_WEIGHTS}")
+        raise UnsafePickleError(f"{path}: under {name!r} is {_shown(value)}, not a tensor; {_SAVE_WEIGHTS}")
     tensor = value.detach()
     if problem := _unusual_form(tensor, name, file_bytes):
-        raise UnsafePickleError(f"{path}: under {name!r} stands {problem}")
+        raise UnsafePickleError(f"{path}: under {name!r} is {problem}")
     if not bool(tensor.float().isfinite().all()):
         count = int((~tensor.float().isfinite()).sum())
         raise UnsafePickleError(
@@ -214,7 +214,7 @@ def _checked_tensor(path: Path, name: Any, value: Any, file_bytes: int) -> Tenso
 
 
 def _unusual_form(tensor: Tensor, name: str, file_bytes: int) -> str | None:
-    """Say what a tensor is, and how to make a plain one of it, unless it is one."""
+    """Return a tensor's kind and how to make a plain one of it, unless it is one."""
     if tensor.is_meta:
         return "a tensor of the device meta, which has a shape and no numbers; save the model after it was loaded"
     if tensor.is_quantized:
@@ -232,7 +232,7 @@ def _unusual_form(tensor: Tensor, name: str, file_bytes: int) -> str | None:
 
 
 def _refusal(found: PickleNames | None) -> str | None:
-    """Say what keeps a file from being given to torch's reader at all."""
+    """Return the reason why a file is not given to torch's reader, if any."""
     if found is None:
         return None
     if foreign := [name for name in found.names if not _is_known(name)]:
@@ -242,7 +242,7 @@ def _refusal(found: PickleNames | None) -> str | None:
 
 
 def _reason(found: PickleNames | None, error: Exception) -> str:
-    """Say why torch's reader refused a file in which no forbidden name was found."""
+    """Return why torch's reader refused a file in which no forbidden name was found."""
     text = " ".join(str(error).split())
     if named := re.search(r"GLOBAL ([\w.]+)", text):  # of torch's own, but none that its reader allows
         return f"it names {shown(named[1])}, and only tensors by name are read; {_SAVE_WEIGHTS}"
@@ -324,14 +324,14 @@ def _checked_strings(path: Path, values: Any, what: str) -> list[str]:
             )
         if re.search("[\ud800-\udfff]", value):
             raise UnsafePickleError(
-                f"{path}: {what} {position} is {_shown(value)}, which holds half of a character that was cut in two; "
+                f"{path}: {what} {position} is {_shown(value)}, which holds half of a character; "
                 "replace it and save the list again, such as with `value.encode('utf-8', 'replace').decode()`"
             )
     return list(values)
 
 
 def _short(value: Any) -> str:
-    """A plain value as Python writes it, cut; of anything else nothing: lists in lists can be of any length."""
+    """Return a plain value as Python writes it, truncated; of other values only the type, as lists can be nested."""
     if isinstance(value, str | bytes):
         return repr(value[:60])
     is_small = isinstance(value, int) and value.bit_length() < 200  # Python writes no number of over 4,300 digits

@@ -1,6 +1,6 @@
 """A language model's card: Markdown with the hub's YAML front matter, from the plain record of its packaging.
 
-Every number comes from the record; what the record does not know is said to be not recorded.
+Every number comes from the record; what the record lacks is given as not recorded.
 """
 
 import shlex

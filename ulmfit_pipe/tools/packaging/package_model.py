@@ -1,6 +1,6 @@
 """Making a trained language model fit to be shipped: half the size on disk, no trace of the machine, and a model card.
 
-The weights are rounded to float16 and load as float32 again. What the card says is taken from the record of the
+The weights are rounded to float16 and load as float32 again. The card's content is taken from the record of the
 training, and measured again on the rounded weights where a validation file is given.
 """
 
@@ -43,8 +43,8 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
     """Write a language model's folder as it is shipped, with its model card.
 
     Args:
-        settings: What to package and what to say of it.
-        context: Device and precision of measuring; told the perplexities of a model that is replaced, beside the new.
+        settings: What to package, and notes for the card.
+        context: Device and precision of measuring; logs the perplexities of a replaced model beside the new ones.
 
     Returns:
         What its ``stage.json`` holds.
@@ -97,7 +97,7 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
 
 
 def compared_with(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Say how a packaged model's perplexities stand to those of the one it takes the place of, from their records."""
+    """Return a comparison of a packaged model's perplexities with those of the one it replaces, from their records."""
     parts = []
     for name, unit in (("perplexity", "token"), ("perplexity_per_word", "word")):
         before, after = (record["metrics"].get(name) for record in (old, new))
@@ -126,7 +126,7 @@ def _training_record_of(source: Path) -> dict[str, Any]:
     record = read_stage(source) if source.is_dir() else None
     if record is None or not lineage_of(record):
         raise ArtifactError(
-            f"{source} has no record of a language model's training (stage.json), so its card would say nothing; give "
+            f"{source} has no record of a language model's training (stage.json), so its card would be empty; give "
             "the folder that ulmfit pretrain-lm wrote"
         )
     return record

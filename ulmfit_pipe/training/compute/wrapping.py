@@ -39,7 +39,7 @@ def prepared(
     """Wrap a bare model and its optimizer for one phase, and take every wrapper off again.
 
     The bare model's own ``forward`` is put back by hand: accelerate's unwrapping also strips decorators that belong
-    to the model, and leaves a mark by which the next phase would go without mixed precision.
+    to the model, and leaves an attribute by which the next phase would run without mixed precision.
 
     Args:
         model: The bare model, or the sharded copy that `sharding.phase_model` made of it.
@@ -108,7 +108,7 @@ def compiled(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     its own LSTMs.
 
     Args:
-        model: The bare model, frozen as the phase has it, its ``forward`` as the phase runs it.
+        model: The bare model, frozen for the phase, its ``forward`` as the phase runs it.
         enabled: False changes nothing.
     """
     if not enabled:
@@ -146,7 +146,7 @@ def checkpointed(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     frozen prefix no gradient.
 
     Args:
-        model: The bare model, frozen as the phase has it.
+        model: The bare model, frozen for the phase.
         enabled: False changes nothing.
 
     Raises:

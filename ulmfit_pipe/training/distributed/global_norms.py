@@ -73,7 +73,7 @@ def accumulation_note(model: nn.Module, objective: Objective, accumulation_steps
 
     Args:
         model: The bare model.
-        objective: What is minimized; AR and TAR over whole texts are means over a micro-batch's tokens, and a carried
+        objective: What is minimized; AR and TAR over whole texts are means over a micro-batch's tokens, and a recurrent
             state makes micro-batches successive windows of the same rows.
         accumulation_steps: Micro-batches an optimizer step.
     """

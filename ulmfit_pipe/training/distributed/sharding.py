@@ -1,7 +1,7 @@
 """Sharded weights: torch's ``fully_shard`` for the time of a phase, one unit per layer group.
 
 Each process then holds one shard of every weight, gradient and optimizer state on its device; the whole of a layer
-group comes together only while it runs. The bare model stays as it is, on each process's CPU: a phase parts a copy of
+group comes together only while it runs. The bare model stays as it is, on each process's CPU: a phase shards a copy of
 it, and what trained is written back after every epoch. So unfreezing works as without sharding, and weights are saved,
 compared and restored as ever. Nothing is saved in the middle of an epoch.
 """
@@ -28,7 +28,7 @@ AfterEpoch = Callable[[EpochRecord], bool] | None  # hears of every epoch; True 
 
 
 def wants_pieces(accelerator: Accelerator, options: TrainingOptions) -> bool:
-    """Return whether a training is to part its weights: by its options, or because Accelerate was set up for FSDP2."""
+    """Return whether a training is to shard its weights: by its options, or because Accelerate was set up for FSDP2."""
     return accelerator.num_processes > 1 and (options.shard or bool(getattr(accelerator, "is_fsdp2", False)))
 
 
@@ -72,7 +72,7 @@ class PhaseModel:
             return on_epoch
 
         def written_back(record: EpochRecord) -> bool:
-            """Write the weights back, then tell whoever asked."""
+            """Write the weights back, then call the observers."""
             self.write_back()
             return on_epoch is not None and on_epoch(record)
 
@@ -89,7 +89,7 @@ def phase_model(
         model: The bare model, frozen as the phase has it.
         groups: Its layer groups.
         accelerator: The processes.
-        options: Says whether to part it.
+        options: Whether to shard it.
 
     Raises:
         UnsupportedAcceleratorError: Processes would hold other weights, or wait for one another for ever.
@@ -122,7 +122,7 @@ def _check_parts(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _part(model: nn.Module, groups: Sequence[LayerGroup], accelerator: Accelerator) -> None:
-    """Part a model's weights over the processes, in place: first its layer groups, then what is in none."""
+    """Shard a model's weights over the processes, in place: first its layer groups, then what is in none."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -183,7 +183,7 @@ def refuse_whole(model: nn.Module, accelerator: Accelerator, options: TrainingOp
     """Raise where a model that should be sharded is not, or one that is would be compiled or computed in 8 bits.
 
     Raises:
-        UnsupportedAcceleratorError: Accelerate would part the bare model in place, or both is asked for.
+        UnsupportedAcceleratorError: Accelerate would shard the bare model in place, or both is asked for.
     """
     if wants_pieces(accelerator, options) and not is_sharded(model):
         raise UnsupportedAcceleratorError(

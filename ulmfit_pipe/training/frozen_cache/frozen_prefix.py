@@ -208,7 +208,7 @@ def cached_prefix(
         model: The bare model, frozen as the phase has it, on the accelerator's device.
         groups: Its layer groups.
         phase: The phase.
-        task: Data and objective; training batches must say that their rows are the same in every epoch
+        task: Data and objective; training batches must declare that their rows are the same in every epoch
             (``fixed_rows``), for otherwise nothing is kept.
         accelerator: Device and precision.
         options: Hyperparameters of the loop.
@@ -260,7 +260,7 @@ def _cached(
     options: TrainingOptions,
     say: Callable[[str], None],
 ) -> CachedObjective | None:
-    """Return the task's objective with rows kept, or None where they cannot be; either is said."""
+    """Return the task's objective with cached rows, or None where caching is impossible; either is logged."""
     below = frozen_below(groups)
 
     def trial(run: Callable[[nn.Module], Any]) -> Any:
@@ -309,7 +309,7 @@ def _check_worth(below: Sequence[LayerGroup], phase: Phase, task: Task) -> None:
         raise PrefixError("it has one epoch, so nothing would be used again")
     if not _fixed(task.train_batches):
         raise PrefixError(
-            "the training batches do not say that their rows are the same in every epoch (fixed_rows), as they are "
+            "the training batches do not declare that their rows are the same in every epoch (fixed_rows), as they are "
             "not under augmentation"
         )
     moving = [group.name for group in below if group.num_trainable]

@@ -36,7 +36,7 @@ def _library_trackers() -> list[str]:
 
 
 def check_report_to(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the trackers that a list of names stands for: none, some, or ``all`` that are installed.
+    """Return the trackers that a list of names means: none, some, or ``all`` that are installed.
 
     Raises:
         ValueError: A name is not a tracker, is not installed, or ``none`` is combined with others.
@@ -72,9 +72,9 @@ def _check_tracker(name: str, here: Sequence[str]) -> None:
 
 
 class AccelerateTrackers:
-    """A tracker that hands the numbers to trackers of Accelerate, as one run of each.
+    """A tracker that passes the metrics to trackers of Accelerate, as one run of each.
 
-    Numbers that are NaN or infinite are left out, since not every library takes them. A run that is resumed hides
+    Metrics that are NaN or infinite are left out, since not every library takes them. A run that is resumed hides
     what TensorBoard has of the steps after the checkpoint; the others get a run of its own for every start, unless
     their own environment variables name the run to continue (``WANDB_RUN_ID`` and ``WANDB_RESUME``, ...).
 

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: numbers every few steps and after every epoch, to any number of trackers.
+"""What a training logs while it runs: metrics every few steps and after every epoch, to any number of trackers.
 
 `RunLog` collects them on every process; on the main process each `Tracker` gets them. `JsonlLog` is the one that needs
 nothing installed; `accelerate_trackers` has those of Accelerate (TensorBoard, Weights & Biases, ...). Which step comes
@@ -94,14 +94,14 @@ class JsonlLog:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before stand. "
+                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before remain. "
                 f"{write_advice(error, None)}",
             ) from error
 
     def finish(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what is not written yet was refused by `log`, which said so
+            with contextlib.suppress(OSError):  # what is not written yet was refused by `log`, with an error
                 self._file.close()
             self._file = None
 
@@ -130,12 +130,12 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
 
 
 class RunLog:
-    """Collects the numbers of one run of phases and hands them to its trackers.
+    """Collects the metrics of one run of phases and passes them to its trackers.
 
     Every process makes the same calls: a number over all of them takes all of them.
 
     Args:
-        trackers: Where the numbers go.
+        trackers: Receivers of the metrics.
         accelerator: The processes.
         phases: All phases of the run.
         history: What is done by now; the run adds the epochs as they end, and the steps of phases that have ended.
@@ -266,7 +266,7 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
     cost one sum over them.
 
     Args:
-        optimizer: The phase's; its parameter groups say of which layer group they are.
+        optimizer: The phase's; its parameter groups name their layer groups.
         groups: The layer groups.
         accelerator: The processes, and the loss scaling.
     """

@@ -198,7 +198,7 @@ def _compare(name: str, group: str, before: Mapping[str, Tensor], after: Mapping
     norm_before, norm_change = _norms(first, second)
     if not math.isfinite(norm_before + norm_change):
         when = "before" if not math.isfinite(norm_before) else "after"
-        raise ValueError(f"{name!r} holds NaN or infinity {when}, so how far it moved cannot be told")
+        raise ValueError(f"{name!r} holds NaN or infinity {when}, so how far it moved is unknown")
     return WeightChange(name, group, second.numel(), norm_before, norm_change)
 
 

@@ -1,6 +1,6 @@
 """Resuming a training that was killed: checkpoints at steps, and the run restored from the newest.
 
-`records.Checkpoints` says where and how often; `CheckpointManager` does it for one run. The order of the data is
+`records.Checkpoints` defines where and how often; `CheckpointManager` does it for one run. The order of the data is
 a function of seed and epoch and the random generators are kept, so that on a CPU the finished run has the bits of one
 that was never killed. Nothing is pickled: see `checkpoint_store` for the files.
 """
@@ -224,10 +224,10 @@ class CheckpointManager:
         """Do nothing: gradients are not saved."""
 
     def after_step(self, run: Run, position: Position) -> None:
-        """Save after a step if it is time to, and stop if any process was told to.
+        """Save after a step if it is time to, and stop if any process was asked to.
 
         Raises:
-            Preempted: A process was told to stop; all of them raise.
+            Preempted: A process was stopped by SIGTERM; all of them raise.
             CheckpointError: There was no room to save; all processes raise.
         """
         self._steps_since += 1

@@ -127,8 +127,8 @@ def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], fo
 
     Args:
         state: Of the checkpoint.
-        asked: ``identity`` and ``plan`` as they are now, as JSON gives them back.
-        folder: Where the checkpoints lie.
+        asked: ``identity`` (the fingerprint) and ``plan`` of this run, as read back from JSON.
+        folder: Folder of the checkpoints.
 
     Raises:
         CheckpointError: They differ; every difference is named.
@@ -142,12 +142,12 @@ def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], fo
 
 
 def refuse_other_processes(state: Mapping[str, Any], now: int, folder: Path) -> str | None:
-    """Raise where another number of processes would train differently; otherwise return what to say of it, if anything.
+    """Raise where another number of processes would train differently; otherwise return a log line on it, if any.
 
     Args:
         state: Of the checkpoint.
         now: Processes that there are.
-        folder: Where the checkpoints lie.
+        folder: Folder of the checkpoints.
 
     Raises:
         CheckpointError: What each process holds for itself would matter.
@@ -173,7 +173,7 @@ def _processes(count: int) -> str:
 
 
 def other_environment(state: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return what to say where versions, device or threads are other than they were, or None."""
+    """Return a log line if versions, device or threads differ from the checkpoint's, or None."""
     changed = differences(dict(state["surroundings"]), dict(now))
     if not changed:
         return None

@@ -1,7 +1,7 @@
 """The folder a Learner saves: complete, atomic, free of pickles.
 
 ``model.safetensors`` and, for a transformers model, ``config.json`` come from ``save_pretrained``; ``learner.json``
-holds the layer groups, what was frozen, and where the schedule stood. A model whose own save keeps only a part of its
+holds the layer groups, what was frozen, and the schedule's position. A model whose own save keeps only a part of its
 weights (adapters), or keeps them by other names than the model has, gets ``learner.safetensors`` beside it.
 """
 
