@@ -84,7 +84,7 @@ def train_image_classifier(
             wrote: with the same classes its head is kept, with others its backbone gets a new one. None builds
             a small ResNet with random weights.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Seed, precision, time.
         custom_head: A module from the backbone's ``last_hidden_state`` to logits, in place of pooling and head.
         layer_groups: Layer groups in place of those the settings name, input side first, names as in the classifier

@@ -99,6 +99,6 @@ def _tell(tables: ImageTables, context: RunContext) -> None:
         repeats = sum(digest in known for digest in scan.digests)
         if repeats:
             context.tell(
-                f"note: {repeats:,} of {len(scan.table):,} {name} images also are in training, byte for byte; the "
+                f"note: {repeats:,} of {len(scan.table):,} {name} images are also in training, byte for byte; the "
                 f"{name} metrics are flattered by as much"
             )

@@ -132,7 +132,7 @@ class ShowFiltersSettings:
     channels: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse numbers and combinations that draw nothing."""
+        """Refuse values and combinations that draw nothing."""
         check_whole(self, {"channels": 1})
         if self.layers and not self.images:
             raise ValueError(f"activations of {self.layers[0]!r} need images to be activated by; give images too")

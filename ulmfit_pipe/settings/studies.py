@@ -66,9 +66,9 @@ class LowShotSettings(StudySettings):
         title: Name of the data in the picture; null takes the output folder's name.
         figure: Where to draw the picture; null draws OUTPUT_DIR/curve.png.
         combine: Draw these results.json side by side into figure, and do nothing else.
-        language_model: Numbers of the language-model stage.
-        classifier: Numbers of the classifier, for pretrained, ulmfit and backward.
-        scratch: Numbers of the network from scratch; a null rate, batch size or length takes the classifier's.
+        language_model: Settings of the language-model stage.
+        classifier: Settings of the classifier, for pretrained, ulmfit and backward.
+        scratch: Settings of the network from scratch; a null rate, batch size or length takes the classifier's.
     """
 
     train_file: list[str] = field(default_factory=list)
@@ -162,7 +162,7 @@ class AblationSettings(StudySettings):
         test_rows: Size of the stratified test sample; null tests on all rows.
         development_rows: Labelled rows set aside to choose rates by; in no subset.
         stage: Everything; only show the variants' phases; or only write the results of the cells there are.
-        classifier: Numbers that all variants share: rate, decay, batch size, and the epochs of gradual unfreezing.
+        classifier: Settings that all variants share: rate, decay, batch size, and the epochs of gradual unfreezing.
     """
 
     train_file: list[str]

@@ -79,7 +79,7 @@ class RunContext:
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse trackers that are not there, and numbers that make no sense, before anything is read."""
+        """Refuse trackers that are not installed, and values out of range, before anything is read."""
         self.report_to = check_report_to(self.report_to)
         check_whole(self, {"log_every": 1})
         check_seed(self)
@@ -96,14 +96,14 @@ class RunContext:
 
     @property
     def recipe(self) -> Preset:
-        """The preset's numbers.
+        """The preset's hyperparameters.
 
         Raises:
-            ValueError: There is no such preset, or the model has not settled ``auto`` yet.
+            ValueError: The preset does not exist, or is ``auto`` and the model is not known yet.
         """
         if self.preset == AUTO:
             raise ValueError(
-                "preset 'auto' has no numbers before the model is known; call RunContext.for_model(model_type), or "
+                "preset 'auto' has no values before the model is known; call RunContext.for_model(model_type), or "
                 "name a preset"
             )
         return load_preset(self.preset)
@@ -192,7 +192,7 @@ class RunContext:
         return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
 
     def options(self, optimizer: StageOptimizer, **changes: Any) -> TrainingOptions:
-        """Return the loop's numbers for a stage: the preset's, with changes."""
+        """Return a stage's `TrainingOptions`: the preset's, with changes."""
         numbers: dict[str, Any] = {
             "betas": optimizer.betas,
             "eps": optimizer.eps,

@@ -154,14 +154,14 @@ def _mount_points() -> list[str]:
 
 
 def progress_folder(output_dir: Path | str) -> Path:
-    """Return where the checkpoints of a stage are until it is finished: hidden beside it, or in a fixed folder."""
+    """Return the folder of a stage's checkpoints until it is finished: hidden beside it, or in a mounted folder."""
     path = Path(output_dir).resolve()
     name = f".{hidden_name(path.name)}.progress"
     return path / name if is_fixed(path) else path.with_name(name)
 
 
 def contents_of(path: Path) -> list[str]:
-    """Return the names in a folder; what a disk or this package keeps in a mounted one does not count."""
+    """Return the names in a folder, without what a mounted disk or this package keeps there."""
     return _own_contents(path) if is_fixed(path) else sorted(os.listdir(path))
 
 

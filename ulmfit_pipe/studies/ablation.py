@@ -86,7 +86,7 @@ def run_ablation(settings: AblationSettings, *, context: RunContext | None = Non
 
 
 def variant_settings(settings: AblationSettings, name: str, context: RunContext) -> ClassifierSettings:
-    """Return a variant's numbers: the shared ones, its changes, and epochs that add up to the shared budget.
+    """Return a variant's settings: the shared ones, its changes, and epochs that add up to the shared budget.
 
     Raises:
         ValueError: The budget leaves chain-thaw no epoch with all groups.

@@ -66,7 +66,7 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much of everything: what fits five minutes or half an hour on two cores."""
+    """Sizes of the demonstration, for five minutes or half an hour on two cores."""
 
     seeds: int
     fine_tuning: LanguageModelSettings

@@ -144,7 +144,7 @@ class _Speed:
 
 
 def _size(batch: Batch) -> int:
-    """Return how many numbers the largest tensor of a batch holds."""
+    """Return the number of elements of a batch's largest tensor."""
     return max(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
@@ -166,7 +166,7 @@ def _check(head: nn.Module, values: Tensor, logits: Tensor, accelerator: Acceler
     scale = max(float(logits.abs().max()), 1e-6)
     tolerance = CHECK_TOLERANCE if accelerator.mixed_precision == "no" else ROUNDED_TOLERANCE
     if again.shape != logits.shape or float((again - logits).abs().max()) > tolerance * scale:
-        raise ProbeError("the scores are not what its last layer makes of one vector per text")
+        raise ProbeError("the scores are not the output of its last layer for one vector per text")
 
 
 def _gathered(parts: Sequence[NDArray[Any]], accelerator: Accelerator) -> tuple[NDArray[Any], ...]:

@@ -51,7 +51,7 @@ def train_language_model(
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         model: Pretrained language model or text encoder: a folder, a built-in name or a hub id; None trains an AWD-LSTM
             from scratch.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset, seed, precision, time.
         train_files: Where the texts came from, for the record: base names are kept.
 

@@ -1,4 +1,4 @@
-"""Which layer groups of the classifier train when: the preset's phases, or a named plan with the preset's numbers."""
+"""Which layer groups of the classifier train when: the preset's phases, or a named plan with its rates."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ def settled(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, row
     """Return settings whose ``auto`` is replaced by what it means for a preset and a table.
 
     Args:
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         recipe: The preset.
         held_out: Whether there are validation rows.
         rows: Labelled rows to train on.
@@ -100,7 +100,7 @@ def classifier_phases(
 
     Args:
         num_groups: Layer groups of the classifier.
-        settings: Numbers of the stage; None takes the preset's.
+        settings: Settings of the stage; None takes the preset's.
         recipe: The preset.
         rows: Labelled rows to train on.
         batch_size: Rows of a step.

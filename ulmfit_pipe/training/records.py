@@ -98,7 +98,7 @@ class Tracker(Protocol):
         ...
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Take the numbers of a step, or of an epoch that ended with it (they have ``epoch``); some may be NaN."""
+        """Log the metrics of a step, or of an epoch that ended with it (they have ``epoch``); some may be NaN."""
         ...
 
     def finish(self) -> None:

@@ -220,7 +220,7 @@ def _from_dataset(
 def _labels_of(
     dataset: datasets.Dataset, column: str, name: str, label_names: Sequence[str] | None
 ) -> tuple[list[int], list[str]]:
-    """Return class numbers by the names that training knows, or by those of the dataset."""
+    """Return class ids by the label names of training, or by those of the dataset."""
     feature, values = dataset.features[column], dataset.with_format(None)[column][:]
     given: list[str | None] = []
     for row, value in enumerate(values, start=1):

@@ -279,7 +279,7 @@ def _read_files(label: str, files: list[tuple[str, Path]]) -> list[tuple[str, st
 
 
 def _letters_key(text: str) -> int:
-    """A number that two texts share if they differ in case, digits and punctuation only."""
+    """Return a 64-bit hash of a text's letters: equal for texts that differ in case, digits and punctuation only."""
     letters = "".join(character for character in text.casefold() if character.isalpha())
     return int.from_bytes(hashlib.blake2b(letters.encode(), digest_size=8).digest(), "little", signed=True)
 

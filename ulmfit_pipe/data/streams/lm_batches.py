@@ -107,7 +107,7 @@ class LanguageModelBatches:
         return self.from_batch(0)
 
     def from_batch(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the same from a certain window on; those before it are not made."""
+        """Yield an epoch's windows from a given one on, to resume inside it; earlier ones are not built."""
         row_starts = self._rows[:, None] * self.row_length  # (rows, 1)
         stream, windows = self._stream, self._windows  # the epoch that this iteration began with
         for start, stop in zip(windows[first:-1], windows[first + 1 :], strict=True):

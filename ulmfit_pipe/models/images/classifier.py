@@ -59,7 +59,7 @@ class UlmfitImageConfig(PreTrainedConfig):
         **kwargs: What every transformers configuration takes (id2label, ...).
 
     Raises:
-        ValueError: The numbers of the head do not fit together, or `head_init` is unknown.
+        ValueError: The sizes of the head contradict one another, or `head_init` is unknown.
     """
 
     model_type = "ulmfit_image"

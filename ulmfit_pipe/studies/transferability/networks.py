@@ -295,7 +295,7 @@ def copy_groups(learner: Learner, weights: Mapping[str, Tensor], *, n: int) -> N
 def settle_norms(learner: Learner, *, n: int) -> None:
     """Give the batch norms of the first n groups, which are random and stay, the statistics of the training data.
 
-    Without them a frozen random network would pass on numbers of no usable scale, and lose by that alone.
+    Without them a frozen random network would pass on activations of no usable scale, and lose by that alone.
     """
     model = learner.model
     before = {name: value.clone() for name, value in model.named_buffers()}

@@ -66,7 +66,7 @@ def choose_head(model: ResolvedModel, settings: "ClassifierSettings") -> Head:
 
     Args:
         model: Folder or name of any text model of transformers.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
 
     Raises:
         ArtifactError: A sentence encoder's files cannot be read, or name what a classifier here does not have.
@@ -102,7 +102,7 @@ def build_transformer_classifier(
     Args:
         model: Folder or name of any text model of transformers: an encoder, a language model, a classifier.
         labels: The configuration's entries on the labels.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Logs what the tokenizer lacks and which weights start at random.
 
     Raises:
@@ -155,7 +155,7 @@ def count_transformer_groups(model: ResolvedModel, settings: "ClassifierSettings
 
     Args:
         model: Any text model of transformers; its weights are not read.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
 
     Raises:
         ArtifactError: It is not a text model that could classify.

@@ -87,7 +87,7 @@ def build_transformer_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure on.
         model: Folder or name of any text model of transformers.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset and environment.
 
     Raises:

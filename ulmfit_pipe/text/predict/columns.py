@@ -107,7 +107,7 @@ class PredictedColumns:
         return pa.schema([*fields, *((name, column.type) for name, column in added.items())], metadata=metadata)
 
     def predict(self, chunk: Chunk, counts: Counts) -> Chunk:
-        """Return rows with their predictions; the labels are counted."""
+        """Return a chunk of rows with columns of predictions; add the predicted labels to `counts`."""
         columns = [[_text_of(value) for value in column_values(chunk[name])] for name in self.text_column]
         texts = [None if is_empty(row) else join_fields(row) for row in zip(*columns, strict=True)]
         given = chunk.get(LABEL)

@@ -226,7 +226,7 @@ def _predict_one(
 
 
 def _checked_paths(settings: PredictFileSettings) -> tuple[list[str], Path | None]:
-    """Return the tables to read, and the one to write if there is one."""
+    """Return the paths of the tables to read, and of the one to write or None."""
     given = [settings.input_file] if isinstance(settings.input_file, str) else settings.input_file
     sources = [each for name in given for each in _fitting(str(name))]
     if not sources:

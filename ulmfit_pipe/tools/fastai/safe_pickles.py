@@ -65,7 +65,7 @@ class Vocabulary:
     """What a vocabulary file holds.
 
     Attributes:
-        tokens: Position = id.
+        tokens: The tokens; position = id.
         labels: Names of a classifier's labels, position = output; None where the file has tokens alone.
     """
 

@@ -65,7 +65,7 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
         if name is None:
             continue
         if name in origin:
-            raise ValueError(f"fastai keys {origin[name]!r} and {key!r} both become {name!r}; which one is meant?")
+            raise ValueError(f"fastai keys {origin[name]!r} and {key!r} both become {name!r}; remove one of them")
         ours[name], origin[name] = tensor, key
     return ours
 

@@ -45,7 +45,7 @@ STATM = Path("/proc/self/statm")  # sizes of this process in pages, resident one
 
 
 class JsonlLog:
-    """A tracker that writes one JSON object a line: ``step``, ``time`` (seconds since 1970), and the numbers.
+    """A tracker that writes one JSON object per line: ``step``, ``time`` (seconds since 1970), and the metrics.
 
     NaN and infinity become null. A line is with the system once it is logged, so a killed process loses none.
 
