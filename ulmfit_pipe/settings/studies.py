@@ -228,12 +228,12 @@ class TransferabilitySettings(StudySettings):
             suits the sample.
         lr: Learning rate of all groups, the same for every network; null takes 0.004 for images, 0.005 for an AWD-LSTM,
             0.0003 for any other text model.
-        batch_size: Rows of a step; null decides by the number of rows.
+        batch_size: Rows per step; null decides by the number of rows.
         pretrained: The two base networks start from the model's weights; false lets them start at random, as the
             paper does. New layers always start at random.
         image_size: Side of the images in pixels; null takes the model's own, or 32 for the small ResNet.
         max_length: Truncate texts to this many tokens; null reads them whole.
-        block_groups: Bundle a text transformer's blocks into so many layer groups; null makes each block one.
+        block_groups: Bundle a text transformer's blocks into this many layer groups; null makes each block one.
         preset: Recipe of the optimizer for texts; auto is fastai for an AWD-LSTM and transformer for any other model.
         title: Name of the data; null takes the sample's or the folder's name.
         figure: The picture's file; null takes transferability.png in the output folder.

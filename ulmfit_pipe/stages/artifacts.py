@@ -166,7 +166,7 @@ def find_model(name: ModelName) -> ResolvedModel: ...
 
 
 def find_model(name: ModelName | None) -> ResolvedModel | None:
-    """Resolve a model's name and read its configuration, once: what is returned stands for the model from then on.
+    """Resolve a model's name and read its configuration, once: the result is passed on instead of the name.
 
     Args:
         name: A folder, a built-in name, a hub id or what this returned; None, a model from scratch, stays None.

@@ -137,7 +137,7 @@ def scale_epochs(full_epochs: int, *, size: int, full_size: int) -> int:
 
 
 def _or(given: Number | None, default: Number) -> Number:
-    """Return what was given, 0 too (it is refused further on), or the default where nothing was."""
+    """Return a given value (0 too, which is refused later), or the default for None."""
     return default if given is None else given
 
 

@@ -235,7 +235,7 @@ def _finish_filling(path: Path) -> None:
 
 
 def recover_folder(path: Path | str) -> None:
-    """Finish what a process left that was killed at the very end of `atomic_folder`, where the disk lets it.
+    """Finish what a process left that was killed at the very end of `atomic_folder`, if the disk is writable.
 
     The old folder, which it had renamed, gets its name back; a fixed folder gets the files that are still to be moved.
     """

@@ -88,7 +88,7 @@ def _train(parts: LanguageModelParts, context: RunContext) -> History:
     history = parts.learner.fit_plan(parts.phases)
     if not history.steps:
         left = "as the pretrained one was" if parts.pretrained else "random"
-        context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
+        context.tell(f"language model: max_seconds ran out before the first step, so it stays {left}")
     return history
 
 

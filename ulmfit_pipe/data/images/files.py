@@ -256,7 +256,7 @@ def describe_source(example: Mapping[str, Any], row: int) -> str:
 
     Args:
         example: The row of the table.
-        row: Its number there, from 0; taken where the table does not know its source's.
+        row: Its index in the table, from 0; used if the table does not record the source's row.
     """
     path, row = (example["image"] or {}).get("path"), example.get(SOURCE_ROW, row)
     return f"{path} (row {row + 1})" if path else f"the image of row {row + 1}"

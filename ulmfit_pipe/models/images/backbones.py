@@ -37,7 +37,7 @@ DERIVED = ("stage_names", "out_features", "out_indices", "_out_features", "_out_
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What a head has to know of a backbone.
+    """Facts of a backbone that a head depends on.
 
     Attributes:
         feature_size: Channels of ``last_hidden_state``.

@@ -293,7 +293,7 @@ def copy_groups(learner: Learner, weights: Mapping[str, Tensor], *, n: int) -> N
 
 
 def settle_norms(learner: Learner, *, n: int) -> None:
-    """Give the batch norms of the first n groups, which are random and stay, the statistics of the training data.
+    """Set the batch norms of the first n groups, which are random and stay so, to the training data's statistics.
 
     Without them a frozen random network would pass on activations of no usable scale, and lose by that alone.
     """

@@ -317,7 +317,7 @@ def _vocabulary_of(config: Any) -> tuple[str | None, str | None]:
 
 
 def _load_whole_classifier(path: ResolvedModel, config: Any) -> Any:
-    """Load a classifier all of whose weights are in the file; transformers would fill a gap with random ones."""
+    """Load a classifier; raise if weights are missing from the file, which transformers would fill with random ones."""
     loaded: Any = load_model(path, AutoModelForSequenceClassification, config=config, output_loading_info=True)
     model, found = loaded
     if found["missing_keys"]:

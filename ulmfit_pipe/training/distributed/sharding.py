@@ -102,7 +102,7 @@ def phase_model(
     _check_parts(model, accelerator)
     check_agreement(model.cpu(), accelerator, where="before they part their weights")
     twin = copy.deepcopy(model)
-    _part(twin, groups, accelerator)
+    _shard(twin, groups, accelerator)
     own = split_layer_groups(twin, [group.prefixes for group in groups], names=[group.name for group in groups])
     yield PhaseModel(twin, own, model)
 
@@ -121,7 +121,7 @@ def _check_parts(model: nn.Module, accelerator: Accelerator) -> None:
         )
 
 
-def _part(model: nn.Module, groups: Sequence[LayerGroup], accelerator: Accelerator) -> None:
+def _shard(model: nn.Module, groups: Sequence[LayerGroup], accelerator: Accelerator) -> None:
     """Shard a model's weights over the processes, in place: first its layer groups, then what is in none."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -29,10 +29,10 @@ PIECE = 1 << 22  # numbers turned to float64 at a time, so that large embeddings
 
 @dataclass(frozen=True)
 class WeightChange:
-    """How far a tensor, or all tensors of a layer group together, moved.
+    """Change of a tensor, or of all tensors of a layer group together, in training.
 
     Attributes:
-        name: Of the tensor or the group.
+        name: Name of the tensor or the group.
         group: The layer group.
         size: Number of elements.
         norm_before: ``||before||`` of what could be compared; None where there was nothing before.
