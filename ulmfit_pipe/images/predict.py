@@ -39,7 +39,7 @@ def load_pixels(folder: Path | str, backbone_config: Any) -> ImagePixels:
         backbone_config: Configuration of the model, or of its backbone, which knows the channels of the images.
 
     Raises:
-        ArtifactError: There is none.
+        ArtifactError: The folder has no image processor.
     """
     try:
         processor = load_image_processor(folder)

@@ -39,7 +39,7 @@ def load_image_tables(
     Args:
         settings: Settings of the run.
         context: Logs what the tables hold.
-        train: A dataset at hand, in place of ``train_images``.
+        train: A dataset, instead of ``train_images``.
         test: The same in place of ``test_images``.
 
     Raises:

@@ -110,7 +110,7 @@ class ImageClassifierSettings:
             keeps everything below the head fixed.
         pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
             random weights, and freezes nothing [pretrained].
-        keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
+        keep_stages: Number of stages of the backbone (a transformer's blocks) to keep, from the input; negative
             drops that many at its end; null keeps all [cut].
         channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
         image_size: Side of the images in pixels; null takes the model's own.

@@ -79,7 +79,7 @@ class PackageSettings(TableOptions):
         mixed_precision: Of measuring: no, bf16 (faster on many processors), or fp16 (GPU only).
         prompt: Start of the sample that the card shows (its end, for a backward model); null takes a neutral one.
         temperature: Of the sample; lower is more careful.
-        top_k: The sample is drawn from so many likeliest tokens at each step.
+        top_k: The sample is drawn from this many likeliest tokens at each step.
         sample_tokens: New tokens of the sample.
         seed: Seed of the sample.
         hardware: What it was trained on, in words; null takes what the record knows.

@@ -210,7 +210,7 @@ class ClassifierSettings:
         """Return the metric that chooses the best epoch.
 
         Raises:
-            ValueError: It is none that this kind of labels has.
+            ValueError: This kind of labels does not have the metric.
         """
         known = MULTI_LABEL_METRICS if multi_label else SINGLE_LABEL_METRICS
         monitor = self.monitor or known[0]

@@ -466,7 +466,7 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
 
 
 def read_stage(path: Path | str) -> dict[str, Any] | None:
-    """Return the record of a finished stage, or None where there is none (or it was cut short).
+    """Return the record of a finished stage, or None if it does not exist or was cut short.
 
     Raises:
         ArtifactError: It is not what was saved: a number or a digest in it was altered.

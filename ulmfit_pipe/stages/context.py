@@ -222,7 +222,7 @@ def context_of(settings: Any, **changes: Any) -> RunContext:
 
 
 def deadline_after(seconds: float | None) -> float | None:
-    """Return the moment so many seconds from now, or None.
+    """Return the time that is `seconds` from now, or None.
 
     Raises:
         ValueError: The number is not positive.

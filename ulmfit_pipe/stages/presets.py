@@ -127,7 +127,7 @@ def scale_epochs(full_epochs: int, *, size: int, full_size: int) -> int:
 
     Args:
         full_epochs: Epochs at the full size.
-        size: Rows or tokens at hand.
+        size: Number of training rows or tokens.
         full_size: Rows or tokens the number was made for.
     """
     if size >= full_size:

@@ -62,7 +62,7 @@ def keep_progress(
 
 
 def epochs_of_checkpoint(phases: Sequence[Phase], output_dir: Path | str) -> list[Phase] | None:
-    """Return the phases that an unfinished training runs in, with the epochs that its time allowed it; None of none.
+    """Return an unfinished training's phases, with the epochs that its time allowed; None if there is no such training.
 
     Args:
         phases: The phases as the settings have them.

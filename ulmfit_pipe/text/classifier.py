@@ -342,7 +342,7 @@ def build_classifier_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
-        TypeError: A table is none of `load_table`.
+        TypeError: A table is not from `load_table`.
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
         ValueError: The best epoch is to be kept, and there are no validation rows; a setting has no meaning for
             the model; or the model has no two layer groups to unfreeze one after the other.

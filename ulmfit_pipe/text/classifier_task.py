@@ -22,7 +22,7 @@ from ulmfit_pipe.training.records import Batches, Task
 EVALUATION_ROWS = 256  # rows of an evaluation batch, and its tokens, padding included: memory, not result
 EVALUATION_TOKENS = 16_384
 LEAST_BATCH = 8  # rows; the batch is not narrowed below it
-STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
+STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about this many steps; ours
 
 
 def build_classifier_task(

@@ -220,7 +220,7 @@ def _set_blocks(head: PoolingClassifierHead, probe: LinearProbe, x: Tensor) -> N
     """Put a linear map into two blocks: a pair of hidden units for each direction, one for the bias.
 
     max(0, z) - max(0, -z) = z; with more labels than pairs the largest directions are taken. The batch norms get the
-    statistics of the texts at hand, so that training and prediction begin with the same scores.
+    statistics of the training texts, so that training and prediction begin with the same scores.
     """
     blocks: Any = head.blocks
     first, second = blocks

@@ -129,8 +129,8 @@ def build_language_model_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
-        TypeError: A table is none of `load_table`.
-        ArtifactError: The model is none that could be a language model, or its tokenizer is another's.
+        TypeError: A table is not from `load_table`.
+        ArtifactError: The model cannot be a language model, or its tokenizer is another's.
         ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
     _check_tables(train, validation, of="build_language_model_learner")

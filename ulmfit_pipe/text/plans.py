@@ -30,7 +30,7 @@ PROBED = ("probe-full", "probe")  # plans that begin with logistic regression on
 AUTO_LR, AUTO_LR_DECAY = 1e-4, LAYER_DECAY  # of the last group of a transformer once all train
 LSTM_LR, LSTM_LR_DECAY = 5e-3, 1.3  # the same of an AWD-LSTM
 AUTO_EPOCHS = 4  # of a table with many rows
-AUTO_STEPS = 100  # of a table with few: as many epochs as have so many steps, up to
+AUTO_STEPS = 100  # of a table with few rows: as many epochs as have this many steps, up to
 AUTO_MOST_EPOCHS = 25
 BACKWARD_COST = 2.5  # what a training step takes beside its forward pass, in forward passes, optimizer included
 
@@ -78,7 +78,7 @@ def possible_epochs(reading_seconds: float, deadline: float | None) -> float:
 
 
 def within_time(phases: Sequence[Phase], possible: float) -> tuple[list[Phase], str]:
-    """Return phases that have so many epochs at most, with their schedules; and a line on what is left out, if any.
+    """Return phases that have at most this many epochs, with their schedules; and a line on what is left out, if any.
 
     Args:
         phases: The phases.

@@ -14,7 +14,7 @@ from tests.support.processes.two_process_runs import ORDERS
 from tests.support.toy_models import NAMES, ToyLanguageModel, groups_of, lm_groups_of, new_model
 from ulmfit_pipe.training.compute.accelerator_checks import UnsupportedAcceleratorError
 from ulmfit_pipe.training.compute.wrapping import prepared
-from ulmfit_pipe.training.distributed.sharding import is_sharded, modules_of_group, wants_pieces
+from ulmfit_pipe.training.distributed.sharding import is_sharded, modules_of_group, wants_sharding
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.records import Checkpoints, TrainingOptions
 
@@ -125,13 +125,13 @@ def test_what_pieces_cannot_do_is_refused_on_every_process(pieces):
 
 
 def test_one_process_has_nothing_to_part(accelerator):
-    assert not wants_pieces(accelerator, TrainingOptions(shard=True))
+    assert not wants_sharding(accelerator, TrainingOptions(shard=True))
     assert not is_sharded(new_model())
 
 
 def test_accelerates_second_fsdp_asks_for_pieces_too():
-    assert wants_pieces(SimpleNamespace(num_processes=2, is_fsdp2=True), TrainingOptions())
-    assert not wants_pieces(SimpleNamespace(num_processes=2, is_fsdp2=False), TrainingOptions())
+    assert wants_sharding(SimpleNamespace(num_processes=2, is_fsdp2=True), TrainingOptions())
+    assert not wants_sharding(SimpleNamespace(num_processes=2, is_fsdp2=False), TrainingOptions())
 
 
 def test_a_whole_model_is_not_handed_to_accelerate_to_be_parted_in_place(accelerator, monkeypatch):

@@ -151,7 +151,7 @@ def _table(images: list[dict[str, Any]], labels: list[int], names: list[str]) ->
 
 
 def image_table(files: Sequence[bytes], labels: Sequence[int], names: Sequence[str]) -> datasets.Dataset:
-    """Return a table of images whose files are at hand as bytes.
+    """Return a table of images from the bytes of their files.
 
     Args:
         files: The content of each image's file.

@@ -205,7 +205,7 @@ def _source_files(label: str) -> list[tuple[str, Path]]:
 
 @cache
 def _rules_hash() -> str:
-    """Changes whenever the code that reads and cleans does, so that no stale file is taken from the cache."""
+    """Return a digest of the code that reads and cleans, so that no stale file is taken from the cache."""
     rules = b"".join(Path(file).read_bytes() for file in (__file__, docstring_text.__file__))
     return hashlib.sha256(rules).hexdigest()[:12]
 
@@ -226,7 +226,7 @@ def _load_table(file: Path) -> pa.Table | None:
 
 
 def _save_table(table: pa.Table, file: Path) -> None:
-    """Write a library's table, which no reader finds half written."""
+    """Write a library's table atomically."""
     with whole_file(file) as unfinished, pa.OSFile(str(unfinished), "wb") as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)

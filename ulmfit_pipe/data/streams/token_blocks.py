@@ -32,7 +32,7 @@ class BlockLayout:
 
     Attributes:
         frame: Tokens around every block, never asked for.
-        skipped: So many tokens at each document's start are left out of the stream.
+        skipped: Number of tokens at each document's start that are left out of the stream.
         border: Ids put behind each document in the stream.
     """
 

@@ -247,7 +247,7 @@ def rebuild_backbone(backbone: Any, *, stages: int | None = None, channels: int 
 
     Args:
         backbone: The pretrained backbone.
-        stages: Keep so many stages (a transformer's blocks), counted from the input; negative drops so many at the
+        stages: Number of stages (a transformer's blocks) to keep, from the input; negative drops that many at the
             end, as fastai's ``cut``. None keeps all.
         channels: Channels of the images; None keeps those it has.
 

@@ -233,7 +233,7 @@ def check_row(values: Sequence[Any], number: int, *, name: str, columns: Sequenc
         skip_empty: A row without text may pass.
 
     Raises:
-        TableError: A text is not a string or cannot be encoded, or there is none.
+        TableError: A text is missing, is not a string or cannot be encoded.
     """
     texts = [text_of(value, Place(name, number, column)) for column, value in zip(columns, values, strict=True)]
     if is_empty(texts) and not skip_empty:

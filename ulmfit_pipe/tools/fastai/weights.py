@@ -50,7 +50,7 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
         tied weight stays in it under its own name.
 
     Raises:
-        ValueError: A key is none of the known layouts', two keys would become one or are copies that differ (both
+        ValueError: A key is not of a known layout, two keys would become one or are copies that differ (both
             are named), or a head has not two blocks.
     """
     if isinstance(inner := state_dict.get("model"), Mapping):
