@@ -205,8 +205,8 @@ def test_what_is_replaced_is_told_beside_what_replaces_it(models, packaged, tmp_
     package_language_model(settings, context=context)
     token, word = (packaged[1]["metrics"][name] for name in ("perplexity", "perplexity_per_word"))
     assert said == [
-        f"replaced {folder}: validation perplexity {token:.2f} -> {token:.2f} a token (no change), "
-        f"{word:.2f} -> {word:.2f} a word (no change)"
+        f"replaced {folder}: validation perplexity {token:.2f} -> {token:.2f} per token (no change), "
+        f"{word:.2f} -> {word:.2f} per word (no change)"
     ]
 
 
