@@ -73,7 +73,7 @@ def run_image_pipeline(
 
     Returns:
         ``test`` and ``validation`` metrics (``test`` is None without test images), the best validation score of each
-        phase (``phases``) by the metric ``monitor``, ``seconds`` a stage, ``versions``, ``seed``, and the folder of the
+        phase (``phases``) by the metric ``monitor``, ``seconds`` per stage, ``versions``, ``seed``, and the path of the
         classifier.
 
     Raises:

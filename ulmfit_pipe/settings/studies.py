@@ -51,14 +51,14 @@ class LowShotSettings(StudySettings):
         model: Pretrained language model, a folder or name.
         model_backward: Its backward counterpart, for backward and ensemble.
         sizes: Labelled rows of the subsets; 0 is all rows.
-        seeds: Seeds of each size (0, 1, ...): one number a size, or one for all.
+        seeds: Seeds of each size (0, 1, ...): one number per size, or one for all.
         methods: What to run of scratch, pretrained, ulmfit, backward, ensemble, tfidf.
         test_rows: Size of the stratified test sample, the same for every cell; null tests on all rows.
         development_rows: Labelled rows set aside to choose the learning rate of scratch by; in no subset.
         language_model_text: What the language model is fine-tuned on: unlabelled_file, the texts of train_file, both.
         unlabelled_rows: Rows of unlabelled_file to take; null takes all.
-        final_epochs: Epochs of the classifier's last phase, one number a size; null takes classifier.final_epochs.
-        scratch_epochs: Epochs of scratch, one number a size; null gives it those of all the method's phases.
+        final_epochs: Epochs of the classifier's last phase, one number per size; null takes classifier.final_epochs.
+        scratch_epochs: Epochs of scratch, one number per size; null gives it those of all the method's phases.
         scratch_factors: Times the rate of scratch, the rates to choose from; a single one chooses nothing.
         stage: Everything; the language models only; or only the results of the cells there are.
         score: Test rows; or development rows, to choose settings by (then all is in OUTPUT_DIR/development).

@@ -215,7 +215,7 @@ def context_of(settings: Any, **changes: Any) -> RunContext:
 
     Args:
         settings: Settings of a run.
-        **changes: Fields of the context that settings do not have, or that count in place of theirs.
+        **changes: Fields of the context that settings do not have, or that override theirs.
     """
     shared = {each.name for each in dataclasses.fields(RunContext)}.intersection(vars(settings))
     return RunContext(**({name: getattr(settings, name) for name in shared} | changes))

@@ -57,7 +57,7 @@ def find_head(network: nn.Module, num_labels: int) -> nn.Linear | PoolingClassif
     for module in reversed(modules):
         if isinstance(module, nn.Linear) and module.out_features == num_labels:
             return module
-    raise ProbeError(f"a {type(network).__name__} has no linear layer that gives {num_labels} scores")
+    raise ProbeError(f"a {type(network).__name__} has no linear layer with {num_labels} outputs")
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def _size(batch: Batch) -> int:
 
 
 def _of_documents(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """Return a row a document, float (documents, width), of what went into the head.
+    """Return the head's input, float (documents, width), one row per document.
 
     A decoder's head reads every position; the last real one counts.
     """

@@ -28,7 +28,7 @@ def smooth_losses(losses: Sequence[float], *, beta: float = SMOOTHING) -> list[f
     """Return the running mean of the losses, corrected for its start at 0.
 
     Args:
-        losses: One loss a batch.
+        losses: One loss per batch.
         beta: Weight of the past, in [0, 1).
 
     Returns:

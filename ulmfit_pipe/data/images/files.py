@@ -53,7 +53,7 @@ class ImageScan:
     Attributes:
         table: The images that open.
         digests: SHA-256 of each of their files.
-        skipped: What was wrong with the others, a line an image.
+        skipped: What was wrong with the others, one line per image.
     """
 
     table: datasets.Dataset

@@ -100,12 +100,12 @@ def build_corpus(
     """Read the docstring paragraphs of some libraries.
 
     A paragraph that occurs again, but for case, digits and punctuation, is left out, also across libraries (the
-    first one in order stays). The order is fixed: by library as given, by source file, by place in the file.
+    first one in order stays). The order is fixed: by library as given, by source file, by position in the file.
 
     Args:
         libraries: Labels from `available_libraries()`; None takes all of them.
         min_words: Leave out shorter paragraphs; below `MIN_WORDS` it changes nothing. Half of all paragraphs have
-            15 words or fewer, a quarter 26 or more: longer ones are easier to tell apart.
+            15 words or fewer, a quarter 26 or more: longer ones are easier to classify.
         cache_dir: Folder of the Arrow files; None takes a folder inside the cache of `datasets`.
         num_workers: Processes that read source files; None takes one per usable core, 1 starts none.
 

@@ -73,7 +73,7 @@ class WeightChanges:
 
     Attributes:
         groups: A row a layer group, input side first.
-        tensors: A row a parameter, in the order of the groups.
+        tensors: One row per parameter, in the order of the groups.
         buffers: One row per floating-point buffer (running statistics), separate from the rest.
     """
 
