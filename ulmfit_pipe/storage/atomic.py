@@ -261,8 +261,7 @@ def write_atomic(path: Path | str, content: bytes) -> None:
     """Write a file so that either the old content or all of the new is there.
 
     Raises:
-        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is
-            untouched.
+        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is untouched.
     """
     _refuse_streams(path)
     path = Path(path)

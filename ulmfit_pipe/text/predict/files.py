@@ -74,8 +74,7 @@ class PredictSummary:
         speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
         return (
             f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({self.predicting:.2f} s predicting, "
-            f"{speed:,.0f} per second)\n"
-            f"labels: {counts or 'none'}\nwritten to {in_one_line(self.output_file)}"
+            f"{speed:,.0f} per second)\nlabels: {counts or 'none'}\nwritten to {in_one_line(self.output_file)}"
         )
 
 

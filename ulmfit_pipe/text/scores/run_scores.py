@@ -47,10 +47,8 @@ def score_tables(
         tfidf = None if baseline == "none" else _baseline(tables.train, context)
         for name, own in answers.items():
             table = getattr(tables, name)
-            further = further_scores(
-                own, table, tables.train, names=predictor.label_names, tfidf=tfidf, seed=context.seed
-            )
-            found[name] = {**(found[name] or {}), **further}
+            extra = more_scores(own, table, tables.train, names=predictor.label_names, tfidf=tfidf, seed=context.seed)
+            found[name] = {**(found[name] or {}), **extra}
     content = gather_bytes(json.dumps(found).encode() if main else b"", context.accelerator)[0]
     shared: dict[str, dict[str, Any] | None] = json.loads(content)
     return shared
@@ -70,7 +68,7 @@ def _baseline(train: Dataset, context: RunContext) -> Tfidf | None:
     return fitted
 
 
-def further_scores(
+def more_scores(
     answers: np.ndarray, table: Dataset, train: Dataset, *, names: Sequence[str], tfidf: Tfidf | None, seed: int
 ) -> dict[str, Any]:
     """Return interval, majority, per-class scores and baseline of the answers to a table's rows.

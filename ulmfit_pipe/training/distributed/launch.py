@@ -180,8 +180,7 @@ def missing_processes() -> str:
         return ""
     return (
         f"accelerate launch was asked for {asked or 'several'} processes and started one, as its version 1.15 does "
-        "with --cpu. Continuing with one: it reaches the same result, in more time. "
-        f"{ADVICE.format(count=asked or 2)}"
+        f"with --cpu. Continuing with one: it reaches the same result, in more time. {ADVICE.format(count=asked or 2)}"
     )
 
 
