@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.tiny_runs import heard, reviews, table
 from ulmfit_pipe.text.scores import run_scores
-from ulmfit_pipe.text.scores.run_scores import more_scores, majority_share, per_class, plain_scores
+from ulmfit_pipe.text.scores.run_scores import majority_share, more_scores, per_class, plain_scores
 from ulmfit_pipe.text.scores.tfidf import fit_tfidf
 from ulmfit_pipe.text.tables import RunTables
 
