@@ -57,7 +57,7 @@ class RunContext:
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
         resume: Resume an unfinished stage from its last checkpoint, instead of starting over.
-        checkpoint_seconds: Save a checkpoint so often while a stage trains; 0 after every step, None saves none.
+        checkpoint_seconds: Seconds between a stage's checkpoints; 0 saves after every step, None saves none.
         report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
         log_every: Log one optimizer step out of this many.
         say: Receives each log line.

@@ -199,7 +199,7 @@ def main_number(number: float, accelerator: Accelerator) -> float:
 def set_head(
     head: nn.Linear | PoolingClassifierHead, probe: LinearProbe, features: Features, *, scale: float = 1.0
 ) -> None:
-    """Give a head the scores of a linear probe.
+    """Initialize a head so that its outputs are the scores of a linear probe.
 
     Args:
         head: One linear layer, or ULMFiT's two blocks.

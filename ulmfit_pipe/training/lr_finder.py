@@ -202,7 +202,7 @@ def _endless(run: Run, batches: Batches, num_steps: int) -> Iterator[tuple[list[
 
 @contextlib.contextmanager
 def restored(model: nn.Module, groups: Sequence[LayerGroup]) -> Iterator[None]:
-    """Put back weights, buffers, gradients, freeze state, training flags and random state after the block.
+    """Restore weights, buffers, gradients, freeze state, training flags and random state after the block.
 
     The block starts without gradients. Buffers are kept one by one, since a state dict leaves some of them out.
     """

@@ -102,7 +102,7 @@ class ClassifierBatches:
         return int((self._documents.lengths > length).sum())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
+        """Set the epoch of the next iteration, which seeds its order."""
         self._plan = self._plan_epoch(epoch)
 
     def batches_in_epoch(self, epoch: int) -> int:

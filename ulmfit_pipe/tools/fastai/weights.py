@@ -51,7 +51,7 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
 
     Raises:
         ValueError: A key is not of a known layout, two keys would become one or are copies that differ (both
-            are named), or a head has not two blocks.
+            are named), or a head does not have two blocks.
     """
     if isinstance(inner := state_dict.get("model"), Mapping):
         state_dict = inner
