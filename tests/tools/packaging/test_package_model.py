@@ -153,7 +153,7 @@ def test_the_record_and_the_card_tell_the_training(models, packaged):
     assert record["lineage"] == lineage_of(json.loads((models / "lm/stage.json").read_text()))
     assert {"torch", "python"} <= set(record["trained_with"])
     card = (packaged[0] / "README.md").read_text()
-    assert f"| perplexity per token | {record['metrics']['perplexity']:.2f} |" in card
+    assert f"| perplexity a token | {record['metrics']['perplexity']:.2f} |" in card
     assert f"- Tokens seen: {record['lineage'][0]['tokens_seen']:,} (over 1 leg of training)." in card
     assert "CC BY-SA 4.0" in card
 

@@ -61,7 +61,7 @@ class BackboneBatches:
         self.documents, self.special, self.windows, self.pad_left = documents, special, windows, pad_left
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives, on this object alone."""
+        """Set the epoch of the next iteration, which seeds its order, on this object only."""
         self.documents = copy.copy(self.documents)
         self.documents.set_epoch(epoch)
 

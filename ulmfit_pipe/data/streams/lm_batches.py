@@ -89,7 +89,7 @@ class LanguageModelBatches:
         return self.batch_size * self.row_length
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and windows the next iteration gives."""
+        """Set the epoch of the next iteration, which seeds its order and windows."""
         self._stream = order_documents(self._documents, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         self._windows = self._window_starts(epoch)
 

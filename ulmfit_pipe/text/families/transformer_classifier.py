@@ -184,7 +184,7 @@ def _refuse_settings_of_awd_lstm(model: ResolvedModel, settings: "ClassifierSett
         )
     if settings.gradient_window is not None:
         raise ValueError(
-            f"gradient_window {settings.gradient_window} is for an AWD-LSTM, whose recurrent state goes past it; {model} is "
+            f"gradient_window {settings.gradient_window} is for an AWD-LSTM's recurrent state; {model} is "
             f"a {kind!r} model: leave it out, max_length bounds what is read of a document"
         )
 
