@@ -17,7 +17,7 @@ SetFit and Model2Vec have an environment of their own (Model2Vec's distillation 
 
 Each data set, size, method and split is a cell and one line of results.jsonl; those of one method, size and data set
 are trained one after the other in a process of their own. Run the same command again after a stop and only what is
-missing is done; --again METHOD trains that method's cells anew. CPU seconds are the process' own: training is all from
+missing is done; --again METHOD trains that method's cells anew. CPU seconds are the process's own: training is all from
 the encoder's folder and the rows to a trained classifier (ours: also saved), prediction is that of the test rows;
 imports are in neither, nor is distilling the static model, which is done once. At the end, with --splits 0 at once, the
 table of all cells there are is printed and written to results.md, their picture to results.png.
@@ -58,8 +58,8 @@ class Settings:
         language_model: What ulmfit starts from.
         results_file: One line a finished cell; the table and the picture are written beside it.
         methods: Some of ours, probe, tfidf, setfit, model2vec, ulmfit.
-        per_class: Sizes: so many rows of each class.
-        in_all: Sizes: so many rows, the classes as frequent as they are in the table.
+        per_class: Sizes: numbers of rows of each class.
+        in_all: Sizes: numbers of rows, the classes as frequent as they are in the table.
         splits: Draws of each size; 0 trains nothing.
         test_rows: Stratified sample of each test table, the same for all; fewer where there are fewer.
         setfit_iterations: Pairs of each kind that SetFit draws for a row; 1,000 rows and 20 take it hours.
@@ -246,7 +246,7 @@ def scores_of(labels: Sequence[str], answers: Sequence[str]) -> dict[str, float]
 
 
 def cell_of(record: Record) -> tuple[Any, ...]:
-    """Return what tells a cell from all others."""
+    """Return a cell's fingerprint."""
     return tuple(record[name] for name in ("data", "per_class", "in_all", "split", "method"))
 
 

@@ -1,9 +1,9 @@
-"""How fast recipes/predict.py predicts in parts, and what a second process buys: rows a second, all sides in one run.
+"""How fast recipes/predict.py predicts in parts, and what a second process buys: rows per second, all sides in one run.
 
     python recipes/benchmark_prediction.py --model runs/reviews/classifier
     python recipes/benchmark_prediction.py --model runs/reviews/classifier --rows 20000 --processes [1,2,4]
 
-Random English texts in one JSONL file are predicted by so many processes of one thread each, the sides in turn. What
+Random English texts in one JSONL file are predicted by several processes of one thread each, the sides in turn. What
 counts is the time that the recipe calls predicting, from the first row to the last one written; the rest of a start
 (Python, the model, the check of the rows) is shown beside it. A side's figure is the median. Run it on a machine that
 does nothing else and has a core for each process.
@@ -52,7 +52,7 @@ def write_texts(path: Path, settings: Settings) -> None:
 
 
 def seconds_of(command: list[str]) -> tuple[float, float]:
-    """Return the seconds of predicting, and all others; a start that fails has said why, and ends this recipe too."""
+    """Return the seconds of predicting, and all others; a start that fails ends this recipe too."""
     started, surroundings = time.perf_counter(), {**os.environ, **ONE_THREAD}
     done = subprocess.run(command, env=surroundings, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode:

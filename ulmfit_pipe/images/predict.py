@@ -39,7 +39,7 @@ def load_pixels(folder: Path | str, backbone_config: Any) -> ImagePixels:
         backbone_config: Configuration of the model, or of its backbone, which knows the channels of the images.
 
     Raises:
-        ArtifactError: There is none.
+        ArtifactError: The folder has no image processor.
     """
     try:
         processor = load_image_processor(folder)
@@ -58,7 +58,7 @@ class ImagePredictor:
     Args:
         model: The classifier.
         pixels: Its processor.
-        accelerator: The device, and this process' share when a table is scored.
+        accelerator: The device, and this process's share when a table is scored.
     """
 
     def __init__(self, model: Any, pixels: ImagePixels, *, accelerator: Accelerator | None = None) -> None:
@@ -79,7 +79,7 @@ class ImagePredictor:
             accelerator: Device and processes.
 
         Raises:
-            ArtifactError: The folder is no image classifier, or was cut short.
+            ArtifactError: The folder is not an image classifier, or was cut short.
         """
         folder = home_path(folder)
         below = Path(folder) / "classifier"
@@ -114,12 +114,12 @@ class ImagePredictor:
             images: Paths, or opened images of Pillow.
 
         Returns:
-            ``{"label", "score", "scores"}`` an image; labels are integers where the training table's were, else text.
+            ``{"label", "score", "scores"}`` per image; labels are integers where the training table's were, else text.
 
         Raises:
             TypeError: A table, a single path or image instead of a list, or something in it that is neither.
             ImageError: An image does not open.
-            ValueError: The model gives no number for an image.
+            ValueError: The model's output for an image is NaN.
         """
         given = enumerate(check_sequence(images, of="image"))
         found: list[dict[str, Any]] = []
@@ -159,7 +159,7 @@ class ImagePredictor:
         """Return accuracy, macro F1, loss and n on labelled images; every process scores its share.
 
         Raises:
-            TypeError: It is no table of `load_images`.
+            TypeError: It is not a table of `load_images`.
             ValueError: The table's class names are not the classifier's, in its order.
         """
         check_table(table, what="the table to score", columns=("image",), loading='load_images("images/test")')

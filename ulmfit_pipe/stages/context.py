@@ -1,4 +1,4 @@
-"""What every stage of one run shares: preset, seed, precision, time, and where it says what it does."""
+"""What every stage of one run shares: preset, seed, precision, time and the log."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ def exclusive_run() -> Iterator[None]:
 
 @dataclass
 class RunContext:
-    """One run's surroundings.
+    """One run's environment.
 
     Attributes:
         preset: Name of the recipe; ``auto`` is settled by the model (`for_model`).
@@ -56,11 +56,11 @@ class RunContext:
         compile: Compile the model for each phase.
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
-        resume: Go on with an unfinished stage from its last checkpoint, instead of beginning it anew.
-        checkpoint_seconds: Save a checkpoint so often while a stage trains; 0 after every step, None saves none.
+        resume: Resume an unfinished stage from its last checkpoint, instead of starting over.
+        checkpoint_seconds: Seconds between a stage's checkpoints; 0 saves after every step, None saves none.
         report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
-        log_every: Log one optimizer step out of so many.
-        say: Receives each line of news.
+        log_every: Log one optimizer step out of this many.
+        say: Receives each log line.
     """
 
     preset: str = "auto"
@@ -79,7 +79,7 @@ class RunContext:
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse trackers that are not there, and numbers that make no sense, before anything is read."""
+        """Refuse trackers that are not installed, and values out of range, before anything is read."""
         self.report_to = check_report_to(self.report_to)
         check_whole(self, {"log_every": 1})
         check_seed(self)
@@ -96,14 +96,14 @@ class RunContext:
 
     @property
     def recipe(self) -> Preset:
-        """The preset's numbers.
+        """The preset's hyperparameters.
 
         Raises:
-            ValueError: There is no such preset, or the model has not settled ``auto`` yet.
+            ValueError: The preset does not exist, or is ``auto`` and the model is not known yet.
         """
         if self.preset == AUTO:
             raise ValueError(
-                "preset 'auto' has no numbers before the model is known; call RunContext.for_model(model_type), or "
+                "preset 'auto' has no values before the model is known; call RunContext.for_model(model_type), or "
                 "name a preset"
             )
         return load_preset(self.preset)
@@ -126,12 +126,12 @@ class RunContext:
         set_seed(self.seed)
 
     def tell(self, line: str) -> None:
-        """Say a line on the main process."""
+        """Log a line on the main process."""
         if self.accelerator.is_main_process:
             self.say(line)
 
     def tell_of_remote_code(self, settings: Any) -> None:
-        """Say that a model's own code may run, where the settings let it."""
+        """Log that a model's own code may run, if the settings allow it."""
         if settings.trust_remote_code:
             self.tell("trust_remote_code is on: Python code that comes with the model may run here")
 
@@ -188,11 +188,11 @@ class RunContext:
             raise ValueError(f"{what} runs in one process, it was launched in {count}; {instead}")
 
     def shares(self) -> dict[str, int]:
-        """Return this process' place, as batches take it."""
+        """Return this process's index and the number of processes, as batches take them."""
         return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
 
     def options(self, optimizer: StageOptimizer, **changes: Any) -> TrainingOptions:
-        """Return the loop's numbers for a stage: the preset's, with changes."""
+        """Return a stage's `TrainingOptions`: the preset's, with changes."""
         numbers: dict[str, Any] = {
             "betas": optimizer.betas,
             "eps": optimizer.eps,
@@ -215,14 +215,14 @@ def context_of(settings: Any, **changes: Any) -> RunContext:
 
     Args:
         settings: Settings of a run.
-        **changes: Fields of the context that settings do not have, or that count in place of theirs.
+        **changes: Fields of the context that settings do not have, or that override theirs.
     """
     shared = {each.name for each in dataclasses.fields(RunContext)}.intersection(vars(settings))
     return RunContext(**({name: getattr(settings, name) for name in shared} | changes))
 
 
 def deadline_after(seconds: float | None) -> float | None:
-    """Return the moment so many seconds from now, or None.
+    """Return the time that is `seconds` from now, or None.
 
     Raises:
         ValueError: The number is not positive.

@@ -39,12 +39,12 @@ class ResolvedModel:
 
     @property
     def config(self) -> Any:
-        """A configuration of its own for whoever asks."""
+        """Return a copy of the configuration, which may be changed."""
         return copy.deepcopy(self.loaded)
 
     @property
     def model_type(self) -> str:
-        """Transformers' name of its architecture."""
+        """Return the architecture's name in transformers, such as "bert"."""
         return self.loaded.model_type
 
 
@@ -106,7 +106,7 @@ def resolve_model(name: str | Path, *, images: bool = False) -> str:
 
 
 def _other_names() -> str:
-    """Say what else than a folder can be given."""
+    """Return what can be given besides a folder."""
     names = ", ".join(builtin_models())
     return f"a built-in model ({names}) or a hub id" if names else "or a hub id"
 

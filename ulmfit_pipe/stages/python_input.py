@@ -1,7 +1,7 @@
 """What the Python classes are handed: texts or images to predict, files to train on.
 
 A table in memory, a mapping or an array looks like a list of its column names to Python; each is refused before any
-work, with the line to write in its place.
+work, with the line to write instead.
 """
 
 import io
@@ -69,7 +69,7 @@ def check_texts(values: Any) -> list[str]:
     """Return the texts that `predict` was given.
 
     Raises:
-        TypeError: It is no sequence of texts (`check_sequence`), or something in it is no string.
+        TypeError: It is not a sequence of texts (`check_sequence`), or something in it is not a string.
         ValueError: A text is empty.
     """
     texts = list(check_sequence(values, of="text"))
@@ -108,10 +108,10 @@ def check_files(value: Any, name: str, *, several: bool = True, table: bool = Tr
         table: Whether the files are tables; otherwise the argument names a folder of images.
 
     Raises:
-        TypeError: It is no path and no list of paths, such as a table in memory.
+        TypeError: It is neither a path nor a list of paths, such as a table in memory.
         ValueError: The list is empty, or it holds texts where names of files are wanted.
     """
-    kind = "a file (CSV, TSV, JSONL or Parquet)" if table else "a folder of images (a folder a class) or a table"
+    kind = "a file (CSV, TSV, JSONL or Parquet)" if table else "a folder of images (a folder per class) or a table"
     takes = f"{name} takes {kind}{', or a list of files' if several else ''}"
     if isinstance(value, str | os.PathLike):
         paths = [value]
@@ -140,11 +140,11 @@ def _refuse_text(path: str, takes: str, name: str) -> None:
 
 
 def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: bool = True) -> None:
-    """Raise unless `fit` was given one thing to train on, by place, and the folder to write by name.
+    """Raise unless `fit` was given one positional argument to train on, and the output folder by name.
 
     Args:
         train: The first argument.
-        misplaced: What else was given by place.
+        misplaced: Further positional arguments.
         output_dir: The folder; None if there is none.
         table: Whether tables of texts are trained on; otherwise images.
 
@@ -155,9 +155,9 @@ def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: 
     line = f'write fit({source}, output_dir="runs/mine")'
     takes = f"fit takes {'a labelled file or files' if table else 'labelled images'} first and all else by name"
     if misplaced and table:
-        raise TypeError(f"{takes}, got {len(misplaced)} more by place; {_saving_line(train, 'train')}, then {line}")
+        raise TypeError(f"{takes}, got {len(misplaced)} more; {_saving_line(train, 'train')}, then {line}")
     if misplaced:
-        raise TypeError(f"{takes}, got {len(misplaced)} more by place; lay images out in a folder a class, then {line}")
+        raise TypeError(f"{takes}, got {len(misplaced)} more; lay images out in a folder per class, then {line}")
     if output_dir is None:
         raise TypeError(f"fit needs output_dir, the folder for everything that the run writes; {line}")
 
@@ -203,7 +203,7 @@ def _names_in(values: Any) -> list[Any] | None:
 
 
 def _is_row(values: Any, column: str) -> bool:
-    """Tell a row of a data frame, whose index are the names of the columns, from a column."""
+    """Return whether a pandas Series is a row of a data frame, whose index holds the column names."""
     return hasattr(values, "iloc") and column in values.index
 
 

@@ -51,7 +51,7 @@ class OutputError(UlmfitError, OSError, ValueError):
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside the path; the file takes the path's place when the block ends without an error.
+    """Yield a temporary name beside the path; the file replaces the path when the block ends without an error.
 
     What a killed process left of an earlier attempt is removed.
 
@@ -91,7 +91,7 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside the path, which is synced and takes the path's place when the block ends."""
+    """Yield a temporary file beside the path, which is synced and replaces the path when the block ends."""
     _make_folder(path.parent)
     remove_left_overs(path)
     with temporary_beside(path) as temporary:
@@ -126,7 +126,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             _sync_all(temporary)
             _take_place(temporary, path)
             _sync(path.parent)
-    except CheckpointError as error:  # of a file in the temporary folder, whose name tells the user nothing
+    except CheckpointError as error:  # of a file in the temporary folder, whose name means nothing to the user
         raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own error
         raise CheckpointError(not_saved(path, error)) from error
@@ -138,7 +138,7 @@ def _refuse_streams(path: Path | str) -> None:
 
 
 def is_fixed(path: Path) -> bool:
-    """Tell whether a folder has to stay where it is: a mounted disk, or one whose parent is not writable."""
+    """Return whether a folder has to stay where it is: a mounted disk, or one whose parent is not writable."""
     if not path.is_dir():
         return False
     return os.path.ismount(path) or str(path) in _mount_points() or not os.access(path.parent, os.W_OK | os.X_OK)
@@ -154,14 +154,14 @@ def _mount_points() -> list[str]:
 
 
 def progress_folder(output_dir: Path | str) -> Path:
-    """Return where the checkpoints of a stage are until it is finished: hidden beside it, or in a fixed folder."""
+    """Return the folder of a stage's checkpoints until it is finished: hidden beside it, or in a mounted folder."""
     path = Path(output_dir).resolve()
     name = f".{hidden_name(path.name)}.progress"
     return path / name if is_fixed(path) else path.with_name(name)
 
 
 def contents_of(path: Path) -> list[str]:
-    """Return the names in a folder; what a disk or this package keeps in a mounted one does not count."""
+    """Return the names in a folder, without what a mounted disk or this package keeps there."""
     return _own_contents(path) if is_fixed(path) else sorted(os.listdir(path))
 
 
@@ -222,7 +222,7 @@ def _fill(temporary: Path, path: Path) -> None:
 
 
 def _finish_filling(path: Path) -> None:
-    """Take the old files away, then move the new ones in; after a kill the next process goes on where it was."""
+    """Take the old files away, then move the new ones in; after a kill the next process continues where it was."""
     if (path / WHOLE).is_dir():
         for name in sorted(_own_contents(path), key=lambda name: name not in COUNTING_FILES):
             remove(path / name)
@@ -235,7 +235,7 @@ def _finish_filling(path: Path) -> None:
 
 
 def recover_folder(path: Path | str) -> None:
-    """Finish what a process left that was killed at the very end of `atomic_folder`, where the disk lets it.
+    """Finish what a process left that was killed at the very end of `atomic_folder`, if the disk is writable.
 
     The old folder, which it had renamed, gets its name back; a fixed folder gets the files that are still to be moved.
     """
@@ -251,7 +251,7 @@ def recover_folder(path: Path | str) -> None:
 
 
 def not_saved(path: Path, error: BaseException) -> str:
-    """Return what to say where something could not be saved."""
+    """Return the message of an error on saving."""
     reason = getattr(error, "strerror", None) or error
     advice = write_advice(error, "output folder")
     return f"could not save to {path}: {reason}; what was there before is untouched. {advice}"
@@ -261,8 +261,7 @@ def write_atomic(path: Path | str, content: bytes) -> None:
     """Write a file so that either the old content or all of the new is there.
 
     Raises:
-        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is
-            untouched.
+        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is untouched.
     """
     _refuse_streams(path)
     path = Path(path)

@@ -39,7 +39,7 @@ def differences(old: Any, new: Any, name: str = "", *, places: tuple[str, str] =
 
 
 def as_json(record: Any) -> Any:
-    """Return a record as JSON would give it back: tuples are lists, keys are strings, what it cannot hold is text."""
+    """Return a record as read back from JSON: tuples are lists, keys are strings, other objects are text."""
     return json.loads(json.dumps(record, default=str))
 
 
@@ -57,7 +57,7 @@ def _one_line(name: str, old: str, new: str, places: tuple[str, str]) -> str:
 
 
 def _short(text: str, same: int) -> str:
-    """Cut a text that shares its beginning with another, so that it shows where they part."""
+    """Shorten a text that shares its beginning with another, so that it shows where they differ."""
     if not _too_long(text):
         return text
     start = 0 if same < MOST_LETTERS - 3 - BEFORE else same - BEFORE

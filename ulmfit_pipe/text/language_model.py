@@ -51,7 +51,7 @@ def train_language_model(
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         model: Pretrained language model or text encoder: a folder, a built-in name or a hub id; None trains an AWD-LSTM
             from scratch.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset, seed, precision, time.
         train_files: Where the texts came from, for the record: base names are kept.
 
@@ -88,7 +88,7 @@ def _train(parts: LanguageModelParts, context: RunContext) -> History:
     history = parts.learner.fit_plan(parts.phases)
     if not history.steps:
         left = "as the pretrained one was" if parts.pretrained else "random"
-        context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
+        context.tell(f"language model: max_seconds ran out before the first step, so it stays {left}")
     return history
 
 
@@ -106,9 +106,9 @@ def _write(parts: LanguageModelParts, folder: Path) -> None:
 
 
 def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, Any]:
-    """Return what validation says of the weights that were kept; it was measured when their epoch ended.
+    """Return the validation metrics of the weights that were kept, measured when their epoch ended.
 
-    The loss of masked tokens says nothing of a whole text, so it is not spread over characters and words.
+    The loss of masked tokens is not that of a whole text, so it is not spread over characters and words.
     """
     metrics: dict[str, Any] = dict(history.best.metrics) if history.best is not None else parts.learner.validate()
     if parts.masked:
@@ -129,8 +129,8 @@ def build_language_model_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
-        TypeError: A table is none of `load_table`.
-        ArtifactError: The model is none that could be a language model, or its tokenizer is another's.
+        TypeError: A table is not from `load_table`.
+        ArtifactError: The model cannot be a language model, or its tokenizer is another's.
         ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
     _check_tables(train, validation, of="build_language_model_learner")

@@ -1,6 +1,6 @@
 """Logistic regression on fixed features: the linear classifier that a head starts from, and what it is worth.
 
-Its strength is chosen by cross-validation, and the probabilities of held-out folds are kept: they say how good such a
+Its strength is chosen by cross-validation, and the probabilities of held-out folds are kept: they show how good such a
 classifier is on rows that it has not seen.
 """
 
@@ -32,7 +32,7 @@ class Features:
     """What a frozen network gives its head.
 
     Attributes:
-        values: float32 (rows, width), a row a text, in the table's order.
+        values: float32 (rows, width), one row per text, in the table's order.
         labels: int64 (rows,), or float32 (rows, num_labels) of 0 and 1.
         seconds: Time that reading the texts took.
         skipped: Texts that were too long for the time there was.

@@ -369,13 +369,13 @@ def bad_file(tmp_path: Path, name: str, content: str | bytes) -> Path:
         ("d.csv", b"text\n\xc3\xa4\ncaf\xe9\n", r"d.csv is not UTF-8: byte 11 \(line 3\)"),
         ("e.csv", "text,id\nx,1\ny\n", "e.csv, row 2 .* has 1 fields, the header has 2"),
         ("f.csv", 'text,id\n"x" y, z,1\na,2\n', "f.csv, row 1 .* is not valid CSV: .*look for an unmatched quote"),
-        ("g.csv", "text,text\nx,y\n", "the column name 'text' stands twice; rename one of the columns"),
+        ("g.csv", "text,text\nx,y\n", "the column name 'text' is there twice; rename one of the columns"),
         ("h.csv", "text,id\n", "h.csv: the table is empty, it has no rows to predict"),
         ("i.jsonl", "", "i.jsonl is empty: it has no header and no rows"),
         ("j.jsonl", '{"text": "x"}\n{"text": [5]}\n', "j.jsonl, row 2 .*the text must be a string, got list"),
         ("k.jsonl", '{"text": "x"}\n[1]\n', "k.jsonl, row 2 must be a JSON object"),
         ("l.jsonl", '{"text": "x"}\n{"text": \n', "l.jsonl, row 2 is not a JSON object on one line"),
-        ("m.jsonl", '{"text": "x", "text": "y"}\n', "m.jsonl, row 1 .* the name 'text' stands there twice"),
+        ("m.jsonl", '{"text": "x", "text": "y"}\n', "m.jsonl, row 1 .* the name 'text' is there twice"),
         ("n.csv", "text\nx\0y\n", "n.csv, row 1 .*'text': the text holds a NUL byte at character 1; remove it"),
         ("o.jsonl", '{"text": "x\\ud800"}\n', "o.jsonl, row 1 .*: character 1 of the text is half of a surrogate pair"),
         ("p.parquet", "PAR1 cut", "p.parquet is not a readable Parquet file"),
@@ -438,7 +438,7 @@ def test_rows_without_text_can_be_skipped_and_keep_their_place(predict, tmp_path
 
 def test_text_that_csv_cannot_hold_is_refused_and_nothing_is_left(predict, tmp_path):
     source = bad_file(tmp_path, "in.jsonl", '{"text": "x", "note": "\\ud800"}\n')
-    with pytest.raises(TableError, match=r"in.jsonl: half of a surrogate pair stands in 'x,.*, which .csv cannot keep"):
+    with pytest.raises(TableError, match=r"in.jsonl: half of a surrogate pair is in 'x,.*, which .csv cannot keep"):
         predict(source, "out.csv")
     with pytest.raises(
         TableError, match=r"column 'note' cannot be kept in Parquet \(.*surrogates not allowed\); write"
@@ -501,7 +501,7 @@ def test_several_files_are_not_written_to_one_without_parts(tiny_classifier_fold
 
 
 def test_somewhere_to_write_must_be_named(tiny_classifier_folder, table_csv):
-    with pytest.raises(ValueError, match="nothing says where to write; give output_file, or output_dir for a folder"):
+    with pytest.raises(ValueError, match="no output is named; give output_file, or output_dir for a folder"):
         predict_file(PredictFileSettings(str(tiny_classifier_folder), [str(table_csv)]))
 
 

@@ -205,8 +205,8 @@ def test_what_is_replaced_is_told_beside_what_replaces_it(models, packaged, tmp_
     package_language_model(settings, context=context)
     token, word = (packaged[1]["metrics"][name] for name in ("perplexity", "perplexity_per_word"))
     assert said == [
-        f"replaced {folder}: validation perplexity {token:.2f} -> {token:.2f} a token (no change), "
-        f"{word:.2f} -> {word:.2f} a word (no change)"
+        f"replaced {folder}: validation perplexity {token:.2f} -> {token:.2f} per token (no change), "
+        f"{word:.2f} -> {word:.2f} per word (no change)"
     ]
 
 
@@ -224,28 +224,28 @@ def packaged_record(perplexity, per_word, *, measured_on="v.parquet", measured_i
     [
         (
             packaged_record(60.0, 840.0),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%), 800.00 -> 840.00 a word (+5.0%)",
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%), 800.00 -> 840.00 per word (+5.0%)",
         ),
-        (packaged_record(None, 840.0), "validation perplexity 800.00 -> 840.00 a word (+5.0%)"),
+        (packaged_record(None, 840.0), "validation perplexity 800.00 -> 840.00 per word (+5.0%)"),
         (packaged_record(None, None), "no perplexity of both is known"),
         (
             packaged_record(60.0, None, measured_in="fp32"),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); not to be compared: the old one was measured on "
             "v.parquet (5,000 tokens) in bf16, the new one on v.parquet (5,000 tokens) in fp32",
         ),
         (
             packaged_record(60.0, None, n=6_000.0),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); not to be compared: the old one was measured on "
             "v.parquet (5,000 tokens) in bf16, the new one on v.parquet (6,000 tokens) in bf16",
         ),
         (
             packaged_record(60.0, None, measured_on=None, measured_in=None),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); not to be compared: the old one was measured on "
             "v.parquet (5,000 tokens) in bf16, the new one by its training on the text that this held out",
         ),
         (
             packaged_record(60.0, None, vocab_size=9_000, n=6_000.0),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); the vocabularies differ: compare by word",
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); the vocabularies differ: compare by word",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Batches of documents as a transformer takes them: long ones cut into windows, token types, padding on its side.
+"""Batches of documents as a transformer takes them: long ones split into windows, token types, padding on its side.
 
 Batches are planned by `ClassifierBatches` over whole documents; here each is finished.
 """
@@ -16,7 +16,7 @@ from ulmfit_pipe.data.text.pretrained_tokenizers import SpecialTokens
 
 @dataclass(frozen=True)
 class Windows:
-    """How a long document is cut.
+    """How a long document is split into windows.
 
     Attributes:
         length: Tokens of a window, special tokens included.
@@ -30,13 +30,13 @@ class Windows:
 class BackboneBatches:
     """Batches of `ClassifierBatches`, finished for a backbone.
 
-    With windows `input_ids` and `attention_mask` have a row a window, and `document` int64 (windows,) says which
-    document of the batch each belongs to; `labels` and `row` keep a row a document.
+    With windows `input_ids` and `attention_mask` have a row per window, and `document` int64 (windows,) is the index
+    of each window's document in the batch; `labels` and `row` keep one row per document.
 
     Args:
         documents: Batches of whole documents, with their special tokens.
         special: The special tokens around each document; windows get them too.
-        windows: Cut documents into windows; None leaves them whole.
+        windows: Split documents into windows; None leaves them whole.
         pad_left: Put padding before the text, for a backbone that reads its summary at the last position.
 
     Raises:
@@ -61,7 +61,7 @@ class BackboneBatches:
         self.documents, self.special, self.windows, self.pad_left = documents, special, windows, pad_left
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives, on this object alone."""
+        """Set the epoch of the next iteration, which seeds its order, on this object only."""
         self.documents = copy.copy(self.documents)
         self.documents.set_epoch(epoch)
 
@@ -71,7 +71,7 @@ class BackboneBatches:
         return self.documents.batch_size
 
     def batches_in_epoch(self, epoch: int) -> int:
-        """Number of batches of any epoch, the same on every rank."""
+        """Return the number of batches of every epoch, the same on every rank."""
         return self.documents.batches_in_epoch(epoch)
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class BackboneBatches:
         return self.from_batch(0)
 
     def from_batch(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """Yield the same from a certain batch on; those before it are not made."""
+        """Yield an epoch's batches from a given one on, to resume inside it; earlier ones are not built."""
         for batch in self.documents.from_batch(first):
             yield type(batch)(self._finished(batch))
 
@@ -116,7 +116,7 @@ class BackboneBatches:
 
 
 def document_windows(ids: Tensor, special: SpecialTokens, windows: Windows) -> list[Tensor]:
-    """Cut one document, int64 (length,), into windows that each have the special tokens; a short one stays as it is."""
+    """Split one document, int64 (length,), into windows that each have the special tokens; short ones stay whole."""
     if len(ids) <= windows.length:
         return [ids]
     before, behind = len(special.prefix), len(special.suffix)

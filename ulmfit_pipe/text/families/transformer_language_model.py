@@ -1,6 +1,6 @@
 """A transformer's part of the language-model stage: masked or next tokens, by what the model is, on packed blocks.
 
-An encoder (BERT, RoBERTa, ...) goes on guessing masked tokens, a decoder (GPT-2, Llama, ...) the next one. An encoder
+An encoder (BERT, RoBERTa, ...) continues guessing masked tokens, a decoder (GPT-2, Llama, ...) the next one. An encoder
 without a language-model head gets one. The folder it ends in is plain transformers, and a classifier takes its encoder
 over by the weights' names.
 
@@ -51,9 +51,9 @@ from ulmfit_pipe.training.records import Phase, Task
 from ulmfit_pipe.training.schedules import Schedule
 
 BLOCK_SIZE = 128  # tokens: Sun et al. 2019 for further pretraining; nine tenths of BERT's own (Devlin et al. 2019, A.2)
-STEPS_PER_EPOCH = 25  # little text narrows the batch until an epoch has about so many steps; ours, as the classifier's
+STEPS_PER_EPOCH = 25  # little text narrows the batch until an epoch has about as many steps; ours, as the classifier's
 LEAST_BATCH = 8  # blocks; the batch is not narrowed below it
-BUNDLES = 3  # of a transformer's blocks where the language model is thawed gradually; ours
+BUNDLES = 3  # of a transformer's blocks where the language model is unfrozen gradually; ours
 EVALUATION_SEED = 0  # of the validation's masks: the same in every run, so that runs can be compared
 
 # What an AWD-LSTM's settings would mean here: name -> (default, why it is refused)
@@ -87,11 +87,11 @@ def build_transformer_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure on.
         model: Folder or name of any text model of transformers.
-        settings: Numbers of the stage.
-        context: Preset and surroundings.
+        settings: Settings of the stage.
+        context: Preset and environment.
 
     Raises:
-        ArtifactError: It is no model that could guess masked or next tokens, or its weights or tokenizer cannot be
+        ArtifactError: It is not a model that could guess masked or next tokens, or its weights or tokenizer cannot be
             used.
         ValueError: There is too little text, or a setting has no meaning for the model.
     """
@@ -181,7 +181,7 @@ def _load(model: ResolvedModel, config: Any, context: RunContext, *, masked: boo
     """Load a language model, with a new head where it has none; also weights that only a classifier has a use for."""
     if any("SequenceClassification" in name for name in config.architectures or []):
         context.tell(
-            f"{model} is a classifier: its encoder goes on as a language model, its head is left behind; to keep the "
+            f"{model} is a classifier: its encoder continues as a language model, its head is left behind; to keep the "
             "head, leave this stage out (fine_tune_language_model false)"
         )
     kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
@@ -217,7 +217,7 @@ def _loaded(model: ResolvedModel, kind: Any, config: Any) -> tuple[Any, dict[str
     lost = sorted(key for key in found["missing_keys"] if key.startswith(encoder))
     if lost:
         raise ArtifactError(
-            f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are no whole "
+            f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are not a complete "
             f"{type(network).__name__}: take another save"
         )
     return network, found
@@ -299,10 +299,10 @@ def _phases(num_groups: int, *, settings: "LanguageModelSettings", context: RunC
         phases = [dataclasses.replace(last, name="full")]
     elif settings.plan == "gradual":
         frozen = settings.frozen_epochs or 1
-        thawing = gradual_unfreezing(
+        unfreezing = gradual_unfreezing(
             num_groups, lr=lr, epochs_per_phase=frozen, final_epochs=last.epochs, schedule=last.schedule
         )
-        phases = [dataclasses.replace(phase, lrs=last.lrs) for phase in thawing]
+        phases = [dataclasses.replace(phase, lrs=last.lrs) for phase in unfreezing]
     if settings.frozen_epochs is not None and len(phases) == 1:
         raise ValueError(
             f"frozen_epochs {settings.frozen_epochs} has no meaning where all layer groups train from the start; leave "

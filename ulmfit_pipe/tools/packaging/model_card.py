@@ -1,6 +1,6 @@
 """A language model's card: Markdown with the hub's YAML front matter, from the plain record of its packaging.
 
-Every number comes from the record; what the record does not know is said to be not recorded.
+Every number comes from the record; what the record lacks is given as not recorded.
 """
 
 import shlex
@@ -13,7 +13,7 @@ UNKNOWN = "not recorded"
 MEGA = 1_000_000
 HOUR = 3600.0
 WIDTH = 100  # of the lines of a command
-# Of a model from scratch; one that is gone on from brings them along.
+# Of a model from scratch; one that is resumed from brings them along.
 _SETTINGS_FROM_SCRATCH = (
     "tokenizer",
     "tokenizer_of",
@@ -293,7 +293,7 @@ after a stop."""
 
 
 def _flags_of_training(record: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the settings that a further leg needs to be trained as the last one was."""
+    """Return the settings that a further training run needs to be trained as the last one was."""
     flags = [("--preset", record["preset"])]
     if last.get("precision") not in (None, "fp32"):
         flags.append(("--mixed_precision", last["precision"]))

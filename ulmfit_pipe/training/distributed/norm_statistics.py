@@ -1,7 +1,7 @@
-"""Batch-norm statistics taken anew over all training data, once a model has stopped changing.
+"""Batch-norm statistics recomputed over all training data, once a model has stopped changing.
 
 While a model trains, the running statistics follow the last few batches, see activations under dropout, and lag behind
-weights that still move. With few steps they are far from what the finished model meets. One pass without dropout gives
+weights that still move. With few steps they are far from those of the finished model. One pass without dropout gives
 the statistics of the weights that are kept. The same is done after weight averaging (Izmailov et al. 2018).
 """
 
@@ -23,15 +23,17 @@ class _Moments:
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.totals = torch.zeros(2 * norm.num_features + 1, dtype=torch.float64)
-        self.counted = True  # not so for rows that stand in for an empty share
+        self.counted = True  # False for dummy rows of an empty share
 
     def add(self, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Add a norm's input, float (batch, features, ...); a forward pre-hook."""
         if not self.counted:
             return
         rows = inputs[0].detach().transpose(1, -1).flatten(0, -2).double().cpu()  # (rows, features)
         self.totals += torch.cat([rows.sum(0), rows.square().sum(0), rows.new_full((1,), len(rows))])
 
     def mean_and_variance(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and unbiased variance, float64 (features,), of the totals of all processes."""
         (total, squares), count = totals[:-1].chunk(2), totals[-1]
         mean = total / count
         biased = (squares / count - mean.square()).clamp(min=0.0)

@@ -2,7 +2,7 @@
 
 Of a tensor it is ``||after - before|| / ||before||`` with Frobenius norms: the root of the sum of the squares of all
 its numbers, whatever its shape. Of a layer group it is the same over the numbers of all its tensors taken together, so
-a large tensor counts for more than a small one; it is no mean of theirs. Where ``||before||`` is zero, as of biases
+a large tensor counts for more than a small one; it is not a mean of theirs. Where ``||before||`` is zero, as of biases
 that start so, it is 0 if nothing moved, and infinite otherwise. Buffers (running statistics) move without any gradient,
 so they are listed apart and in no group's figure.
 """
@@ -29,12 +29,12 @@ PIECE = 1 << 22  # numbers turned to float64 at a time, so that large embeddings
 
 @dataclass(frozen=True)
 class WeightChange:
-    """How far a tensor, or all tensors of a layer group together, moved.
+    """Change of a tensor, or of all tensors of a layer group together, in training.
 
     Attributes:
-        name: Of the tensor or the group.
+        name: Name of the tensor or the group.
         group: The layer group.
-        size: Its numbers.
+        size: Number of elements.
         norm_before: ``||before||`` of what could be compared; None where there was nothing before.
         norm_change: ``||after - before||``, likewise.
     """
@@ -55,7 +55,7 @@ class WeightChange:
         return self.norm_change / self.norm_before if self.norm_before > 0 else math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as strict JSON takes them; an infinite ``relative`` is null."""
+        """Return the values for strict JSON; an infinite ``relative`` is null."""
         finite = self.relative if self.relative is not None and math.isfinite(self.relative) else None
         return {
             "name": self.name,
@@ -69,12 +69,12 @@ class WeightChange:
 
 @dataclass(frozen=True, repr=False)
 class WeightChanges:
-    """How far every part of a model moved; shows itself as a table with a line a layer group.
+    """How far every part of a model moved; shows itself as a table with a line per layer group.
 
     Attributes:
         groups: A row a layer group, input side first.
-        tensors: A row a parameter, in the order of the groups.
-        buffers: A row a buffer of floating numbers (running statistics), apart from the rest.
+        tensors: One row per parameter, in the order of the groups.
+        buffers: One row per floating-point buffer (running statistics), separate from the rest.
     """
 
     groups: tuple[WeightChange, ...]
@@ -144,7 +144,7 @@ def weight_changes(
         new: Names of parameters that have nothing to be compared with, such as a head put on since.
 
     Returns:
-        Rows by group, tensor and buffer. Whole numbers (counters, ids) are no weights and are left out.
+        Rows by group, tensor and buffer. Whole numbers (counters, ids) are not weights and are left out.
 
     Raises:
         ValueError: A state lacks a tensor of the groups, has it in another shape, or holds NaN or infinity; it is
@@ -172,7 +172,7 @@ def _new(name: str, group: str, parameter: Tensor) -> WeightChange:
 
 
 def _buffers_of(group: LayerGroup, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of a group's buffers of floating numbers that both states keep."""
+    """Return the names of a group's floating-point buffers that both states keep."""
     names = [
         f"{owner}.{name}" if owner else name
         for owner, module in group.modules
@@ -198,7 +198,7 @@ def _compare(name: str, group: str, before: Mapping[str, Tensor], after: Mapping
     norm_before, norm_change = _norms(first, second)
     if not math.isfinite(norm_before + norm_change):
         when = "before" if not math.isfinite(norm_before) else "after"
-        raise ValueError(f"{name!r} holds NaN or infinity {when}, so how far it moved cannot be told")
+        raise ValueError(f"{name!r} holds NaN or infinity {when}, so how far it moved is unknown")
     return WeightChange(name, group, second.numel(), norm_before, norm_change)
 
 
