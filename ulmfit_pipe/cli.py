@@ -104,6 +104,16 @@ def _predict(settings: Any) -> None:
     print(ulmfit_pipe.predict_file(settings))
 
 
+def _explain(settings: Any) -> None:
+    explanations = ulmfit_pipe.explain_texts(settings)
+    for each in explanations:
+        print(each.coloured() if sys.stdout.isatty() else each)
+    if settings.html_file is not None:
+        page = "<!doctype html><meta charset=utf-8>\n" + "\n".join(each._repr_html_() for each in explanations) + "\n"
+        write_atomic(settings.html_file, page.encode())
+        print(f"page: {settings.html_file}")
+
+
 def _pretrain_language_model(job: Any) -> None:
     if job.model is not None and job.language_model.plan == "preset":
         job = replace(job, language_model=replace(job.language_model, plan="pretrain"))
@@ -250,6 +260,9 @@ COMMANDS = {
         "PipelineSettings", _run, "Train a text classifier by ULMFiT: language model, then gradual unfreezing."
     ),
     "predict": Command("PredictFileSettings", _predict, "Predict every row of a table, or of several as one."),
+    "explain": Command(
+        "ExplainSettings", _explain, "Show which words of a text move a classifier towards its label.", first="model"
+    ),
     "demo": Command("DemoSettings", _demo, "Run ULMFiT on docstrings of the installed libraries, beside baselines."),
     "finetune-lm": Command(
         "LanguageModelJob", _finetune_language_model, "Fine-tune a pretrained language model on the text of a task."

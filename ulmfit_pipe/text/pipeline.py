@@ -47,6 +47,7 @@ from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.text.predict.explain import Explanation, explain
 from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
 from ulmfit_pipe.text.scores.repeated_runs import fold_of, is_repeated, run_repeated
@@ -382,6 +383,10 @@ class TextPipeline:
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Return ``{"label", "score", "scores"}`` for each text, in order."""
         return self.predictor.predict(texts)
+
+    def explain(self, text: str, *, label: Any = None) -> Explanation:
+        """Return how much each word of a text moves the classifier towards a label, by default the predicted one."""
+        return explain(self.predictor, text, label=label)
 
 
 def _meant_setting(name: str) -> str | None:

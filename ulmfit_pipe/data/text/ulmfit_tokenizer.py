@@ -185,8 +185,12 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         """Return whether ids come from inside a text, where a space is before the first of them."""
         if not ids or ids[0] == self.bos_token_id:
             return False
-        token = self.backend_tokenizer.id_to_token(ids[0]) or ""
-        return ids[0] < len(SPECIAL_TOKENS) or token.startswith(_WORD_BEGINS[self.kind])
+        return self.begins_word(ids[0])
+
+    def begins_word(self, token: int) -> bool:
+        """Return whether an id is the first of a word, or a special token."""
+        text = self.backend_tokenizer.id_to_token(token) or ""
+        return token < len(SPECIAL_TOKENS) or text.startswith(_WORD_BEGINS[self.kind])
 
     def _save_pretrained(
         self,

@@ -55,6 +55,7 @@ class Predictor:
 
     Attributes:
         reading: How long documents are read.
+        readers: The models as they take batches: a model, or what averages its windows.
         label_names: The labels as text, in the order of their scores.
         labels: The labels in the type that training had them in: integers, bools or text.
         label_type: "int", "bool", or None for text.
@@ -66,7 +67,7 @@ class Predictor:
         self.models = list(models)
         self.tokenizer = tokenizer
         self.reading = family_of(self.models[0].config.model_type).saved_reading(self.models[0], tokenizer)
-        self._readers = [self.reading.wrap(model) for model in self.models]
+        self.readers = [self.reading.wrap(model) for model in self.models]
         self._cut = (0, 0)  # texts that were truncated, and texts that were read
         self._accelerator = accelerator
         self.label_names, self.multi_label = labels_of("the model", self.models[0].config)
@@ -171,14 +172,15 @@ class Predictor:
         if isinstance(encoded, Dataset):
             encoded = encoded.select_columns(["input_ids"])
         found = np.zeros((len(encoded), len(self.label_names)))
-        for batch in self._batches(encoded):
+        for batch in self.batches(encoded):
             found[batch["row"].numpy()] = self._batch_probabilities(batch).numpy()
         return found
 
-    def _batches(
+    def batches(
         self, encoded: Dataset | Sequence[Sequence[int]], *, rank: int = 0, world_size: int = 1
     ) -> ClassifierBatches | BackboneBatches:
-        for reader in self._readers:
+        """Return this process's batches of documents of ids, as `readers` take them; those are put on the device."""
+        for reader in self.readers:
             reader.to(self.accelerator.device).eval()
         batches = self.reading.batches(
             encoded,
@@ -209,7 +211,7 @@ class Predictor:
         on_device = to_device(batch, self.accelerator)
         inputs = {name: value for name, value in on_device.items() if name not in ("labels", "row")}
         total = torch.zeros(len(batch["row"]), len(self.label_names), dtype=torch.float64)
-        for reader in self._readers:
+        for reader in self.readers:
             with self.accelerator.autocast():
                 logits = reader(**inputs).logits
             scores = logits.float().cpu().double()  # (batch, num_labels); not every device has float64
@@ -253,7 +255,7 @@ class Predictor:
             if self.multi_label
             else ClassificationMetric(num_labels)
         )
-        batches = self._batches(
+        batches = self.batches(
             self.tokenize(table), rank=accelerator.process_index, world_size=accelerator.num_processes
         )
         thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
