@@ -111,7 +111,7 @@ def check_files(value: Any, name: str, *, several: bool = True, table: bool = Tr
         TypeError: It is neither a path nor a list of paths, such as a table in memory.
         ValueError: The list is empty, or it holds texts where names of files are wanted.
     """
-    kind = "a file (CSV, TSV, JSONL or Parquet)" if table else "a folder of images (a folder a class) or a table"
+    kind = "a file (CSV, TSV, JSONL or Parquet)" if table else "a folder of images (a folder per class) or a table"
     takes = f"{name} takes {kind}{', or a list of files' if several else ''}"
     if isinstance(value, str | os.PathLike):
         paths = [value]
@@ -140,11 +140,11 @@ def _refuse_text(path: str, takes: str, name: str) -> None:
 
 
 def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: bool = True) -> None:
-    """Raise unless `fit` was given one thing to train on, by place, and the folder to write by name.
+    """Raise unless `fit` was given one positional argument to train on, and the output folder by name.
 
     Args:
         train: The first argument.
-        misplaced: What else was given by place.
+        misplaced: Further positional arguments.
         output_dir: The folder; None if there is none.
         table: Whether tables of texts are trained on; otherwise images.
 
@@ -155,9 +155,11 @@ def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: 
     line = f'write fit({source}, output_dir="runs/mine")'
     takes = f"fit takes {'a labelled file or files' if table else 'labelled images'} first and all else by name"
     if misplaced and table:
-        raise TypeError(f"{takes}, got {len(misplaced)} more by place; {_saving_line(train, 'train')}, then {line}")
+        raise TypeError(f"{takes}, got {len(misplaced)} more positional; {_saving_line(train, 'train')}, then {line}")
     if misplaced:
-        raise TypeError(f"{takes}, got {len(misplaced)} more by place; lay images out in a folder a class, then {line}")
+        raise TypeError(
+            f"{takes}, got {len(misplaced)} more positional; lay images out in a folder per class, then {line}"
+        )
     if output_dir is None:
         raise TypeError(f"fit needs output_dir, the folder for everything that the run writes; {line}")
 
