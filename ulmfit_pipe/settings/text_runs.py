@@ -39,7 +39,7 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
             dataset's folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
         output_dir: Folder for everything the run writes.
         model: Pretrained language model or text encoder, a built-in name, a folder or a hub id; any text model of
-            transformers will do. null trains an AWD-LSTM from scratch on the training texts.
+            transformers will do. null trains an AWD-LSTM from scratch on the texts at hand.
         test_file: Labelled table that is scored once at the end; its split test is taken where it has several.
         validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
         unlabelled_file: Further texts for the language model.

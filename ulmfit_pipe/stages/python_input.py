@@ -155,9 +155,11 @@ def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: 
     line = f'write fit({source}, output_dir="runs/mine")'
     takes = f"fit takes {'a labelled file or files' if table else 'labelled images'} first and all else by name"
     if misplaced and table:
-        raise TypeError(f"{takes}, got {len(misplaced)} more; {_saving_line(train, 'train')}, then {line}")
+        raise TypeError(f"{takes}, got {len(misplaced)} more positional; {_saving_line(train, 'train')}, then {line}")
     if misplaced:
-        raise TypeError(f"{takes}, got {len(misplaced)} more; lay images out in a folder per class, then {line}")
+        raise TypeError(
+            f"{takes}, got {len(misplaced)} more positional; lay images out in a folder per class, then {line}"
+        )
     if output_dir is None:
         raise TypeError(f"fit needs output_dir, the folder for everything that the run writes; {line}")
 

@@ -116,10 +116,10 @@ def test_what_pieces_cannot_do_is_refused_on_every_process(pieces):
         found = result["refusals"]
         assert found["compiled"].startswith("a sharded model is not compiled here: leave compile out")
         assert found["uneven"].startswith("ToyClassifier reads a text in as many windows as it is long, so processes")
-        assert "before they part their weights the processes no longer hold the same weights" in found["other weights"]
+        assert "before they shard their weights the processes no longer hold the same weights" in found["other weights"]
         assert "fsdp_cpu_ram_efficient_loading gives all processes but the first empty" in found["empty weights"]
         assert found["cached"] == (
-            "cache_frozen: off in phase 'some', frozen groups run in every epoch: the weights are sharded on the "
+            "cache_frozen: off in phase 'some', frozen groups run in every epoch: the weights are sharded over the "
             "processes, which must run all layers equally often"
         )
 

@@ -100,7 +100,7 @@ def phase_model(
         yield PhaseModel(model, groups, model)
         return
     _check_parts(model, accelerator)
-    check_agreement(model.cpu(), accelerator, where="before they part their weights")
+    check_agreement(model.cpu(), accelerator, where="before they shard their weights")
     sharded = copy.deepcopy(model)
     _shard(sharded, groups, accelerator)
     own = split_layer_groups(sharded, [group.prefixes for group in groups], names=[group.name for group in groups])
