@@ -108,10 +108,10 @@ def _explain(settings: Any) -> None:
     explanations = ulmfit_pipe.explain_texts(settings)
     for each in explanations:
         print(each.coloured() if sys.stdout.isatty() else each)
-    if settings.html_file is not None:
+    if settings.output_file is not None:
         page = "<!doctype html><meta charset=utf-8>\n" + "\n".join(each._repr_html_() for each in explanations) + "\n"
-        write_atomic(settings.html_file, page.encode())
-        print(f"page: {settings.html_file}")
+        write_atomic(settings.output_file, page.encode())
+        print(f"page: {settings.output_file}")
 
 
 def _pretrain_language_model(job: Any) -> None:

@@ -63,7 +63,7 @@ class ExplainSettings:
         model: Folder of a classifier.
         text: The text to explain; repeat the option for several.
         label: The label to explain, null for the one with the highest score.
-        html_file: Write the explanations as a page too, the words coloured by their share.
+        output_file: Write the explanations as a page too, the words coloured by their share.
         trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
             refused.
     """
@@ -71,5 +71,5 @@ class ExplainSettings:
     model: str
     text: list[str]
     label: str | None = None
-    html_file: str | None = None
+    output_file: str | None = None
     trust_remote_code: bool = False

@@ -149,14 +149,15 @@ def words_of(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) 
         text: The text.
         ids: Its tokens, special tokens included.
     """
+    groups: list[list[int]] = []
     if isinstance(tokenizer, UlmfitTokenizer):
         groups = list(_marked_words(tokenizer, ids))
-        return [
-            (tokenizer.decode([ids[i] for i in group], skip_special_tokens=True).strip(), group) for group in groups
-        ]
-    if not tokenizer.is_fast:
+    elif not tokenizer.is_fast:
         special = set(tokenizer.all_special_ids)
-        return [(tokenizer.decode([token]).strip(), [place]) for place, token in enumerate(ids) if token not in special]
+        groups = [[place] for place, token in enumerate(ids) if token not in special]
+    if groups:
+        decoded = [str(tokenizer.decode([ids[i] for i in group], skip_special_tokens=True)) for group in groups]
+        return [(word.strip(), group) for word, group in zip(decoded, groups, strict=True)]
     encoded = tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)
     spans, words = encoded["offset_mapping"], encoded.word_ids()
     found = []
@@ -261,7 +262,8 @@ class _Paths:
     def _odds(self, alphas: Sequence[float]) -> tuple[Tensor, list[Calls]]:
         """Return the log-odds of the models' mean probability, (points,), and each model's calls."""
         passes = [self._pass(alphas, reader) for reader in self.predictor.readers]
-        log_p, log_not = (torch.stack([found[side] for found in passes]).logsumexp(0) for side in (0, 1))
+        log_p = torch.stack([found[0] for found in passes]).logsumexp(0)
+        log_not = torch.stack([found[1] for found in passes]).logsumexp(0)
         return log_p - log_not, [calls for _, _, calls in passes]
 
     def log_odds(self, alphas: Sequence[float]) -> list[float]:
