@@ -104,3 +104,15 @@ def test_help_loads_no_torch_and_the_module_is_the_command():
     command = [sys.executable, "-m", "ulmfit_pipe", "--version"]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert done.stdout == f"ulmfit_pipe {ulmfit_pipe.__version__}\n"
+
+
+def test_a_table_that_does_not_exist_is_refused_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys; from ulmfit_pipe.cli import main\n"
+        "sys.argv[1:] = ['run', '--train_file', 'nowhere.csv', '--output_dir', 'out']\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "False\n"
+    assert "error: there is no file nowhere.csv; the folder . holds no table" in done.stderr

@@ -7,6 +7,7 @@ Nothing is imported before it is needed: `ulmfit --help` and `ulmfit run --help`
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ import ulmfit_pipe
 from ulmfit_pipe.program import USER_ERROR, run_recipe
 from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
 from ulmfit_pipe.storage.atomic import write_atomic
+
+TABLES = ("train_file", "validation_file", "test_file", "unlabelled_file", "input_file")  # settings that name tables
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,22 @@ def run_command(name: str) -> None:
         name: One of `COMMANDS`.
     """
     command = COMMANDS[name]
-    command.run(parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help))
+    settings = parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        _refuse_missing_tables(settings)
+    command.run(settings)
+
+
+def _refuse_missing_tables(settings: Any) -> None:
+    """Raise where a table's file does not exist, before torch is imported, which takes seconds."""
+    for name in TABLES:
+        given = getattr(settings, name, None)
+        for table in [given] if isinstance(given, str) else given or ():
+            if not Path(table).exists() and not any(mark in table for mark in ":*?["):
+                from ulmfit_pipe.data.tables.readers import KNOWN_SUFFIXES, open_rows
+
+                if Path(table).suffix.lower() in KNOWN_SUFFIXES:
+                    open_rows(table)  # its sentence says what is there instead
 
 
 def _help() -> str:
