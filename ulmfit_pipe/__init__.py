@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.studies import AblationSettings as AblationSettings
     from ulmfit_pipe.settings.studies import LowShotSettings as LowShotSettings
     from ulmfit_pipe.settings.studies import TransferabilitySettings as TransferabilitySettings
+    from ulmfit_pipe.settings.tables import CheckDataSettings as CheckDataSettings
     from ulmfit_pipe.settings.tables import RowLimits as RowLimits
     from ulmfit_pipe.settings.text import ClassifierSettings as ClassifierSettings
     from ulmfit_pipe.settings.text import LanguageModelSettings as LanguageModelSettings
@@ -130,6 +131,9 @@ if TYPE_CHECKING:
     from ulmfit_pipe.tools.inspection.show_filters import show_filters as show_filters
     from ulmfit_pipe.tools.inspection.weight_comparison import compare_weights as compare_weights
     from ulmfit_pipe.tools.packaging.package_model import package_language_model as package_language_model
+    from ulmfit_pipe.tools.table_check.check_data import Problem as Problem
+    from ulmfit_pipe.tools.table_check.check_data import check_data as check_data
+    from ulmfit_pipe.tools.table_check.check_data import describe_problems as describe_problems
     from ulmfit_pipe.training.compute.accelerator_checks import (
         UnsupportedAcceleratorError as UnsupportedAcceleratorError,
     )
@@ -229,7 +233,7 @@ _HOMES = {
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
     "ulmfit_pipe.settings.prediction": ["ExplainSettings", "PredictFileSettings"],
     "ulmfit_pipe.settings.studies": ["AblationSettings", "LowShotSettings", "TransferabilitySettings"],
-    "ulmfit_pipe.settings.tables": ["RowLimits"],
+    "ulmfit_pipe.settings.tables": ["CheckDataSettings", "RowLimits"],
     "ulmfit_pipe.settings.text": ["ClassifierSettings", "LanguageModelSettings"],
     "ulmfit_pipe.settings.text_runs": [
         "ClassifierJob",
@@ -265,6 +269,7 @@ _HOMES = {
     "ulmfit_pipe.tools.inspection.show_filters": ["ShownFilters", "show_filters"],
     "ulmfit_pipe.tools.inspection.weight_comparison": ["compare_weights"],
     "ulmfit_pipe.tools.packaging.package_model": ["package_language_model"],
+    "ulmfit_pipe.tools.table_check.check_data": ["Problem", "check_data", "describe_problems"],
     "ulmfit_pipe.training.compute.accelerator_checks": ["UnsupportedAcceleratorError"],
     "ulmfit_pipe.training.distributed.agreement": ["DisagreementError"],
     "ulmfit_pipe.training.distributed.launch": ["LaunchError"],

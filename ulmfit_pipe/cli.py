@@ -122,6 +122,13 @@ def _predict(settings: Any) -> None:
     print(ulmfit_pipe.predict_file(settings))
 
 
+def _check_data(settings: Any) -> None:
+    found = ulmfit_pipe.check_data(settings)
+    print(ulmfit_pipe.describe_problems(found))
+    if settings.output_file is not None:
+        print(f"all {len(found):,} rows to look at: {settings.output_file}")
+
+
 def _explain(settings: Any) -> None:
     explanations = ulmfit_pipe.explain_texts(settings)
     for each in explanations:
@@ -280,6 +287,9 @@ COMMANDS = {
     "predict": Command("PredictFileSettings", _predict, "Predict every row of a table, or of several as one."),
     "explain": Command(
         "ExplainSettings", _explain, "Show which words of a text move a classifier towards its label.", first="model"
+    ),
+    "check-data": Command(
+        "CheckDataSettings", _check_data, "Name the rows of a labelled table that may be wrong: repeats, label errors."
     ),
     "demo": Command("DemoSettings", _demo, "Run ULMFiT on docstrings of the installed libraries, beside baselines."),
     "finetune-lm": Command(

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
+from ulmfit_pipe.settings.checks import with_home_paths
 from ulmfit_pipe.settings.choices import EmptyText
 
 
@@ -75,3 +76,25 @@ class RowLimits:
         for name, count in dataclasses.asdict(self).items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be 1 or more rows, or null for all, got {count!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+@with_home_paths
+class CheckDataSettings(LabelledTables):
+    """Settings of a check of labelled tables.
+
+    Attributes:
+        train_file: Labelled table or tables.
+        test_file: Test table: which of its texts are also in the training table?
+        model: Folder or name of the model whose frozen features show likely label errors.
+        label_errors: Look for likely label errors, which reads every text once; the other checks take seconds.
+        output_file: CSV of all rows to look at, null for none; the first are printed in any case.
+        seed: Seed of the folds.
+    """
+
+    train_file: list[str]
+    test_file: str | None = None
+    model: str = "awd-lstm-en"
+    label_errors: bool = True
+    output_file: str | None = None
+    seed: int = 0

@@ -1,0 +1,1 @@
+"""Checks of a labelled table before anything is trained."""
