@@ -1,7 +1,7 @@
 """An image classifier on any backbone of transformers: max and average pooling, then a head of batch-norm blocks.
 
 It is put together as fastai's ``cnn_learner`` does: a body without its own classifier, and a new head. The whole is a
-transformers model (`save_pretrained`, `AutoModelForImageClassification` where `ulmfit_pipe.stages` is imported).
+transformers model (`save_pretrained`, `AutoModelForImageClassification`).
 
 Source: fastai 2.8 vision/learner.py, ``create_head`` and ``cnn_learner``.
 """
