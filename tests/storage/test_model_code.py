@@ -1,6 +1,7 @@
 """The code in a model's folder: the files that a class needs which import one another and nothing else of ours."""
 
 import ast
+import py_compile
 import re
 import sys
 
@@ -53,3 +54,11 @@ def test_the_files_are_the_same_every_time_and_are_told_from_others(tmp_path):
     assert all(is_copied_code(path) for path in tmp_path.iterdir())
     (tmp_path / "theirs.py").write_bytes(b"\xff\xfe" + HEADER.encode())
     assert not is_copied_code(tmp_path / "theirs.py")
+
+
+def test_a_program_without_sources_saves_models_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "given.py").write_text("x = 1\n")
+    py_compile.compile(str(tmp_path / "given.py"), cfile=str(tmp_path / "sourceless.pyc"))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert code_of("sourceless") == {}
+    assert save_code(tmp_path, "sourceless") == []

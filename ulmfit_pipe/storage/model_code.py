@@ -19,6 +19,9 @@ def code_of(module: str) -> dict[str, str]:
 
     Args:
         module: Dotted name of a module of the package, or of such a copy that transformers has imported.
+
+    Returns:
+        File name -> text; empty where Python has no source of the module.
     """
     found: dict[str, str] = {}
     waiting = [module]
@@ -29,8 +32,10 @@ def code_of(module: str) -> dict[str, str]:
             continue
         spec: Any = find_spec(name)
         text = spec.loader.get_source(name)
+        if text is None:  # a frozen program, or .pyc files alone
+            return {}
         waiting += [resolve_name(other, spec.parent) for other in _OURS.findall(text)]
-        text = _OURS.sub(lambda found: f"from .{found[1].rpartition('.')[2]} import ", text)
+        text = _OURS.sub(lambda match: f"from .{match[1].rpartition('.')[2]} import ", text)
         found[file] = HEADER + text.removeprefix(HEADER)
     return found
 
