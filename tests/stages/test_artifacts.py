@@ -87,6 +87,18 @@ def test_a_model_is_known_by_its_files_not_by_its_place(tiny_language_model_fold
     assert (model_identity("owner/name"), model_identity(None)) == ("owner/name", None)
 
 
+def test_code_counts_for_a_models_fingerprint_where_it_may_run_and_is_not_a_copy_of_ours(
+    tiny_language_model_folder, tmp_path
+):
+    known = model_identity(tiny_language_model_folder)
+    with remote_code(True):
+        assert model_identity(tiny_language_model_folder) == known
+        moved = shutil.copytree(tiny_language_model_folder, tmp_path / "moved")
+        (moved / "theirs.py").write_text("x = 1\n")
+        assert model_identity(moved) != known
+    assert model_identity(moved) == known
+
+
 def test_whatever_changes_what_a_model_computes_is_part_of_its_fingerprint(tmp_path):
     images = save_backbone(tmp_path / "images")
     known = model_identity(images, images=True)
@@ -234,7 +246,10 @@ def damage(file, *, at: int) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json", "ulmfit_tokenizer.json"])
+SEALED = ["model.safetensors", "config.json", "tokenizer_config.json", "ulmfit_tokenizer.json", "modeling_awd_lstm.py"]
+
+
+@pytest.mark.parametrize("name", SEALED)
 def test_a_flipped_bit_of_a_finished_stage_is_named_wherever_it_is_used(finished, name):
     assert set(read_stage(finished)["files"]) >= {"model.safetensors", "config.json", name}
     check_stage_files(finished)

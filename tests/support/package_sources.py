@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGE_FILES = sorted((ROOT / "ulmfit_pipe").rglob("*.py"))
+OF_MODELS = ROOT / "ulmfit_pipe" / "models" / "pretrained"  # code there is a copy, as in every saved folder
+PACKAGE_FILES = sorted(path for path in (ROOT / "ulmfit_pipe").rglob("*.py") if OF_MODELS not in path.parents)
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 

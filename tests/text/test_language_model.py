@@ -14,7 +14,7 @@ from ulmfit_pipe.data.text.tokenization import build_word_tokenizer, tokens_in_o
 from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
 from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.stages.artifacts import ArtifactError, load_tokenizer
+from ulmfit_pipe.stages.artifacts import ArtifactError, load_tokenizer, read_stage
 from ulmfit_pipe.stages.context import RunContext, deadline_after
 from ulmfit_pipe.text.families import awd_lstm
 from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
@@ -54,7 +54,10 @@ def word_model_folder(tmp_path_factory):
 
 def test_a_model_from_scratch_ends_in_a_folder_with_all_that_belongs_to_it(trained):
     folder, said, result = trained
-    assert sorted(file.name for file in folder.iterdir()) == [
+    code = {file.name for file in folder.glob("*.py")}
+    assert code >= {"modeling_awd_lstm.py", "ulmfit_tokenizer.py"}
+    assert code <= {*read_stage(folder)["files"]}
+    assert sorted({file.name for file in folder.iterdir()} - code) == [
         "config.json",
         "generation_config.json",
         "log.jsonl",

@@ -53,6 +53,7 @@ from ulmfit_pipe.stages.pretrained_files import load_pretrained, register_remote
 from ulmfit_pipe.storage.atomic import CheckpointError, atomic_folder, contents_of, recover_folder
 from ulmfit_pipe.storage.digests import digest_of_file
 from ulmfit_pipe.storage.json_files import SEAL, AlteredError, read_sealed, write_sealed
+from ulmfit_pipe.storage.model_code import is_copied_code
 from ulmfit_pipe.storage.temporary_files import no_place_for_a_file
 from ulmfit_pipe.storage.versions import library_versions
 
@@ -104,7 +105,8 @@ def model_identity(name: ModelName | None, *, images: bool = False) -> str | Non
     if not (folder / "tokenizer.json").is_file():
         tokenizer += [*SENTENCEPIECE_FILES, "added_tokens.json"]
     named = ["config.json", INDEX_FILE, *tokenizer, *(PROCESSOR_FILES if images else ())]
-    others = [*(folder / name for name in named), *(folder.glob("*.py") if remote_code_allowed() else ())]
+    code = [file for file in folder.glob("*.py") if not is_copied_code(file)] if remote_code_allowed() else []
+    others = [*(folder / name for name in named), *code]
     for file in sorted([*folder.glob("*.safetensors"), *others]):
         if file.is_file():
             digest.update(f"{file.name} {digest_of_file(file)}\n".encode())

@@ -211,7 +211,8 @@ def test_copies_and_pickles_give_the_same_ids(tokenizer):
 
 def test_loading_what_was_saved_gives_the_same_ids(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer_config.json", "ulmfit_tokenizer.json"]
+    data = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
+    assert data == {"tokenizer_config.json", "ulmfit_tokenizer.json"}
     register_tokenizer()
     for loaded in (AutoTokenizer.from_pretrained(tmp_path), UlmfitTokenizer.from_pretrained(tmp_path)):
         assert type(loaded) is UlmfitTokenizer

@@ -59,7 +59,13 @@ def test_saving_and_loading_keeps_every_setting(tmp_path):
         id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}, problem_type="multi_label_classification",
     )  # fmt: skip
     config.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["auto_map"].keys() == {"AutoConfig"}
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "modeling_awd_lstm.AwdLstmConfig",
+        "AutoModel": "modeling_awd_lstm.AwdLstmModel",
+        "AutoModelForCausalLM": "modeling_awd_lstm.AwdLstmForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_awd_lstm.AwdLstmForSequenceClassification",
+    }
+    assert (tmp_path / "modeling_awd_lstm.py").is_file()
     loaded = AwdLstmConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
     loaded.save_pretrained(tmp_path / "again")

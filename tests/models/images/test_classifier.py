@@ -197,11 +197,6 @@ def test_numbers_that_make_no_head_are_refused(settings, words):
         UlmfitImageConfig(**settings)
 
 
-def test_where_nothing_is_registered_a_loader_is_told_what_to_import(tmp_path):
-    tiny_classifier("resnet").save_pretrained(tmp_path)
-    assert '"import_ulmfit_pipe_stages_first.UlmfitImageConfig"' in (tmp_path / "config.json").read_text()
-
-
 def test_a_backbone_that_was_already_under_a_head_can_get_another():
     first = tiny_classifier("convnext")  # its pooled norm was taken out
     second = build_image_classifier(first.backbone, label_names=["x", "y"], height=32, width=32).eval()

@@ -8,7 +8,7 @@ Special tokens have the ids 0-8 in every vocabulary and are never split. A text 
 so that no text can be mistaken for padding.
 
 A saved folder has its vocabulary in ``ulmfit_tokenizer.json``, not ``tokenizer.json``: a program that does not know
-this class then stops instead of tokenizing without the rules.
+this class, and does not run the code that the folder holds, then stops instead of tokenizing without the rules.
 """
 
 import os
@@ -28,6 +28,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from ulmfit_pipe.data.text.english_words import cut_words
 from ulmfit_pipe.data.text.remembered_words import RememberedWords
 from ulmfit_pipe.data.text.text_rules import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, apply_rules, undo_marks
+from ulmfit_pipe.storage.model_code import save_code
 
 BACKEND_FILE = "ulmfit_tokenizer.json"
 KINDS = ("unigram", "bpe", "word")
@@ -79,7 +80,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"ids 0-8 must be {' '.join(SPECIAL_TOKENS)}, this vocabulary has {first}")
         kwargs.update(unk_token=UNK, pad_token=PAD, bos_token=BOS, eos_token=EOS)
         kwargs["extra_special_tokens"] = list(SPECIAL_TOKENS[4:])
-        self._auto_map = {"AutoTokenizer": [None, "tokenization_ulmfit.UlmfitTokenizer"]}
+        self._auto_map = {"AutoTokenizer": [None, "ulmfit_tokenizer.UlmfitTokenizer"]}
         self._remembered = _no_words()
         self._remembered_size = -1
         silence_fork_warning()
@@ -202,7 +203,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         name = f"{filename_prefix}-{BACKEND_FILE}" if filename_prefix else BACKEND_FILE
         path = os.path.join(save_directory, name)
         self.backend_tokenizer.save(path)
-        return (*file_names, path)
+        return (*file_names, path, *save_code(save_directory, __name__))
 
 
 def _no_words() -> RememberedWords[list[int]]:

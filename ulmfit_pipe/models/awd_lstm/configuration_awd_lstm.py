@@ -5,14 +5,21 @@ Source: Merity et al. 2017 (AWD-LSTM), Howard & Ruder 2018 (ULMFiT); the default
 
 import copy
 import difflib
+import os
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# Saved beside the model so that a loader in a process where this architecture is not registered stops, and the
-# missing "file" it names tells what to import.
-AUTO_MAP = {"AutoConfig": "import_ulmfit_pipe_stages_first.AwdLstmConfig"}
+from ulmfit_pipe.storage.model_code import save_code
+
+MODELING = "modeling_awd_lstm"  # beside this file; it has the configuration too, so that a folder has one of it
+AUTO_MAP = {
+    "AutoConfig": f"{MODELING}.AwdLstmConfig",
+    "AutoModel": f"{MODELING}.AwdLstmModel",
+    "AutoModelForCausalLM": f"{MODELING}.AwdLstmForCausalLM",
+    "AutoModelForSequenceClassification": f"{MODELING}.AwdLstmForSequenceClassification",
+}
 
 # The dropouts that `drop_mult` scales; the head's second dropout (`head_dropout`) keeps its value, as in fastai.
 SCALED_DROPOUTS = (
@@ -82,7 +89,6 @@ class AwdLstmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the values, then let transformers take the common settings."""
-        kwargs.pop("auto_map", None)
         self._refuse_misspelt(kwargs)
         for name in (
             "vocab_size",
@@ -134,5 +140,10 @@ class AwdLstmConfig(PreTrainedConfig):
         return scaled
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings, with the `auto_map` that makes an unregistered loader stop."""
+        """Return all settings, with the `auto_map` that names the code beside them."""
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, and the code that builds the model from it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        save_code(save_directory, f"{__package__}.{MODELING}")

@@ -2,18 +2,19 @@
 
 Concat pooling and ULMFiT's two blocks; or one of a sentence encoder's poolings (mean, maximum, first or last token),
 perhaps normalized, and a linear layer. A saved folder is ours, as an AWD-LSTM's is: it loads where
-``ulmfit_pipe.stages`` has been imported.
+``ulmfit_pipe.stages`` has been imported, elsewhere by the code that it holds.
 
 Sources: Howard & Ruder 2018, section 3.3; Reimers & Gurevych 2019, section 3 (mean, maximum, first token).
 """
 
 import inspect
+import os
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -26,10 +27,13 @@ from ulmfit_pipe.models.heads.classifier_heads import (
 )
 from ulmfit_pipe.models.heads.document_windows import document_lengths
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.storage.model_code import save_code
 
 MODEL_TYPE = "pooling_classifier"
-# Names, in the error of a loader that does not know this architecture, what to import.
-AUTO_MAP = {"AutoConfig": "import_ulmfit_pipe_stages_first.PoolingClassifierConfig"}
+AUTO_MAP = {
+    "AutoConfig": "pooling_classifier.PoolingClassifierConfig",
+    "AutoModelForSequenceClassification": "pooling_classifier.PoolingForSequenceClassification",
+}
 
 
 @strict
@@ -46,6 +50,9 @@ class PoolingClassifierConfig(PreTrainedConfig):
         head_hidden_size: Width of the inner layer of the head of two blocks; 50 in ULMFiT.
         head_dropout: Dropout of every layer of the head; 0.1 as in BERT's own.
         **kwargs: What every transformers configuration takes (id2label, problem_type, ...).
+
+    Raises:
+        ValueError: The backbone is of a type that is not registered.
     """
 
     model_type = MODEL_TYPE
@@ -61,8 +68,13 @@ class PoolingClassifierConfig(PreTrainedConfig):
     head_dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Let transformers take the common settings; the mark for strange loaders is written anew on each save."""
-        kwargs.pop("auto_map", None)
+        """Let transformers take the common settings."""
+        kind = self.encoder_config.get("model_type") if isinstance(self.encoder_config, dict) else None
+        if kind is not None and kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"the classifier's backbone is a {kind!r} model, which transformers does not know and whose code is "
+                "not in the classifier's folder; register its classes with AutoConfig and AutoModel first"
+            )
         super().__post_init__(**kwargs)
 
     def get_text_config(self, *_args: Any, **_kwargs: Any) -> Any:
@@ -70,8 +82,13 @@ class PoolingClassifierConfig(PreTrainedConfig):
         return self if self.encoder_config is None else self.encoder_config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings, with the `auto_map` that makes an unregistered loader stop."""
+        """Return all settings, with the `auto_map` that names the code beside them."""
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, and the code that builds the model from it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        save_code(save_directory, __name__)
 
 
 class PoolingForSequenceClassification(PreTrainedModel):

@@ -1,11 +1,12 @@
 """An image classifier on any backbone of transformers: max and average pooling, then a head of batch-norm blocks.
 
 It is put together as fastai's ``cnn_learner`` does: a body without its own classifier, and a new head. The whole is a
-transformers model (`save_pretrained`, `AutoModelForImageClassification` where `ulmfit_pipe.stages` is imported).
+transformers model (`save_pretrained`, `AutoModelForImageClassification`).
 
 Source: fastai 2.8 vision/learner.py, ``create_head`` and ``cnn_learner``.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,9 +27,12 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from ulmfit_pipe.models.heads.classifier_heads import NORM_BIAS, HeadBlock, at_least_single, needs_two_rows
 from ulmfit_pipe.models.images.backbones import build_backbone, channels_of, drop_unused, dropped_from, inspect_backbone
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
+from ulmfit_pipe.storage.model_code import save_code
 
-# What a loader names as missing in a process where this class is not registered.
-AUTO_MAP = {"AutoConfig": "import_ulmfit_pipe_stages_first.UlmfitImageConfig"}
+AUTO_MAP = {
+    "AutoConfig": "classifier.UlmfitImageConfig",
+    "AutoModelForImageClassification": "classifier.UlmfitForImageClassification",
+}
 HEAD_INITS: dict[str, Callable[[Tensor], Any]] = {
     "kaiming-normal": init.kaiming_normal_,  # cnn_learner's default
     "kaiming-uniform": init.kaiming_uniform_,
@@ -80,7 +84,6 @@ class UlmfitImageConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the values, then let transformers take the common settings."""
-        kwargs.pop("auto_map", None)
         if isinstance(self.backbone_config, dict):
             self.backbone_config = CONFIG_MAPPING[self.backbone_config["model_type"]].from_dict(self.backbone_config)
         if len(self.head_dropouts) != len(self.head_hidden_sizes) + 1:
@@ -98,8 +101,13 @@ class UlmfitImageConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings, with the `auto_map` that makes an unregistered loader stop."""
+        """Return all settings, with the `auto_map` that names the code beside them."""
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, and the code that builds the model from it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        save_code(save_directory, __name__)
 
 
 class ImagePooling(nn.Module):
