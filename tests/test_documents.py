@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from tests.support.tiny_images import save_backbone, write_images
-from tests.support.tiny_models import builtin, tiny_language_model_folder, tiny_tokenizer  # noqa: F401
+from tests.support.tiny_models import (  # noqa: F401
+    builtin,
+    save_tiny_classifier,
+    tiny_classifier_folder,
+    tiny_language_model_folder,
+    tiny_tokenizer,
+)
 from tests.support.tiny_runs import reviews, write_csv
 from tests.support.tiny_transformers import save_bert, save_gpt2
 
@@ -29,7 +35,7 @@ def blocks() -> list:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, builtin, tiny_language_model_folder):  # noqa: F811
+def place(tmp_path, monkeypatch, builtin, tiny_language_model_folder, tiny_classifier_folder):  # noqa: F811
     """Make a folder with everything that the blocks name the folder to be in; the built-in model is a tiny one."""
     place = tmp_path / "place"
     place.mkdir()
@@ -41,6 +47,7 @@ def place(tmp_path, monkeypatch, builtin, tiny_language_model_folder):  # noqa: 
         write_images(place / "photos" / split, count=12, seed=seed)
     Image.open(next((place / "photos/test").glob("*/*"))).convert("RGB").save(place / "a.jpg")
     (place / "tiny_language_model").symlink_to(tiny_language_model_folder)
+    (place / "tiny_classifier").symlink_to(tiny_classifier_folder)
     return place
 
 
@@ -50,6 +57,7 @@ def test_a_python_block_of_the_documents_runs(place, block):
         if words in block:
             pytest.importorskip(package)
     block = block.replace('model="runs/reviews/language_model"', 'model="tiny_language_model"')
+    block = block.replace('model="runs/mine/classifier"', 'model="tiny_classifier"')
     for name, save in SAVED.items():
         if f'"{name}"' in block:
             save(place / "pretrained")
