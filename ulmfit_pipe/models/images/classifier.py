@@ -79,7 +79,7 @@ class UlmfitImageConfig(PreTrainedConfig):
     final_norm: bool = False
     head_init: str = "kaiming-normal"
     custom_head_class: str | None = None
-    layer_groups: str | list[list[str]] | tuple[tuple[str, ...], ...] = "early-late-head"
+    layer_groups: str | list[Any] | tuple[Any, ...] = "early-late-head"
     image_size: list[int] | tuple[int, ...] = (224, 224)
 
     def __post_init__(self, **kwargs: Any) -> None:
