@@ -6,20 +6,27 @@ data is skipped, and says so.
 
 import dataclasses
 import json
+import os
 import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from datasets import Dataset
 
+from ulmfit_pipe.console import print_line
+from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
 from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings
+from ulmfit_pipe.settings.values import SettingsError
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     ResolvedModel,
@@ -33,7 +40,7 @@ from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, e
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_files, check_folder, check_names
+from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_folder, check_names, check_tables
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -42,7 +49,7 @@ from ulmfit_pipe.stages.report import (
     report_line,
     write_report,
 )
-from ulmfit_pipe.storage.atomic import atomic_folder, write_atomic
+from ulmfit_pipe.storage.atomic import atomic_folder, contents_of, write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
@@ -61,12 +68,14 @@ from ulmfit_pipe.text.tables import (
     split_texts,
 )
 from ulmfit_pipe.text.unknown_text import check_known_texts
+from ulmfit_pipe.training.distributed.launch import started_processes
 
 Direction: TypeAlias = Literal["forward", "backward"]
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head
 LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
+TABLES = ("train_file", "validation_file", "test_file", "unlabelled_file")
 GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, or not at all
     "train_file": "fit(train, ...), the first argument",
     "test_file": "test=",
@@ -77,12 +86,15 @@ GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, o
 
 @exclusive_run()
 @trusting_run
-def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
+def run_pipeline(
+    settings: PipelineSettings, *, context: RunContext | None = None, in_memory: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
 
     Args:
         settings: Settings of the run.
         context: Surroundings; made from the settings by default.
+        in_memory: Tables that are no files, as `load_table` takes them, by the names of the settings that they replace.
 
     Returns:
         ``test`` and ``validation`` metrics (``test`` is None without a test file), ``seconds`` a stage, ``versions``,
@@ -92,7 +104,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
     if is_repeated(settings):
-        return run_repeated(settings, context, run=run_pipeline)
+        return run_repeated(settings, context, run=partial(run_pipeline, in_memory=in_memory))
     settings = with_backward_twin(settings)
     _check(settings)
     starts = starting_models(settings)
@@ -108,10 +120,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     if reason:
         context.tell(reason)
     tables = load_run_tables(
-        settings.train_file,
-        validation_file=settings.validation_file,
-        test_file=settings.test_file,
-        unlabelled_file=settings.unlabelled_file,
+        **{name: (in_memory or {}).get(name, getattr(settings, name)) for name in TABLES},
         validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
         seed=settings.seed,
         include_test_text=settings.include_test_text,
@@ -305,6 +314,8 @@ class TextPipeline:
         self.trust_remote_code = trust_remote_code
         self.metrics: dict[str, Any] | None = None
         self._predictor: Predictor | None = None
+        self._folder: str | None = None  # of the classifier
+        self._temporary: tuple[str, weakref.finalize] | None = None  # folder of a run without output_dir
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextPipeline":
@@ -312,26 +323,32 @@ class TextPipeline:
         pipeline = cls(model=None, trust_remote_code=trust_remote_code)
         folder = check_folder(folder, "TextPipeline.load")
         pipeline._predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
+        pipeline._folder = folder
         return pipeline
 
     def fit(
         self,
-        train: str | Path | Sequence[str | Path] | None = None,
+        train: Any = None,
         *misplaced: Any,
         output_dir: str | Path | None = None,
-        test: str | Path | None = None,
-        unlabelled: str | Path | Sequence[str | Path] | None = None,
+        test: Any = None,
+        validation: Any = None,
+        unlabelled: Any = None,
         preset: PresetName = "auto",
         **settings: Any,
     ) -> dict[str, Any]:
-        """Run the whole method on files and keep the classifier for `predict`.
+        """Run the whole method and keep the classifier for `predict`.
+
+        A table is a file of any kind in docs/tables.md or a list of files, a DataFrame (of pandas, polars, ...), a
+        `datasets.Dataset`, or ``(texts, labels)``. ``text_column`` and ``label_column`` name its columns.
 
         Args:
-            train: Labelled file or files.
+            train: Labelled table.
             misplaced: Nothing: all else is given by name.
-            output_dir: Folder for everything the run writes.
-            test: Labelled file that is scored once.
-            unlabelled: Further text for the language model.
+            output_dir: Folder for all that the run writes; None takes a temporary one (`save` keeps the classifier).
+            test: Labelled table that is scored once.
+            validation: Labelled table that chooses the best epoch.
+            unlabelled: Further text for the language model: a table, or the texts themselves.
             preset: Recipe.
             **settings: Any other field of `PipelineSettings`; a group as its class or as a dict. ``label_names`` may be
                 a mapping.
@@ -340,30 +357,74 @@ class TextPipeline:
             What ``metrics.json`` holds.
 
         Raises:
-            TypeError: A table in memory, or anything else that names no file; more by place; no output folder.
+            TypeError: Something is no table; more than one is given by place.
             ValueError: A setting, table or model cannot be used.
         """
         check_names(settings, PipelineSettings, elsewhere={**AT_HAND, **GIVEN_TO_FIT}, meant=_meant_setting)
-        check_call(train, misplaced, output_dir)
-        held_out = settings.pop("validation_file", None)
+        check_call(misplaced, output_dir)
         if isinstance(names := settings.get("label_names"), Mapping):
             as_text = {str(value): name for value, name in names.items()}
             settings["label_names"] = json.dumps(as_text, ensure_ascii=False)
+        if validation is not None and "validation_file" in settings:
+            raise SettingsError("validation and validation_file are the same; give validation alone")
+        validation = settings.pop("validation_file", validation)
+        tables = _tables_given(settings, train=train, test=test, validation=validation, unlabelled=unlabelled)
         given = PipelineSettings(
-            train_file=check_files(train, "train"),
-            output_dir=check_folder(output_dir, "output_dir"),
+            output_dir="." if output_dir is None else check_folder(output_dir, "output_dir"),
             model=self.model,
-            test_file=None if test is None else check_files(test, "test", several=False)[0],
-            validation_file=None if held_out is None else check_files(held_out, "validation_file", several=False)[0],
-            unlabelled_file=None if unlabelled is None else check_files(unlabelled, "unlabelled"),
             preset=preset,
+            **_recorded(tables),
             **{"trust_remote_code": self.trust_remote_code, **settings},
         )
-        self.metrics = run_pipeline(given)
-        self._predictor = None  # of folds there is no one classifier
-        if folder := self.metrics["classifier"]:
-            self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code)
+        before = self._temporary
+        if output_dir is None:
+            given = dataclasses.replace(given, output_dir=self._temporary_folder(again=given.resume))
+        in_memory = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
+        self.metrics = run_pipeline(given, in_memory=in_memory)
+        self._folder = folder = self.metrics["classifier"]  # of folds there is no one classifier
+        self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code) if folder else None
+        if before is not None and before != self._temporary:
+            before[1]()
         return self.metrics
+
+    def _temporary_folder(self, *, again: bool) -> str:
+        """Return a folder that goes with the pipeline, the one before where its run is to go on; say where it is."""
+        if started_processes() > 1:
+            raise ValueError("in several processes fit needs output_dir, the one folder that all of them know")
+        if self._temporary is None or not again:
+            folder = tempfile.mkdtemp(prefix="ulmfit_pipe_")
+            self._temporary = folder, weakref.finalize(self, _remove_own, folder, os.getpid())
+        folder = self._temporary[0]
+        print_line(
+            f"output_dir: {folder}, which is temporary: it goes when this pipeline is fitted again or Python ends "
+            "(pipe.save(DIR) keeps the classifier, output_dir=DIR the run)"
+        )
+        return folder
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the classifier's folder, complete, to a new folder that `load` takes.
+
+        Returns:
+            The new folder.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ArtifactError: Something is there already, or the classifier's own folder is gone.
+        """
+        target = Path(home_path(check_folder(folder, "TextPipeline.save")))
+        source = Path(self._folder or "") if self.predictor else Path()
+        if target.exists() and (not target.is_dir() or contents_of(target)):
+            what = "is not empty" if target.is_dir() else "is a file"
+            raise ArtifactError(f"{target} {what}; save to a new folder, such as {target.with_name('classifier-2')}")
+        if not source.is_dir():
+            raise ArtifactError(
+                f"the classifier's folder {source} is not there to be copied; fit again, or load it anew"
+            )
+        if source.resolve() in target.resolve().parents:
+            raise ArtifactError(f"{target} is inside of the classifier's own folder; save to a folder beside it")
+        with atomic_folder(target) as whole:
+            shutil.copytree(source, whole, dirs_exist_ok=True)
+        return target
 
     @property
     def predictor(self) -> Predictor:
@@ -382,6 +443,42 @@ class TextPipeline:
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Return ``{"label", "score", "scores"}`` for each text, in order."""
         return self.predictor.predict(texts)
+
+
+def _tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:
+    """Return what `fit` was given as tables, by the names of the settings that hold their files."""
+    text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
+    return {
+        f"{name}_file": check_tables(
+            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
+        )
+        for name, value in given.items()
+        if value is not None or name == "train"
+    }
+
+
+def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list[str]:
+    """Return the columns that a setting names, as far as it is what it should be: the settings check that."""
+    value = settings.get(name, default)
+    return (
+        [value] if isinstance(value, str) else list(value) if value and isinstance(value, list | tuple) else [default]
+    )
+
+
+def _recorded(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
+    """Return what settings hold of the tables: their files, or in place of one what was in memory."""
+    named = {
+        name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
+        for name, table in tables.items()
+    }
+    single = ("test_file", "validation_file")
+    return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
+
+
+def _remove_own(folder: str, process: int) -> None:
+    """Remove a temporary folder, unless this is a fork of the process that made it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _meant_setting(name: str) -> str | None:

@@ -82,8 +82,11 @@ def _advice(rows: RowSource, name: str, role: str) -> str:
     if not matter and role == "label" and len(flags) > 1:
         more = " ..." if len(flags) > SHOWN_FLAGS else ""
         listed = " ".join(f"--label_column {shown_name(flag)}" for flag in flags[:SHOWN_FLAGS])
+        if rows.in_memory:
+            listed = f"label_column={list(map(shown_name, flags[:SHOWN_FLAGS]))}"
         return f"{near}; for columns of 0 and 1 that are one label each give them all: {listed}{more}"
-    option = f"--{role}_column names the column of {role}{'s' if role == 'label' else ''}"
+    setting = f"{role}_column=" if rows.in_memory else f"--{role}_column"
+    option = f"{setting} names the column of {role}{'s' if role == 'label' else ''}"
     is_only = role == "text" and not near and rows.untyped and len(rows.columns) == 1
     if is_only and (not matter or matter.startswith("the header holds spaces")):
         given = "--no_header true --text_column 1"
