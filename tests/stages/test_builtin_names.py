@@ -159,7 +159,7 @@ def test_an_ensemble_of_the_built_in_model_takes_its_backward_twin(builtin, tmp_
     assert [model.config.direction for model in predictor.models] == ["forward", "backward"]
     assert "model_backward: awd-lstm-en-backward" in (tmp_path / "run/settings.yaml").read_text()
     shutil.rmtree(builtin["awd-lstm-en-backward"])
-    with pytest.raises(ValueError, match="needs a backward language model beside --model awd-lstm-en; give --model_b"):
+    with pytest.raises(ValueError, match="needs a backward language model besides --model awd-lstm-en; give --model_b"):
         run_pipeline(dataclasses.replace(settings, output_dir=str(tmp_path / "other")))
 
 
@@ -169,7 +169,7 @@ def test_the_backward_twin_is_not_taken_beside_a_folder_of_ones_own(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_language_model_folder, tmp_path / "awd-lstm-en")
     train = write_csv(tmp_path / "train.csv", reviews(30))
-    with pytest.raises(ValueError, match="needs a backward language model beside --model awd-lstm-en"):
+    with pytest.raises(ValueError, match="needs a backward language model besides --model awd-lstm-en"):
         run_pipeline(PipelineSettings([str(train)], str(tmp_path / "run"), ensemble=True))
 
 

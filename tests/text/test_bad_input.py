@@ -137,7 +137,7 @@ def test_nul_bytes_in_a_csv_are_refused_too(fit, tmp_path):
 def test_duplicated_column_names_are_named(fit, tmp_path):
     path = tmp_path / "twice.csv"
     path.write_text("text,label,text\na,good,b\nc,bad,d\n")
-    refused(fit, TableError, [f"{path}: the column name 'text' stands twice; rename one of the columns"], path)
+    refused(fit, TableError, [f"{path}: the column name 'text' is there twice; rename one of the columns"], path)
 
 
 def test_a_document_of_three_megabytes_is_read_whole_in_bounded_time(fit, tmp_path):

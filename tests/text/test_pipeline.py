@@ -271,7 +271,7 @@ def test_an_ensemble_is_run_again_from_its_folders(ensemble):
 
 def test_an_ensemble_from_one_pretrained_model_says_what_is_missing(tables, tmp_path, tiny_language_model_folder):
     settings = settings_for(tables, tmp_path / "run", ensemble=True, model=str(tiny_language_model_folder))
-    with pytest.raises(ValueError, match="needs a backward language model beside --model .*; give --model_backward"):
+    with pytest.raises(ValueError, match="needs a backward language model besides --model .*; give --model_backward"):
         run_pipeline(settings)
 
 

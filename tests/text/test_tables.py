@@ -96,7 +96,7 @@ def test_unlabelled_texts_of_validation_and_test_are_left_out_and_it_is_said(fil
     held_out = {*tables.validation["text"], *tables.test["text"]}
     assert not held_out & set(tables.language_model_text()["text"])
     assert len(tables.language_model_text()) == 18 + 8
-    assert said[0] == "left out 6 of 14 unlabelled texts that also stand in the validation or test table"
+    assert said[0] == "left out 6 of 14 unlabelled texts that are also in the validation or test table"
 
 
 def test_they_are_read_where_that_is_asked_for(files):
@@ -309,7 +309,7 @@ def test_split_texts_shares_no_text_even_where_the_table_repeats_them():
     assert len(validation) == 2
     assert not set(train["text"]) & set(validation["text"])
     left_out = 18 - len(train)
-    assert said == [f"left out {left_out} of 18 training texts that also stand in the validation part"]
+    assert said == [f"left out {left_out} of 18 training texts that are also in the validation part"]
 
 
 def test_nothing_is_said_where_nothing_is_left_out():

@@ -35,7 +35,7 @@ from ulmfit_pipe.text.tables import (
     check_tables_alike,
     columns_of,
     load_run_tables,
-    refuse_unjudged_best,
+    refuse_unvalidated_best,
     split_texts,
     without_texts_of,
 )
@@ -113,7 +113,7 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
 @trusting_run
 def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     """Train a classifier on files and return what ``metrics.json`` holds."""
-    refuse_unjudged_best(job.validation_file, job.validation_fraction, keep=job.classifier.keep)
+    refuse_unvalidated_best(job.validation_file, job.validation_fraction, keep=job.classifier.keep)
     context, model = _context(job, job.max_seconds), find_model(job.model)
     context = context.for_model(model.model_type)
     tables = load_run_tables(

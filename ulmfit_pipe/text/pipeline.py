@@ -1,7 +1,7 @@
 """The whole method in one call: tables in, language model, classifier, metrics and a saved folder out.
 
 Each stage writes its own folder below the output folder; a stage that is already finished with the same settings and
-data is skipped, and says so.
+data is skipped, with a log line.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ from ulmfit_pipe.text.tables import (
     columns_of,
     label_names_of,
     load_run_tables,
-    refuse_unjudged_best,
+    refuse_unvalidated_best,
     split_texts,
 )
 from ulmfit_pipe.text.unknown_text import check_known_texts
@@ -93,19 +93,19 @@ def run_pipeline(
 
     Args:
         settings: Settings of the run.
-        context: Surroundings; made from the settings by default.
+        context: Environment of the run; made from the settings by default.
         in_memory: Tables that are no files, as `load_table` takes them, by the names of the settings that they replace.
 
     Returns:
-        ``test`` and ``validation`` metrics (``test`` is None without a test file), ``seconds`` a stage, ``versions``,
-        ``seed``, and the folder of the classifier.
+        ``test`` and ``validation`` metrics (``test`` is None without a test file), ``seconds`` per stage,
+        ``versions``, ``seed``, and the folder of the classifier.
 
     Raises:
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
     if is_repeated(settings):
         return run_repeated(settings, context, run=partial(run_pipeline, in_memory=in_memory))
-    settings = with_backward_twin(settings)
+    settings = with_builtin_backward(settings)
     _check(settings)
     starts = starting_models(settings)
     start = next(iter(starts.values()))
@@ -148,7 +148,7 @@ def run_pipeline(
 
 
 def fine_tunes_language_model(settings: PipelineSettings, model: ResolvedModel | None) -> tuple[bool, str]:
-    """Return whether the language model is fine-tuned first, and where it is not by default a line on why.
+    """Return whether the language model is fine-tuned first, and a log line with the reason where it is not by default.
 
     Args:
         settings: Settings of the run; null takes the stage where it pays: for an AWD-LSTM always, for a transformer
@@ -179,7 +179,7 @@ def _check(settings: PipelineSettings) -> None:
             "fine_tune_language_model false needs a pretrained model; give --model, or let the stage train one"
         )
     if settings.folds is None:
-        refuse_unjudged_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
+        refuse_unvalidated_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
 
 
 def _check_known(
@@ -300,11 +300,11 @@ class TextPipeline:
 
     Args:
         model: A pretrained language model or text encoder: a built-in name, a folder or a hub id; None trains an
-            AWD-LSTM from the texts at hand. It has no labels, so `predict` raises until `fit` has trained a classifier.
+            AWD-LSTM from the training texts. It has no labels: `predict` raises until `fit` has trained a classifier.
         trust_remote_code: Run Python code that comes with the model; off, such a model is refused.
 
     Raises:
-        ArtifactError: There is no such model; a hub id is only asked for when it is used.
+        ArtifactError: The model does not exist; a hub id is looked up only when it is used.
     """
 
     def __init__(self, model: str | Path | None = DEFAULT_MODEL, *, trust_remote_code: bool = False) -> None:
@@ -323,7 +323,7 @@ class TextPipeline:
         pipeline = cls(model=None, trust_remote_code=trust_remote_code)
         folder = check_folder(folder, "TextPipeline.load")
         pipeline._predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
-        pipeline._folder = folder
+        pipeline._folder = os.path.abspath(folder) if os.path.isdir(folder) else folder
         return pipeline
 
     def fit(
@@ -344,27 +344,28 @@ class TextPipeline:
 
         Args:
             train: Labelled table.
-            misplaced: Nothing: all else is given by name.
+            misplaced: Must be empty: all other arguments are keyword-only.
             output_dir: Folder for all that the run writes; None takes a temporary one (`save` keeps the classifier).
             test: Labelled table that is scored once.
             validation: Labelled table that chooses the best epoch.
             unlabelled: Further text for the language model: a table, or the texts themselves.
             preset: Recipe.
-            **settings: Any other field of `PipelineSettings`; a group as its class or as a dict. ``label_names`` may be
+            **settings: Any other field of `PipelineSettings`; a group as its class or a dict. ``label_names`` may be
                 a mapping.
 
         Returns:
             What ``metrics.json`` holds.
 
         Raises:
-            TypeError: Something is no table; more than one is given by place.
+            TypeError: Something is not a table; further positional arguments.
             ValueError: A setting, table or model cannot be used.
         """
         check_names(settings, PipelineSettings, elsewhere={**AT_HAND, **GIVEN_TO_FIT}, meant=_meant_setting)
         check_call(misplaced, output_dir)
         if isinstance(names := settings.get("label_names"), Mapping):
-            as_text = {str(value): name for value, name in names.items()}
-            settings["label_names"] = json.dumps(as_text, ensure_ascii=False)
+            settings["label_names"] = json.dumps(
+                {str(value): name for value, name in names.items()}, ensure_ascii=False
+            )
         if validation is not None and "validation_file" in settings:
             raise SettingsError("validation and validation_file are the same; give validation alone")
         validation = settings.pop("validation_file", validation)
@@ -379,9 +380,10 @@ class TextPipeline:
         before = self._temporary
         if output_dir is None:
             given = dataclasses.replace(given, output_dir=self._temporary_folder(again=given.resume))
-        in_memory = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
-        self.metrics = run_pipeline(given, in_memory=in_memory)
-        self._folder = folder = self.metrics["classifier"]  # of folds there is no one classifier
+        rows = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
+        self.metrics = run_pipeline(given, in_memory=rows)
+        folder = self.metrics["classifier"]  # cross-validation leaves no single classifier
+        self._folder = folder and os.path.abspath(folder)
         self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code) if folder else None
         if before is not None and before != self._temporary:
             before[1]()
@@ -490,7 +492,7 @@ def _meant_setting(name: str) -> str | None:
     return f'{group}={{"{field_name}": ...}}' if group else repr(near[0])
 
 
-def with_backward_twin(settings: "PipelineSettings") -> "PipelineSettings":
+def with_builtin_backward(settings: "PipelineSettings") -> "PipelineSettings":
     """Add the built-in backward model to an ensemble that starts from the built-in forward one, if there is any."""
     if not settings.ensemble or settings.model != DEFAULT_MODEL or settings.model_backward is not None:
         return settings
@@ -504,8 +506,8 @@ def starting_models(settings: "PipelineSettings") -> dict[Direction, ResolvedMod
     """Return the model that each direction of a run starts from, looked up once; None is one from scratch.
 
     Raises:
-        ValueError: A pretrained forward model has no backward one beside it.
-        ArtifactError: The models are no AWD-LSTMs, read in other directions, or have different vocabularies.
+        ValueError: A pretrained forward model comes without a backward one.
+        ArtifactError: The models are not AWD-LSTMs, read in the wrong directions, or have different vocabularies.
     """
     first = find_model(settings.model)
     if not settings.ensemble:
@@ -519,7 +521,7 @@ def starting_models(settings: "PipelineSettings") -> dict[Direction, ResolvedMod
         )
     if settings.model_backward is None:
         raise ValueError(
-            f"ensemble true needs a backward language model beside --model {first}; give --model_backward, or "
+            f"ensemble true needs a backward language model besides --model {first}; give --model_backward, or "
             "--model null to train both from scratch"
         )
     second = find_model(settings.model_backward)

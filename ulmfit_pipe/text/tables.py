@@ -26,11 +26,11 @@ from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.text.table_account import tell_of_tables
 from ulmfit_pipe.training.distributed.launch import started_processes
 
-# The split that a setting takes of a dataset with several.
+# The split that each setting reads from a dataset that has several.
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test",)
 UNLABELLED = ("unsupervised", "unsup", "unlabelled", "unlabeled")
 SPLITS = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
-HELD_OUT = 0.1  # of the labelled rows, for validation
+HELD_OUT = 0.1  # share of the labelled rows, for validation
 LEAST_ROWS, LEAST_ROWS_PER_CLASS = 500, 20  # below, a tenth of the rows would be too few to choose an epoch by
 SHOWN_LABELS = 12  # label names listed in a line
 
@@ -100,11 +100,11 @@ def columns_of(settings: LabelledTables) -> dict[str, Any]:
 
 
 def _for_loading(columns: LabelledTables) -> dict[str, Any]:
-    """Return the arguments of `load_table` that say the same.
+    """Return the same choices as arguments of `load_table`.
 
     Raises:
         TableError: The file of label names cannot be used.
-        ValueError: There is no column of labels, or a value is on no field's list.
+        ValueError: No label column is named, or a value is not one of its field's choices.
     """
     check_choices(columns)
     labels = _listed(columns.label_column)
@@ -147,9 +147,9 @@ def load_run_tables(
         unlabelled_file: The same, further text for the language model, or None.
         validation_fraction: Part held out where no validation file is given; None is a tenth of 500 rows or more.
         seed: Seed of the split.
-        include_test_text: Keep unlabelled texts that also stand in validation or test.
-        max_rows: Use only so many rows of each table.
-        say: Told the sizes and what was left out.
+        include_test_text: Keep unlabelled texts that are also in validation or test.
+        max_rows: Upper limit on the rows of each table.
+        say: Called with each log line: the sizes and what was left out.
         **columns: Fields of `LabelledTables`.
 
     Raises:
@@ -190,9 +190,9 @@ def hold_out(
 
     Args:
         train: Labelled rows.
-        fraction: Part to hold out; 0 is none; None is a tenth of a table that is large enough to choose anything by.
+        fraction: Part to hold out; 0 is none; None is a tenth if the table is large enough to select an epoch by.
         seed: Seed of the split.
-        say: Told where nothing is held out by default.
+        say: Called with a log line where nothing is held out by default.
     """
     if fraction is None:
         classes = len(label_names_of(train)[0])
@@ -211,7 +211,7 @@ def hold_out(
 
 
 class _Loader:
-    """Loads the tables of a run, and keeps what reading their files has shown."""
+    """Loads the tables of a run, and records facts about their files."""
 
     def __init__(self, columns: dict[str, Any], limits: RowLimits, seed: int, *, how: dict[str, Any]) -> None:
         self.columns, self.limits, self.seed, self.how = columns, limits, seed, how
@@ -237,7 +237,7 @@ class _Loader:
 
 
 def _frequent_labels(train: Dataset, least: int, say: Callable[[str], None]) -> list[int] | None:
-    """Return the numbers of the labels that have enough rows, or None where all have."""
+    """Return the ids of the labels that have enough rows, or None where all have."""
     if least < 1:
         raise ValueError(f"min_rows_per_class must be 1 or more, got {least!r}; 2 leaves classes of a single row out")
     names, counts = label_names_of(train)[0], Counter(label for row in labels_of_rows(train) for label in row)
@@ -278,11 +278,11 @@ def _not_held_out(texts: Dataset, held_out: Sequence[Dataset | None], say: Calla
     return without_texts_of(texts, held_out, what="unlabelled texts", where=where, say=say)
 
 
-def refuse_unjudged_best(validation_file: Any, validation_fraction: float | None, *, keep: str) -> None:
-    """Refuse to keep the best epoch of a classifier where no row is held out to judge by, before anything is trained.
+def refuse_unvalidated_best(validation_file: Any, validation_fraction: float | None, *, keep: str) -> None:
+    """Refuse, before any training, to keep a classifier's best epoch where no rows are held out to select it by.
 
     Raises:
-        ValueError: That is so.
+        ValueError: The best epoch is wanted and no rows are held out.
     """
     if validation_file is None and validation_fraction == 0 and keep == "best":
         raise ValueError(
@@ -292,13 +292,13 @@ def refuse_unjudged_best(validation_file: Any, validation_fraction: float | None
 
 
 def split_texts(texts: Dataset, *, fraction: float, seed: int, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
-    """Split unlabelled texts into training and validation; none of the validation texts stands in training too."""
+    """Split unlabelled texts into training and validation; no validation text is in training too."""
     parts = split_train_validation(texts, fraction=fraction, seed=seed)
     kept = without_texts_of(
         parts["train"], [parts["validation"]], what="training texts", where="the validation part", say=say
     )
     if not len(kept):  # a few texts that are repeated again and again: there is nothing else to train on
-        say("all training texts also stand in the validation part, so they are kept; its perplexity says little")
+        say("all training texts are also in the validation part, so they are kept; its perplexity means little")
         kept = parts["train"]
     return kept, parts["validation"]
 
@@ -306,19 +306,19 @@ def split_texts(texts: Dataset, *, fraction: float, seed: int, say: Callable[[st
 def without_texts_of(
     texts: Dataset, held_out: Sequence[Dataset | None], *, what: str, where: str, say: Callable[[str], None]
 ) -> Dataset:
-    """Leave out the texts that also stand in a held-out table, and say how many.
+    """Leave out the texts that are also in a held-out table, and log how many.
 
     Args:
         texts: Column ``text``.
         held_out: Tables that are only measured.
         what: What is left out, in words.
         where: What the held-out tables are, in words.
-        say: Told the number, if there is any.
+        say: Called with the number, if it is not zero.
     """
     known = {text for table in held_out if table is not None for text in table["text"]}
     kept = [row for row, text in enumerate(texts["text"]) if text not in known]
     dropped = len(texts) - len(kept)
     if not dropped:
         return texts
-    say(f"left out {dropped:,} of {len(texts):,} {what} that also stand in {where}")
+    say(f"left out {dropped:,} of {len(texts):,} {what} that are also in {where}")
     return texts.select(kept)

@@ -84,7 +84,7 @@ def test_a_column_that_stands_twice_in_parquet_is_refused_where_it_is_wanted(tmp
     names = ["text", "x", "x", "label"]
     pq.write_table(pa.Table.from_arrays([pa.array(["a", "b"])] * 4, names=names), tmp_path / "rows.parquet")
     assert len(load_table(tmp_path / "rows.parquet")) == 2
-    with pytest.raises(TableError, match="the column name 'x' stands twice; rename one of the columns"):
+    with pytest.raises(TableError, match="the column name 'x' is there twice; rename one of the columns"):
         load_table(tmp_path / "rows.parquet", text_columns=["x"])
 
 

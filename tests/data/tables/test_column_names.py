@@ -106,7 +106,7 @@ def test_a_file_of_fasttext_is_named(tmp_path):
 def test_a_wanted_name_that_stands_twice_is_refused_and_another_is_not(tmp_path):
     assert (
         refusal(tmp_path, "text,text,label\na,b,x\n")
-        == "the column name 'text' stands twice; rename one of the columns"
+        == "the column name 'text' is there twice; rename one of the columns"
     )
     path = tmp_path / "twice.csv"
     path.write_text("text,x,x,,,label\na,b,c,d,e,f\n")

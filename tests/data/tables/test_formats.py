@@ -51,7 +51,7 @@ def test_two_stray_quotes_swallow_no_rows(tmp_path, name, delimiter, end):
     rows = with_stray_quotes()
     found, source = read(write(tmp_path / name, as_lines(rows, delimiter, end=end)))
     assert found == rows
-    assert any("its quotes belong to the text (--quote double reads them as marks" in note for note in source.notes)
+    assert any("its quotes belong to the text (--quote double reads them as quotes" in note for note in source.notes)
 
 
 @pytest.mark.parametrize(("opens", "closes"), [(0, 1), (0, 19), (18, 19)])
@@ -98,9 +98,7 @@ def test_lines_with_as_many_commas_as_the_header_may_be_one_field(tmp_path):
 def test_a_quoted_field_that_holds_rows_is_refused_with_its_lines(tmp_path):
     text = 'text,label\n"well, yes",pos\n"I said no,neg\nfine,pos\nhe said so",neg\n'
     path = write(tmp_path / "rows.csv", text)
-    words = (
-        r"row 2 \(header not counted\) goes over lines 3 to 5 if .*like rows by themselves; --quote none .*--quote dou"
-    )
+    words = r"row 2 \(header not counted\) spans lines 3 to 5 if .*like rows by themselves; --quote none .*--quote dou"
     with pytest.raises(TableError, match=words):
         open_rows(path)
     assert read(path, quote="double")[0][1] == ("I said no,neg\nfine,pos\nhe said so", "neg")
@@ -119,12 +117,12 @@ def test_a_backslash_before_a_quote_is_understood(tmp_path):
     text = 'text,label\n"she said \\"no\\", twice",neg\n"a, b",pos\n'
     found, source = read(write(tmp_path / "rows.csv", text))
     assert found == [('she said "no", twice', "neg"), ("a, b", "pos")]
-    assert any("a backslash stands before a quote that is text" in note for note in source.notes)
+    assert any("a backslash escapes a quote that is text" in note for note in source.notes)
 
 
 def test_rows_after_a_quote_that_is_never_closed_are_no_torn_end(tmp_path):
     rows = as_lines([('"well, no"', "neg"), ('"never closed', "neg"), *PLAIN], ",")
-    with pytest.raises(TableError, match=r"row 2 .* goes over lines 3 to 23 if .* look like rows by themselves"):
+    with pytest.raises(TableError, match=r"row 2 .* spans lines 3 to 23 if .* look like rows by themselves"):
         read(write(tmp_path / "rows.csv", rows), skip_torn_end=True)
 
 
@@ -137,7 +135,7 @@ def test_single_quotes_are_found(tmp_path):
     text = "".join(f"{label};'{content}'\n" for label, content in rows)
     found, source = read(write(tmp_path / "rows.csv", text), ("1", "2"), no_header=True)
     assert found == [(label, content.replace("''", "'")) for label, content in rows]
-    assert any("single quotes are the marks around its fields" in note for note in source.notes)
+    assert any("its fields are in single quotes" in note for note in source.notes)
 
 
 def test_an_apostrophe_is_no_mark(tmp_path):
@@ -173,7 +171,7 @@ def test_punctuation_that_stands_in_every_row_separates_nothing(tmp_path):
 def test_two_delimiters_in_every_row_without_a_header_are_refused(tmp_path):
     path = write(tmp_path / "rows.csv", "good;1,5\nbad;2,5\ngood;3,5\n")
     with pytest.raises(
-        TableError, match="commas and semicolons stand in every row alike; .*--delimiter comma or --del"
+        TableError, match="commas and semicolons are equally frequent in every row; .*--delimiter comma or --del"
     ):
         read(path, no_header=True)
     assert read(path, ("1", "2"), no_header=True, delimiter=";")[0][0] == ("good", "1,5")
@@ -217,7 +215,7 @@ def test_a_web_page_is_refused(tmp_path):
         ({"quote": ";", "delimiter": ";"}, "quote must be double, single, none or one character, got ';'"),
         ({"encoding": "klingon"}, "encoding 'klingon' is not known; usual ones are utf-8, cp1252"),
         ({"encoding": "base64"}, "encoding 'base64' is not known"),
-        ({"encoding": "punycode"}, "encoding 'punycode' is not one of files"),
+        ({"encoding": "punycode"}, "encoding 'punycode' is not for files"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(tmp_path, options, words):

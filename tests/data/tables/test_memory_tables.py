@@ -239,7 +239,7 @@ def test_columns_of_one_name_are_refused_where_they_are_wanted_and_numbers_are_n
     frame = pd.DataFrame([["a cold soup", 1, 2]], columns=["text", "label", "label"])
     arrow = pa.table([["a cold soup"], [1], [2]], names=["text", "label", "label"])
     for source in (frame, arrow):
-        with pytest.raises(TableError, match="the column name 'label' stands twice; rename one"):
+        with pytest.raises(TableError, match="the column name 'label' is there twice; rename one"):
             load_table(source)
         assert len(load_table(source, label_column=None)) == 1
     numbered = pd.DataFrame([["a cold soup", 1]])

@@ -133,7 +133,7 @@ def test_lines_of_a_field_that_begin_with_numbers_are_no_rows(tmp_path):
 def test_numbers_alone_decide_nothing_and_both_row_counts_and_options_are_named(tmp_path):
     text = 'id,text\n40,dull\n7,"Shop\n12,Main St\n9,Hill Rd"\n31,good\n'
     words = (
-        r"row 2 \(header not counted\) goes over lines 3 to 5 if its quotes are marks around a field, but .*; --quote "
+        r"row 2 \(header not counted\) spans lines 3 to 5 if its quotes delimit a field, but .*; --quote "
         r"none reads quotes as text and a line as a row \(5 rows\), --quote double .* as one field \(3 rows\)$"
     )
     with pytest.raises(TableError, match=words):

@@ -105,7 +105,7 @@ def test_text_that_is_utf8_but_for_one_byte_is_refused_by_its_place(tmp_path, ex
     start = "text\nä\nö\nü\n" if extension == "csv" else '{"text": "ä"}\n' * 3
     path.write_bytes(start.encode() + b"caf\xe9 au lait\n")
     line = start.count("\n") + 1
-    words = rf"is not UTF-8: byte {len(start.encode()) + 3} \(line {line}\).*mend it there, or name the .* --encoding"
+    words = rf"is not UTF-8: byte {len(start.encode()) + 3} \(line {line}\).*fix it there, or name the .* --encoding"
     with pytest.raises(TableError, match=words):
         read_all(path, ["text"])
 
@@ -184,7 +184,7 @@ def test_broken_json_is_named_by_row(tmp_path):
 
 def test_a_name_that_stands_twice_in_a_json_row_is_refused(tmp_path):
     path = write_csv(tmp_path / "twice.jsonl", '{"text": "a", "text": "b"}\n')
-    with pytest.raises(TableError, match="row 1 .*the name 'text' stands there twice"):
+    with pytest.raises(TableError, match="row 1 .*the name 'text' is there twice"):
         open_rows(path)
 
 

@@ -113,7 +113,7 @@ def test_json_values_of_several_types_are_refused_by_parquet(tmp_path, second):
 def test_json_types_that_change_late_in_the_file_are_refused_by_parquet(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"mixed": 1}\n' * 1000 + '{"mixed": "a"}\n', encoding="utf-8")
-    with pytest.raises(TableError, match=r"rows.jsonl: .*mixed.*; Parquet needs one type a column, write .jsonl"):
+    with pytest.raises(TableError, match=r"rows.jsonl: .*mixed.*; Parquet needs one type per column, write .jsonl"):
         copy(path, tmp_path / "out.parquet")
 
 

@@ -147,7 +147,7 @@ def test_memory_does_not_grow_with_the_table(csv_file):
         ("text,sentiment\na,x\n", "there is no column 'label'; there are text, sentiment"),
         ("text,labels\na,x\n", "there is no column 'label'; there are text, labels; did you mean 'labels'?"),
         ("Text,label\na,x\n", "no column 'text'; there are Text, label; did you mean 'Text'?"),
-        ("text,label,text\na,x,b\n", "the column name 'text' stands twice"),
+        ("text,label,text\na,x,b\n", "the column name 'text' is there twice"),
         ("text,label\n", "table.csv: the table is empty, it has no rows"),
     ],
 )

@@ -50,7 +50,7 @@ def test_hidden_files_and_folders_are_left_out_and_other_files_are_counted(tmp_p
     }
     rows = open_rows(write(tmp_path / "train", {**TEXTS, **hidden, "neg/note.md": "x", "labels.feat": "x"}))
     assert len(list(rows.read(["text", "label"]))) == 3
-    assert rows.notes == [f"{tmp_path / 'train'}: 1 files in the class folders are no .txt files and were left out"]
+    assert rows.notes == [f"{tmp_path / 'train'}: 1 files in the class folders are not .txt files and were left out"]
 
 
 def test_texts_without_a_suffix_are_read_where_there_are_no_others(tmp_path):

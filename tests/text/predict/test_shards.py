@@ -446,7 +446,7 @@ def test_files_with_other_columns_or_types_are_no_one_table(predict, table_csv, 
 def test_json_values_without_a_common_type_are_not_kept_in_parquet(predict, tmp_path):
     for name, value in (("a", '"one"'), ("b", "1")):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "x", "n": {value}}}\n')
-    with pytest.raises(TableError, match="b.jsonl: .*; Parquet needs one type a column, write .jsonl"):
+    with pytest.raises(TableError, match="b.jsonl: .*; Parquet needs one type per column, write .jsonl"):
         predict(tmp_path / "a.jsonl", tmp_path / "b.jsonl", part_format="parquet")
 
 

@@ -91,7 +91,7 @@ def open_arrow(path: Path) -> RowSource:
 
 
 def label_decoder(feature: Any) -> Callable[[Any], Any]:
-    """ClassLabel numbers back to their names; -1, the mark for an unknown label, to None."""
+    """Return a function that turns ClassLabel ids into their names, and -1, the id of an unknown label, into None."""
     inner = getattr(feature, "feature", None)
     if isinstance(feature, datasets.ClassLabel):
         return lambda value: None if value is None or value < 0 else feature.int2str(value)
@@ -101,7 +101,7 @@ def label_decoder(feature: Any) -> Callable[[Any], Any]:
 
 
 def named_labels(schema: pa.Schema) -> pa.Schema:
-    """Arrow types of a table whose class numbers are turned into their names."""
+    """Return the Arrow schema of a table whose class ids are turned into their names."""
     fields = []
     for field, feature in zip(schema, datasets.Features.from_arrow_schema(schema).values(), strict=True):
         is_list = isinstance(getattr(feature, "feature", None), datasets.ClassLabel)
@@ -118,7 +118,7 @@ def open_excel(path: Path, sheet: str | None, reading: TableReading) -> RowSourc
     """Open one sheet of an Excel file, the named one or the first; numbers and dates are read as text.
 
     Raises:
-        TableError: openpyxl is not installed, the file cannot be read, or there is no such sheet.
+        TableError: openpyxl is not installed, the file cannot be read, or the sheet does not exist.
     """
     notes: list[str] = []
     first = next(_sheet_rows(path, sheet, notes), None)
@@ -146,7 +146,7 @@ def open_excel(path: Path, sheet: str | None, reading: TableReading) -> RowSourc
 
 
 def _sheet_rows(path: Path, sheet: str | None, notes: list[str] | None = None) -> Iterator[list[str]]:
-    """Rows of a sheet as text, those before the first that holds anything left out."""
+    """Yield a sheet's rows as text, without empty rows at its top."""
     try:
         import openpyxl
     except ImportError as error:
@@ -160,7 +160,7 @@ def _sheet_rows(path: Path, sheet: str | None, notes: list[str] | None = None) -
             if sheet is None and len(names) > 1 and notes is not None:
                 notes.append(f"{path}: of {len(names)} sheets {names[0]!r} is read; {path}:SHEET takes another")
             page = book.worksheets[0] if sheet is None else book[sheet]
-            page.reset_dimensions()  # what the file says of its size is often wrong
+            page.reset_dimensions()  # the size that the file records is often wrong
             rows = ([_cell_text(value) for value in row] for row in page.iter_rows(values_only=True))
             yield from itertools.dropwhile(lambda row: not any(row), rows)
     except (KeyError, ValueError, TypeError, IndexError, SyntaxError, OSError, zipfile.BadZipFile, zlib.error) as error:
@@ -175,7 +175,7 @@ def _cell_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # Excel knows no whole numbers
+        return str(int(value))  # Excel stores integers as floats
     if isinstance(value, datetime.datetime) and value.time() == datetime.time():
         return value.date().isoformat()
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)

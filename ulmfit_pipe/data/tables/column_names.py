@@ -1,4 +1,4 @@
-"""Which columns of a table are wanted, and what to say where one is not there."""
+"""Check that the wanted columns are in a table, and word the advice where one is missing."""
 
 import contextlib
 import difflib
@@ -11,12 +11,12 @@ from ulmfit_pipe.data.tables.text_files import TableError
 
 SHOWN_COLUMNS = 20  # names listed in a message
 SHOWN_LETTERS = 40  # of each
-COMPARED_NAMES = 1000  # in which a near one is looked for
-PEEKED_ROWS = 50  # read to tell whether the first row is one like the others
-LONG_NAME, MANY_WORDS = 60, 6  # letters and words; a column's name has fewer, a text has not
+COMPARED_NAMES = 1000  # names among which a similar one is looked for
+PEEKED_ROWS = 50  # read to find out whether the first row is data like the others
+LONG_NAME, MANY_WORDS = 60, 6  # characters and words; a column's name has fewer, a text has more
 SHOWN_FLAGS = 8  # columns of 0 and 1 listed in a message
 FLAGS = [set(pair[:count]) for pair in (("0", "1"), ("false", "true")) for count in (1, 2)]
-FASTTEXT = "__label__"  # stands before a label there
+FASTTEXT = "__label__"  # prefix of a label in fastText's files
 _SEPARATORS = {
     "\t": ("tabs", "tab"),
     ";": ("semicolons", "semicolon"),
@@ -33,13 +33,13 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def shown_name(name: str) -> str:
-    """Make a name fit for a message: cut, and control characters escaped, which would reach the terminal."""
+    """Return a name for a message: truncated, with control characters escaped so that none reaches the terminal."""
     cut = name if len(name) <= SHOWN_LETTERS else name[: SHOWN_LETTERS - 3] + "..."
     return escaped(cut)
 
 
 def shown_names(names: Sequence[str]) -> str:
-    """A list of names, cut so that a message stays a line."""
+    """Return a list of names, truncated so that a message stays one line."""
     more = len(names) - SHOWN_COLUMNS
     return ", ".join(map(shown_name, names[:SHOWN_COLUMNS])) + (f" and {more:,} more" if more > 0 else "")
 
@@ -53,14 +53,14 @@ def check_wanted(rows: RowSource, text_columns: Sequence[str], label_columns: Se
         label_columns: Columns of labels.
 
     Raises:
-        TableError: A column is missing or stands twice; the message names what is there, and the setting.
+        TableError: A column is missing or is there twice; the message names the columns there are, and the setting.
     """
     wanted = [(name, "text") for name in text_columns] + [(name, "label") for name in label_columns]
     known = set(rows.columns)
     for name, role in wanted:
         if name in rows.repeated:
             raise TableError(
-                f"{rows.name}: the column name {shown_name(name)!r} stands twice; rename one of the columns"
+                f"{rows.name}: the column name {shown_name(name)!r} is there twice; rename one of the columns"
             )
         if name not in known:
             raise TableError(
@@ -70,7 +70,7 @@ def check_wanted(rows: RowSource, text_columns: Sequence[str], label_columns: Se
 
 
 def _advice(rows: RowSource, name: str, role: str) -> str:
-    """What to do where a column is missing."""
+    """Return advice for a missing column."""
     if rows.files and role == "label":
         return (
             "; a folder has labels where the texts of each class are in a folder of their own, such as "
@@ -95,14 +95,14 @@ def _advice(rows: RowSource, name: str, role: str) -> str:
 
 
 def _flag_columns(rows: RowSource) -> list[str]:
-    """The columns that hold nothing but 0 and 1, or true and false, as far as the first rows tell."""
+    """Return the columns that hold only 0 and 1, or true and false, in the first rows."""
     names = [name for name in rows.columns[:COMPARED_NAMES] if name not in rows.repeated]
     columns = zip(names, zip(*_peeked(rows, names), strict=False), strict=False)
     return [name for name, values in columns if {str(value).strip().casefold() for value in values} in FLAGS]
 
 
 def _matter(rows: RowSource, name: str) -> str:
-    """What seems to be wrong with a header, and the option that mends it."""
+    """Return what seems to be wrong with a header, and the option that fixes it."""
     if not rows.untyped:
         return ""
     if len(rows.columns) == 1:
@@ -136,7 +136,7 @@ def _begins_with_title(rows: RowSource) -> bool:
 
 def _peeked(rows: RowSource, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
-    with contextlib.suppress(TableError):  # a bad row further on is another matter
+    with contextlib.suppress(TableError):  # a bad row is reported when the table is read
         found.extend(itertools.islice(rows.read(rows.columns if names is None else names), PEEKED_ROWS))
     return found
 
@@ -155,7 +155,7 @@ def _lacks_header(rows: RowSource) -> bool:
 
 
 def _likely_columns(rows: RowSource) -> list[tuple[str, int]]:
-    """The number of the column with the longest values, and of the one with the fewest different ones."""
+    """Return the number of the column with the longest values, and of the one with the fewest distinct values."""
     columns = list(zip(rows.columns, *_peeked(rows), strict=False))[:COMPARED_NAMES]
     text = max(range(len(columns)), key=lambda at: sum(map(len, columns[at])))
     others = [at for at in range(len(columns)) if at != text]

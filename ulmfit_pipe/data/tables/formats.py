@@ -1,4 +1,4 @@
-"""What a CSV-like file is: what separates its fields, what quotes them, whether its first row is a header.
+"""The format of a CSV-like file: its delimiter, its quote character, whether its first row is a header.
 
 All of it is found in the file's first rows, whatever its suffix says; only whether quotes belong to the text takes the
 whole file (`quote_scan.py`).
@@ -34,8 +34,8 @@ class TextFormat:
 
     Attributes:
         delimiter: Separates fields.
-        quote: Mark around a field; None where quotes belong to the text.
-        escape: Stands before a mark that is text, beside the doubled mark.
+        quote: Quote character around a field; None where quotes belong to the text.
+        escape: Escape character before a quote that is text, besides doubling the quote.
         skipped: Lines before the first row, such as Excel's ``sep=;``.
         has_header: The first row names the columns.
         notes: What a user should know of it.
@@ -75,8 +75,8 @@ def find_format(file: TextFile, *, usual: str, reading: TableReading) -> TextFor
 
     Args:
         file: The file.
-        usual: The delimiter that its suffix stands for.
-        reading: What the user said.
+        usual: The usual delimiter of its suffix.
+        reading: The user's options.
 
     Raises:
         TableError: It is a web page, or its quotes can be read in two ways.
@@ -115,8 +115,8 @@ def _sample(lines: Iterator[str]) -> list[str]:
 def _find_delimiter(sample: Sequence[str], usual: str, *, name: str, has_header: bool) -> str:
     """The character that splits most rows into as many fields as the first has; in doubt the usual one.
 
-    Punctuation of the text may do so too: then the fields after it begin with a space. Without a header, commas and
-    semicolons in every row alike leave nothing to tell them apart.
+    Punctuation of the text may do so too; the fields after it then begin with a space. Without a header, commas and
+    semicolons that are equally frequent in every row cannot be told apart.
     """
     found: dict[str, float] = {}
     for delimiter in sorted(DELIMITERS, key=lambda each: each != usual):
@@ -128,7 +128,7 @@ def _find_delimiter(sample: Sequence[str], usual: str, *, name: str, has_header:
         return next(iter(tight or found), usual)
     if set(tight) == {",", ";"}:
         raise TableError(
-            f"{name}: commas and semicolons stand in every row alike; say which of them separates the fields: "
+            f"{name}: commas and semicolons are equally frequent in every row; choose the delimiter: "
             "--delimiter comma or --delimiter semicolon"
         )
     return next(each for each in "\t|;," if each in tight)
@@ -137,7 +137,7 @@ def _find_delimiter(sample: Sequence[str], usual: str, *, name: str, has_header:
 def _agreement(sample: Sequence[str], delimiter: str) -> tuple[float, int, float]:
     """The share of rows with as many fields as the first, how many those are, and the share that begins with a space.
 
-    Quotes are taken as marks or as text, whichever makes more rows alike.
+    Quotes are read as delimiters of a field or as text, whichever makes more rows agree.
     """
     readings = [
         _parsed(sample, delimiter, _sample_quote(sample, delimiter)),
@@ -146,7 +146,7 @@ def _agreement(sample: Sequence[str], delimiter: str) -> tuple[float, int, float
     shares: list[tuple[float, int, float]] = []
     for records in readings:
         width = len(records[0]) if records else 0
-        whole = records[:-1] if len(records) > 2 else records  # the last may be cut by the end of the sample
+        whole = records[:-1] if len(records) > 2 else records  # the last may be truncated by the end of the sample
         later = [field for record in whole for field in record[1:]]
         spaced = sum(field.startswith(" ") for field in later) / max(len(later), 1)
         shares.append((sum(len(each) == width for each in whole) / max(len(whole), 1), width, spaced))
@@ -169,7 +169,7 @@ def _sample_quote(sample: Sequence[str], delimiter: str) -> str:
 
 
 def _find_quote(file: TextFile, sample: Sequence[str], found: TextFormat) -> TextFormat:
-    """Return the format with its quotes: what marks a field, and what escapes the mark; or none."""
+    """Return the format with its quote character and its escape character, or without any."""
     quote = _sample_quote(sample, found.delimiter)
     if quote == '"' and not file.holds_quotes:
         return dataclasses.replace(found, quote=quote)
@@ -186,14 +186,14 @@ def _find_quote(file: TextFile, sample: Sequence[str], found: TextFormat) -> Tex
         )
 
     name, escape, scan = str(file.path), None, scanned(None)
-    notes = [f"{name}: single quotes are the marks around its fields"] if quote == "'" else []
+    notes = [f"{name}: its fields are in single quotes"] if quote == "'" else []
     if scan.holds_escapes and not scan.fits_as_marks:
         escaped = scanned(BACKSLASH)
         if escaped.fits_as_marks:
             escape, scan = BACKSLASH, escaped
-            notes.append(f"{name}: a backslash stands before a quote that is text")
+            notes.append(f"{name}: a backslash escapes a quote that is text")
     if not quotes_are_marks(scan, name=name):
-        note = f"{name}: its quotes belong to the text (--quote double reads them as marks around a field)"
+        note = f"{name}: its quotes belong to the text (--quote double reads them as quotes around a field)"
         return dataclasses.replace(found, notes=(*found.notes, note))
     if scan.first_span is not None:
         (row, start, end), spans = scan.first_span, scan.evidence.spans

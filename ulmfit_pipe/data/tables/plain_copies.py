@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ulmfit_pipe.data.tables.column_names import shown_name
 from ulmfit_pipe.data.tables.row_sources import RowSource
-from ulmfit_pipe.data.tables.row_streams import Column, JsonText, open_writer, pieces
+from ulmfit_pipe.data.tables.row_streams import Column, JsonText, in_chunks, open_writer
 from ulmfit_pipe.data.tables.text_files import TableError
 
 COPIED_ROWS = 256  # rows written at once
@@ -39,13 +39,13 @@ class PlainTable:
 def plain_tables(opened: Sequence[RowSource]) -> Iterator[list[PlainTable]]:
     """Give a file for each table; copies are removed when the block ends.
 
-    In errors of the block, the names of the tables stand for those of their copies.
+    In errors of the block, the tables are named instead of their copies.
 
     Args:
         opened: The tables.
 
     Raises:
-        TableError: One cannot be read to its end, or there is no room for its copy.
+        TableError: One cannot be read to its end, or the disk is too full for its copy.
     """
     with contextlib.ExitStack() as until_the_end:
         tables = []
@@ -74,7 +74,7 @@ def _copied(rows: RowSource, folder: Path) -> Path:
             return path
         schema = rows.schema or pa.schema([(name, pa.string()) for name in rows.columns])
         with contextlib.closing(open_writer(path, schema, suffix=suffix)) as writer:
-            for piece in pieces(rows.read(rows.columns), COPIED_ROWS, size=_size):
+            for piece in in_chunks(rows.read(rows.columns), COPIED_ROWS, size=_size):
                 writer.write(_chunk(rows, piece))
     except OSError as error:
         raise TableError(

@@ -1,11 +1,11 @@
-"""What tells whether a field over several lines is one field, or rows between two quotes that belong to the text.
+"""Evidence whether a field over several lines is one field, or rows between two quotes that belong to the text.
 
-For marks speak: line breaks within the field that differ from those between rows; blank lines in the field alone;
+For field quotes: line breaks within the field that differ from those between rows; blank lines in the field alone;
 columns that are quoted in every row; doubled quotes; lines that fit no column (a text where the others have numbers,
 nothing where the others have something, a space after the delimiter); row numbers that only then rise.
-For text speak: lines with values that other rows have in the same column; row numbers that rise by the same step from
+For text: lines with values that other rows have in the same column; row numbers that rise by the same step from
 line to line; a delimiter that texts hardly hold; quotes in the middle of fields that are not quoted, which no program
-writes into a table with marks. Numbers that merely stand where others have numbers tell nothing.
+writes into a quoted table. Numbers that are merely where others have numbers are not evidence.
 """
 
 import itertools
@@ -22,15 +22,15 @@ MOST_LINES = 1000  # of one row that are compared
 LONG_RECORD = 1_000_000  # characters of one that does not wait
 FEW_LINES = 2  # with as many, values may be alike by chance
 REPEATING_LINES = 6  # with fewer, the same
-MANY_LINES = 10  # in a field; that all have the header's fields is no chance
-WIDE = 4  # fields; lines of a text that all have as many are no chance
+MANY_LINES = 10  # in a field; that all have the header's fields is then not by chance
+WIDE = 4  # fields; that all lines of a text have as many is then not by chance
 FEW_ROWS = 3  # with fewer, that all are quoted or evenly numbered may be chance
 QUOTED_ROWS = 2  # rows that are quoted properly; one may be so by chance
 RISING_ROWS = 5  # with fewer, numbers may rise by chance
-FEW_VALUES_ROWS = 8  # with fewer, a value that no row has tells nothing
-MANY_PAIRS = 5  # of quotes that open before and close after a field, and none elsewhere; that is no chance
+FEW_VALUES_ROWS = 8  # with fewer, a value that no row has is not evidence
+MANY_PAIRS = 5  # of quotes that open before and close after a field, and none elsewhere; more are not by chance
 FEW_BARE = 0.1  # of the quoted values of a column; a program that quotes it left no more without, a torn row or two
-MATCHING = 0.8  # of the lines have known values, or the values tell nothing
+MATCHING = 0.8  # share of the lines with known values, below which values are not evidence
 SPACED = 0.05  # of a column's values begin with a space: below it a space speaks for punctuation
 
 Place: TypeAlias = tuple[int, int, int]  # a row's number, its first line and its last
@@ -64,7 +64,7 @@ class _Numbers:
 
 @dataclass
 class _Column:
-    """What the values of one column are like, and what lines within quoted fields have in their place."""
+    """Statistics of one column's values, and of what lines within quoted fields would have there."""
 
     values: set[str] | None = field(default_factory=set)
     rows: int = 0
@@ -73,10 +73,10 @@ class _Column:
     numbers: int = 0
     quoted: int = 0
     bare: int = 0  # not quoted, though a program that quotes texts would have
-    marks: _Numbers = field(default_factory=_Numbers)  # row by row, quotes taken as marks
+    marks: _Numbers = field(default_factory=_Numbers)  # row by row, quotes read as field quotes
     text: _Numbers = field(default_factory=_Numbers)  # line by line
     asked: int = 0  # lines within quoted fields
-    words: int = 0  # of these, with a value that is no number and that others have
+    words: int = 0  # of these, with a value that is not a number and that others have
     figures: int = 0  # of these, with a number that others have
 
     def add(self, value: str, *, quoted: bool = False) -> None:
@@ -110,7 +110,7 @@ class _Column:
 
     @property
     def numbers_rows(self) -> bool:
-        """Whether the column numbers the rows only if quotes are marks."""
+        """Whether the column numbers the rows only if quotes delimit fields."""
         marks, text = self.marks, self.text
         return (marks.rises and marks.count >= RISING_ROWS and not text.rises) or (
             marks.is_even and marks.count >= FEW_ROWS and not text.is_even
@@ -123,7 +123,7 @@ class _Column:
         return few and self.rows >= FEW_VALUES_ROWS and self.asked > FEW_LINES and not self.words + self.figures
 
     def compare(self, value: str) -> bool:
-        """Take the value that a line would have here, and return whether it may stand here."""
+        """Take the value that a line would have here, and return whether it fits."""
         self.asked += 1
         number = is_number(value)
         if self.values is not None and value in self.values:
@@ -142,7 +142,7 @@ class _Column:
 
 @dataclass
 class _Span:
-    """A row over several lines: their fields as text, those of the quoted field, and its place."""
+    """A row over several lines: their fields as text, those of the quoted field, and its position."""
 
     lines: list[list[str]]
     first: int  # column of the first quoted field over several lines
@@ -156,7 +156,7 @@ class Evidence:
 
     Args:
         delimiter: Separates the fields.
-        quote: The mark in question.
+        quote: The quote character in question.
         width: Fields of a row.
         counts_quotes: A quote within quotes is a doubled one.
 
@@ -172,9 +172,9 @@ class Evidence:
         self._swallowed: Place | None = None
         self.spans = 0
         self.header_quoted = False
-        self.needed = False  # a row on one line makes sense only if its quotes are marks
-        self.all_quoted = False  # so is a row of several fields
-        self.loose = False  # a quote stands within a field that is not quoted
+        self.needed = False  # a row on one line makes sense only if its quotes delimit fields
+        self.all_quoted = False  # in a row of several fields, every field is quoted
+        self.loose = False  # a quote is within a field that is not quoted
         self.needless = False  # a field is quoted that has no need of it
         self.blanks_between = self.blanks_within = 0
         self.row_end: str | None = None  # of all rows, or "" where they differ
@@ -183,7 +183,7 @@ class Evidence:
         self.seen = self.bad = 0  # lines within fields; those that fit no column
         self.repeats = False  # they have a few values in a column, as labels are
         self.rows = 0
-        self.rising = list(range(len(self.columns)))  # columns whose values rise, quotes taken as marks
+        self.rising = list(range(len(self.columns)))  # columns whose values rise, quotes read as field quotes
         self.waiting: list[_Span] = []
         self.waiting_lines = 0
 
@@ -219,7 +219,7 @@ class Evidence:
         self._add_span(lines, inside or [0], place)
 
     def _count(self, record: Sequence[str], *, on_one_line: bool) -> None:
-        """Hand the numbers of a row on to the columns that have numbered the rows until now."""
+        """Pass a row's numbers to the columns that have numbered the rows so far."""
         for at in self.rising:
             self.columns[at].marks.add(record[at])
             if on_one_line:
@@ -233,7 +233,7 @@ class Evidence:
         self._add_span(lines, [at, self.width - 1], place)
 
     def finish(self) -> None:
-        """Judge the rows that wait."""
+        """Evaluate the pending rows."""
         for span in self.waiting:
             self._judge(span)
         self.waiting, self.waiting_lines = [], 0
@@ -245,7 +245,7 @@ class Evidence:
 
     @property
     def for_marks(self) -> bool:
-        """Whether something says that the quotes are marks."""
+        """Whether there is evidence that the quotes delimit fields."""
         return (
             self.needed
             or self._surely_marks
@@ -256,7 +256,7 @@ class Evidence:
 
     @property
     def for_text(self) -> bool:
-        """Whether something says that the quotes are text."""
+        """Whether there is evidence that the quotes are text."""
         if (
             self.loose
             or self.repeats
@@ -274,14 +274,14 @@ class Evidence:
 
     @property
     def mostly_quoted(self) -> bool:
-        """Whether nearly all rows are quoted as a program does it, so that a row that is not so is broken."""
+        """Whether nearly all rows are quoted as a program does it, so that any other row is damaged."""
         if self.header_quoted or self.needed or any(column.mostly_quoted for column in self.columns):
             return True
         return self.all_quoted and not any(column.bare for column in self.columns)
 
     @property
     def is_long(self) -> bool:
-        """Whether the quotes, taken as marks, make one or two rows of many lines."""
+        """Whether the quotes, read as field quotes, make one or two rows of many lines."""
         return self.spans <= FEW_LINES and self.seen >= MANY_LINES * self.spans
 
     @property
@@ -300,7 +300,7 @@ class Evidence:
             self.row_end = end if self.row_end in (None, end) else ""
 
     def _quoted_fields(self, record: Sequence[str], raw: str) -> list[bool]:
-        """Whether each field of a row is quoted; its characters, with the marks, follow from its value."""
+        """Whether each field of a row is quoted; its value then determines its characters, quotes included."""
         if not self.counts_quotes:
             return []
         found, at = [], 0
@@ -365,7 +365,7 @@ class Evidence:
             self._swallowed = self._swallowed or span.place
 
     def _telling(self, span: _Span, number: int) -> range:
-        """Columns in which a line tells something: what is before or behind the quoted field is there in any case."""
+        """Return the columns in which a line is evidence: all but those before and after the quoted field."""
         begin = span.last + 1 if number == 0 else 0
         end = span.first + 1 if number == len(span.lines) - 1 else len(self.columns)
         return range(begin, min(end, len(self.columns)))

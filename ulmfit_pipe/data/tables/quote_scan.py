@@ -1,8 +1,8 @@
 """Do the quotes of a CSV-like file surround its fields, or do they belong to the text?
 
-Read as text, a line is a row. Read as marks, a field may hold line breaks, so two stray quotes swallow all the rows
-between them, and nothing in the result shows it. The file is read both ways at once. Where every row is whole in both
-readings, `quote_evidence.py` compares what tells them apart; where nothing does, or for both, the file is refused.
+Read as text, a line is a row. Read as field quotes, a field may hold line breaks: two stray quotes swallow all rows
+between them, and nothing in the result shows it. The file is read both ways at once. Where every row is complete
+either way, `quote_evidence.py` weighs the evidence; where there is none, or some for both, the file is refused.
 """
 
 import csv
@@ -15,15 +15,15 @@ from ulmfit_pipe.data.tables.text_files import LONGEST_LINE, TableError
 
 @dataclass
 class QuoteScan:
-    """What one reading of a file, both ways at once, has found.
+    """Result of one pass over a file under both interpretations.
 
     Attributes:
-        evidence: What speaks for which reading.
-        fits_as_marks: Every row has the header's fields, quotes taken as marks.
+        evidence: Evidence for either interpretation.
+        fits_as_marks: Every row has the header's fields if quotes delimit fields.
         fits_as_text: Every line has the header's fields, quotes taken as text.
-        holds_escapes: A backslash stands before a quote.
-        is_torn: A quote is still open at the end of the file.
-        rows: Rows, quotes taken as marks.
+        holds_escapes: A backslash precedes a quote.
+        is_torn: A quote is open at the end of the file.
+        rows: Number of rows if quotes delimit fields.
         lines: Lines that are not blank, without the header's: rows, quotes taken as text.
     """
 
@@ -37,12 +37,12 @@ class QuoteScan:
 
     @property
     def first_span(self) -> Place | None:
-        """The first row over several lines and its lines, quotes taken as marks."""
+        """The first row over several lines and its lines, if quotes delimit fields."""
         return self.evidence.first_span
 
 
 class _Lines:
-    """Hands lines on to the CSV parser, keeps those of the record at hand, and counts their fields as text."""
+    """Passes lines to the CSV parser, keeps those of the current record, and counts their fields as text."""
 
     def __init__(self, lines: Iterator[str], delimiter: str, quote: str, width: int) -> None:
         self.lines, self.delimiter, self.width = lines, delimiter, width
@@ -75,10 +75,10 @@ def scan_quotes(
     Args:
         lines: Its lines.
         delimiter: Separates the fields.
-        quote: The mark in question.
+        quote: The quote character in question.
         width: Fields of its first row.
         has_header: The first row names the columns.
-        escape: Stands before a mark that is text, beside the doubled mark.
+        escape: Escape character before a quote that is text, besides doubling the quote.
     """
     csv.field_size_limit(LONGEST_LINE)
     source = _Lines(lines, delimiter, quote, width)
@@ -106,7 +106,7 @@ def scan_quotes(
 
 
 def _parsed(source: _Lines, scan: QuoteScan, quote: str, escape: str | None) -> Iterator[list[str]]:
-    """Yield the rows, quotes taken as marks; one that cannot be parsed is noted, and the next line begins another."""
+    """Yield the rows, quotes as field quotes; one that cannot be parsed is recorded, the next line begins another."""
     records = csv.reader(source, delimiter=source.delimiter, quotechar=quote, escapechar=escape, strict=True)
     while True:
         try:
@@ -124,18 +124,18 @@ def _parsed(source: _Lines, scan: QuoteScan, quote: str, escape: str | None) -> 
 
 
 def quotes_are_marks(scan: QuoteScan, *, name: str) -> bool:
-    """Decide.
+    """Decide whether quotes delimit fields or belong to the text.
 
     Args:
         scan: Of the file.
         name: Its name, for the message.
 
     Raises:
-        TableError: Both readings make sense, or part of each.
+        TableError: Both interpretations fit, or part of each.
     """
     evidence = scan.evidence
     if evidence.first_span is None or not (scan.fits_as_marks or scan.is_torn):
-        # a row that spoils the reading chosen is named when it is read
+        # a row that contradicts the interpretation is named when it is read
         return scan.fits_as_marks or not scan.fits_as_text or evidence.mostly_quoted
     if not scan.fits_as_text:
         if evidence.swallowed is None:
@@ -144,7 +144,7 @@ def quotes_are_marks(scan: QuoteScan, *, name: str) -> bool:
         return evidence.for_marks
     row, first, last = evidence.swallowed or evidence.first_span
     raise TableError(
-        f"{name}, row {row} (header not counted) goes over lines {first} to {last} if its quotes are marks around a "
+        f"{name}, row {row} (header not counted) spans lines {first} to {last} if its quotes delimit a "
         "field, but these lines look like rows by themselves; --quote none reads quotes as text and a line as a row "
         f"({scan.lines:,} rows), --quote double reads the lines as one field ({scan.rows:,} rows)"
     )

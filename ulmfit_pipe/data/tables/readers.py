@@ -58,13 +58,13 @@ def open_rows(
 
     Args:
         source: A file; a folder that ``datasets`` saved, or that holds a folder of texts per class; a hub name (only if
-            there is no such path). ``NAME:PART`` takes one split of a dataset or folder, table of a database, or sheet.
-        split: The same part, named apart.
-        usual_splits: Splits that are taken, the first that is there, where there are several and none is named.
-        reading: How tables of text are read; None finds it out.
+            the path does not exist). ``NAME:PART`` is a split of a dataset or folder, table of a database, or sheet.
+        split: The same part, as an argument of its own.
+        usual_splits: Names of splits; the first that exists is read where there are several and none is named.
+        reading: How tables of text are read; None detects it.
 
     Raises:
-        TableError: Nothing is there, it cannot be read, or its kind is unknown.
+        TableError: The source does not exist, cannot be read, or is of an unknown kind.
     """
     if not str(source).strip():
         raise TableError(f"the name of a table is empty, got {str(source)!r:.60}; give a file, a folder or a dataset")
@@ -95,11 +95,11 @@ def open_rows(
 
 
 def _path_and_part(source: str) -> tuple[Path, str | None]:
-    """A path that is there, or the name before the last colon and the part after it; a drive is no name."""
+    """Return an existing path, or the path before the last colon and the part after it; a drive letter is none."""
     try:
         is_there = Path(source).exists()
     except OSError as error:
-        raise TableError(f"{source[:200]!r} is no file's name: {error.strerror}") from error
+        raise TableError(f"{source[:200]!r} cannot be the name of a file: {error.strerror}") from error
     name, colon, part = source.rpartition(":")
     if is_there or not colon or len(name) < 2 or not part or "/" in part or "\\" in part:
         return Path(source), None
@@ -107,7 +107,7 @@ def _path_and_part(source: str) -> tuple[Path, str | None]:
 
 
 def open_plain(path: Path) -> RowSource:
-    """Open a file that is what its suffix says, in UTF-8, without looking it over: CSV, TSV, JSONL or Parquet."""
+    """Open a UTF-8 file of the kind of its suffix (CSV, TSV, JSONL or Parquet) without detecting its format."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return open_parquet(path)
@@ -138,7 +138,7 @@ def _open_file(path: Path, part: str | None, reading: TableReading) -> RowSource
 
 
 def _kind_of(path: Path, head: bytes) -> str:
-    """The suffix that describes a file: its own without that of its packing, unless its first bytes say better."""
+    """Return the suffix of a file's kind: by its first bytes, otherwise its own without that of a compression."""
     if head.startswith(_OLD_EXCEL):
         raise TableError(f"{path} is an Excel file of the old kind (.xls); save it as .xlsx or CSV")
     if head.startswith(b"FEA1"):
@@ -204,9 +204,9 @@ def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, 
 
 
 def _blank_lines(file: TextFile, table_format: TextFormat) -> Iterator[str]:
-    """A note where blank lines stand between the rows of a table of one column, in which they might be empty texts."""
+    """Yield a note where a table of one column has blank lines between its rows, which might be empty texts."""
     blank = between = 0
-    with contextlib.suppress(csv.Error):  # reading it names the row
+    with contextlib.suppress(csv.Error):  # the row is named when it is read
         for row in table_format.records_and_blanks(file.lines()):
             blank, between = (0, between + blank) if row else (blank + 1, between)
     if between:
@@ -214,7 +214,7 @@ def _blank_lines(file: TextFile, table_format: TextFormat) -> Iterator[str]:
 
 
 class _CheckedRecords:
-    """Rows of a CSV-like table, all with the header's fields; what is wrong with one is said by its number and line."""
+    """Rows of a CSV-like table, all with the header's fields; errors name a row by its number and line."""
 
     def __init__(
         self, path: Path, table_format: TextFormat, width: int, reading: TableReading, notes: list[str]
@@ -222,8 +222,8 @@ class _CheckedRecords:
         self.path, self.format, self.width, self.reading, self.notes = path, table_format, width, reading, notes
         self.line = ""  # the line that was read last
         self.lines = 0  # read so far
-        self.place = ""  # of the row at hand
-        self.ends_empty = False  # a row before it has nothing in its last field
+        self.place = ""  # position of the current row
+        self.ends_empty = False  # an earlier row has an empty last field
 
     def _watched(self, lines: Iterable[str]) -> Iterator[str]:
         for self.line in lines:
@@ -272,7 +272,7 @@ class _CheckedRecords:
             number += 1
 
     def _refuse(self, number: int, what: str, *, is_torn: bool, fields: bool = False) -> None:
-        """Raise, unless it is a torn last row that the user leaves out."""
+        """Raise, unless the row is a truncated last one that the user leaves out."""
         place = f"{self.path}, row {number} (header not counted)"
         if is_torn and self.reading.skip_torn_end:
             self.notes.append(f"{place} is cut short at the end of the file ({self.place}) and was left out")
@@ -327,7 +327,7 @@ def _open_json_lines(path: Path, file: TextFile, reading: TableReading) -> RowSo
 def _json_rows(
     lines: Iterable[str], path: Path, *, reading: TableReading, notes: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines and their objects; whether a last line that was cut short is left out depends on how one reads."""
+    """Yield lines and their objects; a truncated last line raises, or is left out if `reading` allows it."""
     number = 0
     for line_number, line in enumerate(lines, start=1):
         if line.strip():
@@ -350,7 +350,7 @@ def _json_rows(
 
 
 class _JsonError(Exception):
-    """Text that is no JSON, or that Python's reader refuses."""
+    """Text that is not JSON, or that Python's parser refuses."""
 
 
 def _decoded(text: str) -> Any:
@@ -397,7 +397,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise _JsonError(f"the name {twice!r:.80} stands there twice")
+        raise _JsonError(f"the name {twice!r:.80} is there twice")
     return row
 
 
@@ -426,7 +426,7 @@ def _open_json(path: Path, file: TextFile, reading: TableReading) -> RowSource:
     rows = [_checked_object(value, path, number) for number, value in enumerate(values, start=1)]
     if len(rows) == 1 and any(map(_holds_a_table, rows[0].values())):
         raise TableError(
-            f"{path} is one JSON object that holds a table; write the rows as a list of objects, one object a row (in "
+            f"{path} is one JSON object that holds a table; write the rows as a list of objects, one per row (in "
             "pandas: to_json(..., orient='records'))"
         )
     if not rows:
@@ -449,7 +449,7 @@ def _open_json(path: Path, file: TextFile, reading: TableReading) -> RowSource:
 def _open_folder(path: Path, split: str | None, usual_splits: Sequence[str], reading: TableReading) -> RowSource:
     if was_saved(path):
         return open_saved(path, split, usual_splits)
-    if path.anchor and path == Path(path.anchor):  # what "$UNSET/" leaves
+    if path.anchor and path == Path(path.anchor):  # what "$UNSET/" expands to
         raise TableError(f"{path} is the whole disk and not a table; give a file, or a folder of texts")
     return open_text_folder(path, split, usual_splits, encoding=reading.encoding, tables=_tables_in(path))
 

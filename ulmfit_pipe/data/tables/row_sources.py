@@ -1,4 +1,4 @@
-"""What a table is once it is open, whatever holds it; and the options for opening one."""
+"""An open table, whatever kind of file it comes from, and the options for opening one."""
 
 import codecs
 import dataclasses
@@ -18,14 +18,14 @@ _QUOTE_WORDS = {"double": '"', "single": "'", NO_QUOTE: NO_QUOTE}
 
 @dataclass(frozen=True, kw_only=True)
 class TableReading:
-    """How tables of text are read; each None is found out from the file.
+    """How tables of text are read; None detects a value from the file.
 
     Attributes:
         encoding: Encoding of tables of text.
         delimiter: Character that separates the fields of CSV-like tables, or its name.
-        quote: Mark around the fields of CSV-like tables, or its name; ``none`` where quotes belong to the text.
-        no_header: The first row of CSV-like tables and Excel sheets is a row like the others.
-        skip_torn_end: Leave out the last record of a table that was cut short, instead of refusing the table.
+        quote: Quote character of the fields of CSV-like tables, or its name; ``none`` if quotes belong to the text.
+        no_header: The first row of CSV-like tables and Excel sheets is data, not column names.
+        skip_torn_end: Leave out the last record of a table that was cut short, instead of raising.
     """
 
     encoding: str | None = None
@@ -60,20 +60,20 @@ class TableReading:
 
 
 def reading_of(settings: Any) -> TableReading:
-    """Return how larger settings, which have fields of the same names, want tables to be read."""
+    """Return the `TableReading` in larger settings, which have fields of the same names."""
     return TableReading(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(TableReading)})
 
 
 def _check_encoding(name: str) -> None:
     try:
-        "".encode(name)  # refuses codecs that are not of text, such as base64
+        "".encode(name)  # refuses codecs that are not text encodings, such as base64
     except (LookupError, ValueError) as error:
         raise TableError(
             f"encoding {name!r:.60} is not known; usual ones are utf-8, cp1252, latin-1, utf-16, gb18030, shift_jis, "
             "cp1251"
         ) from error
     if codecs.lookup(name).name in ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"):
-        raise TableError(f"encoding {name!r} is not one of files; usual ones are utf-8, cp1252, latin-1, utf-16")
+        raise TableError(f"encoding {name!r} is not for files; usual ones are utf-8, cp1252, latin-1, utf-16")
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class RowSource:
     Attributes:
         name: File, folder or hub name, for messages.
         columns: Column names in order, none twice; one without a name, or whose name was taken, is named by number.
-        read: Takes names of columns, gives one tuple of their values per row. A missing value is None.
+        read: Takes names of columns and yields one tuple of their values per row. A missing value is None.
         untyped: Every value is a string, as in CSV.
-        repeated: Names that stand twice in the header, so that nobody knows which column is meant.
-        notes: What a user should know of how it was read, a line each; reading to the end may add one.
+        repeated: Names that are in the header twice, so that they are ambiguous.
+        notes: Log lines on how it was read; reading to the end may add one.
         plain: A UTF-8 file that its suffix describes, or Parquet: prediction streams it as it is.
         schema: Arrow types of its columns, where it has them.
-        objects: Its rows as lines of JSON, where each row has names of its own.
+        objects: Its rows as lines of JSON, where rows may differ in their names.
         files: The file of each row, where a row is a file.
         in_memory: What it is and how many rows it has, for a table in memory; empty for any other.
     """
@@ -108,10 +108,10 @@ class RowSource:
 
 
 def unique_names(header: Sequence[str]) -> tuple[list[str], frozenset[str]]:
-    """Return a header's names with a number for those that are empty or stand before; and the names that stand twice.
+    """Return a header's names with a number for empty and repeated ones; and the names that are there twice.
 
     Args:
-        header: The names as the file has them.
+        header: The names in the file.
     """
     names: dict[str, None] = {}
     repeated = set()

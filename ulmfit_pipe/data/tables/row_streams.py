@@ -1,9 +1,8 @@
-"""Rows in, the same rows with more columns out: CSV, TSV, JSONL or Parquet, piece by piece, nothing retyped.
+"""Rows in, the same rows with more columns out: CSV, TSV, JSONL or Parquet, in chunks, types unchanged.
 
-A source gives chunks of columns in the form that keeps them exactly: CSV cells as strings, JSON values as the text
-they stand as in the file, Parquet columns as Arrow arrays. A writer takes any of these forms. What stays in one kind of
-file stays as it was; from one kind to another, values keep their meaning, and what the other kind cannot hold is
-refused by column.
+A source yields chunks of columns in a lossless form: CSV cells as strings, JSON values as their text in the file,
+Parquet columns as Arrow arrays. A writer takes any of these forms. Within one kind of file values stay the same;
+between kinds they keep their meaning, and a column that the other kind cannot hold is refused.
 """
 
 import itertools
@@ -20,16 +19,16 @@ import pyarrow.parquet as pq
 
 from ulmfit_pipe.data.tables.readers import TableError, TextLines, open_plain
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that spreadsheets run (OWASP, CSV injection)
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that spreadsheets evaluate (OWASP, CSV injection)
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 BUFFER = 1 << 20  # bytes read ahead of a column of Parquet; without it Arrow holds a whole row group
-CHUNK_CHARACTERS = 16_000_000  # a chunk ends early at so much text: memory does not grow with long documents
+CHUNK_CHARACTERS = 16_000_000  # limit of a chunk's text: memory does not grow with long documents
 _SPACE = re.compile(r"[ \t\r\n]*")
 _decode_value = json.JSONDecoder().raw_decode
 
 
 class JsonText(str):
-    """A JSON value as the text it stands as in a file, such as ``1.10``, which a float would not keep."""
+    """A JSON value as its text in the file, such as ``1.10``, which a float would not keep."""
 
 
 Column: TypeAlias = (
@@ -39,16 +38,16 @@ Chunk: TypeAlias = dict[str, Column]
 
 
 class RowStream(Protocol):
-    """A table that gives its rows in chunks, as often as asked."""
+    """A table whose rows can be read in chunks, any number of times."""
 
     def columns(self) -> list[str]:
-        """Names of the columns, in order."""
+        """Return the names of the columns, in order."""
 
     def schema(self) -> pa.Schema:
-        """Arrow types that hold every row."""
+        """Return Arrow types that fit every row."""
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
-        """Pieces of at most so many rows, in order."""
+        """Yield chunks of at most this many rows, in order."""
 
 
 class RowWriter(Protocol):
@@ -65,7 +64,7 @@ def check_suffix(path: Path) -> str:
     """Return a file's kind, in lower case.
 
     Raises:
-        TableError: It is none of those that stream.
+        TableError: Files of this kind are not streamed.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -74,11 +73,11 @@ def check_suffix(path: Path) -> str:
 
 
 def open_stream(path: Path, *, columns: Sequence[str] | None = None) -> RowStream:
-    """Open a plain table (as `RowSource` has it) whose rows `open_rows` has found to be sound.
+    """Open a plain table (as `RowSource` has it) whose rows `open_rows` has checked.
 
     Args:
         path: The file.
-        columns: Names of its columns, where they are known: those of JSONL take a reading of the whole file to find.
+        columns: Names of its columns, if known; finding those of JSONL takes a pass over the whole file.
 
     Raises:
         TableError: Its suffix is unknown.
@@ -96,8 +95,8 @@ def open_writer(path: Path, schema: pa.Schema, *, suffix: str, escaped: Collecti
         path: The file to write, whatever its name.
         schema: Names of the columns in order, and the types that Parquet gives them.
         suffix: The kind.
-        escaped: In CSV and TSV, put an apostrophe before a cell that a spreadsheet would run as a formula; one that is
-            a number is left as it is, but in the columns of these names. None leaves all cells as they are.
+        escaped: In CSV and TSV, put an apostrophe before a cell that a spreadsheet would evaluate as a formula;
+            numbers are left as they are except in the columns of these names. None leaves all cells unchanged.
     """
     if suffix == ".parquet":
         return _ParquetWriter(path, schema)
@@ -107,7 +106,7 @@ def open_writer(path: Path, schema: pa.Schema, *, suffix: str, escaped: Collecti
 
 
 def column_values(column: Column) -> list[Any]:
-    """Python values of a column; None where there is none."""
+    """Return the Python values of a column; None where a value is missing."""
     if isinstance(column, pa.Array):
         return column.to_pylist()
     return [None if value is None else json.loads(value) if isinstance(value, JsonText) else value for value in column]
@@ -121,15 +120,18 @@ class _CsvStream:
         self.path, self.rows = path, open_plain(path)
 
     def columns(self) -> list[str]:
+        """Return the names of the header."""
         return self.rows.columns
 
     def schema(self) -> pa.Schema:
+        """Return a schema of strings."""
         return pa.schema([(name, pa.string()) for name in self.columns()])
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
+        """Yield at most `rows` rows at a time, as strings; raise TableError at a bad row."""
         names = self.columns()
-        for piece in pieces(self.rows.read(names), rows, size=lambda row: sum(map(len, row))):
-            yield {name: list(cells) for name, cells in zip(names, zip(*piece, strict=True), strict=True)}
+        for some in in_chunks(self.rows.read(names), rows, size=lambda row: sum(map(len, row))):
+            yield {name: list(cells) for name, cells in zip(names, zip(*some, strict=True), strict=True)}
 
 
 class _JsonStream:
@@ -138,7 +140,7 @@ class _JsonStream:
         self._columns = None if columns is None else list(columns)
 
     def columns(self) -> list[str]:
-        """Every name that any row has, in the order in which they turn up."""
+        """Return every name of any row, in order of first appearance."""
         if self._columns is None:
             names: dict[str, None] = {}
             for row in self._rows():
@@ -147,6 +149,7 @@ class _JsonStream:
         return self._columns
 
     def schema(self) -> pa.Schema:
+        """Return types that fit every row, after a pass over the file; raise TableError if a column has none."""
         schema = pa.schema([])
         for chunk in self.chunks(1000):
             schema = unify_types(schema, self._schema_of(chunk), name=str(self.path))
@@ -156,9 +159,10 @@ class _JsonStream:
         return pa.schema([(name, _to_arrow(name, column, None).type) for name, column in chunk.items()])
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
+        """Yield at most `rows` rows at a time, as JSON text; None where a row lacks a name."""
         names = self.columns()
-        for piece in pieces(self._rows(), rows, size=lambda row: sum(map(len, row.values()))):
-            yield {name: [row.get(name) for row in piece] for name in names}
+        for some in in_chunks(self._rows(), rows, size=lambda row: sum(map(len, row.values()))):
+            yield {name: [row.get(name) for row in some] for name in names}
 
     def _rows(self) -> Iterator[dict[str, JsonText]]:
         return (split_object(line) for line in TextLines(self.path) if line.strip())
@@ -168,16 +172,16 @@ def unify_types(one: pa.Schema, other: pa.Schema, *, name: str) -> pa.Schema:
     """Return Arrow types that hold the rows of both.
 
     Raises:
-        TableError: There is none for a column.
+        TableError: A column has no common type.
     """
     try:
         return pa.unify_schemas([one, other], promote_options="permissive")
     except pa.ArrowException as error:
-        raise TableError(f"{name}: {error}; Parquet needs one type a column, write .jsonl") from error
+        raise TableError(f"{name}: {error}; Parquet needs one type per column, write .jsonl") from error
 
 
 def split_object(line: str) -> dict[str, JsonText]:
-    """A valid JSON object's names, each with its value's own text."""
+    """Return a valid JSON object's names, each with the text of its value."""
     fields: dict[str, JsonText] = {}
     at = _after_space(line, line.index("{") + 1)
     while line[at] != "}":
@@ -200,12 +204,15 @@ class _ParquetStream:
         self.path = path
 
     def columns(self) -> list[str]:
+        """Return the names in the file's schema."""
         return self.schema().names
 
     def schema(self) -> pa.Schema:
+        """Return the file's schema."""
         return pq.read_schema(self.path)
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
+        """Yield at most `rows` rows at a time, as Arrow arrays; raise TableError if the file cannot be read."""
         try:
             file = pq.ParquetFile(self.path, buffer_size=BUFFER, pre_buffer=False)
             groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
@@ -217,10 +224,10 @@ class _ParquetStream:
 
 
 def read_chunks(source: Path, stream: RowStream, rows: int) -> Iterator[Chunk]:
-    """Yield a table's chunks; what the disk refuses is told as an error of the table, not of what is written from it.
+    """Yield a table's chunks; a read error of the disk is raised as an error of this table, not of the output.
 
     Raises:
-        TableError: The file cannot be read on.
+        TableError: The file cannot be read to its end.
     """
     try:
         yield from stream.chunks(rows)
@@ -228,18 +235,18 @@ def read_chunks(source: Path, stream: RowStream, rows: int) -> Iterator[Chunk]:
         raise TableError(f"{source} cannot be read to its end: {error.strerror or error}; was it moved?") from error
 
 
-def pieces(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:
-    """Lists of at most `count` rows, shorter where the text in them grows long."""
-    piece: list[Any] = []
+def in_chunks(rows: Iterator[Any], count: int, *, size: Callable[[Any], int]) -> Iterator[list[Any]]:
+    """Yield lists of at most `count` rows, shorter where their text is long."""
+    some: list[Any] = []
     held = 0
     for row in rows:
-        piece.append(row)
+        some.append(row)
         held += size(row)
-        if len(piece) == count or held >= CHUNK_CHARACTERS:
-            yield piece
-            piece, held = [], 0
-    if piece:
-        yield piece
+        if len(some) == count or held >= CHUNK_CHARACTERS:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
 
 
 def one_table(sources: Sequence[Path], *, typed: bool) -> tuple[list[str], pa.Schema | None]:
@@ -264,7 +271,7 @@ def one_table(sources: Sequence[Path], *, typed: bool) -> tuple[list[str], pa.Sc
 
 
 def in_parts(chunks: Iterable[Chunk], part_rows: int) -> Iterator[tuple[int, Chunk]]:
-    """Split chunks where parts of so many rows begin; each piece comes with the number of its part's first row."""
+    """Split chunks at part boundaries, every `part_rows` rows; each comes with its part's first row number."""
     at = 0
     for chunk in chunks:
         start, rows = 0, len(next(iter(chunk.values())))
@@ -278,7 +285,7 @@ def in_parts(chunks: Iterable[Chunk], part_rows: int) -> Iterator[tuple[int, Chu
 
 
 class _CsvWriter:
-    """Quotes what needs it, a lone carriage return too, which Python's own csv writer leaves bare."""
+    """Quotes what needs it, also a lone carriage return, which Python's csv writer leaves unquoted."""
 
     def __init__(
         self, path: Path, names: Sequence[str], *, delimiter: str, escaped: Collection[str] | None = None
@@ -289,12 +296,13 @@ class _CsvWriter:
         self._write_row(names if escaped is None else [escape_formula(name) for name in names])
 
     def write(self, chunk: Mapping[str, Column]) -> None:
+        """Write rows as delimited lines, formulas escaped if asked for."""
         cells = [self._escaped(name, _to_cells(name, column)) for name, column in chunk.items()]
         for row in zip(*cells, strict=True):
             self._write_row(row)
 
     def _write_row(self, cells: Sequence[str]) -> None:
-        self.file.write((self.delimiter.join(map(self._quoted, cells)) or '""') + "\n")  # a blank line is no row
+        self.file.write((self.delimiter.join(map(self._quoted, cells)) or '""') + "\n")  # a blank line is not a row
 
     def _escaped(self, name: str, cells: list[str]) -> list[str]:
         if self.escaped is None:
@@ -305,11 +313,12 @@ class _CsvWriter:
         return '"' + cell.replace('"', '""') + '"' if self.special.search(cell) else cell
 
     def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
 
 def escape_formula(cell: str) -> str:
-    """Return a cell that no spreadsheet runs as a formula: one that begins like one gets an apostrophe before it."""
+    """Return a cell that spreadsheets do not evaluate: an apostrophe is put before one that begins like a formula."""
     return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
 
 
@@ -326,12 +335,14 @@ class _JsonWriter:
         self.file = path.open("w", encoding="utf-8", newline="\n")
 
     def write(self, chunk: Mapping[str, Column]) -> None:
+        """Write rows as JSON lines; a value of None leaves its name out."""
         names = [_json_string(name) for name in chunk]
         for row in zip(*itertools.starmap(_to_json, chunk.items()), strict=True):
             fields = (f"{name}: {text}" for name, text in zip(names, row, strict=True) if text is not None)
             self.file.write("{" + ", ".join(fields) + "}\n")
 
     def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
 
@@ -341,10 +352,12 @@ class _ParquetWriter:
         self.writer = pq.ParquetWriter(path, schema)
 
     def write(self, chunk: Mapping[str, Column]) -> None:
+        """Write rows as one batch, converted to the schema's types."""
         arrays = [_to_arrow(name, column, self.schema.field(name).type) for name, column in chunk.items()]
         self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
 
     def close(self) -> None:
+        """Write the footer and close the file."""
         self.writer.close()
 
 

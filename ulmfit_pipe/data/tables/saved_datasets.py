@@ -55,7 +55,7 @@ def open_hub(name: str, split: str | None, usual_splits: Sequence[str]) -> RowSo
     """
     if name.lower() in _OWN_READERS:
         raise TableError(
-            f"there is no file or folder {name!r}; on the hub no dataset of that name is asked for, since it is one of "
+            f"there is no file or folder {name!r}; no dataset of that name is looked up on the hub, since it is one of "
             "the readers of datasets itself; give the path of a file or folder"
         )
     advice = (

@@ -37,13 +37,13 @@ SHOWN_COLUMNS = 8  # names of columns that a message lists
 
 @dataclass
 class FileFacts:
-    """What reading one file of a table has shown.
+    """Facts about one file of a table, recorded while it is read.
 
     Attributes:
         name: The file.
-        rows: Rows that are used.
-        blank: Rows that were passed over, having no text.
-        numbers: Texts that the file holds as numbers.
+        rows: Number of rows used.
+        blank: Number of rows skipped because they have no text.
+        numbers: Number of texts that are numbers in the file.
     """
 
     name: str
@@ -73,30 +73,30 @@ def load_table(
 
     Args:
         source: A file (docs/tables.md lists the kinds), a folder saved by ``datasets`` or of texts per class, a hub
-            name; or a DataFrame, Arrow table or `datasets.Dataset`. A list is put one after the other.
+            name; or a DataFrame, Arrow table or `datasets.Dataset`. Of a list of these, the rows are concatenated.
         text_columns: The text; a number counts as its text. Several are joined as ``xxfld 1 ... xxfld 2 ...``.
-        label_column: The label: a name, an integer or a bool; names lose spaces and invisible marks at their ends.
+        label_column: The label: a name, an integer or a bool; spaces and invisible characters are stripped from names.
             Several columns are one label each (multi-label), given where the column holds 1 or true. None for text
             without labels.
-        label_names: The names that training knows, in order; any other is refused. None takes what is there, sorted.
+        label_names: The label names of training, in order; any other is refused. None takes the names found, sorted.
         multi_label: The label is a list (also as text), or names joined by ``label_separator``; it may be empty.
-        label_separator: What stands between the labels of one row.
+        label_separator: Separator between the labels of one row.
         label_mapping: The name of each value, from `read_label_names`; of several columns that of each column.
         label_threshold: For several columns of votes or shares: the number from which a label counts as given.
         split: Which split of a saved ``DatasetDict`` or a hub dataset.
-        skip_blank: Pass over rows without text instead of refusing them. None means only where there are no labels.
-        usual_splits: The splits to look for, the first that is there, where a source has several and none is named.
-        reading: How tables of text are read; None finds it out.
-        say: Told how a source was read, where that is not plain.
-        facts: Takes what reading has shown, an entry a file.
+        skip_blank: Skip rows without text instead of raising. None skips them only where there are no labels.
+        usual_splits: Names of splits; the first that exists is read where a source has several and none is named.
+        reading: How tables of text are read; None detects it.
+        say: Called with log lines on how a source was read.
+        facts: List that receives one entry per file.
 
     Returns:
         ``text`` and, with labels, ``label`` (ClassLabel, or a list of them; ``id`` "int" or "bool" where they are).
 
     Raises:
         TypeError: It is neither a name nor a table.
-        TableError: There is no such table, it cannot be read, or a row cannot be used; the message says which.
-        ValueError: Settings contradict one another, or are empty.
+        TableError: The table does not exist or cannot be read, or a row cannot be used; the message names it.
+        ValueError: Settings contradict one another or are empty.
     """
     sources = _named(source)
     columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
@@ -131,7 +131,7 @@ def _read_table(
             try:
                 yield from reader.texts(rows, facts[-1])
             except TableError as error:
-                if len(rows.notes) > opened:  # of a last row that was cut short
+                if len(rows.notes) > opened:  # about a truncated last row
                     raise TableError(f"{error} ({rows.notes[-1]})") from error
                 raise
             for note in rows.notes:
@@ -239,7 +239,7 @@ def _check_label_settings(
 
 
 class _RowReader:
-    """Checks the rows of a table; gives their texts and keeps their labels."""
+    """Checks the rows of a table; yields their texts and stores their labels."""
 
     def __init__(
         self,
@@ -292,10 +292,10 @@ class _RowReader:
 
 
 def text_of(value: Any, place: Place) -> str:
-    """Return a cell's text; a number counts as its text, and a missing value as none.
+    """Return a cell's text; a number counts as its text, and a missing value as "".
 
     Raises:
-        TableError: The value is no text, or one that cannot be kept.
+        TableError: The value is not a text, or cannot be stored as UTF-8.
     """
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -316,7 +316,7 @@ def text_of(value: Any, place: Place) -> str:
 
 
 def _write_texts(texts: Iterator[str]) -> datasets.Dataset:
-    """Stream texts into a temporary Arrow file, which goes when the run ends, and map it into memory."""
+    """Stream texts into a temporary Arrow file, deleted when the run ends, and map it into memory."""
     path = run_folder() / f"table-{uuid.uuid4().hex}.arrow"
     schema = datasets.Features({"text": datasets.Value("string")}).arrow_schema
     batch: list[str] = []

@@ -26,15 +26,15 @@ LONGEST_LINE = 100_000_000  # characters of a line, or of a CSV field; a file wi
 BLOCK = 1 << 20  # bytes read at once
 HEAD = 1 << 16  # bytes in which NULs are looked for
 FOREIGN_SHARE = 0.2  # of bytes that are not ASCII: Western text has a tenth, other scripts nearly all
-BINARY_SHARE = 0.3  # of NULs in a file's head: above it the file is no text
-RUNS_SHARE = 0.5  # of bytes that are not UTF-8 stand side by side: above it they are another script's
-FEW_BYTES = 10  # that are not ASCII tell nothing of the script
+BINARY_SHARE = 0.3  # of NULs in a file's head: above it the file is not text
+RUNS_SHARE = 0.5  # of bytes that are not UTF-8 are adjacent: above it they are another script's
+FEW_BYTES = 10  # that are not ASCII are too few to infer the script from
 DAMAGED_SHARE = 2.0  # the same in text of another script, whose encodings hold valid UTF-8 by chance
 MIXED_SHARE = 0.25  # of letters in valid UTF-8 to bytes that are not: above it the file is UTF-8 with damage
-ONE_BYTE = ("cp1252", "latin-1")  # what is taken for Western text; many encodings have other letters in these places
-ISO_2022_JP = b"\x1b$B"  # stands before its letters, which are bytes of ASCII
+ONE_BYTE = ("cp1252", "latin-1")  # for Western text; many encodings have other letters at these bytes
+ISO_2022_JP = b"\x1b$B"  # precedes its letters, which are bytes of ASCII
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
-MARKS = (  # a byte order mark, and the encoding that passes over it; UTF-32 first, whose mark begins with UTF-16's
+BYTE_ORDER_MARKS = (  # and the encodings that skip them; UTF-32 first, whose mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -109,7 +109,7 @@ def bounded_lines(file: IO[str], name: str) -> Iterator[str]:
     for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), start=1):
         if len(line) == LONGEST_LINE:
             raise TableError(
-                f"{name}, line {number} is longer than {LONGEST_LINE:,} characters; a table has a row on a line"
+                f"{name}, line {number} is longer than {LONGEST_LINE:,} characters; a table has one row per line"
             )
         yield line
 
@@ -121,10 +121,10 @@ class TextFile:
     Attributes:
         path: The file.
         packing: gzip, bz2, xz, zstd or zip; None for a file as it is.
-        encoding: Python's name for it.
-        holds_quotes: It has double quotes, or carriage returns within a line: how to read it needs a look at all of it.
+        encoding: Python's name of the encoding.
+        holds_quotes: It has double quotes, or carriage returns within a line: detecting its format takes a full pass.
         newline: What ends its lines, as for `open`.
-        notes: What a user should know of it.
+        notes: Log lines for the user.
     """
 
     path: Path
@@ -172,7 +172,7 @@ def find_text_file(path: Path, encoding: str | None) -> TextFile:
         encoding: The encoding that a user named, or None.
 
     Raises:
-        TableError: It is no text, is empty, cannot be unpacked, or its encoding cannot be told.
+        TableError: It is not text, is empty, cannot be decompressed, or its encoding cannot be detected.
     """
     packing = packing_of(path)
     unpacked = partial(open_unpacked, path, packing)
@@ -190,11 +190,11 @@ def find_text_file(path: Path, encoding: str | None) -> TextFile:
 
 
 def _found_encoding(path: Path, packing: str | None, head: bytes, unpacked: Callable[[], IO[bytes]]) -> TextFile:
-    marked = next((name for mark, name in MARKS if head.startswith(mark)), None) or _utf16_without_mark(head)
+    marked = next((name for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), None) or _utf16_without_mark(head)
     if marked not in (None, "utf-8-sig"):
         return TextFile(path, packing, str(marked), notes=[_encoding_note(path, str(marked))])
     if head.count(0) > BINARY_SHARE * len(head):
-        raise TableError(f"{path} holds NUL bytes, so it is no table of text; give a file that a text editor can show")
+        raise TableError(f"{path} holds NUL bytes, so it is not a text table; give a file that a text editor can show")
     if ISO_2022_JP in head:
         raise TableError(f"{path} seems to be Japanese text in ISO-2022-JP: --encoding iso2022_jp reads it as that")
     facts = _decode_whole(unpacked)
@@ -207,11 +207,11 @@ def _found_encoding(path: Path, packing: str | None, head: bytes, unpacked: Call
     if is_foreign and (likely := likely_encoding(unpacked)):
         raise TableError(
             f"{path} is not UTF-8 but seems to be {likely[1]} text in {likely[0]}: --encoding {likely[0]} reads it as "
-            "that; look at some rows, for an encoding cannot be told for certain"
+            "that; look at some rows, for an encoding cannot be detected with certainty"
         )
     if is_foreign or b"\0" in head:
         raise TableError(
-            f"{path} is not UTF-8 but in an encoding of another script, which cannot be told from the file; name it "
+            f"{path} is not UTF-8 but in an encoding of another script, which cannot be detected; name it "
             "with --encoding, for example gb18030 (Chinese), shift_jis (Japanese), cp1251 (Cyrillic), or utf-16-le"
         )
     name = "latin-1" if facts.not_cp1252 else "cp1252"
@@ -224,7 +224,7 @@ def _encoding_note(path: Path, name: str) -> str:
 
 
 def _utf16_without_mark(head: bytes) -> str | None:
-    """UTF-16 of mostly Western letters has a NUL in every other byte."""
+    """Return UTF-16's name if every other byte is a NUL, as in mostly Western text, else None."""
     half = max(len(head) // 2, 1)
     even, odd = head[0::2].count(0) / half, head[1::2].count(0) / half
     if odd > 0.4 and even < 0.1:
@@ -235,7 +235,7 @@ def _utf16_without_mark(head: bytes) -> str | None:
 @dataclass
 class _Facts:
     invalid: int = 0  # bytes that are not UTF-8
-    in_runs: int = 0  # of these, that stand side by side
+    in_runs: int = 0  # of these, adjacent ones
     several: int = 0  # letters that UTF-8 writes in several bytes
     not_ascii: int = 0  # bytes
     letters: int = 0  # bytes of letters, ASCII or not
@@ -247,10 +247,12 @@ class _Facts:
 
     @property
     def holds_quotes(self) -> bool:
+        """Whether the file has double quotes, or carriage returns without a line feed."""
         return self.quotes or self.returns > self.pairs
 
     @property
     def newline(self) -> str:
+        """Return the line end: a carriage return only in files without line feeds."""
         return "\n" if self.feeds or not self.returns else "\r"
 
 
@@ -283,7 +285,7 @@ def _decode_whole(unpacked: Callable[[], IO[bytes]]) -> _Facts:
 
 
 def not_utf8(path: Path, unpacked: Callable[[], IO[bytes]]) -> TableError:
-    """Where a file stops being UTF-8."""
+    """Return an error that names the first byte of a file that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line = 0, 1
     with unpacked() as file:
@@ -296,7 +298,7 @@ def not_utf8(path: Path, unpacked: Callable[[], IO[bytes]]) -> TableError:
                 bad = offset - pending + error.start
                 line += block.count(b"\n", 0, max(0, error.start - pending))
                 return TableError(
-                    f"{path} is not UTF-8: byte {bad} (line {line}) cannot be read; mend it there, or name the "
+                    f"{path} is not UTF-8: byte {bad} (line {line}) cannot be read; fix it there, or name the "
                     "encoding of the whole file with --encoding, for example cp1252"
                 )
             if not block:
@@ -356,29 +358,31 @@ def open_unpacked(path: Path, packing: str | None) -> IO[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """Zstandard by pyarrow, which Python 3.11 has none of."""
+    """A zstd file as a raw stream, read by pyarrow, since Python 3.11 has no decoder."""
 
     def __init__(self, path: Path) -> None:
         self._stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
 
     def readable(self) -> bool:
+        """Return True, as `io.BufferedReader` requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with decompressed bytes and return their number; 0 at the end."""
         content = self._stream.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
 
 
 def not_unpacked(path: Path, error: BaseException) -> TableError:
-    """An error of a file that cannot be read or unpacked, in a sentence."""
+    """Return the error of a file that cannot be read or decompressed, in one sentence."""
     return TableError(
         f"{path} cannot be read to its end (cut short or damaged?): {str(error)[:200] or type(error).__name__}"
     )
 
 
 def likely_encoding(unpacked: Callable[[], IO[bytes]]) -> tuple[str, str] | None:
-    """Return an encoding that fits a whole file and what is written in it, or None.
+    """Return an encoding that fits a whole file, and the language of its text, or None.
 
     Args:
         unpacked: Opens the file.
@@ -414,7 +418,7 @@ def _first_letters(unpacked: Callable[[], IO[bytes]], encoding: str) -> str | No
 
 
 def _fitting_share(letters: str, encoding: str, language: str) -> float:
-    """Return the share of letters that a language is mostly written with; 0 where they are too few."""
+    """Return the share of letters that are usual in a language; 0 if below its minimum."""
     if language == "Japanese":
         least, fitting = KANA_SHARE, sum("ぁ" <= letter <= "ヺ" for letter in letters)
         fitting *= not 2 * sum("ｦ" <= letter <= "ﾟ" for letter in letters) > len(letters)  # half as wide: by chance

@@ -10,8 +10,8 @@ from ulmfit_pipe.data.tables.saved_datasets import choose_split
 from ulmfit_pipe.data.tables.text_files import LONGEST_LINE, TableError
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "unsupervised")
-UNLABELLED_NAMES = ("unsup", "unsupervised", "unlabelled", "unlabeled")  # folders beside the classes that are none
-JUNK = ("thumbs.db", "desktop.ini")  # what systems leave in folders, beside files that begin with a dot
+UNLABELLED_NAMES = ("unsup", "unsupervised", "unlabelled", "unlabeled")  # folders that are not classes
+JUNK = ("thumbs.db", "desktop.ini")  # files that systems leave in folders, besides hidden ones
 SHOWN_FOLDERS = 8  # names that a message lists
 COLUMNS = ["text", "label", "file"]
 
@@ -23,13 +23,13 @@ def open_text_folder(
 
     Args:
         folder: The folder.
-        split: A folder in it that is meant, or None.
-        usual_splits: Those that are taken where it holds train and test and none is named.
+        split: The sub-folder to read, or None.
+        usual_splits: The sub-folders to read where it holds train and test and `split` is None.
         encoding: Of the texts; None takes UTF-8, and cp1252 for a text that is not.
-        tables: Files in it that are tables, for the message.
+        tables: Table files in it, for the error message.
 
     Raises:
-        TableError: There are no texts in it, or it is not clear which are meant.
+        TableError: It holds no texts, or which ones to read is ambiguous.
     """
     below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and _counts(entry)]
     found = {entry.name: _files(entry) for entry in below}
@@ -53,9 +53,9 @@ def open_text_folder(
     if classes:
         others = sum(len(found[name]) - len(filled[name]) for name in classes)
         if others:
-            notes.append(f"{folder}: {others:,} files in the class folders are no .txt files and were left out")
+            notes.append(f"{folder}: {others:,} files in the class folders are not .txt files and were left out")
         return _source(folder, [(name, file) for name in classes for file in filled[name]], encoding, notes)
-    if folder.name in ("", ".."):  # also what an empty name becomes
+    if folder.name in ("", ".."):  # an empty name becomes this too
         raise TableError(
             f"the folder {folder} holds no folder of .txt files per class, and texts without classes are only read "
             "from a folder that is given by its name; give that, or a file"
@@ -119,7 +119,7 @@ def _source(
 
 
 def _texts_without_labels(folder: Path, counts: Counter[str]) -> str:
-    """Say from where texts are read whose labels are not wanted; any folder might hold some in folders below it."""
+    """Return a note on the folders whose texts are read without labels; refuse a folder that is not named."""
     shown = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(SHOWN_FOLDERS))
     more = ", ..." if len(counts) > SHOWN_FOLDERS else ""
     if folder.name in ("", ".."):
