@@ -363,9 +363,7 @@ class TextPipeline:
         check_names(settings, PipelineSettings, elsewhere={**AT_HAND, **GIVEN_TO_FIT}, meant=_meant_setting)
         check_call(misplaced, output_dir)
         if isinstance(names := settings.get("label_names"), Mapping):
-            settings["label_names"] = json.dumps(
-                {str(value): name for value, name in names.items()}, ensure_ascii=False
-            )
+            settings["label_names"] = _as_json(names)
         if validation is not None and "validation_file" in settings:
             raise SettingsError("validation and validation_file are the same; give validation alone")
         validation = settings.pop("validation_file", validation)
@@ -445,6 +443,10 @@ class TextPipeline:
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Return ``{"label", "score", "scores"}`` for each text, in order."""
         return self.predictor.predict(texts)
+
+
+def _as_json(names: Mapping[Any, str]) -> str:
+    return json.dumps({str(value): name for value, name in names.items()}, ensure_ascii=False)
 
 
 def _tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:

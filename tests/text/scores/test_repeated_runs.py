@@ -51,7 +51,7 @@ def test_each_row_is_held_out_once_with_its_share_of_each_class_and_out_of_the_u
             assert not set(apart["text"]) & {*fold.train["text"], *fold.unlabelled["text"]}
         assert not set(fold.test["text"]) & set(fold.validation["text"])
         assert (len(fold.train), len(fold.validation), len(fold.unlabelled)) == (12, 3, 13)
-    assert said[0].startswith("left out 8 of 21 unlabelled texts that also stand in the fold that is held out")
+    assert said[0].startswith("left out 8 of 21 unlabelled texts that are also in the fold that is held out")
 
 
 def test_rows_with_several_labels_have_folds_too_and_too_many_folds_are_refused():
