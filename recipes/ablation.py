@@ -11,10 +11,10 @@ the same number of epochs in all: full and head in one phase; chain-thaw in phas
 lp-ft trains its head for as long as gradual unfreezing takes.
 
 --rates: learning rates to choose from, for each variant the one with the lowest error on --development_rows labelled
-rows that no subset holds (one training a rate and variant more). Without it all variants have classifier.lr.
+rows that no subset holds (one training per rate and variant more). Without it all variants have classifier.lr.
 
 Reading the table: the error is the mean over seeds, with the lowest and the highest of them; a difference within that
-range says nothing. Seconds differ where steps do not: a phase with frozen groups costs less.
+range means nothing. Seconds differ where steps do not: a phase with frozen groups costs less.
 
 It continues where it was stopped, like recipes/low_shot.py, and can be started twice to share the work.
 

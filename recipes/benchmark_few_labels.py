@@ -17,7 +17,7 @@ SetFit and Model2Vec have an environment of their own (Model2Vec's distillation 
 
 Each data set, size, method and split is a cell and one line of results.jsonl; those of one method, size and data set
 are trained one after the other in a process of their own. Run the same command again after a stop and only what is
-missing is done; --again METHOD trains that method's cells anew. CPU seconds are the process' own: training is all from
+missing is done; --again METHOD trains that method's cells anew. CPU seconds are the process's own: training is all from
 the encoder's folder and the rows to a trained classifier (ours: also saved), prediction is that of the test rows;
 imports are in neither, nor is distilling the static model, which is done once. At the end, with --splits 0 at once, the
 table of all cells there are is printed and written to results.md, their picture to results.png.
@@ -246,7 +246,7 @@ def scores_of(labels: Sequence[str], answers: Sequence[str]) -> dict[str, float]
 
 
 def cell_of(record: Record) -> tuple[Any, ...]:
-    """Return what tells a cell from all others."""
+    """Return a cell's fingerprint."""
     return tuple(record[name] for name in ("data", "per_class", "in_all", "split", "method"))
 
 

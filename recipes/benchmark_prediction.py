@@ -1,4 +1,4 @@
-"""How fast recipes/predict.py predicts in parts, and what a second process buys: rows a second, all sides in one run.
+"""How fast recipes/predict.py predicts in parts, and what a second process buys: rows per second, all sides in one run.
 
     python recipes/benchmark_prediction.py --model runs/reviews/classifier
     python recipes/benchmark_prediction.py --model runs/reviews/classifier --rows 20000 --processes [1,2,4]
@@ -52,7 +52,7 @@ def write_texts(path: Path, settings: Settings) -> None:
 
 
 def seconds_of(command: list[str]) -> tuple[float, float]:
-    """Return the seconds of predicting, and all others; a start that fails has said why, and ends this recipe too."""
+    """Return the seconds of predicting, and all others; a start that fails ends this recipe too."""
     started, surroundings = time.perf_counter(), {**os.environ, **ONE_THREAD}
     done = subprocess.run(command, env=surroundings, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode:

@@ -4,7 +4,7 @@
     python recipes/benchmark_training.py --hidden_size 1152 --embedding_size 400 --repeats 3
 
 Two switches on random tokens: the precision, and on a CPU whether the memory that a step frees is kept for the next one
-(ulmfit_pipe does so, unless one of the C library's own settings says otherwise). Every side runs in a process of its
+(ulmfit_pipe does so, unless one of the C library's own settings overrides it). Every side runs in a process of its
 own, the sides in turn; its figure is the median. Run it on a machine that does nothing else; OMP_NUM_THREADS sets the
 threads.
 """
@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 import ulmfit_pipe as up
 
-RETURNED = {"MALLOC_MMAP_MAX_": "65536"}  # glibc's default, said aloud: then it is left alone
+RETURNED = {"MALLOC_MMAP_MAX_": "65536"}  # glibc's default, set explicitly: then it is left alone
 SIDES = {
     "float32, memory returned": ("no", RETURNED),
     "float32": ("no", {}),
@@ -31,7 +31,7 @@ SIDES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What to time: a model of these sizes, epochs of so many steps, every side so often (side: one side only)."""
+    """What to time: a model of these sizes, epochs of this many steps, every side so often (side: one side only)."""
 
     vocab_size: int = 12_000
     embedding_size: int = 256

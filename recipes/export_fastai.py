@@ -17,7 +17,7 @@ fastai must number tokens as vocab.pkl does. Give its list to the loaders, for e
     dls = TextDataLoaders.from_df(df, is_lm=True, text_vocab=vocab)      # a language model
     dls = TextDataLoaders.from_df(df, text_vocab=vocab[0])               # a classifier; vocab[1] are its labels
 
-A model of subwords is written too, but how it cuts text is not part of fastai's files.
+A model of subwords is written too, but how it tokenizes text is not part of fastai's files.
 
 In Python:
 

@@ -7,11 +7,11 @@
 
 Every text may be used here, labelled or not, but none that you will test on. A subword model keeps its vocabulary; a
 word model gets a new one, in which known words keep their rows and new ones start at the mean. Any text model of
-transformers will do: a BERT goes on guessing masked tokens, a GPT-2 or Llama the next one. What is measured then is a
+transformers will do: a BERT continues guessing masked tokens, a GPT-2 or Llama the next one. What is measured then is a
 pseudo-perplexity of masked tokens, or a perplexity; the two cannot be compared. The folder is plain transformers, for
 AutoModelForMaskedLM or AutoModelForCausalLM.
 
-The stage is finished when stage.json lies in the output folder; a second call with the same settings skips it. One
+The stage is finished when stage.json is in the output folder; a second call with the same settings skips it. One
 that was killed continues from its last checkpoint with --resume true.
 
 In Python:

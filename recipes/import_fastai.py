@@ -17,7 +17,7 @@ class or function is refused, with that name. fastai's own vocabulary of a class
 
     pickle.dump([list(learn.dls.vocab[0]), [str(name) for name in learn.dls.vocab[1]]], open("vocab.pkl", "wb"))
 
-Text is cut into words as fastai's spaCy tokenizer does. Every row stays with its token; what was decided on the way
+Text is split into words as fastai's spaCy tokenizer does. Every row stays with its token; what was decided on the way
 (old names of special tokens, a decoder that the file lacks) is printed and kept in the folder's stage.json.
 
 In Python:

@@ -7,10 +7,10 @@
 What happens, in this order:
 
 1. The weights are rounded to float16; more than 32 MB of them are refused.
-2. With a validation file the rounded weights are measured on it; else the training's own figures stand.
+2. With a validation file the rounded weights are measured on it; else the training's own figures are kept.
 3. A sample is drawn with a fixed seed.
 4. The folder is written: model.safetensors, config.json, tokenizer, stage.json, and README.md, the model card, whose
-   numbers all come from the record of the training (its legs, where a training went on from another).
+   numbers all come from the record of the training (its legs, where a training continued from another).
 
 A folder below ulmfit_pipe/models/pretrained/ is a built-in model: its name works wherever a model is asked for, and
 the wheel contains it. A second call replaces the folder; the folder of a training is never overwritten.

@@ -21,7 +21,7 @@ Large inputs, one file or many, are predicted by several processes into a folder
         --output_dir predicted --output_file predicted.csv
 
 (`accelerate launch --num_processes 2` does the same on GPUs.) A part, part-000000001-000001024.csv, holds the rows that
-its name says, and is whole or absent. The same command, with any number of processes, continues after a kill and makes
+its name gives, and is atomic. The same command, with any number of processes, continues after a kill and makes
 no part twice; an input, model or setting that is another now is refused. --output_file, which may be given later, joins
 the parts. Several machines need a disk that all of them see.
 

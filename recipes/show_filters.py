@@ -6,7 +6,7 @@
         --output_dir runs/reviews_change
 
 Both are folders, built-in names or hub ids of one architecture. They may be of different kinds: an encoder or language
-model before, a classifier after; a head that is new since then is said to be new.
+model before, a classifier after; a head that is new since then is reported as new.
 
 OUTPUT_DIR/
   weight_changes.png    ||after - before|| / ||before|| of each layer group, and of its tensors as dots (log scale)

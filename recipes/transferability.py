@@ -16,7 +16,7 @@ of one of them go into a network whose other groups are new, and it is trained o
   baseB   the line: an ordinary network of task B
 
 At the last n all but the head is copied: AnB there is a head trained on a frozen backbone, AnB+ the same, unfrozen
-afterwards. That is why people unfreeze, or need not; the last sentence that is printed says it with your figures.
+afterwards. That is why people unfreeze, or need not; the last printed sentence shows it with your figures.
 
 With --model the two base networks start from the model's weights; --pretrained false lets them start at random, as in
 the paper, where also --frozen_epochs is 0. New layers are random always. --task_a names the classes of task A, instead

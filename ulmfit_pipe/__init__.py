@@ -298,7 +298,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605  # a list; built so that a name stands once
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605  # a list; built so that a name is written once
 
 if not TYPE_CHECKING:  # a type checker that knew this function would take any name for public
 

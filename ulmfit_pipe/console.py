@@ -40,18 +40,18 @@ def print_line(text: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Tell whether a person sees what is written to stderr."""
+    """Return whether a person sees what is written to stderr."""
     return sys.stderr is not None and not getattr(sys.stderr, "closed", False) and sys.stderr.isatty()
 
 
 def in_notebook() -> bool:
-    """Tell whether this runs in a notebook's kernel: a person sees its output, though no stream is a terminal."""
+    """Return whether this runs in a notebook's kernel: a person sees its output, though no stream is a terminal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
 
 def is_watched() -> bool:
-    """Tell whether a person sees progress while it happens: on a terminal, or in a notebook."""
+    """Return whether a person sees progress while it happens: on a terminal, or in a notebook."""
     return on_terminal() or in_notebook()
 
 

@@ -2,4 +2,4 @@
 
 
 class UlmfitError(Exception):
-    """What this package refuses or cannot do; the message tells what came, what is allowed and what to do next."""
+    """What this package refuses or cannot do; the message names what came, what is allowed and what to do next."""

@@ -24,18 +24,18 @@ SHOW_TRACEBACK = "ULMFIT_PIPE_TRACEBACK"  # environment variable: anything but e
 ALMOST_FULL = 1 << 20  # bytes
 AGAIN = "run the same command again, with --resume true where the recipe has it"
 KEPT = "stages that had finished are kept"
-STOPPED = f"told to stop (SIGTERM); {AGAIN}; {KEPT}"
+STOPPED = f"stopped by SIGTERM; {AGAIN}; {KEPT}"
 SECONDS_FOR_LAUNCHER = 5.0
 LONGEST_LINE = 600  # characters of an error, whatever file, column or label it quotes
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: of argparse, and of a shell whose program got SIGINT
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe's main function; a mistake in settings, tables or models is told in one line.
+    """Run a recipe's main function; a mistake in settings, tables or models is one line of output.
 
     What this package refuses by a `ValueError` (all its errors about tables, settings, models and checkpoints are), a
-    loss that became NaN, and a disk that fails are told so. Anything else is a fault of the program and keeps its
-    traceback. Of several processes only process 0 prints, and the first that fails says why; the others end too, since
+    loss that became NaN, and a disk that fails are reported so. Anything else is a fault of the program and keeps
+    its traceback. Of several processes only process 0 prints, and the first that fails; the others end too, since
     they would wait for it for ever.
 
     Args:
@@ -81,13 +81,13 @@ def _one_process_prints() -> Iterator[None]:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    if code != EXIT_PREEMPTED or os.environ.get("RANK", "0") == "0":  # all processes are told to stop; one says so
+    if code != EXIT_PREEMPTED or os.environ.get("RANK", "0") == "0":  # all processes are asked to stop; one prints it
         _complain(f"{_which_process()}{message}")
     raise SystemExit(code) from None
 
 
 def _complain(message: str) -> None:
-    """Write a line in one piece: with PYTHONUNBUFFERED set, print's two would mix with another process's."""
+    """Write a line in one call: with PYTHONUNBUFFERED set, print's two calls would mix with another process's."""
     with contextlib.suppress(ValueError, OSError):  # a console that was closed meanwhile
         line = cut_middle(f"{Path(sys.argv[0]).name}: {in_one_line(message)}", LONGEST_LINE)
         VisibleStream(sys.stderr).write(f"{line}\n")
@@ -100,7 +100,7 @@ def _which_process() -> str:
 
 
 def _end_after_the_other(error: Exception) -> None:
-    """End without a traceback where an error only says that a process this one waited for is gone, or is silent.
+    """End without a traceback where an error only means that a process this one waited for is gone or silent.
 
     Not before the launcher has seen which process was the first to end.
     """
@@ -143,7 +143,7 @@ def _told_in_one_line(error: Exception) -> str | None:
 
 
 def _words_of_disk(error: OSError) -> str:
-    """Return what to say of a disk, path or number that fails: which file, why, what to do."""
+    """Return the message on a disk, path or number that fails: which file, why, what to do."""
     if error.filename is None and "could not" in str(error):  # ours, with all the words
         return f"{error.strerror or error}; {KEPT}"
     if error.errno in FULL_DISK:

@@ -256,9 +256,7 @@ def test_going_on_with_more_images_keeps_the_head_and_other_classes_get_a_new_on
 def test_without_validation_the_last_epoch_is_kept(place, tables, tmp_path):
     result = fit(place, (tables[0], None), tmp_path / "last", keep="last")
     assert result.metrics == {}
-    with pytest.raises(
-        ValueError, match="keep 'best' needs validation images to judge by; give some, or set keep to 'la"
-    ):
+    with pytest.raises(ValueError, match="keep 'best' needs validation images; give some, or set keep to 'la"):
         fit(place, (tables[0], None), tmp_path / "best")
 
 
@@ -292,7 +290,7 @@ def test_tables_of_other_classes_are_refused(place, tables, tmp_path):
 
 def test_an_exhausted_time_limit_leaves_no_folder(place, tables, tmp_path):
     context = RunContext(say=str, deadline=deadline_after(1e-6))
-    with pytest.raises(ValueError, match="max_seconds were over before the classifier took a step"):
+    with pytest.raises(ValueError, match="max_seconds ran out before the classifier's first step"):
         fit(place, tables, tmp_path / "late", context=context)
     assert not (tmp_path / "late").exists()
 

@@ -107,7 +107,7 @@ def test_a_masked_autoencoder_gives_an_image_the_same_scores_each_time(tmp_path)
     torch.testing.assert_close(again(images()).logits, expected)
 
 
-# ---- going on from a classifier of our own
+# ---- resuming from a classifier of our own
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_classifier_of_the_same_classes_goes_on_with_its_head(ours):
     folder, saved = ours()
     network, _, said = built(folder)
     assert torch.equal(network(images()).logits, saved(images()).logits)
-    assert said == [f"going on from the classifier {folder}, with its head"]
+    assert said == [f"resuming from the classifier {folder}, with its head"]
     assert built(folder, layer_groups="stages")[0].config.layer_groups == "stages"
 
 
@@ -153,8 +153,8 @@ def test_a_classifier_of_other_classes_gives_its_backbone(ours):
             r"head_dropouts is \[0.25, 0.5\], not \[0.1, 0.2",
         ),
         ({"head": ImageHeadSettings(hidden_sizes=[6], concat_pool=False)}, "whose concat_pool is True, not False"),
-        ({"keep_stages": 2}, "to go on from as it is; keep_stages and channels cannot change it"),
-        ({"channels": 1}, "to go on from as it is; keep_stages and channels cannot change it"),
+        ({"keep_stages": 2}, "to resume from as it is; keep_stages and channels cannot change it"),
+        ({"channels": 1}, "to resume from as it is; keep_stages and channels cannot change it"),
     ],
 )
 def test_settings_that_would_change_a_classifier_to_go_on_from_are_refused(ours, given, words):
@@ -209,7 +209,9 @@ def test_weights_that_are_not_whole_are_refused_unless_nothing_needs_them(tmp_pa
     without("pooler")
     built(folder)  # the pooler is left out anyway
     without(".1.intermediate")
-    with pytest.raises(ArtifactError, match=r"lack layers.1.mlp.fc1.bias \(2 in all\), so they are no whole ViTModel"):
+    with pytest.raises(
+        ArtifactError, match=r"lack layers.1.mlp.fc1.bias \(2 in all\), so they are not a complete ViTModel"
+    ):
         built(folder)
 
 
@@ -219,7 +221,7 @@ def test_a_classifier_of_ours_whose_backbone_is_not_whole_is_refused(ours):
     weights.pop("backbone.layernorm.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ArtifactError, match=r"lack backbone.layernorm.weight \(1 in all\), so they are no whole backbo"
+        ArtifactError, match=r"lack backbone.layernorm.weight \(1 in all\), so they are not a whole backbo"
     ):
         built(folder, ["x", "y", "z"])
 

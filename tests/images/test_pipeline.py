@@ -114,7 +114,7 @@ def test_an_unknown_setting_is_told_the_nearest_one(name, meant, tmp_path):
 def test_a_model_that_is_nowhere_is_spoken_of_as_an_image_model(place, tmp_path):
     with pytest.raises(ArtifactError) as refused:
         ImagePipeline("nowhere").fit(place / "train", output_dir=tmp_path / "x", classifier=QUICK)
-    assert "'nowhere' is no folder here" in str(refused.value)
+    assert "'nowhere' is not a folder here" in str(refused.value)
     assert "and preprocessor_config.json of an image model, or that ulmfit images" in str(refused.value)
     assert "tokenizer" not in str(refused.value)
 
@@ -123,7 +123,10 @@ def test_a_model_that_is_nowhere_is_spoken_of_as_an_image_model(place, tmp_path)
     ("model", "words"),
     [
         ("./nowhere", "there is no folder './nowhere'; give the folder that a stage wrote, or a hub id$"),
-        ("awd-lstm-e", "'awd-lstm-e' is no folder here and could not be fetched from the hub"),  # no typing error here
+        (
+            "awd-lstm-e",
+            "'awd-lstm-e' is not a folder here and could not be fetched from the hub",
+        ),  # no typing error here
     ],
 )
 def test_no_language_model_is_offered_in_place_of_an_image_model(model, words, place, tmp_path):
@@ -249,7 +252,7 @@ def test_without_a_model_and_a_related_task_everything_is_trained_from_scratch(p
 def test_images_that_stand_in_training_too_are_told(place, tmp_path):
     _, said = run(place, tmp_path / "run", model=str(place / "resnet"), test_images=str(place / "train"))
     assert (
-        "note: 16 of 20 test images also stand in training, byte for byte; the test metrics are flattered by as much"
+        "note: 16 of 20 test images also are in training, byte for byte; the test metrics are flattered by as much"
         in said
     )
 

@@ -33,7 +33,7 @@ def test_a_classifier_is_imported_and_both_commands_that_are_told_start_from_a_f
     monkeypatch.setattr(sys, "argv", ["recipes/import_fastai.py", *files, "--output_dir", "imported"])
     runpy.run_path(str(ROOT / "recipes/import_fastai.py"), run_name="__main__")
     told = capsys.readouterr().out
-    assert "the classifier's encoder lies in language_model/ too, as a language model to go on from" in told
+    assert "the classifier's encoder is in language_model/ too, as a language model to resume from" in told
     assert "labels: a, b, c, d" in told
     commands = dict(re.findall(r"  ulmfit ([a-z-]+) (.*)", told))
     assert list(commands) == ["predict", "run"]

@@ -157,7 +157,7 @@ def test_a_launcher_told_to_stop_stops_its_processes_which_go_on_to_the_same_bit
     code, _, errors = ended(running, within=MOST_SECONDS_TO_STOP)
     assert code == 1, errors[-4000:]  # torchrun's own; its processes end with 75
     told = re.findall(
-        r"train_classifier\.py: told to stop \(SIGTERM\) after (\d+) steps, which are saved in (\S+); "
+        r"train_classifier\.py: stopped by SIGTERM after (\d+) steps, which are saved in (\S+); "
         r"run the same command again with --resume true\n",
         errors,
     )
@@ -165,7 +165,7 @@ def test_a_launcher_told_to_stop_stops_its_processes_which_go_on_to_the_same_bit
     assert more == []
     assert (place / saved_in).resolve() == progress.resolve()
     assert sorted(path.name for path in progress.glob("step-*"))[-1] == f"step-{int(steps):08d}"
-    assert errors.index("told to stop (SIGTERM)") < errors.index("Traceback") < errors.index("SignalException")
+    assert errors.index("stopped by SIGTERM") < errors.index("Traceback") < errors.index("SignalException")
     assert not (place / "stopped").exists()
     code, out, errors = ended(started(place, "train_classifier", *words, "stopped", "--resume", "true"))
     assert code == 0, errors[-4000:]

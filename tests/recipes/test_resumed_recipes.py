@@ -1,4 +1,4 @@
-"""Every recipe that trains, told to stop in the middle and gone on with by --resume true, ends with the same bits."""
+"""Every recipe that trains, told to stop in the middle and resumed by --resume true, ends with the same bits."""
 
 import os
 import random
@@ -111,16 +111,16 @@ def test_a_recipe_told_to_stop_goes_on_with_resume_true_to_the_same_bits(run, pl
     words = ["--output_dir", stopped]
     code, out, errors = run(name, *RECIPES[name], *words, stop=2)  # in the first stage
     assert code == EXIT_PREEMPTED, errors
-    assert errors.startswith(f"{name}.py: told to stop (SIGTERM) after ")
+    assert errors.startswith(f"{name}.py: stopped by SIGTERM after ")
     assert errors.endswith("run the same command again with --resume true\n")
     words += ["--resume", "true", "--checkpoint_seconds", "0"]  # Ctrl-C saves nothing itself
     code, out, errors = run(name, *RECIPES[name], *words, stop=7, by=signal.SIGINT)  # in the last phases or next stage
     assert code == 130, errors
     assert errors.startswith(f"{name}.py: stopped; run the same command again, with --resume true where the recipe")
-    places = [line for line in out.splitlines() if line.startswith("going on from")]
+    places = [line for line in out.splitlines() if line.startswith("resuming from")]
     code, out, errors = run(name, *RECIPES[name], "--output_dir", stopped, "--resume", "true")
     assert code == 0, errors
-    places += [line for line in out.splitlines() if line.startswith("going on from")]
+    places += [line for line in out.splitlines() if line.startswith("resuming from")]
     assert len(places) == 2
     assert ": 3 steps done, in epoch 1 of phase 1" in places[0]
     assert weights_in(place / whole)

@@ -86,7 +86,7 @@ def test_groups_have_different_colours():
 
 
 def test_schedules_that_cannot_be_drawn_are_refused():
-    with pytest.raises(ValueError, match=r"one rate a step for every group and one above 0, got steps \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"one rate per step for every group and one above 0, got steps \[1, 2\]"):
         plot_schedule({"a": [1e-3], "b": [1e-3, 1e-4]})
     with pytest.raises(ValueError, match=r"one above 0, got steps \[2\]"):
         plot_schedule({"a": [0.0, 0.0]})

@@ -256,7 +256,7 @@ def test_a_mistake_on_the_command_line_names_the_setting_and_what_is_allowed(wor
         ("seed: " + "[" * 3000, "a.yaml: lists or groups are nested too deeply"),
         ("seed: &s [*s]", "it stands for more than 200,000 values; write out what its aliases"),
         ("? [a, b]\n: 1", "not valid YAML .*found unhashable key"),
-        ("x" * (2**18 + 1), "a.yaml: more than 262,144 bytes, so it is no file of settings"),
+        ("x" * (2**18 + 1), "a.yaml: more than 262,144 bytes, so it is not a file of settings"),
         ("\x85x: 1\n" * 2, "a.yaml: .*x is given twice, the first time on line 2"),
         ("seed: \x00", "not valid YAML: special characters are not allowed"),
         ("test_file: !!python/object/apply:os.getcwd []", "not valid YAML .*could not determine a constructor"),

@@ -207,7 +207,7 @@ def test_a_stage_that_was_cut_short_is_none(tmp_path):
     assert read_stage(tmp_path) is None
     (tmp_path / "stage.json").write_text('{"format": 1, "sta')
     assert read_stage(tmp_path) is None
-    with pytest.raises(ArtifactError, match="holds files that are no stage's"):
+    with pytest.raises(ArtifactError, match="holds files that are not a stage's"):
         refuse_foreign_folder(tmp_path, "classifier")
 
 

@@ -69,7 +69,9 @@ def text_classifier(model, **settings):
 def test_a_transformer_trains_from_its_cached_prefix_to_the_same_weights(tmp_path, kind, settings):
     gap, said = both(text_classifier(SAVED[kind](tmp_path / kind), **settings))
     assert gap < ROUNDING
-    assert said[0].startswith("cache_frozen: embeddings, block0, block1, block2 run once a row; kept is what goes into")
+    assert said[0].startswith(
+        "cache_frozen: embeddings, block0, block1, block2 run once per row; kept is what goes into"
+    )
     assert said[-1].startswith(KEPT)
 
 
@@ -102,7 +104,7 @@ def test_an_image_classifier_trains_from_its_cached_prefix_to_the_same_weights(t
 
     gap, said = both(build)
     assert gap < ROUNDING
-    assert said[0].startswith("cache_frozen: early, late run once a row")
+    assert said[0].startswith("cache_frozen: early, late run once per row")
     assert said[-1].startswith(KEPT)
 
 

@@ -146,6 +146,6 @@ def test_an_unfinished_training_is_refused_before_anything_is_made_unless_it_is_
     with pytest.raises(CheckpointError) as caught:
         finished_result(tmp_path / "c", **settings)
     assert str(caught.value) == (
-        f"an unfinished training of c lies in {path.parent} (step-00000007); go on with it by --resume true "
-        "(resume=True in Python), or delete that folder to begin anew"
+        f"an unfinished training of c is in {path.parent} (step-00000007); resume it with --resume true "
+        "(resume=True in Python), or delete that folder to start over"
     )

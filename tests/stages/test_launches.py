@@ -115,7 +115,7 @@ def test_a_fault_of_the_program_keeps_its_traceback_and_stops_all(folder):
 def test_a_process_that_was_killed_stops_all_and_is_named(folder):
     done = failed(folder, "killed")
     assert told_by_recipes(done)[0].startswith(  # it sees the silence, or hears from the launcher, whichever is first
-        ("failing_process.py: process 0 ends, since process 1 is gone", "failing_process.py: told to stop (SIGTERM)")
+        ("failing_process.py: process 0 ends, since process 1 is gone", "failing_process.py: stopped by SIGTERM")
     )
     assert re.search(r"rank +: 1 \(local_rank: 1\)", cause_of(done))
     assert "Signal 9 (SIGKILL)" in cause_of(done)

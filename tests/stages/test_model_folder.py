@@ -244,7 +244,9 @@ def test_a_file_of_weights_that_is_too_long_or_no_safetensors_file_is_refused(co
     weights = copy / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole + b"more")
-    with pytest.raises(ArtifactError, match=rf"\({len(whole) + 4:,} bytes are there, its header says {len(whole):,}\)"):
+    with pytest.raises(
+        ArtifactError, match=rf"\({len(whole) + 4:,} bytes are there, its header declares {len(whole):,}\)"
+    ):
         Predictor.load(copy)
     for header in (b"[1]", b'{"a": {"dtype": "F32"}}', b"[" * 50_000):
         weights.write_bytes(len(header).to_bytes(8, "little") + header)

@@ -98,7 +98,7 @@ def test_a_killed_stage_keeps_its_checkpoints_and_a_finished_one_takes_them_away
     kept = progress_folder(folder)
     assert [path.name for path in sorted(kept.glob("step-*"))] == ["step-00000004", "step-00000005"]
     train(folder, tiny_language_model_folder, resume=True, said=said)
-    assert any(line.startswith(f"going on from {kept / 'step-00000005'}") for line in said)
+    assert any(line.startswith(f"resuming from {kept / 'step-00000005'}") for line in said)
     assert not kept.exists()
     kept.mkdir()  # as if it had been killed between its last two acts
     assert train(folder, tiny_language_model_folder, resume=True).skipped
@@ -147,8 +147,8 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
             train(folder, tiny_language_model_folder)
     before = folder_bytes(progress_folder(folder))
     words = (
-        f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); go on with it by --resume "
-        "true (resume=True in Python), or delete that folder to begin anew"
+        f"an unfinished training of c is in {progress_folder(folder)} (step-00000005); resume it with --resume "
+        "true (resume=True in Python), or delete that folder to start over"
     )
     monkeypatch.setattr(classifier, "build_classifier_learner", None)  # it does not come to that
     for seconds in (0.0, None):
@@ -159,10 +159,10 @@ def test_without_resume_an_unfinished_training_is_named_and_left_as_it_is(
     with pytest.raises(CheckpointError) as caught:
         train(folder, tiny_language_model_folder, settings=replace(CLASSIFIER, final_epochs=2), seed=3)
     assert str(caught.value) == (
-        f"an unfinished training of c lies in {progress_folder(folder)} (step-00000005); it cannot be gone on with as "
-        "things are now, since it differs in identity.seed (0 there, 3 now), identity.settings.final_epochs (1 there, "
+        f"an unfinished training of c is in {progress_folder(folder)} (step-00000005); it cannot be resumed now, "
+        "since it differs in identity.seed (0 there, 3 now), identity.settings.final_epochs (1 there, "
         "2 now): give the old settings and data with --resume true (resume=True in Python), or delete that folder to "
-        "begin anew"
+        "start over"
     )
     assert folder_bytes(progress_folder(folder)) == before
 
@@ -173,12 +173,12 @@ def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path,
     write_checkpoint(path, {"identity": {"a": [1], "vocabulary": "v"}}, tensors={}, contents={})
     learner = BareLearner()
     context = RunContext(checkpoint_seconds=seconds)
-    lies = f"an unfinished training of c lies in {path.parent} (step-00000007); "
+    lies = f"an unfinished training of c is in {path.parent} (step-00000007); "
     expected = {
-        ("v", (1,)): "go on with it by --resume true (resume=True in Python), or delete that folder to begin anew",
-        ("w", (1,)): "it cannot be gone on with as things are now, since it differs in identity.vocabulary ('v' there, "
+        ("v", (1,)): "resume it with --resume true (resume=True in Python), or delete that folder to start over",
+        ("w", (1,)): "it cannot be resumed now, since it differs in identity.vocabulary ('v' there, "
         "'w' now): give the old settings and data with --resume true (resume=True in Python), or delete that folder to "
-        "begin anew",
+        "start over",
     }
     for (vocabulary, numbers), words in expected.items():
         with pytest.raises(CheckpointError) as caught:
@@ -186,12 +186,10 @@ def test_keeping_progress_refuses_another_ones_whether_it_saves_or_not(tmp_path,
         assert str(caught.value) == lies + words
     newer = checkpoint_path(path.parent, 8)
     newer.mkdir()  # its state cannot be read, so that of the one before counts
-    with pytest.raises(
-        CheckpointError, match=r"\(step-00000008\); it cannot be gone on with .* identity.a \(\[1\] there"
-    ):
+    with pytest.raises(CheckpointError, match=r"\(step-00000008\); it cannot be resumed .* identity.a \(\[1\] there"):
         keep_progress(learner, tmp_path / "c", identity={"a": [2]}, vocabulary="v", context=context)
     (path / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"\(step-00000008\); go on with it by --resume true"):
+    with pytest.raises(CheckpointError, match=r"\(step-00000008\); resume it with --resume true"):
         keep_progress(learner, tmp_path / "c", identity={"a": [2]}, vocabulary="v", context=context)
 
 
@@ -215,7 +213,7 @@ def test_a_stage_that_another_process_trains_is_refused_on_all_processes_until_t
     folder, going_on = progress_folder(tmp_path / "c"), RunContext(resume=True)
     words = (
         rf"^another process trains here \(process {another_process} on .*\), its checkpoints are in {folder}; wait "
-        r"for it, or end it and go on by --resume true \(resume=True in Python\)$"
+        r"for it, or end it and continue by --resume true \(resume=True in Python\)$"
     )
 
     def keep(context):
@@ -297,7 +295,7 @@ def test_a_recipe_ends_with_code_75_after_sigterm_and_says_how_to_go_on(capsys, 
         (saved, "told to stop after 3 steps; --resume true"),
         (
             lambda: os.kill(os.getpid(), signal.SIGTERM),
-            "told to stop (SIGTERM); run the same command again, with --resume true where the recipe has it; stages "
+            "stopped by SIGTERM; run the same command again, with --resume true where the recipe has it; stages "
             "that had finished are kept",
         ),
     ):
@@ -327,10 +325,10 @@ def test_a_recipe_told_to_stop_saves_and_goes_on(tmp_path, tiny_language_model_f
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "told to stop (SIGTERM) after " in errors and errors.rstrip().endswith("again with --resume true")
+    assert "stopped by SIGTERM after " in errors and errors.rstrip().endswith("again with --resume true")
     steps = int(max(path.name for path in kept.glob("step-*")).removeprefix("step-"))
     process = subprocess.Popen([*command, "--resume", "true"], **started)
-    shown = next(line for line in process.stdout if line.startswith("going on from"))
+    shown = next(line for line in process.stdout if line.startswith("resuming from"))
     process.kill()
     process.communicate()
     assert f": {steps} steps done, " in shown

@@ -82,7 +82,7 @@ def test_saving_and_loading_shows_no_bars(learner, tmp_path, capfd):
 
 
 def test_a_folder_of_a_stage_is_no_saved_learner(tiny_language_model_folder, learner):
-    with pytest.raises(CheckpointError, match="is no saved learner .*give the folder Learner.save wrote"):
+    with pytest.raises(CheckpointError, match="is not a saved learner .*give the folder Learner.save wrote"):
         load_learner(tiny_language_model_folder, learner.task)
 
 

@@ -327,7 +327,7 @@ def test_json_that_is_missing_or_cut_short_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"a\.json does not exist; give the folder"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"a": [1, 2')
-    with pytest.raises(CheckpointError, match=r"a\.json is no whole JSON file .*cut short: save it again"):
+    with pytest.raises(CheckpointError, match=r"a\.json is not a whole JSON file .*cut short: save it again"):
         read_json(tmp_path / "a.json")
 
 

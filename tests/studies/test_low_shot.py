@@ -130,7 +130,7 @@ def test_the_ensemble_is_the_average_of_its_two_halves(finished, place):
 def test_the_language_models_are_fine_tuned_once_a_direction_on_no_test_text(finished):
     output, said, _ = finished
     assert sum("language model saved in" in line for line in said) == 2
-    assert "left out 5 of 70 texts of the language model that also stand in the test table" in said
+    assert "left out 5 of 70 texts of the language model that are also in the test table" in said
     directions = [
         json.loads((output / f"language_model{suffix}/config.json").read_text())["direction"]
         for suffix in ("", "_backward")
@@ -315,7 +315,7 @@ def test_grids_are_drawn_side_by_side(finished, settings_for, tmp_path):
     assert (tmp_path / "both.png").read_bytes().startswith(PNG_SIGNATURE)
     assert results["table"].count("run\n\n") == 2
     with pytest.raises(
-        ValueError, match="combine draws several results.json into one picture: say where with --figure"
+        ValueError, match="combine draws several results.json into one picture: give its path with --figure"
     ):
         run_low_shot(settings_for(tmp_path, combine=files))
 

@@ -173,7 +173,7 @@ def test_a_stage_folder_with_other_files_is_refused_before_anything_is_trained(f
     folder = tmp_path / "run" / place
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArtifactError, match=rf"{place} holds files that are no stage's, not a {place} stage"):
+    with pytest.raises(ArtifactError, match=rf"{place} holds files that are not a stage's, not a {place} stage"):
         fit()
     assert folder_bytes(tmp_path / "run") == {f"{place}/thesis.txt": b"years of work"}
 
@@ -205,7 +205,7 @@ def test_a_tokenizer_of_another_model_is_refused_by_its_hash(fit, tmp_path, tiny
 
 
 def test_a_hub_id_without_network_says_so_and_how_to_give_a_folder(fit):
-    words = ["'somebody/general-lm' is no folder here and could not be fetched from the hub (HF_HUB_OFFLINE is set"]
+    words = ["'somebody/general-lm' is not a folder here and could not be fetched from the hub (HF_HUB_OFFLINE is set"]
     refused(fit, ArtifactError, [*words, "give a folder that holds config.json"], model="somebody/general-lm")
 
 
@@ -214,7 +214,10 @@ def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(fit, monkeyp
     monkeypatch.setattr(pretrained_files, "HfApi", nowhere)
     monkeypatch.setattr(pretrained_files, "is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    words = ["'somebody/general-lm' is no folder here and could not be fetched from the hub", "(no network, or no such"]
+    words = [
+        "'somebody/general-lm' is not a folder here and could not be fetched from the hub",
+        "(no network, or no such",
+    ]
     refused(fit, ArtifactError, words, model="somebody/general-lm")
 
 
@@ -329,7 +332,9 @@ def test_a_time_limit_of_zero_is_refused(fit):
 
 
 def test_a_metric_of_the_other_kind_of_labels_is_refused_before_training(fit, tmp_path):
-    words = ["monitor 'micro_f1' is no metric of a table with one label a row; choose one of accuracy, macro_f1, loss"]
+    words = [
+        "monitor 'micro_f1' is not a metric of a table with one label a row; choose one of accuracy, macro_f1, loss"
+    ]
     refused(fit, ValueError, words, classifier=ClassifierSettings(monitor="micro_f1"), output_dir=tmp_path / "none")
 
 
@@ -441,7 +446,7 @@ def test_an_encoder_without_a_pooling_file_is_trained(classify, tmp_path, head):
 
 def test_a_decoder_without_padding_token_pads_with_its_end_of_text_token(classify, tmp_path, capsys):
     assert classify(reviews(20), model=save_gpt2(tmp_path / "decoder"))["validation"]["n"] == 2
-    assert "has no padding token: its end-of-text token '<|endoftext|>' takes that place" in capsys.readouterr().out
+    assert "has no padding token: its end-of-text token '<|endoftext|>' is used instead" in capsys.readouterr().out
 
 
 def test_the_last_row_of_an_epoch_does_not_reach_batch_norm_alone(classify, capsys):

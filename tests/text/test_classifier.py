@@ -270,7 +270,7 @@ def test_several_labels_a_row_get_thresholds_that_are_saved_and_used(tiny_langua
 
 def test_a_time_limit_that_is_over_gives_a_clear_error_and_no_folder(tiny_language_model_folder, tmp_path):
     context = RunContext(say=str, deadline=deadline_after(1e-9))
-    with pytest.raises(ValueError, match="max_seconds were over before the classifier took a step.*give more seconds"):
+    with pytest.raises(ValueError, match="max_seconds ran out before the classifier's first step.*give more seconds"):
         fit(tiny_language_model_folder, tmp_path / "none", context=context)
     assert list(tmp_path.iterdir()) == []
 
@@ -318,7 +318,7 @@ def test_recomputed_norm_statistics_change_no_weight_and_are_what_is_scored(tiny
 
 
 def test_the_best_epoch_cannot_be_found_without_validation_rows(tiny_language_model_folder):
-    with pytest.raises(ValueError, match=r"keep 'best' needs validation rows to judge by; give some, or set keep to"):
+    with pytest.raises(ValueError, match=r"keep 'best' needs validation rows; give some, or set keep to"):
         build(tiny_language_model_folder, validation=None, keep="best")
 
 

@@ -193,7 +193,7 @@ def test_a_model_that_gives_numbers_is_refused_in_training_and_prediction_but_it
         ),
         (
             {"thresholds": [0.5, 0.5]},
-            "thresholds in config.json must be 3 numbers in 0..1, one a label, got",
+            "thresholds in config.json must be 3 numbers in 0..1, one per label, got",
         ),
         ({"thresholds": [0.5, 0.5, float("nan")]}, "thresholds in config.json must be 3 numbers in 0..1"),
         ({"thresholds": [0.5, 0.5, 2]}, "thresholds in config.json must be 3 numbers in 0..1"),
@@ -201,12 +201,12 @@ def test_a_model_that_gives_numbers_is_refused_in_training_and_prediction_but_it
         ({"thresholds": 0.5}, "thresholds in config.json must be 3 numbers in 0..1"),
         (
             {"max_length": "x"},
-            "max_length among its ulmfit_pipe entries in config.json is 'x', which does not say",
+            "max_length among its ulmfit_pipe entries in config.json is 'x', which does not define",
         ),
         ({"max_length": -1}, "max_length among its ulmfit_pipe entries in config.json is -1"),
         ({"max_length": True}, "max_length among its ulmfit_pipe entries in config.json is True"),
         ({"max_length": ...}, "max_length among its ulmfit_pipe entries in config.json is 'missing'"),
-        ({"max_length": 900}, "config.json says that texts are read to 900 tokens, the model reads 64"),
+        ({"max_length": 900}, "by config.json texts are read to 900 tokens, the model reads 64"),
         ({"window_length": 9}, "long_documents among its ulmfit_pipe entries in config.json is 'truncate'"),
         ({"long_documents": "all"}, "long_documents among its ulmfit_pipe entries in config.json is 'all'"),
         ({"window_overlap": 1.5}, "window_overlap among its ulmfit_pipe entries in config.json is 1.5"),

@@ -36,7 +36,7 @@ def test_a_validation_file_is_measured_and_its_texts_are_not_trained_on(train_cs
     validation = write_csv(tmp_path / "validation.csv", reviews(30)[:5])
     job = LanguageModelJob([train_csv], str(tmp_path / "lm"), validation_file=str(validation), language_model=LM)
     run_language_model(job)
-    assert "left out 5 of 30 training texts that also stand in the validation file" in capsys.readouterr().out
+    assert "left out 5 of 30 training texts that are also in the validation file" in capsys.readouterr().out
 
 
 def test_a_classifier_job_scores_the_test_file(train_csv, tmp_path, tiny_language_model_folder):

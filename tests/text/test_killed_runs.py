@@ -1,4 +1,4 @@
-"""Stages that were killed by SIGKILL and gone on with end with the very files of stages that never were."""
+"""Stages that were killed by SIGKILL and resumed end with the very files of stages that never were."""
 
 import json
 import os

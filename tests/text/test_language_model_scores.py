@@ -17,7 +17,7 @@ def test_a_loss_is_spread_over_characters_and_words():
 def test_a_causal_models_perplexity_is_described_a_token_a_word_and_a_character():
     metrics = {"perplexity": 12.345, "perplexity_per_word": 99.96, "bits_per_character": 1.2345, "token_accuracy": 0.5}
     assert describe_perplexity(metrics) == (
-        "validation perplexity 12.35 a token, 100.0 a word, 1.234 bits a character, next-token accuracy 0.500"
+        "validation perplexity 12.35 per token, 100.0 per word, 1.234 bits per character, next-token accuracy 0.500"
     )
 
 
@@ -28,18 +28,18 @@ def test_texts_without_spaces_between_words_have_no_perplexity_of_a_word(text):
     assert found["bits_per_character"] == pytest.approx(60 / (math.log(2) * len(text)))
     shown = describe_perplexity({**found, "perplexity": 7.389, "token_accuracy": 0.5})
     assert re.fullmatch(
-        r"validation perplexity 7\.39 a token, [\d.]+ bits a character, next-token accuracy 0\.500", shown
+        r"validation perplexity 7\.39 per token, [\d.]+ bits per character, next-token accuracy 0\.500", shown
     )
 
 
 def test_a_huge_perplexity_is_described_in_scientific_form():
     metrics = {"perplexity": 2.5e7, "perplexity_per_word": 1e93, "bits_per_character": 9.0, "token_accuracy": 0.0}
-    assert "perplexity 2.5e+07 a token, 1.0e+93 a word, 9.000 bits" in describe_perplexity(metrics)
+    assert "perplexity 2.5e+07 per token, 1.0e+93 per word, 9.000 bits" in describe_perplexity(metrics)
 
 
 def test_a_masked_models_pseudo_perplexity_is_named_as_such():
     shown = describe_perplexity({"pseudo_perplexity": 5.678, "token_accuracy": 0.25, "loss": 1.7, "n": 9})
-    assert shown == "validation pseudo-perplexity 5.68 a masked token, masked-token accuracy 0.250"
+    assert shown == "validation pseudo-perplexity 5.68 per masked token, masked-token accuracy 0.250"
 
 
 @pytest.mark.parametrize(

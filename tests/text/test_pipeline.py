@@ -259,7 +259,7 @@ def test_an_ensemble_averages_a_forward_and_a_backward_classifier(ensemble):
 def test_an_ensemble_is_not_taken_for_a_single_model(ensemble):
     single = dataclasses.replace(ensemble[0], ensemble=False)
     with pytest.raises(
-        ArtifactError, match="is an ensemble with a backward classifier, the settings say ensemble false"
+        ArtifactError, match="is an ensemble with a backward classifier, the settings have ensemble false"
     ):
         run_pipeline(single, context=RunContext(say=str))
 
@@ -331,7 +331,7 @@ def test_a_time_limit_ends_a_long_run_soon_with_a_usable_classifier(tables, tmp_
 
 def test_a_time_limit_over_before_the_first_step_says_so_and_keeps_what_is_finished(tables, tmp_path):
     settings = settings_for(tables, tmp_path / "run", max_seconds=1e-6)
-    with pytest.raises(ValueError, match="max_seconds were over before the classifier took a step"):
+    with pytest.raises(ValueError, match="max_seconds ran out before the classifier's first step"):
         run_pipeline(settings, context=RunContext(say=str))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["language_model"]
     more = dataclasses.replace(settings, max_seconds=None)

@@ -55,7 +55,7 @@ def test_the_killed_run_is_resumed_from_its_checkpoint_and_ends_as_the_whole_one
     metrics = run_pipeline(parse_settings(PipelineSettings, words, description="Resume a run."))
     said = capfd.readouterr().out
     assert "language_model: already finished in" in said
-    assert "going on from" in said
+    assert "resuming from" in said
     assert "21 steps done, in epoch 2 of phase 2" in said
     assert not (run / ".classifier.progress").exists()
     weights, before = (load_file(place / "classifier/model.safetensors") for place in (run, SMALL_RUN))

@@ -43,7 +43,7 @@ def test_every_training_row_is_in_one_part_only(files):
     assert said[0] == "rows: 18 training, 2 validation, 6 test; labels: bad, good"
     assert said[1] == "files: train.csv (20 training rows), test.csv (6 test rows)"
     assert said[2] == "training labels: bad 9, good 9"
-    assert said[3].startswith("training texts: characters a text: median ")
+    assert said[3].startswith("training texts: characters per text: median ")
     assert len(said) == 6
 
 
@@ -125,7 +125,7 @@ def test_texts_in_training_and_test_are_counted_aloud(files, tmp_path):
     test = write_csv(tmp_path / "same.csv", [*reviews(20)[:3], ("a new text", "good")])
     said, _ = heard()
     load(files, said, test_file=str(test), validation_file=str(files["test"]), unlabelled_file=None)
-    expected = "note: 3 of 4 test texts also stand in the training table, word for word; the test metrics are flattered"
+    expected = "note: 3 of 4 test texts also are in the training table, word for word; the test metrics are flattered"
     assert any(line.startswith(expected) for line in said)
 
 
@@ -172,7 +172,7 @@ def test_labels_that_look_alike_are_reported_with_their_rows(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (['"a"', "b"], r"note: the labels \"a\" \(8\) stand in quotes"),
+        (['"a"', "b"], r"note: the labels \"a\" \(8\) are in quotes"),
         (["nan", "b"], r"note: the labels nan \(8\) are words for a missing value"),
         *[([word, "b"], rf"note: the labels {re.escape(word)} \(8\) are words for a missing") for word in MISSING],
         (["g\u043eod", "b"], r"note: the labels .* \(8\) mix letters of two scripts in one word; type them anew"),
@@ -231,7 +231,7 @@ def test_repeated_and_contradicting_texts_are_reported(tmp_path):
     _, notes = notes_on(tmp_path, rows, validation_fraction=0)
     assert notes == [
         "note: 2 of 13 training texts repeat an earlier one, 1 word for word and 1 apart from capitals and spaces",
-        "note: 1 labelled texts stand in several rows with different labels, such as 'Same' with 'a' and 'b'; at most "
+        "note: 1 labelled texts are in several rows with different labels, such as 'Same' with 'a' and 'b'; at most "
         "one of them can be right, correct the others",
     ]
 
@@ -249,8 +249,7 @@ def test_test_texts_that_differ_by_capitals_and_spaces_alone_are_reported(files,
     said, _ = heard()
     load(files, said, test_file=str(test), validation_file=str(files["test"]), unlabelled_file=None)
     assert any(
-        line.startswith("note: 2 of 3 test texts also stand in the training table, apart from capitals")
-        for line in said
+        line.startswith("note: 2 of 3 test texts also are in the training table, apart from capitals") for line in said
     )
 
 

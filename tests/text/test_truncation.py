@@ -102,8 +102,8 @@ def test_what_is_cut_and_what_is_read_in_windows_is_said_with_its_share(tokenize
         chosen = Reading(way, 14)
         batches = chosen.batches(encoded, tokenizer=tokenizer, config=bert.config, batch_size=8)
         assert describe_long(batches, chosen, what="training texts") == [
-            f"{longer} of 20 training texts ({100 * longer / 20:.1f} %) are longer than 14 tokens and are cut, {kept} "
-            "kept; long_documents windows reads all of a text"
+            f"{longer} of 20 training texts ({100 * longer / 20:.1f} %) are longer than 14 tokens and are truncated, "
+            f"{kept} kept; long_documents windows reads all of a text"
         ]
     chosen = Reading("windows", None, 14, 2)
     batches = chosen.batches(encoded, tokenizer=tokenizer, config=bert.config, batch_size=8)

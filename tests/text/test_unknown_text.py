@@ -37,11 +37,11 @@ def said_of(texts, *, model=DEFAULT_MODEL, unknown_text="error", **more):
 def test_a_run_on_unknown_texts_stops_before_it_trains(chinese_csv, tmp_path):
     settings = PipelineSettings([chinese_csv], str(tmp_path / "run"))
     words = (
-        r"9\d % of the characters of the training texts are unknown to awd-lstm-en or stand in words that it can only "
+        r"9\d % of the characters of the training texts are unknown to awd-lstm-en or are in words that it can only "
         r"spell letter by letter, most of them Han letters \(\d\d % of the tokens are xxunk\); take a model of their "
         r"language or a multilingual one, such as --model bert-base-multilingual-cased or sentence-transformers/"
         r"paraphrase-multilingual-MiniLM-L12-v2; --model null trains one from scratch on these texts; --unknown_text "
-        r"allow goes on anyway"
+        r"allow continues anyway"
     )
     with pytest.raises(ValueError, match=words) as caught:
         run_pipeline(settings)
@@ -84,7 +84,7 @@ def test_a_little_that_is_unknown_is_reported():
 def test_texts_in_another_latin_language_are_reported_by_their_tokens_a_character():
     (line,) = said_of(GERMAN)
     assert re.match(
-        r"note: the training texts have 1\.\d times as many tokens a character as the texts that awd-lstm-en was "
+        r"note: the training texts have 1\.\d times the tokens per character of the texts that awd-lstm-en was "
         r"trained on; if they are in another language, take a model of that language or a multilingual one",
         line,
     )

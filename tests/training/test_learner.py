@@ -381,7 +381,7 @@ def test_saving_over_an_older_save_replaces_it_and_over_something_else_is_refuse
     assert set(files_of(tmp_path)) == {"run/learner.json", "run/model.safetensors", "run/vocab.txt"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="other exists and is no saved learner"):
+    with pytest.raises(CheckpointError, match="other exists and is not a saved learner"):
         learner.save(tmp_path / "other")
 
 
@@ -412,7 +412,7 @@ def unsealed(run):
     [
         (lambda run: os.truncate(run / "model.safetensors", 300), "it was cut short or altered; take an earlier save"),
         (lambda run: os.truncate(unsealed(run) / "model.safetensors", 300), "it was cut short; take an earlier save"),
-        (lambda run: os.truncate(run / "learner.json", 50), "is no whole JSON file"),
+        (lambda run: os.truncate(run / "learner.json", 50), "is not a whole JSON file"),
         (lambda run: (run / "model.safetensors").unlink(), r"model\.safetensors does not exist"),
         (lambda run: torch.save({}, unsealed(run) / "model.safetensors"), "is a pickled checkpoint"),
     ],
@@ -434,7 +434,7 @@ def test_training_goes_on_with_other_data(new_learner, said, tmp_path):
     old_valid = learner.task.valid_batches
     learner.continue_on(ToyBatches(text_rows(21, seed=8)))
     assert said[-1] == (
-        "new training data: 6 batches an epoch; frozen: embeddings, body | trains: middle, head (88 of 209 parameters)"
+        "new training data: 6 batches per epoch; frozen: embeddings, body | trains: middle, head (88 of 209 parameters)"
     )
     assert len(learner.fit(1, 1e-3).steps) == 6
     assert learner.task.valid_batches is old_valid

@@ -130,7 +130,7 @@ def test_curves_that_cannot_be_read_are_refused():
         suggest(LRS[:20], [1.0] * 19)
     with pytest.raises(ValueError, match=r"got 3 rates and 2 losses"):
         usable_part(LRS[:3], [1.0, 1.0], num_it=6)
-    with pytest.raises(ValueError, match=r"hold NaN or infinity; cut them with usable_part first"):
+    with pytest.raises(ValueError, match=r"hold NaN or infinity; trim them with usable_part first"):
         suggest(LRS[:20], [1.0] * 19 + [math.nan])
     with pytest.raises(ValueError, match=r"learning rates must rise and be above 0, got 0.0 to "):
         suggest([0.0, *LRS[:19]], [1.0] * 20)

@@ -292,7 +292,7 @@ def test_everything_is_given_where_that_is_best():
 
 def test_thresholds_that_do_not_fit_are_refused():
     for bad in ([0.5, 0.5], [0.5, 0.5, 1.5], [0.5, 0.5, math.nan]):
-        with pytest.raises(ValueError, match=r"thresholds must be 3 numbers in \[0, 1\], one a label, got \[0.5"):
+        with pytest.raises(ValueError, match=r"thresholds must be 3 numbers in \[0, 1\], one per label, got \[0.5"):
             MultiLabelMetric(3, thresholds=bad)
 
 

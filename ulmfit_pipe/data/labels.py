@@ -1,6 +1,6 @@
-"""Labels as they stand in tables: cleaned, refused or named, and kept in the type they were given.
+"""Labels as they are in tables: cleaned, refused or named, and kept in the type they were given.
 
-A label is a name, an integer or a bool. Two spellings of one name that nobody can tell apart (a space at the end, two
+A label is a name, an integer or a bool. Two spellings of one name that look the same (a space at the end, two
 Unicode forms of one letter) are one label; those that merely look alike (capitals, quotes) stay apart and are reported.
 """
 
@@ -51,7 +51,7 @@ _LATIN, _FOREIGN = re.compile("[A-Za-z]"), re.compile("[\u0400-\u052fοΑΒΕΖ�
 _QUOTES = "\"'`´‘’‚“”„«»‹›「」"
 _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐-―]+(?=\w)")
 _LIST_TEXT = re.compile(r"""[\[({]+\s*(['"].*)?[\])}]""", re.DOTALL)
-_LIST_CALL = re.compile(  # as Python shows what is no plain list
+_LIST_CALL = re.compile(  # as Python shows what is not a plain list
     r"(?:array|set|frozenset|list|tuple|Index)\(\s*(?:([\[({].*[\])}])(?:,\s*dtype=[^,()]*)?)?\s*\)", re.DOTALL
 )
 _LIST_PARTS = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(,)|([^\s,'"\[\](){}]+)|\s+""")
@@ -62,7 +62,7 @@ _BARE = {"true": True, "True": True, "false": False, "False": False, "null": Non
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands, for messages."""
+    """Position of a value in a table, for messages."""
 
     file: str
     row: int
@@ -70,7 +70,7 @@ class Place:
     in_memory: bool = False
 
     def error(self, what: str) -> TableError:
-        """Return the error that says what is wrong there; rows of a table in memory count from 0, as in `iloc`."""
+        """Return an error that names this position; rows of a table in memory count from 0, as in `iloc`."""
         row = f"row {self.row - 1} (counted from 0)" if self.in_memory else f"row {self.row} (header not counted)"
         return TableError(f"{self.file}, {row}, column {self.column!r}: {what}")
 
@@ -93,7 +93,7 @@ def lookalike_key(name: str) -> str:
     """Return what a label has in common with others that look like it.
 
     Capitals, quotes around it, the width and style of letters (NFKC), Cyrillic and Greek letters that look like Latin
-    ones, invisible marks, what stands between words, and zeros before an integer do not count.
+    ones, invisible marks, what is between words, and zeros before an integer do not count.
     """
     key = name.translate(_UNSEEN).casefold()
     if len(key) <= LONGEST_NORMALIZED:
@@ -117,12 +117,12 @@ def mixes_scripts(name: str) -> bool:
 
 
 def is_quoted(name: str) -> bool:
-    """Whether a label stands in quotes, which then count as a part of it."""
+    """Whether a label is in quotes, which then count as a part of it."""
     return len(name) > 1 and name[0] in _QUOTES and name[-1] in _QUOTES
 
 
 def shown_label(name: str) -> str:
-    """Return a label for a line of text: what a terminal would obey or hide is escaped, and a long one is cut."""
+    """Return a label for a line of text: control characters are escaped, and a long label is truncated."""
     return escaped(name[:SHOWN_CHARACTERS]) + ("..." if len(name) > SHOWN_CHARACTERS else "")
 
 
@@ -170,7 +170,7 @@ def label_name(value: Any, place: Place, *, untyped: bool) -> str:
 
 
 def _whole_labels(value: float, column: str) -> str:
-    """Say how to make a label of a decimal number."""
+    """Return advice on how to make a label of a decimal number."""
     if value.is_integer():  # pandas turns integers into such numbers where some are missing
         turned = f"table.dropna(subset=[{column!r}]).astype({{{column!r}: 'Int64'}})"
         return (
@@ -286,7 +286,7 @@ class LabelColumn:
     Args:
         names: The names that training knows, in order, or None to take what turns up.
         multi_label: A row may have several.
-        separator: What stands between the labels of one cell.
+        separator: What is between the labels of one cell.
         mapping: The name of each value of the column, or None where values are names.
     """
 
@@ -316,7 +316,7 @@ class LabelColumn:
             self.single.append(self._number(value, place, untyped))
 
     def add_columns(self, values: Sequence[Any], places: Sequence[Place], *, threshold: float | None) -> None:
-        """Check one row of several columns, each of which says whether its label is given, and keep the labels."""
+        """Check one row of several columns, each of which flags one label as given or not, and keep the labels."""
         given = [is_given(value, place, threshold) for value, place in zip(values, places, strict=True)]
         self.several.append([number for number, one in enumerate(given) if one])
 
@@ -395,10 +395,10 @@ def _kind(value: Any, untyped: bool) -> str | None:
 
 
 def is_given(value: Any, place: Place, threshold: float | None) -> bool:
-    """Return whether a cell of a column that stands for one label says that the label is given.
+    """Return whether a cell of a column for one label flags the label as given.
 
     Raises:
-        TableError: It says neither.
+        TableError: The value is not a flag.
     """
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):

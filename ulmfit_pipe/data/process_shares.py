@@ -1,8 +1,8 @@
-"""One process' share of a global batch, also where the batch has fewer rows than there are processes.
+"""One process's share of a global batch, also where the batch has fewer rows than there are processes.
 
 Batches are planned for all processes together and do not depend on how many there are, so that N processes train on
 the batches of one. A process that gets no row of a small batch runs one of them all the same, since the others wait
-for it; such a batch says that it is a filler, and the loop counts it for nothing: no loss, no statistics.
+for it; such a dummy batch is marked as `filler`, and the loop ignores it: no loss, no statistics.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ Share = dict[str, Tensor]
 
 
 class FillerBatch(Share):
-    """Rows that stand in for an empty share; the training loop asks for the attribute `filler`."""
+    """Dummy rows of an empty share; the training loop asks for the attribute `filler`."""
 
     filler = True
 

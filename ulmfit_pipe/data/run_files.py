@@ -20,7 +20,7 @@ def run_files() -> Iterator[None]:
     What runs that were killed left goes too. A block inside of another is part of it.
 
     Raises:
-        OSError: The place for temporary files cannot be written; the error names it.
+        OSError: The folder for temporary files cannot be written; the error names it.
     """
     if _FOLDER.get() is not None:
         yield

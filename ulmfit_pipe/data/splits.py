@@ -24,7 +24,7 @@ def check_seed(seed: int) -> None:
 
 
 def some_rows(table: datasets.Dataset, most: int | None, *, seed: int) -> datasets.Dataset:
-    """Return at most so many rows, chosen at random, in the table's order."""
+    """Return at most this many rows, chosen at random, in the table's order."""
     if most is None or len(table) <= most:
         return table
     chosen = np.random.default_rng(seed).choice(len(table), most, replace=False)
@@ -54,7 +54,7 @@ def split_train_validation(dataset: datasets.Dataset, *, fraction: float = 0.1, 
 
     Raises:
         ValueError: ``fraction`` or ``seed`` is out of range.
-        TypeError: It is no table of `load_table`.
+        TypeError: It is not a table of `load_table`.
         TableError: There are too few rows.
     """
     check_table(dataset, what="the table of split_train_validation", columns=())

@@ -81,7 +81,7 @@ def train_image_classifier(
         train: From `load_images`; what `scan_images` gave is not scanned again.
         validation: The same, held out; it chooses the best epoch. None where the last epoch is kept.
         model: Folder or hub id of any image model of transformers, or the folder of an image classifier that this stage
-            wrote: with the same classes it goes on with its head, with others its backbone gets a new one. None builds
+            wrote: with the same classes its head is kept, with others its backbone gets a new one. None builds
             a small ResNet with random weights.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         settings: Numbers of the stage.
@@ -157,12 +157,12 @@ def build_image_learner(
     Raises:
         ImageError: An image cannot be used, or the two tables have other classes.
         ArtifactError: The model takes no images or is not whole.
-        ValueError: Settings contradict one another, or the best epoch is to be kept and there is nothing to judge by.
+        ValueError: Settings contradict one another, or the best epoch is to be kept and there are no validation images.
     """
     settings, context = settings or ImageClassifierSettings(), _image_context(context)
     scan, held_out = (_scanned(part, settings, context) for part in (train, validation))
     if scan is None or (held_out is None and settings.keep == "best"):
-        raise ValueError("keep 'best' needs validation images to judge by; give some, or set keep to 'last'")
+        raise ValueError("keep 'best' needs validation images; give some, or set keep to 'last'")
     names = _class_names(scan.table)
     if held_out is not None and _class_names(held_out.table) != names:
         own, other = list_apart(names, _class_names(held_out.table))
@@ -225,7 +225,7 @@ def _scanned(
 
 
 def tell_of_skipped(scan: ImageScan, context: RunContext) -> None:
-    """Say how many images were left out, and why the first was."""
+    """Log how many images were left out, and why the first was."""
     if scan.skipped:
         total = len(scan.table) + len(scan.skipped)
         context.tell(f"left out {len(scan.skipped):,} of {total:,} images that do not open, such as {scan.skipped[0]}")
@@ -289,7 +289,7 @@ def _augmentation_of(settings: AugmentationSettings) -> Augmentation | None:
 
 
 def meant_setting(name: str, names: Sequence[str]) -> str | None:
-    """Return what was likely meant by a name that is no setting of a run on images, in Python's spelling, or None.
+    """Return what was likely meant by a name that is not a setting of a run on images, in Python's spelling, or None.
 
     Args:
         name: The unknown name.

@@ -32,8 +32,8 @@ from ulmfit_pipe.stages.classifier_labels import labels_of
 
 OURS = UlmfitImageConfig.model_type
 TIMM = "timm_wrapper"
-PLAIN_SIZE = 224  # pixels a side where neither model nor settings say
-PLAIN_MEAN = 0.5  # mean and deviation of a processor made here: pixels come to lie in -1..1
+PLAIN_SIZE = 224  # pixels per side where neither model nor settings define it
+PLAIN_MEAN = 0.5  # mean and deviation of a processor made here: pixels are then in -1..1
 CROPS_BELOW = 384  # pixels a side from which ConvNeXt's processor does not crop; 224 of 256 is its share below
 TIMM_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
@@ -47,7 +47,7 @@ def build_image_network(
     layer_groups: Sequence[LayerGroupSpec] | None = None,
     say: Callable[[str], None] = print_line,
 ) -> tuple[UlmfitForImageClassification, ImagePixels]:
-    """Put a head on a backbone, or go on with a saved classifier of the same classes.
+    """Put a head on a backbone, or continue with a saved classifier of the same classes.
 
     Args:
         model: Folder or hub id; None builds a small ResNet with random weights.
@@ -55,7 +55,7 @@ def build_image_network(
         settings: Numbers of the stage.
         custom_head: In place of pooling and head.
         layer_groups: In place of those the settings name.
-        say: Told what is new or left out.
+        say: Receives log lines on what is new or left out.
 
     Raises:
         ArtifactError: The model takes no images, is not whole, or cannot be had.
@@ -94,7 +94,7 @@ def build_image_network(
 
 
 def _config_of(model: str) -> Any:
-    """Load the configuration; where timm is missing, say so."""
+    """Load the configuration; raise with the remedy if timm is missing."""
     try:
         return load_config(model, images=True)
     except ArtifactError as error:
@@ -123,19 +123,19 @@ def _go_on(
         found = getattr(config, name)
         if (list(found) if isinstance(found, tuple) else found) != value:
             raise ValueError(
-                f"{model} is a classifier of the same classes, to go on from with its head, whose {name} is {found}, "
+                f"{model} is a classifier of the same classes, to resume from with its head, whose {name} is {found}, "
                 f"not {value}; set the head as it was, or give the model it started from"
             )
     if settings.keep_stages is not None or settings.channels not in (None, channels_of(config.backbone_config)):
         raise ValueError(
-            f"{model} is a classifier of the same classes, to go on from as it is; keep_stages and channels cannot "
+            f"{model} is a classifier of the same classes, to resume from as it is; keep_stages and channels cannot "
             "change it: leave them out, or give the model it started from"
         )
     config.layer_groups = _groups_to_store(settings, layer_groups)
     pixels = ImagePixels(
         _processor_of(model, config, settings.image_size), channels=channels_of(config.backbone_config)
     )
-    say(f"going on from the classifier {model}, with its head")
+    say(f"resuming from the classifier {model}, with its head")
     return load_model(model, AutoModelForImageClassification, config=config), pixels
 
 
@@ -185,7 +185,7 @@ def _backbone_of_ours(model: str, config: UlmfitImageConfig) -> Any:
     missing = sorted(name for name in found["missing_keys"] if name.startswith("backbone."))
     if missing:
         raise ArtifactError(
-            f"the weights of {model} lack {missing[0]} ({len(missing)} in all), so they are no whole backbone: take "
+            f"the weights of {model} lack {missing[0]} ({len(missing)} in all), so they are not a whole backbone: take "
             "another save"
         )
     return network.backbone
@@ -196,7 +196,7 @@ def _refuse_gaps(model: str | None, backbone: Any, missing: Sequence[str], pixel
     if not missing:
         return
     facts = inspect_backbone(backbone, channels=pixels.channels, height=pixels.height, width=pixels.width)
-    kept = backbone.state_dict()  # without the stages that were cut off
+    kept = backbone.state_dict()  # without the stages that were removed
     needed = [
         name
         for name in missing
@@ -204,7 +204,7 @@ def _refuse_gaps(model: str | None, backbone: Any, missing: Sequence[str], pixel
     ]
     if needed:
         raise ArtifactError(
-            f"the weights of {model} lack {needed[0]} ({len(needed)} in all), so they are no whole "
+            f"the weights of {model} lack {needed[0]} ({len(needed)} in all), so they are not a complete "
             f"{type(backbone).__name__}: take another save"
         )
 
@@ -237,7 +237,7 @@ def _processor_of(model: str | None, config: Any, image_size: int | None) -> Any
 
 
 def plain_processor(size: int) -> Any:
-    """Return a processor that cuts out the middle square of an image and brings its pixels to -1..1."""
+    """Return a processor that takes the center crop of an image and scales its pixels to -1..1."""
     return _bit_processor(edge=size, height=size, width=size, mean=[PLAIN_MEAN] * 3, std=[PLAIN_MEAN] * 3, resample=2)
 
 

@@ -63,7 +63,7 @@ def run_image_pipeline(
 
     Args:
         settings: Settings of the run.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
         train: A dataset at hand, in place of ``train_images``.
         test: The same in place of ``test_images``.
         custom_head: A module from the backbone's ``last_hidden_state`` to logits, a copy of which is trained in place
@@ -113,7 +113,7 @@ def _check(settings: ImageSettings, train: Dataset | None, test: Dataset | None)
     if len(named) != 1:
         raise ValueError(
             f"give one of {', '.join(given)} to train on, got {' and '.join(named) or 'none'}; train_images is a "
-            "folder that holds a folder of images a class"
+            "folder that holds a folder of images per class"
         )
     held_out = (settings.test_images, settings.validation_images, test)
     if settings.dataset is not None and any(value is not None for value in held_out):
@@ -188,7 +188,7 @@ def _finish(
 
 
 def _best_by_phase(folder: Path, monitor: str) -> dict[str, float]:
-    """Return the best validation score of each phase: what thawing has bought, step by step."""
+    """Return the best validation score of each phase: the gain of each unfreezing step."""
     best: dict[str, float] = {}
     choose = min if monitor == "loss" else max
     for epoch in (read_stage(folder) or {}).get("epochs", []):
@@ -199,7 +199,7 @@ def _best_by_phase(folder: Path, monitor: str) -> dict[str, float]:
 
 
 def thawing_table(metrics: Mapping[str, Any]) -> str:
-    """Return what thawing has bought: the best validation score of each phase, and the gain over the phase before it.
+    """Return a table of each phase's best validation score and its gain over the phase before.
 
     Args:
         metrics: From `run_image_pipeline`.
@@ -216,7 +216,7 @@ class ImagePipeline:
     """The method on images as one object: a pretrained backbone in, a classifier out.
 
     Args:
-        model: Any image model of transformers, or a classifier's folder to go on from; None builds a small ResNet.
+        model: Any image model of transformers, or a classifier's folder to start from; None builds a small ResNet.
     """
 
     def __init__(self, model: str | Path | None = None) -> None:
@@ -233,7 +233,7 @@ class ImagePipeline:
             custom_head: The head's module where it was trained with one of its own; the weights come from the folder.
 
         Raises:
-            ArtifactError: The folder is no image classifier, or it has a head of its own and none is given.
+            ArtifactError: The folder is not an image classifier, or it has a head of its own and none is given.
         """
         pipeline = cls()
         pipeline._predictor = ImagePredictor.load(check_folder(folder, "ImagePipeline.load"), custom_head=custom_head)
@@ -266,7 +266,7 @@ class ImagePipeline:
             What ``metrics.json`` holds.
 
         Raises:
-            TypeError: Something other than a path or a dataset stands for images; more by place; no output folder.
+            TypeError: The images are neither a path nor a dataset; more positional arguments; no output folder.
             ValueError: A setting, image or model cannot be used.
         """
         names = [each.name for each in dataclasses.fields(ImageSettings) if each.name not in GIVEN_TO_FIT]

@@ -58,7 +58,7 @@ class ImagePredictor:
     Args:
         model: The classifier.
         pixels: Its processor.
-        accelerator: The device, and this process' share when a table is scored.
+        accelerator: The device, and this process's share when a table is scored.
     """
 
     def __init__(self, model: Any, pixels: ImagePixels, *, accelerator: Accelerator | None = None) -> None:
@@ -79,7 +79,7 @@ class ImagePredictor:
             accelerator: Device and processes.
 
         Raises:
-            ArtifactError: The folder is no image classifier, or was cut short.
+            ArtifactError: The folder is not an image classifier, or was cut short.
         """
         folder = home_path(folder)
         below = Path(folder) / "classifier"
@@ -159,7 +159,7 @@ class ImagePredictor:
         """Return accuracy, macro F1, loss and n on labelled images; every process scores its share.
 
         Raises:
-            TypeError: It is no table of `load_images`.
+            TypeError: It is not a table of `load_images`.
             ValueError: The table's class names are not the classifier's, in its order.
         """
         check_table(table, what="the table to score", columns=("image",), loading='load_images("images/test")')

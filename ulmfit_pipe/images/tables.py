@@ -38,7 +38,7 @@ def load_image_tables(
 
     Args:
         settings: Settings of the run.
-        context: Told what the tables hold.
+        context: Logs what the tables hold.
         train: A dataset at hand, in place of ``train_images``.
         test: The same in place of ``test_images``.
 
@@ -82,7 +82,7 @@ def _scan(table: Dataset, settings: "ImageSettings", context: RunContext) -> Ima
 
 
 def _tell(tables: ImageTables, context: RunContext) -> None:
-    """Say the sizes, which classes nothing is held out of, and how many held-out images stand in training too."""
+    """Log the sizes, the classes without held-out images, and how many held-out images are in training too."""
     named = {"training": tables.train, "validation": tables.validation, "test": tables.test}
     sizes = ", ".join(f"{len(scan.table):,} {name}" for name, scan in named.items() if scan is not None)
     classes = tables.train.table.features["label"].names
@@ -99,6 +99,6 @@ def _tell(tables: ImageTables, context: RunContext) -> None:
         repeats = sum(digest in known for digest in scan.digests)
         if repeats:
             context.tell(
-                f"note: {repeats:,} of {len(scan.table):,} {name} images also stand in training, byte for byte; the "
+                f"note: {repeats:,} of {len(scan.table):,} {name} images also are in training, byte for byte; the "
                 f"{name} metrics are flattered by as much"
             )

@@ -1,4 +1,4 @@
-"""The language models that come with the package: their names, and the folders they lie in.
+"""The language models that come with the package: their names, and the folders they are in.
 
 A built-in model is a folder below `models/pretrained/`; the folder's name is the model's. Nothing is loaded here.
 """

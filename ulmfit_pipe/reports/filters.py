@@ -35,7 +35,7 @@ def plot_filters(
         path: Where to save a PNG, or None.
 
     Raises:
-        ValueError: The two differ in shape, or are no filters.
+        ValueError: The two differ in shape, or are not filters.
     """
     if before.shape != after.shape or before.ndim != 4:
         raise ValueError(

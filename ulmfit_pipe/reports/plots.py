@@ -107,7 +107,7 @@ def plot_schedule(
     lengths = {len(values) for values in rates.values()}
     if len(lengths) != 1 or not any(value > 0 for values in rates.values() for value in values):
         raise ValueError(
-            f"a schedule's picture needs one rate a step for every group and one above 0, got steps {sorted(lengths)}"
+            f"a schedule's picture needs one rate per step for every group and one above 0, got steps {sorted(lengths)}"
         )
     figure, axes = new_figure(height=4.2)
     for color, (name, values) in zip(_ordered_colors(len(rates)), rates.items(), strict=True):

@@ -7,7 +7,7 @@ from ulmfit_pipe.console import in_one_line
 
 MOST_CLASSES = 20  # that are shown one by one
 WORST_SHOWN = 5  # where there are more
-NESTED = ("interval", "per_class", "baseline")  # entries of a table's scores that are no number
+NESTED = ("interval", "per_class", "baseline")  # entries of a table's scores that are not numbers
 CLASS_COLUMNS = ("precision", "recall", "f1", "support")
 
 

@@ -1,7 +1,7 @@
 """The picture of transferability: five curves of test accuracy against the number of copied layer groups.
 
 Drawn after Yosinski et al. 2014, figure 2. Colour says where the layers come from, a full line and mark that they are
-frozen, a broken line and an open mark that they are thawed.
+frozen, a broken line and an open mark that they are unfrozen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ from ulmfit_pipe.reports.plots import (
 OWN, OTHER, RANDOM = APART[0], APART[1], APART[2]
 LOOKS: dict[str, tuple[str, str, str, bool, str]] = {  # curve -> colour, line, mark, whether the mark is full, name
     "BnB": (OWN, "-", "o", True, "BnB  own, frozen"),
-    "BnB+": (OWN, "--", "o", False, "BnB+  own, thawed"),
+    "BnB+": (OWN, "--", "o", False, "BnB+  own, unfrozen"),
     "AnB": (OTHER, "-", "s", True, "AnB  other task's, frozen"),
-    "AnB+": (OTHER, "--", "s", False, "AnB+  other task's, thawed"),
+    "AnB+": (OTHER, "--", "s", False, "AnB+  other task's, unfrozen"),
     "random": (RANDOM, ":", "^", True, "random, frozen"),
 }
 BASE, START = "baseB", "new"

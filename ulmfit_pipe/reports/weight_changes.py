@@ -13,7 +13,7 @@ from ulmfit_pipe.reports.plots import BLUE, INK, MUTED, ORANGE, Picture, finish_
 TITLE = "How far training moved the weights"
 ROW_HEIGHT, MARGINS = 0.36, 1.75  # inches: of a layer group, and of title, axis and legend together
 FEW_DECADES = 2.2  # an axis this short is marked at 1, 2 and 5 of each decade
-ROOM = 1.6  # factor by which the axis goes on beyond its outermost points
+ROOM = 1.6  # factor by which the axis continues beyond its outermost points
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -86,7 +86,7 @@ def _mark_per_cent(axes: Axes, *, decades: float) -> None:
 
 
 def _name_changes(axes: Axes, groups: Rows) -> None:
-    """Write each group's change right of the axes, muted where it is no number."""
+    """Write each group's change right of the axes, muted where it is not a number."""
     names = axes.secondary_yaxis("right")
     names.set_yticks(range(len(groups)), [change_words(row) for row in groups])
     names.tick_params(length=0, labelsize=9)

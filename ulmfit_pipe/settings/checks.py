@@ -26,7 +26,7 @@ ADDED = "added"  # mark of a field that came when there were finished stages wit
 
 
 def added_setting(default: Any) -> Any:
-    """Declare a setting that came later: at its default it is no part of a stage's identity.
+    """Declare a setting that came later: at its default it is not part of a stage's fingerprint.
 
     What was finished before there was such a setting is then still known as finished.
     """
@@ -36,7 +36,7 @@ def added_setting(default: Any) -> Any:
 def home_path(path: Any) -> Any:
     """Return a path with ``~`` or ``~user`` at its start replaced by that home folder, as text or `Path` as it came.
 
-    Any other text, a model's name for example, and what is no text or path, is returned as it is.
+    Any other text, a model's name for example, and what is not a text or path, is returned as it is.
 
     Raises:
         ValueError: The path is empty or blank, there is no home folder, or a NUL character in it.
@@ -132,7 +132,7 @@ def check_seed(settings: Any) -> None:
     """Raise unless the field `seed` is a number that every random generator takes.
 
     Raises:
-        ValueError: It is no whole number, negative, or too large for NumPy's generators.
+        ValueError: It is not a whole number, negative, or too large for NumPy's generators.
     """
     seed = settings.seed
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:

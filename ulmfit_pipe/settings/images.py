@@ -78,7 +78,7 @@ class AugmentationSettings:
     off: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no image could be changed by."""
+        """Refuse values that no image could be changed by."""
         if not 0 < self.least_crop <= 1:
             raise ValueError(f"least_crop must lie in (0, 1], got {self.least_crop!r}; 1 crops nothing off at random")
         if not self.stretch >= 1:
@@ -106,17 +106,17 @@ class ImageClassifierSettings:
         class_weights: balanced weighs each class by the inverse of its frequency.
         monitor: Validation metric that chooses the best epoch.
         keep: End with the weights of the best epoch on validation data, or of the last epoch.
-        train_norm: Whether batch norms of frozen groups go on training, their running statistics too [train_bn]; false
-            holds everything below the head still.
+        train_norm: Whether batch norms of frozen groups train on, their running statistics too [train_bn]; false
+            keeps everything below the head fixed.
         pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
             random weights, and freezes nothing [pretrained].
         keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
-            drops so many at its end; null keeps all [cut].
+            drops that many at its end; null keeps all [cut].
         channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
         image_size: Side of the images in pixels; null takes the model's own.
-        layer_groups: early-late-head, or stages for one group a stage [split_on].
+        layer_groups: early-late-head, or stages for one group per stage [split_on].
         accumulation_steps: Micro-batches an optimizer step.
-        skip_bad_images: Leave images that do not open out, and say how many, instead of refusing them.
+        skip_bad_images: Leave out images that cannot be opened, and log how many, instead of raising.
         num_workers: Threads that open images ahead of the training; null decides.
         cache_frozen: Run frozen groups once an image in each phase, and train the others from what they gave; needs
             train_norm false and augmentation.off true, without which an image gives something else each time.
@@ -151,7 +151,7 @@ class ImageClassifierSettings:
     backbone: SmallResNetSettings = field(default_factory=SmallResNetSettings)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
+        """Refuse settings that no training can use, before it begins."""
         check_types(self)
         check_whole(self, {"epochs_per_phase": 1, "final_epochs": 1, "accumulation_steps": 1, "num_workers": 0})
         check_whole(self, {"image_size": 1, "batch_size": 2})
@@ -188,7 +188,7 @@ class PretrainingSettings:
     lr: float = 3e-3
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use."""
+        """Refuse values that no training could use."""
         check_types(self)
         check_whole(self, {"images": 260, "epochs": 1})
         check_above_zero(self, "lr")
@@ -200,17 +200,17 @@ class ImageSettings(RunSettings):
 
     Attributes:
         output_dir: Folder for everything the run writes.
-        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
+        train_images: Folder that holds a folder of images per class, a table of paths, or a dataset's saved folder.
         test_images: The same, scored once at the end.
         validation_images: The same; it chooses the best epoch. Without it a part of the training images is held out.
         dataset: A sample that needs no files, in place of train_images and test_images: the 8 x 8 handwritten digits of
             scikit-learn.
         model: Any image model of transformers (folder or hub id), or a classifier that this recipe wrote; null builds a
-            small ResNet, pretrained as the group pretraining says.
+            small ResNet, pretrained with the settings of the group pretraining.
         image_column: Column of images or paths, in a table or dataset.
         label_column: Column of labels.
         validation_fraction: Part of the training images held out where no validation images are given.
-        max_train_images: Use only so many training images, chosen at random by the seed; null takes all.
+        max_train_images: Use only this many training images, chosen at random by the seed; null takes all.
         seed: Seed of split, weights, dropout, order and augmentation.
         pretraining: The related task where no model is given.
         classifier: Numbers of the image stage.

@@ -20,7 +20,7 @@ class ImportFastaiSettings:
             language model into language_model below it, for the stages that use it.
         labels: Names of a classifier's labels in the order of its outputs, where the vocabulary file has none.
         multi_label: The classifier gives a text any number of labels.
-        direction: Whether the model reads text forward or backward; its files do not tell.
+        direction: Whether the model reads text forward or backward; its files do not record it.
     """
 
     weights: str

@@ -3,7 +3,7 @@
 A stage describes its settings as a frozen dataclass; a nested dataclass is a group, whose fields get dotted names
 (`--classifier.epochs 3`). Files come first (`--config a.yaml --config b.yaml`, later ones win), the command line wins
 over them. Nothing is guessed: a name that does not exist, or is shortened, stops the run and names the nearest one; a
-value of the wrong type stops it and says what is allowed (`values.py`). jsonargparse converts the values; names
+value of the wrong type stops it and names what is allowed (`values.py`). jsonargparse converts the values; names
 and files are handled here, because it accepts prefixes of names, suggests nothing, and lets a file that is given after
 a setting win over it.
 """
@@ -56,7 +56,7 @@ class SettingField:
         name: Dotted name, for example `classifier.epochs`.
         type: The annotation.
         default: The default, or `dataclasses.MISSING` for a required setting.
-        doc: What the dataclass says of the field.
+        doc: The field's text in the dataclass's docstring.
         section: First line of the docstring of the dataclass that holds the field; its heading in `--help`.
     """
 
@@ -168,7 +168,7 @@ def _default_of(field: dataclasses.Field) -> Any:
 
 
 def _field_docs(settings_class: type) -> dict[str, str]:
-    """Field name -> its text in the `Attributes:` section, or the string that stands below it."""
+    """Field name -> its text in the `Attributes:` section, or the string that is below it."""
     docs: dict[str, str] = {}
     for each in reversed(settings_class.__mro__[:-1]):  # a class's own words last
         parsed = docstring_parser.parse_from_object(each)
@@ -358,7 +358,7 @@ def _read_text(path: str) -> str:
         with open(os.path.expanduser(path), "rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise SettingsError(f"more than {LARGEST_FILE:,} bytes, so it is no file of settings")
+            raise SettingsError(f"more than {LARGEST_FILE:,} bytes, so it is not a file of settings")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"not UTF-8 text (byte {error.start}); save the file as UTF-8") from error

@@ -18,19 +18,19 @@ class PredictFileSettings(TableOptions):
         input_file: A table of any kind that training reads (docs/tables.md). Several of one kind with the same columns
             count as one table, one after the other; a pattern such as 'new/*.csv', in quotes, stands for all that fit,
             in the order of their names. From Python a single name will do.
-        output_file: CSV, TSV, JSONL or Parquet, told by its suffix; an older one is replaced. It holds all rows
+        output_file: CSV, TSV, JSONL or Parquet, by its suffix; an older one is replaced. It holds all rows
             and columns of the input in their order, then label and score (for multi-label a list and its lowest score;
             in CSV and TSV joined with |). An input column that is itself called label or score is kept as label_given
             or score_given.
-        output_dir: Folder of parts, for several processes or files: each part is a file of rows, whole or absent, and
-            the same command goes on where a killed one stopped. With output_file too the parts are joined to it.
+        output_dir: Folder of parts, for several processes or files: each part is written whole or not at all, and
+            the same command continues where a killed one stopped. With output_file too the parts are joined to it.
         part_format: Kind of the parts; null takes that of output_file, or the input's (CSV for other CSV-like tables
             and Excel, Parquet for other tables with types, else JSONL).
         part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.
         all_scores: Add a column score_LABEL for every label.
         escape_formulas: In CSV and TSV, write an apostrophe before cells that begin with = + - @, a tab or a carriage
             return, which a spreadsheet would run as a formula (all labels and texts; of other columns all but numbers).
-        empty_text: skip leaves the label of a row without text empty, and says how many there are; error names the
+        empty_text: skip leaves the label of a row without text empty, and logs how many there are; error names the
             first one before anything is predicted.
         chunk_rows: Rows held in memory at a time.
         mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).

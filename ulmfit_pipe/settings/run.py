@@ -49,13 +49,13 @@ class RunSettings(ComputeSettings):
 
     Attributes:
         compile: Compile the model for each phase with torch.compile: slow to begin, then faster for transformers.
-        max_seconds: Stop training after so long, and go on with the best weights so far; null for no limit.
+        max_seconds: Stop training after this time, and continue with the best weights so far; null for no limit.
         progress: Show progress bars; null decides by the terminal.
-        resume: Go on with an unfinished stage from its last checkpoint; false stops where there is one.
+        resume: Resume an unfinished stage from its last checkpoint; false stops where there is one.
         checkpoint_seconds: Save a checkpoint so often while training; null saves none.
         report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
             A log.jsonl is written in any case.
-        log_every: Log one optimizer step out of so many.
+        log_every: Log one optimizer step out of this many.
     """
 
     compile: bool = False

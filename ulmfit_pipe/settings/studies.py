@@ -49,7 +49,7 @@ class LowShotSettings(StudySettings):
         output_dir: Folder for cells, language models and results; several processes may work in it.
         unlabelled_file: Further texts for the language model.
         model: Pretrained language model, a folder or name.
-        model_backward: Its backward twin, for backward and ensemble.
+        model_backward: Its backward counterpart, for backward and ensemble.
         sizes: Labelled rows of the subsets; 0 is all rows.
         seeds: Seeds of each size (0, 1, ...): one number a size, or one for all.
         methods: What to run of scratch, pretrained, ulmfit, backward, ensemble, tfidf.
@@ -147,7 +147,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 @with_home_paths
 class AblationSettings(StudySettings):
-    """Settings of a comparison of ways to thaw.
+    """Settings of a comparison of ways to unfreeze.
 
     Attributes:
         train_file: Labelled table or tables.
@@ -209,7 +209,7 @@ class TransferabilitySettings(StudySettings):
             (paragraphs of five installed libraries, the library is the class).
         train_file: Labelled table or tables of texts, in place of a sample; four classes or more.
         test_file: The same, tested on; without it a part of train_file is held out.
-        train_images: Folder that holds a folder of images a class, a table of paths, or a dataset's saved folder.
+        train_images: Folder that holds a folder of images per class, a table of paths, or a dataset's saved folder.
         test_images: The same, tested on; without it a part of train_images is held out.
         model: Any image or text model of transformers, or of this project; null takes a small ResNet for images and the
             built-in language model for texts.
@@ -222,9 +222,9 @@ class TransferabilitySettings(StudySettings):
         test_fraction: Part held out where no test table is given.
         seeds: Number of seeds (0, 1, ...), each with its own split and weights.
         layers: Numbers n of layer groups to copy; null takes every n up to all groups but the head.
-        frozen_epochs: Epochs in which the copied groups of every curve stand still; 0 thaws those of BnB+ and AnB+ from
+        frozen_epochs: Epochs in which every curve's copied groups are frozen; 0 unfreezes those of BnB+ and AnB+ from
             the start, as the paper does; null takes 3, or what suits the sample.
-        final_epochs: Epochs after that, in which the copied groups of BnB+ and AnB+ are thawed; null takes 5, or what
+        final_epochs: Epochs after that, in which the copied groups of BnB+ and AnB+ are unfrozen; null takes 5, or what
             suits the sample.
         lr: Learning rate of all groups, the same for every network; null takes 0.004 for images, 0.005 for an AWD-LSTM,
             0.0003 for any other text model.
@@ -232,7 +232,7 @@ class TransferabilitySettings(StudySettings):
         pretrained: The two base networks start from the model's weights; false lets them start at random, as the
             paper does. New layers always start at random.
         image_size: Side of the images in pixels; null takes the model's own, or 32 for the small ResNet.
-        max_length: Cut texts to so many tokens; null reads them whole.
+        max_length: Truncate texts to this many tokens; null reads them whole.
         block_groups: Bundle a text transformer's blocks into so many layer groups; null makes each block one.
         preset: Recipe of the optimizer for texts; auto is fastai for an AWD-LSTM and transformer for any other model.
         title: Name of the data; null takes the sample's or the folder's name.

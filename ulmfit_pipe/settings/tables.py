@@ -58,7 +58,7 @@ class LabelledTables(TableOptions):
 
 @dataclass(frozen=True)
 class RowLimits:
-    """Use only so many rows of a table, chosen at random by the seed; null takes all.
+    """Use only this many rows of a table, chosen at random by the seed; null takes all.
 
     Attributes:
         train: Of the labelled rows, before the validation part is held out.

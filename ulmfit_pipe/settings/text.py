@@ -37,7 +37,7 @@ class LanguageModelSettings:
         tokenizer: For a pretrained model keep its subword tokenizer, or build a new vocabulary of a kind and carry
             known rows over; auto keeps subwords and rebuilds words. From scratch auto is unigram.
         tokenizer_of: Folder or name of a model whose tokenizer a model from scratch takes over as it is, such as the
-            forward twin of a backward model; null makes one.
+            forward counterpart of a backward model; null makes one.
         vocab_size: Largest size of a new vocabulary; null takes 15,000 subwords, or the preset's number of words.
         min_count: Rarest word that a new word vocabulary keeps.
         embedding_size: Of a model from scratch.
@@ -73,7 +73,7 @@ class LanguageModelSettings:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
+        """Refuse settings that no training can use, before it begins."""
         check_types(self)
         ones = ("epochs", "frozen_epochs", "batch_size", "bptt", "vocab_size", "min_count", "embedding_size")
         more = ("hidden_size", "num_hidden_layers", "accumulation_steps", "num_workers", "block_size")
@@ -123,7 +123,7 @@ class ClassifierSettings:
         batch_size: Documents of a step, over all processes.
         max_tokens: Bound on the tokens of a batch, padding included; null for no bound.
         drop_mult: Multiplies the five dropouts of the preset's classifier; for an AWD-LSTM.
-        max_length: Cut documents to so many tokens; null reads them whole, or as far as a transformer's positions go.
+        max_length: Truncate documents to this many tokens; null reads them whole, or up to a transformer's limit.
         gradient_window: Tokens at a document's end that keep gradients; null takes the model's. For an AWD-LSTM.
         class_weights: balanced weighs each class by the inverse of its frequency; where a text may have several labels,
             the texts with a label as much in all as those without it.
@@ -135,7 +135,7 @@ class ClassifierSettings:
         train_norm: Whether norm layers of frozen groups train; null takes the preset's.
         norm_statistics: What the head's batch norms predict with: the running statistics of training, or (recomputed)
             those of one pass over the training rows without dropout, taken when training is over.
-        from_scratch: Throw the pretrained weights away and start at random: the twin to compare with.
+        from_scratch: Discard the pretrained weights and start from random ones: the baseline.
         accumulation_steps: Micro-batches an optimizer step.
         num_workers: Processes that tokenize; null decides.
         head: auto reads a sentence encoder's folder as it was made (its pooling and a linear layer) and gives any other
@@ -145,11 +145,11 @@ class ClassifierSettings:
             head-tail beginning and end, windows reads all of it and averages the windows' logits.
         window_length: Tokens of a window; null takes the longest that the model reads.
         window_overlap: Tokens that neighbouring windows share; null takes an eighth of a window.
-        block_groups: Bundle a transformer's blocks into so many layer groups; null makes each block one.
-        cache_frozen: Run frozen groups once a text in each phase, and train the others from what they gave, wherever
-            that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else a line says why
-            not.
-        new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false goes on with
+        block_groups: Bundle a transformer's blocks into this many layer groups; null makes each block one.
+        cache_frozen: Run frozen groups once per text in each phase, and train the others from what they gave, wherever
+            that gives the same weights up to rounding (no dropout in them, see frozen_dropout); else the reason is
+            logged.
+        new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false keeps
             its head, for the same labels.
     """
 
@@ -184,7 +184,7 @@ class ClassifierSettings:
     new_head: bool = added_setting(False)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training could use, before any is begun."""
+        """Refuse settings that no training can use, before it begins."""
         check_types(self)
         ones = ("epochs_per_phase", "final_epochs", "max_tokens", "accumulation_steps", "num_workers", "max_length")
         least = dict.fromkeys((*ones, "window_length", "block_groups"), 1)
@@ -193,7 +193,7 @@ class ClassifierSettings:
             if getattr(self, name) is not None and self.long_documents != "windows":
                 raise ValueError(
                     f"{name} {getattr(self, name)} has a meaning with long_documents 'windows' only, got "
-                    f"{self.long_documents!r}; set it, or leave {name} out (max_length cuts documents)"
+                    f"{self.long_documents!r}; set it, or leave {name} out (max_length truncates documents)"
                 )
         check_above_zero(self, "lr", "rest_lr", "lr_decay")
         if self.batch_size == 1:
@@ -217,6 +217,6 @@ class ClassifierSettings:
         if monitor not in known:
             kind = "several labels a row" if multi_label else "one label a row"
             raise ValueError(
-                f"monitor {monitor!r} is no metric of a table with {kind}; choose one of {', '.join(known)}"
+                f"monitor {monitor!r} is not a metric of a table with {kind}; choose one of {', '.join(known)}"
             )
         return monitor

@@ -48,7 +48,7 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part of the training table held out where no validation file is given; 0 trains on all
-            rows; null holds out a tenth of 500 rows or more (20 or more a label), and nothing of fewer.
+            rows; null holds out a tenth of 500 rows or more (20 or more per label), and nothing of fewer.
         preset: Recipe: the paper's, its authors' 2018 scripts', fastai's, or the one for transformers; auto is fastai
             for an AWD-LSTM and transformer for any other model.
         ensemble: Train a forward and a backward AWD-LSTM and average them.
@@ -56,8 +56,8 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier; null does
             it for an AWD-LSTM, where language_model has settings, and for a transformer with a trained language-model
             head where there is unlabelled text.
-        include_test_text: Let the language model read unlabelled texts that also stand in validation or test.
-        max_rows: Use only so many rows of each table, for a quick look or a learning curve.
+        include_test_text: Let the language model read unlabelled texts that also are in validation or test.
+        max_rows: Use only this many rows of each table, for a quick look or a learning curve.
         language_model: Numbers of the language-model stage.
         classifier: Numbers of the classifier stage.
         baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
@@ -102,7 +102,7 @@ class LanguageModelJob(TableOptions, TextModelOptions, RunSettings):
         train_file: Table or tables of text of any kind in docs/tables.md: a file, a folder of texts, a saved dataset's
             folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
         output_dir: Folder to write: weights, configuration, tokenizer, metrics, settings, report.
-        model: Pretrained language model to go on from, a folder or hub id; null trains from scratch.
+        model: Pretrained language model to start from, a folder or hub id; null trains from scratch.
         validation_file: Text that is only measured; without it a part of the training text is held out.
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
@@ -133,7 +133,7 @@ class ClassifierJob(LabelledTables, TextModelOptions, RunSettings):
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given; 0 trains on all rows; null holds out a
-            tenth of 500 rows or more (20 or more a label), and nothing of fewer.
+            tenth of 500 rows or more (20 or more per label), and nothing of fewer.
         classifier: Numbers of the stage.
     """
 

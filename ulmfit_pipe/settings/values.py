@@ -57,7 +57,7 @@ def read_value(value: Any, hint: Any, *, name: str, origin: str) -> Any:
         value: Text from the command line (a list of texts for a list), or what YAML read.
         hint: The annotation.
         name: Dotted name, for the message.
-        origin: `COMMAND_LINE`, or the file that the value stands in.
+        origin: `COMMAND_LINE`, or the file that the value is in.
 
     Raises:
         SettingsError: The value is not of that type.
@@ -84,7 +84,7 @@ def read_value(value: Any, hint: Any, *, name: str, origin: str) -> Any:
 def _read_words(value: Any, hint: Any) -> Any:
     """Read numbers and YAML 1.1's words for true and false, which jsonargparse would read by that standard's surprises.
 
-    010 is eight there and 1:30 ninety. What is no text, or of another type, comes back as it is; `UNFIT` stands for a
+    010 is eight there and 1:30 ninety. A value of another type is returned unchanged; `UNFIT` is returned for a
     text that is none of these.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -259,7 +259,7 @@ _SHOWN.maxstring = _SHOWN.maxother = 200
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """`repr` of a value on one line, control characters escaped, a long one cut in the middle."""
+    """`repr` of a value on one line, control characters escaped, a long one truncated in the middle."""
     return cut_middle(_SHOWN.repr(value), limit)
 
 

@@ -1,4 +1,4 @@
-"""What every stage shares: the only place below text and images where training, models and data meet.
+"""What every stage shares: the only folder below text and images that imports training, models and data.
 
 Importing this registers the AWD-LSTM and its tokenizer with transformers' Auto classes.
 """

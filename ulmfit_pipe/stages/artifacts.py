@@ -1,6 +1,6 @@
 """What a stage starts from and ends in: a folder with weights, configuration, tokenizer and ``stage.json``.
 
-A folder is whole or absent: it is written under another name and renamed. Its tokenizer is checked against the hash
+A folder is complete or absent: it is written under another name and renamed. Its tokenizer is checked against the hash
 that the model's configuration holds, so that ids can never mean other tokens than they did in training.
 
 Importing ``ulmfit_pipe.stages`` registers the AWD-LSTM and the concat-pooling classifier with transformers' Auto
@@ -80,7 +80,7 @@ def register() -> None:
 
 
 def model_identity(name: ModelName | None, *, images: bool = False) -> str | None:
-    """Return what tells a model from any other: a digest of its files, wherever the folder lies, or the hub id.
+    """Return a model's fingerprint: a digest of its files, wherever the folder is, or the hub id.
 
     Counted is each file that changes what the model computes: weights, configuration, tokenizer or image processor, and
     code of its own where that may run.
@@ -192,7 +192,7 @@ def load_model(name: ModelName, kind: Any, **settings: Any) -> Any:
     Args:
         name: A folder, a built-in name or a hub id.
         kind: An Auto class, such as ``AutoModelForCausalLM``.
-        **settings: Passed on to ``from_pretrained``; weights are turned to float32 unless ``dtype`` says otherwise.
+        **settings: Passed on to ``from_pretrained``; weights are turned to float32 unless ``dtype`` is given.
 
     Raises:
         ArtifactError: The folder lacks weights, a file of it was cut short or altered, or the hub cannot be reached.
@@ -215,7 +215,7 @@ def load_model(name: ModelName, kind: Any, **settings: Any) -> Any:
         is_classifier = any(key.startswith("classifier.") for key in found["unexpected_keys"])
         what = "it holds a classifier; give the folder of its language model" if is_classifier else "take another save"
         raise ArtifactError(
-            f"the weights of {name} lack {missing[0]} ({len(missing)} in all), so they are no whole "
+            f"the weights of {name} lack {missing[0]} ({len(missing)} in all), so they are not a complete "
             f"{type(model).__name__}: {what}"
         )
     return model
@@ -272,7 +272,7 @@ def load_text_tokenizer(
     Args:
         name: A folder, a built-in name or a hub id.
         config: The model's configuration; its padding id is set to the tokenizer's.
-        say: Told when a tokenizer without a padding token gets its end-of-text token for one.
+        say: Receives a log line when a tokenizer without a padding token gets its end-of-text token for one.
 
     Raises:
         ArtifactError: There is no tokenizer, no fast one, or it belongs to another model.
@@ -289,7 +289,7 @@ def load_text_tokenizer(
         raise
     if not tokenizer.is_fast:
         raise ArtifactError(
-            f"the tokenizer of {name} is a {type(tokenizer).__name__}, which is no fast one (tokenizer.json); save it "
+            f"the tokenizer of {name} is a {type(tokenizer).__name__}, not a fast tokenizer (tokenizer.json); save it "
             "as a fast one with transformers, or take another model"
         )
     _require_vocabulary(Path(location_of(name)))
@@ -302,7 +302,7 @@ def load_text_tokenizer(
         if tokenizer.eos_token_id is None:
             raise ArtifactError(f"the tokenizer of {name} has neither a padding nor an end-of-text token; add one")
         tokenizer.pad_token = tokenizer.eos_token
-        say(f"{name} has no padding token: its end-of-text token {tokenizer.eos_token!r} takes that place")
+        say(f"{name} has no padding token: its end-of-text token {tokenizer.eos_token!r} is used instead")
     text_config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
@@ -325,7 +325,7 @@ def _check_vocabulary(name: ModelName, tokenizer: Any, config: Any, *, size: int
 
 
 def _require_tokenizer(folder: Path) -> None:
-    """Raise if a folder holds weights and architecture only, as a learner saves them unless told to add more."""
+    """Raise if a folder holds weights and architecture only, as a learner saves them by default."""
     if folder.is_dir() and not any((folder / name).is_file() for name in (*TOKENIZER_FILES, *SENTENCEPIECE_FILES)):
         raise ArtifactError(
             f"{folder} holds no tokenizer ({BACKEND_FILE}); save a learner together with its own: "
@@ -370,7 +370,7 @@ def save_stage(
         The folder.
 
     Raises:
-        ArtifactError: The folder holds something that is no such stage.
+        ArtifactError: The folder holds something that is not such a stage.
         CheckpointError: The disk is full; what was there is untouched.
     """
     path = Path(path)
@@ -431,7 +431,7 @@ def check_stage_files(folder: Path | str) -> None:
 
 
 def _require_json(folder: Path) -> None:
-    """Raise if the record of a stage is damaged, so that nothing says which files were saved."""
+    """Raise if the record of a stage is damaged, so that the list of its files is unknown."""
     try:
         read_sealed(folder / STAGE_FILE)
     except CheckpointError as error:
@@ -461,7 +461,7 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
         return
     found = read_stage(path)
     if found is None or found.get("stage") != stage:
-        what = f"a {found['stage']} stage" if found else "files that are no stage's"
+        what = f"a {found['stage']} stage" if found else "files that are not a stage's"
         raise ArtifactError(f"{path} holds {what}, not a {stage} stage; choose another output folder or remove it")
 
 

@@ -41,7 +41,7 @@ def labels_of(name: ModelName, config: Any) -> tuple[list[str], bool]:
     names: list[Any] = [given.get(index) for index in range(len(given))]
     for index, label in enumerate(names):
         if not isinstance(label, str) or not label.strip() or label in names[:index]:
-            what = "stands there twice" if label in names[:index] else "is not a name"
+            what = "is there twice" if label in names[:index] else "is not a name"
             raise ArtifactError(
                 f"{name} cannot be used: label {index} of id2label in config.json is {shown(label)}, which {what}; "
                 "give each id a text of its own, in quotes"
@@ -71,6 +71,6 @@ def check_thresholds(name: str | Path, thresholds: Any, *, labels: int) -> None:
     fit = isinstance(thresholds, list) and len(thresholds) == labels
     if not fit or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds):
         raise ArtifactError(
-            f"{name} cannot be used: thresholds in config.json must be {labels} numbers in 0..1, one a label, got "
+            f"{name} cannot be used: thresholds in config.json must be {labels} numbers in 0..1, one per label, got "
             f"{shown(thresholds)}; correct them, or delete the entry for 0.5 each"
         )

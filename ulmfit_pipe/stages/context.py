@@ -1,4 +1,4 @@
-"""What every stage of one run shares: preset, seed, precision, time, and where it says what it does."""
+"""What every stage of one run shares: preset, seed, precision, time and the log."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ def exclusive_run() -> Iterator[None]:
 
 @dataclass
 class RunContext:
-    """One run's surroundings.
+    """One run's environment.
 
     Attributes:
         preset: Name of the recipe; ``auto`` is settled by the model (`for_model`).
@@ -56,11 +56,11 @@ class RunContext:
         compile: Compile the model for each phase.
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
-        resume: Go on with an unfinished stage from its last checkpoint, instead of beginning it anew.
+        resume: Resume an unfinished stage from its last checkpoint, instead of starting over.
         checkpoint_seconds: Save a checkpoint so often while a stage trains; 0 after every step, None saves none.
         report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
-        log_every: Log one optimizer step out of so many.
-        say: Receives each line of news.
+        log_every: Log one optimizer step out of this many.
+        say: Receives each log line.
     """
 
     preset: str = "auto"
@@ -126,12 +126,12 @@ class RunContext:
         set_seed(self.seed)
 
     def tell(self, line: str) -> None:
-        """Say a line on the main process."""
+        """Log a line on the main process."""
         if self.accelerator.is_main_process:
             self.say(line)
 
     def tell_of_remote_code(self, settings: Any) -> None:
-        """Say that a model's own code may run, where the settings let it."""
+        """Log that a model's own code may run, if the settings allow it."""
         if settings.trust_remote_code:
             self.tell("trust_remote_code is on: Python code that comes with the model may run here")
 
@@ -188,7 +188,7 @@ class RunContext:
             raise ValueError(f"{what} runs in one process, it was launched in {count}; {instead}")
 
     def shares(self) -> dict[str, int]:
-        """Return this process' place, as batches take it."""
+        """Return this process's index and the number of processes, as batches take them."""
         return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
 
     def options(self, optimizer: StageOptimizer, **changes: Any) -> TrainingOptions:

@@ -38,19 +38,19 @@ class StageResult:
 def finished_result(
     path: Path | str, *, stage: str, identity: dict[str, Any], say: Callable[[str], None], resume: bool = False
 ) -> StageResult | None:
-    """Return the result of a stage that was finished with the same identity, or None if it has to run.
+    """Return the result of a stage that was finished with the same fingerprint, or None if it has to run.
 
     Args:
         path: The stage's folder.
         stage: Name of the stage.
-        identity: Everything the result depends on.
-        say: Told that the stage is skipped.
-        resume: Whether an unfinished training of the stage is to be gone on with.
+        identity: Fingerprint: everything the result depends on.
+        say: Receives a log line if the stage is skipped.
+        resume: Whether an unfinished training of the stage is to be resumed.
 
     Raises:
-        ArtifactError: The folder holds a finished stage of another identity, or something else, or a file of it was
+        ArtifactError: The folder holds a finished stage of another fingerprint, or something else, or a file of it was
             damaged since.
-        CheckpointError: There is an unfinished training, and nobody asked to go on with it.
+        CheckpointError: There is an unfinished training, and `resume` is off.
     """
     path = Path(path)
     refuse_other_run(path, stage=stage, identity=identity)
@@ -68,14 +68,14 @@ def finished_result(
 
 
 def refuse_other_run(path: Path | str, *, stage: str, identity: dict[str, Any], unknown: Sequence[str] = ()) -> None:
-    """Raise if a stage's folder holds something else, or the same stage with another identity.
+    """Raise if a stage's folder holds something else, or the same stage with another fingerprint.
 
     Args:
         path: The stage's folder.
         stage: Name of the stage.
-        identity: Everything the result depends on. A setting that is at its default may be left out, as in a record
+        identity: Fingerprint: all the result depends on. A setting at its default may be left out, as in a record
             made before there was one.
-        unknown: Names of the identity that are not known yet.
+        unknown: Names in the fingerprint that are not known yet.
 
     Raises:
         ArtifactError: What is there is another's; the message names what differs.
@@ -116,7 +116,7 @@ def was_cut_short(epochs: Sequence[EpochRecord], phases: Sequence[Phase]) -> boo
     last = {record.phase: record for record in epochs}
 
     def ended_early(phase: Phase) -> bool:
-        """Tell by epochs; steps would not do: one that fp16 skipped is not counted."""
+        """Return whether training was cut short, by epochs; steps that fp16 skipped are not counted."""
         return last[phase.name].cut_short or last[phase.name].epoch + 1 < phase.epochs
 
     return any(phase.name not in last or (phase.patience is None and ended_early(phase)) for phase in phases)

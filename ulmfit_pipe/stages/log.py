@@ -1,6 +1,6 @@
 """The log of a stage: ``log.jsonl`` beside its other files, and the trackers that its context names.
 
-While a stage trains, its log lies with its checkpoints; what it becomes in the end is one of its files.
+While a stage trains, its log is with its checkpoints; at the end it becomes one of its files.
 """
 
 import shutil
@@ -27,7 +27,7 @@ def track_training(
     Args:
         learner: The stage's learner, before it trains.
         output_dir: The stage's folder.
-        identity: Everything the stage's result depends on; trackers show it beside the run.
+        identity: Fingerprint: everything the stage's result depends on; trackers show it as the run's config.
         context: Which trackers, and how often to log.
     """
     path = Path(output_dir).resolve()

@@ -103,7 +103,7 @@ def read_record(file: Path) -> dict[str, Any]:
     """Read a JSON object of a model's folder.
 
     Raises:
-        ArtifactError: It is no JSON object, or one that Python cannot read (too deep, a number of 5,000 digits).
+        ArtifactError: It is not a JSON object, or one that Python cannot read (too deep, a number of 5,000 digits).
     """
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -190,7 +190,7 @@ def _check_entries(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _check_labels(folder: Path, record: dict[str, Any]) -> None:
-    """Raise where the entries that say what kind of model it is, and its labels, are not of their types."""
+    """Raise if the entries on the kind of model and its labels are not of their types."""
     classes = record.get("architectures")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(part, str) for part in classes)):
         raise ArtifactError(
@@ -216,7 +216,7 @@ def _check_labels(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _texts(value: Any) -> list[Any]:
-    """Return a choice, or those of a dictionary that has one for each part of a model; None is no choice."""
+    """Return a choice, or those of a dictionary that has one for each part of a model; None is not a choice."""
     return [part for part in (value.values() if isinstance(value, dict) else [value]) if part is not None]
 
 
@@ -245,7 +245,7 @@ def _check_bound(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _is_of_hub_cache(file: Path) -> bool:
-    """Tell whether a link is one of the hub's cache: ``snapshots/REVISION/file`` -> ``../../blobs/HASH``."""
+    """Return whether a link is one of the hub's cache: ``snapshots/REVISION/file`` -> ``../../blobs/HASH``."""
     parents = file.absolute().parents
     if len(parents) < 3 or parents[1].name != "snapshots":
         return False
@@ -319,7 +319,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Return the tensors of a folder's weights by name, from the headers of their files.
 
     Raises:
-        ArtifactError: A file was cut short or is no safetensors file, or as `weight_files`.
+        ArtifactError: A file was cut short or is not a safetensors file, or as `weight_files`.
     """
     found: dict[str, Stored] = {}
     for file in weight_files(folder):
@@ -356,7 +356,7 @@ def _header_of(file: Path) -> dict[str, Stored]:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise _cut_short(file, "its header cannot be read") from error
     if size != wanted:
-        raise _cut_short(file, f"{size:,} bytes are there, its header says {wanted:,}")
+        raise _cut_short(file, f"{size:,} bytes are there, its header declares {wanted:,}")
     return stored
 
 
@@ -367,7 +367,7 @@ def _cut_short(file: Path, reason: str) -> ArtifactError:
 
 
 def other_save(folder: Path) -> str:
-    """Say what to do with a folder of which a file cannot be used."""
+    """Return advice for a folder of which a file cannot be used."""
     if (folder / STAGE_FILE).is_file():
         return f"take another save, or remove {folder} and run the command that wrote it again"
     return "take another save"
@@ -416,7 +416,7 @@ def check_network(name: ModelName, folder: Path, network: Any) -> None:
         network: What is to be loaded, without memory for its weights.
 
     Raises:
-        ArtifactError: The network is many times larger than the weights, or they are no floating-point numbers.
+        ArtifactError: The network is many times larger than the weights, or they are not floating-point numbers.
     """
     stored = stored_tensors(folder)
     if not stored:

@@ -106,7 +106,7 @@ def resolve_model(name: str | Path, *, images: bool = False) -> str:
 
 
 def _other_names() -> str:
-    """Say what else than a folder can be given."""
+    """Return what can be given besides a folder."""
     names = ", ".join(builtin_models())
     return f"a built-in model ({names}) or a hub id" if names else "or a hub id"
 

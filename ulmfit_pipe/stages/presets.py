@@ -1,12 +1,12 @@
 """Four recipes for the method, kept apart: the paper's, its authors' 2018 scripts', fastai 2.8's, and transformers'.
 
 The first three are for the AWD-LSTM and differ on purpose (paper and code disagree on beta1, ratio, dropout and the
-order of thawing); the fourth is for pretrained transformers. A preset gives numbers; stages let a user override them
+order of unfreezing); the fourth is for pretrained transformers. A preset gives numbers; stages let a user override them
 one by one. Numbers are for data of IMDb's size; `scale_epochs` states how they change with less data.
 
 Sources: `paper` Howard & Ruder 2018, sections 3 and 4.1; `scripts-2018` the authors' imdb_scripts; `fastai` fastai
-2.8 nbs/38_tutorial.text and text/models/awdlstm.py; `transformer` where its numbers stand. The numbers that are not
-certain are marked where they stand.
+2.8 nbs/38_tutorial.text and text/models/awdlstm.py; `transformer` beside its numbers. Numbers that are not
+certain are marked.
 """
 
 import copy
@@ -33,7 +33,7 @@ FASTAI = "fastai"
 
 Number = TypeVar("Number", int, float)
 
-# (num_groups, epochs per thawing phase, epochs of the last phase, lr) -> phases; None takes the preset's number
+# (num_groups, epochs per unfreezing phase, epochs of the last phase, lr) -> phases; None takes the preset's number
 PhaseBuilder = Callable[[int, int | None, int | None, float | None], list[Phase]]
 
 
@@ -84,7 +84,7 @@ class Preset:
         classifier_optimizer: Of the classifier stage.
         lm_phases: Builds the language model's phases.
         classifier_phases: Builds the classifier's phases.
-        train_norm: Norm layers of frozen groups go on training.
+        train_norm: Norm layers of frozen groups continue training.
         lr_decay: Ratio of neighbouring groups' rates in the plans gradual and full.
         head_factor: What the rate of the head alone is times the head's own once more trains, in these two plans.
         alpha: Weight of AR in both stages.
@@ -157,7 +157,7 @@ def _all(
 
 
 def _paper_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
-    """All layers at once, slanted triangular, ladder of 2.6 (the paper does not thaw the language model).
+    """All layers at once, slanted triangular, ladder of 2.6 (the paper does not unfreeze the language model).
 
     15 epochs are uncertain: the paper tunes their number on validation data.
     """
@@ -258,7 +258,7 @@ def _transformer_classifier(num_groups: int, frozen: int | None, last: int | Non
 
     Sources: 5e-5 and 3 epochs of everything, Devlin et al. 2019, appendix A.3 (5e-5, 3e-5 or 2e-5; 2, 3 or 4); a rate
     a block, Sun et al. 2019 and Clark et al. 2020; the head first, Howard & Ruder 2018, section 3.3, and Kumar et al.
-    2022. That the middle phase thaws half of the groups is ours.
+    2022. That the middle phase unfreezes half of the groups is ours.
     """
     head = _or(lr, 1e-3)
     rates = discriminative_lrs(head / HEAD_FACTOR, num_groups, decay=LAYER_DECAY)

@@ -80,7 +80,7 @@ def load_pretrained(kind: Any, name: ModelName, *, images: bool = False, **setti
 
 
 def _unusable(name: str, folder: Path, error: Exception, differs: str) -> str:
-    """Say why a model's files could not be loaded, by what the layer below raised, and what to do."""
+    """Return why a model's files could not be loaded, from what the library raised, and what to do."""
     if isinstance(error, ImportError):
         return f"{name} cannot be loaded: it needs a library that is not installed ({_first_line(error)})"
     if isinstance(error, StrictDataclassError):
@@ -125,7 +125,7 @@ def _skeleton_of(kind: Any, name: ModelName, settings: dict[str, Any]) -> Any:
 
 
 def _without_memory(build: Callable[[], Any]) -> Any:
-    """Build a network on torch's meta device; None where that fails: whoever builds it with memory says why."""
+    """Build a network on torch's meta device; None where that fails, as building it for real then raises."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return build()
@@ -150,7 +150,7 @@ def refuse_larger_network(name: ModelName, build: Callable[[], Any]) -> None:
 
 
 def _needs_code(name: ModelName, folder: Path, *, images: bool) -> str:
-    """Say which files name code."""
+    """Return the files that name code."""
     places = [file for file in (CONFIG_FILE, *NAMING_FILES) if (folder / file).is_file()]
     named = [file for file in places if "auto_map" in json.loads((folder / file).read_text(encoding="utf-8"))]
     return (
@@ -230,7 +230,7 @@ def _not_on_hub(name: str, error: Exception, *, images: bool) -> ArtifactError:
         else f"a tokenizer, for example one written by ulmfit pretrain-lm{_builtin_advice()}"
     )
     return ArtifactError(
-        f"{name!r} is no folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
+        f"{name!r} is not a folder here and could not be fetched from the hub ({reason}: {_first_line(error)}); "
         f"give a folder that holds config.json, model.safetensors and {advice}"
     )
 

@@ -1,4 +1,4 @@
-"""A stage that is not finished: its checkpoints lie in a hidden folder beside its own, and go when it is finished.
+"""A stage that is not finished: its checkpoints are in a hidden folder beside its own, and go when it is finished.
 
 From its first step to its end a lock in that folder keeps other processes out.
 """
@@ -30,19 +30,19 @@ _HELD: dict[Path, FileIO] = {}  # locks of this process, by folder
 def keep_progress(
     learner: Learner, output_dir: Path | str, *, identity: dict[str, Any], vocabulary: str | None, context: RunContext
 ) -> None:
-    """Let a learner save checkpoints of a stage, and go on from the last one where the context says so.
+    """Let a learner save checkpoints of a stage, and resume from the last one where the context says so.
 
     Until `drop_progress`, or until the learner is gone, no other process may train the stage.
 
     Args:
         learner: The stage's learner, before it trains.
         output_dir: The stage's folder.
-        identity: Everything the stage's result depends on.
-        vocabulary: What tells the tokenizer from any other; None without one.
-        context: Whether to go on, and how often to save.
+        identity: Fingerprint: everything the stage's result depends on.
+        vocabulary: Fingerprint of the tokenizer; None without one.
+        context: Whether to continue, and how often to save.
 
     Raises:
-        CheckpointError: There are checkpoints, and nobody asked to go on from them; or another process trains there;
+        CheckpointError: There are checkpoints, and nobody asked to resume from them; or another process trains there;
             or nothing can be written there.
     """
     identity = {**identity, "vocabulary": vocabulary}
@@ -104,19 +104,19 @@ def _keep_others_out(learner: Learner, folder: Path, accelerator: Accelerator) -
 def _trains_here(folder: Path, who: str | None) -> str:
     return (
         f"another process trains here ({who or 'it has just ended'}), its checkpoints are in {folder}; wait for it, or "
-        "end it and go on by --resume true (resume=True in Python)"
+        "end it and continue by --resume true (resume=True in Python)"
     )
 
 
 def refuse_unfinished(output_dir: Path | str, *, identity: dict[str, Any]) -> None:
-    """Raise if an unfinished training of a stage lies there.
+    """Raise if an unfinished training of a stage is there.
 
     Args:
         output_dir: The stage's folder.
-        identity: Everything the stage's result depends on; its vocabulary only where that is known by now.
+        identity: Fingerprint: everything the stage's result depends on; its vocabulary only where that is known by now.
 
     Raises:
-        CheckpointError: There are checkpoints; the message says whether they could be gone on with, or who is at it.
+        CheckpointError: There are checkpoints; the message says whether they can be resumed, or who is training.
     """
     folder = progress_folder(output_dir)
     found = checkpoints_in(folder)
@@ -124,15 +124,15 @@ def refuse_unfinished(output_dir: Path | str, *, identity: dict[str, Any]) -> No
         return
     if who := holder(folder / LOCK):
         raise CheckpointError(_trains_here(folder, who))
-    lies = f"an unfinished training of {Path(output_dir).name} lies in {folder} ({found[-1].name})"
+    unfinished = f"an unfinished training of {Path(output_dir).name} is in {folder} ({found[-1].name})"
     changed = _differences(found, as_json(identity))
     if changed:
         raise CheckpointError(
-            f"{lies}; it cannot be gone on with as things are now, since it differs in {', '.join(changed)}: give the "
-            "old settings and data with --resume true (resume=True in Python), or delete that folder to begin anew"
+            f"{unfinished}; it cannot be resumed now, since it differs in {', '.join(changed)}: give the "
+            "old settings and data with --resume true (resume=True in Python), or delete that folder to start over"
         )
     raise CheckpointError(
-        f"{lies}; go on with it by --resume true (resume=True in Python), or delete that folder to begin anew"
+        f"{unfinished}; resume it with --resume true (resume=True in Python), or delete that folder to start over"
     )
 
 
@@ -143,7 +143,7 @@ def _differences(checkpoints: Sequence[Path], identity: dict[str, Any]) -> list[
             there = read_state(path).get("identity")
         except CheckpointError:
             continue
-        if not isinstance(there, dict):  # altered by hand, which --resume says
+        if not isinstance(there, dict):  # altered by hand; --resume reports it
             continue
         known = {name: value for name, value in there.items() if name in identity or name != "vocabulary"}
         return differences({"identity": known}, {"identity": identity})
@@ -166,7 +166,7 @@ def refuse_unbegun(steps: int, output_dir: Path | str, context: RunContext) -> N
     if context.accelerator.is_main_process and not checkpoints_in(progress_folder(output_dir)):
         drop_progress(output_dir)
     raise ValueError(
-        f"max_seconds were over before the classifier took a step, so there is none in {output_dir}; give more seconds "
+        f"max_seconds ran out before the classifier's first step, so there is none in {output_dir}; give more seconds "
         "(stages that had finished are kept), or leave max_seconds out"
     )
 

@@ -73,7 +73,7 @@ def check_texts(values: Any) -> list[str]:
     """Return the texts that `predict` was given.
 
     Raises:
-        TypeError: It is no sequence of texts (`check_sequence`), or something in it is no string.
+        TypeError: It is not a sequence of texts (`check_sequence`), or something in it is not a string.
         ValueError: A text is empty.
     """
     texts = list(check_sequence(values, of="text"))
@@ -136,10 +136,10 @@ def check_files(value: Any, name: str, *, labelled: bool = True, table: bool = T
         table: Whether tables of texts are wanted; otherwise the argument names one folder or table of images.
 
     Raises:
-        TypeError: It is no path and no list of paths.
+        TypeError: It is neither a path nor a list of paths.
         ValueError: The list is empty, or it holds texts where names of files are wanted.
     """
-    takes = f"{name} takes a folder of images (a folder a class) or a table"
+    takes = f"{name} takes a folder of images (a folder per class) or a table"
     if table:
         last = "(texts, labels)" if labelled else "a list of texts"
         takes = f"{name} takes a file (CSV, TSV, JSONL or Parquet), a list of files, a DataFrame, a Dataset or {last}"
@@ -243,10 +243,10 @@ def _is_column_of_texts(value: Any, name: str) -> bool:
 
 
 def check_call(misplaced: Sequence[Any], output_dir: Any, *, table: bool = True) -> None:
-    """Raise unless `fit` was given one thing to train on, by place, and for images the folder to write by name.
+    """Raise unless `fit` was given one positional argument to train on, and for images the output folder by name.
 
     Args:
-        misplaced: What else was given by place.
+        misplaced: Further positional arguments.
         output_dir: The folder; None if there is none.
         table: Whether tables of texts are trained on; otherwise images.
 
@@ -256,13 +256,13 @@ def check_call(misplaced: Sequence[Any], output_dir: Any, *, table: bool = True)
     line = 'write fit("images/train", output_dir="runs/mine")'
     if misplaced and table:
         raise TypeError(
-            f"fit takes a labelled table first and all else by name, got {len(misplaced)} more by place; write "
+            f"fit takes a labelled table first and all else by name, got {len(misplaced)} more positional; write "
             "fit((texts, labels)), or fit(train, test=test)"
         )
     if misplaced:
         raise TypeError(
-            f"fit takes labelled images first and all else by name, got {len(misplaced)} more by place; lay images out "
-            f"in a folder a class, then {line}"
+            f"fit takes labelled images first and all else by name, got {len(misplaced)} more positional; lay images "
+            f"out in a folder per class, then {line}"
         )
     if output_dir is None and not table:
         raise TypeError(f"fit needs output_dir, the folder for everything that the run writes; {line}")
@@ -309,7 +309,7 @@ def _names_in(values: Any) -> list[Any] | None:
 
 
 def _is_row(values: Any, column: str) -> bool:
-    """Tell a row of a data frame, whose index are the names of the columns, from a column."""
+    """Return whether a pandas Series is a row of a data frame, whose index holds the column names."""
     return hasattr(values, "iloc") and column in values.index
 
 

@@ -40,7 +40,7 @@ def refuse_foreign_output(output: Path, *, ensemble: bool) -> None:
         )
     if not ensemble and (output / "classifier" / BACKWARD).is_dir():
         raise ArtifactError(
-            f"{output / 'classifier'} is an ensemble with a backward classifier, the settings say ensemble false; "
+            f"{output / 'classifier'} is an ensemble with a backward classifier, the settings have ensemble false; "
             "choose another output folder"
         )
 
@@ -77,7 +77,7 @@ def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], resul
 
 
 def report_line(path: Path) -> str:
-    """Return the line that says where the page is, and from where it and the paths below the line are seen."""
+    """Return the log line with the page's path, and how to reach it and the paths below the line."""
     seen_from = "" if path.is_absolute() else f" (it and the paths below are seen from {Path.cwd()})"
     return f"report: {in_one_line(path)}{in_one_line(seen_from)}"
 

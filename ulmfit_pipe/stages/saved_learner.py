@@ -26,7 +26,7 @@ from ulmfit_pipe.training.resume.saved_learner import read_state
 
 
 def groups_of(model: Any, *, max_blocks: int | None = None) -> list[LayerGroup]:
-    """Split a model of a known architecture into its layer groups, and hold still what no training may move.
+    """Split a model of a known architecture into its layer groups, and freeze what no training may change.
 
     Args:
         model: The model; one that reads in windows has the groups of the classifier inside.
@@ -47,7 +47,7 @@ def groups_of(model: Any, *, max_blocks: int | None = None) -> list[LayerGroup]:
 
 
 def _movable(model: Any, groups: list[LayerGroup]) -> list[LayerGroup]:
-    """Freeze the parameters that no training may move, and take them out of the groups."""
+    """Freeze the parameters that no training may change, and take them out of the groups."""
     fixed = fixed_parameter_names(model)
     movable: list[LayerGroup] = []
     for group in groups:
@@ -92,24 +92,24 @@ def load_learner(
 
     Args:
         path: The folder.
-        task: Data and objective to go on with.
-        options: Numbers of the loop; the saved ones by default.
+        task: Data and objective to continue with.
+        options: Hyperparameters of the loop; the saved ones by default.
         accelerator: Device, precision and processes.
-        monitor: Validation metric by which the best epoch of further training is judged.
-        say: Told in one line what is frozen.
+        monitor: Validation metric that selects the best epoch of further training.
+        say: Receives a log line on what is frozen.
 
     Returns:
         A learner with the saved weights, freeze state and schedule position.
 
     Raises:
-        CheckpointError: The folder is no saved learner, or was cut short.
+        CheckpointError: The folder is not a saved learner, or was cut short.
         ArtifactError: Its model cannot be built.
     """
     path = home_path(path)
     state = read_state(path)
     if not (Path(path) / "config.json").is_file():
         raise ArtifactError(
-            f"{path} holds a {state['model_class']} without a config.json, so it does not say how to build one (a "
+            f"{path} holds a {state['model_class']} without a config.json, so how to build one is unknown (a "
             "model with peft's adapters does not, nor does a module of your own); build it as before the save, and "
             "load into it: Learner(model, groups_of(model), task).load(path)"
         )

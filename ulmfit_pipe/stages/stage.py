@@ -26,7 +26,7 @@ class StageRun:
     Attributes:
         name: The stage's name in ``stage.json``.
         output_dir: The stage's folder.
-        identity: Everything the result depends on.
+        identity: Fingerprint: everything the result depends on.
         model: What it starts from, for the record.
         context: Seed, precision, time, processes.
     """
@@ -51,7 +51,7 @@ class StageRun:
         return done
 
     def keep(self, learner: Learner, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Let a learner save checkpoints and a log while it trains, or go on from its last checkpoint."""
+        """Let a learner save checkpoints and a log while it trains, or resume from its last checkpoint."""
         vocabulary = None if tokenizer is None else vocabulary_digest(tokenizer)
         keep_progress(learner, self.output_dir, identity=self.identity, vocabulary=vocabulary, context=self.context)
         track_training(learner, self.output_dir, identity=self.identity, context=self.context)
@@ -78,7 +78,7 @@ class StageRun:
             learner: The stage's learner.
             phases: The phases that were run.
             history: Their epochs and steps.
-            metrics: What validation says of the weights that were kept.
+            metrics: Validation metrics of the weights that were kept.
             seconds: Wall time of the stage.
             record: What ``stage.json`` holds besides.
             write: Writes the stage's own files into a folder.

@@ -51,7 +51,7 @@ class OutputError(UlmfitError, OSError, ValueError):
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside the path; the file takes the path's place when the block ends without an error.
+    """Yield a temporary name beside the path; the file replaces the path when the block ends without an error.
 
     What a killed process left of an earlier attempt is removed.
 
@@ -91,7 +91,7 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside the path, which is synced and takes the path's place when the block ends."""
+    """Yield a temporary file beside the path, which is synced and replaces the path when the block ends."""
     _make_folder(path.parent)
     remove_left_overs(path)
     with temporary_beside(path) as temporary:
@@ -126,7 +126,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             _sync_all(temporary)
             _take_place(temporary, path)
             _sync(path.parent)
-    except CheckpointError as error:  # of a file in the temporary folder, whose name tells the user nothing
+    except CheckpointError as error:  # of a file in the temporary folder, whose name means nothing to the user
         raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own error
         raise CheckpointError(not_saved(path, error)) from error
@@ -138,7 +138,7 @@ def _refuse_streams(path: Path | str) -> None:
 
 
 def is_fixed(path: Path) -> bool:
-    """Tell whether a folder has to stay where it is: a mounted disk, or one whose parent is not writable."""
+    """Return whether a folder has to stay where it is: a mounted disk, or one whose parent is not writable."""
     if not path.is_dir():
         return False
     return os.path.ismount(path) or str(path) in _mount_points() or not os.access(path.parent, os.W_OK | os.X_OK)
@@ -222,7 +222,7 @@ def _fill(temporary: Path, path: Path) -> None:
 
 
 def _finish_filling(path: Path) -> None:
-    """Take the old files away, then move the new ones in; after a kill the next process goes on where it was."""
+    """Take the old files away, then move the new ones in; after a kill the next process continues where it was."""
     if (path / WHOLE).is_dir():
         for name in sorted(_own_contents(path), key=lambda name: name not in COUNTING_FILES):
             remove(path / name)
@@ -251,7 +251,7 @@ def recover_folder(path: Path | str) -> None:
 
 
 def not_saved(path: Path, error: BaseException) -> str:
-    """Return what to say where something could not be saved."""
+    """Return the message of an error on saving."""
     reason = getattr(error, "strerror", None) or error
     advice = write_advice(error, "output folder")
     return f"could not save to {path}: {reason}; what was there before is untouched. {advice}"

@@ -68,4 +68,4 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; give the folder that a stage or Learner.save wrote") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits or 200,000 brackets too
-        raise CheckpointError(f"{path} is no whole JSON file ({error}); it was cut short: save it again") from error
+        raise CheckpointError(f"{path} is not a whole JSON file ({error}); it was cut short: save it again") from error

@@ -1,7 +1,7 @@
 """Lock files, by which processes on one folder keep out of one another's way.
 
 A lock is held while its file is open. The system closes that when the process ends, however it ends, so that no lock is
-ever left behind. Where the system or the disk knows no locks (Windows, some shared disks), all goes on without.
+ever left behind. Where the system or the disk has no locks (Windows, some shared disks), none is taken.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ def _opened(path: Path, mode: str) -> FileIO:
     """Open a lock file without following a link or waiting for a pipe's other end.
 
     Raises:
-        CheckpointError: It is no regular file with one name, so that another's content would be overwritten.
+        CheckpointError: It is not a regular file with one name, so that another's content would be overwritten.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -106,7 +106,7 @@ def _no_lock_file(path: Path) -> str:
 
 
 def _locked(file: FileIO, *, wait: bool) -> bool:
-    """Lock an open file, and tell whether that succeeded; on a disk without locks it always does."""
+    """Lock an open file, and return whether that succeeded; on a disk without locks it always does."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,12 +155,12 @@ def holder(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def held(path: Path, *, wait: bool, say: Callable[[str], None] | None = None) -> Iterator[bool]:
-    """Hold a lock file for the block, and tell whether it is held.
+    """Hold a lock file for the block, and yield whether it is held.
 
     Args:
         path: The lock file.
         wait: Wait until the process that holds it lets it go; otherwise the block gets False.
-        say: Told that there is something to wait for.
+        say: Receives a log line if there is a lock to wait for.
     """
     file = lock(path)
     if file is None and wait:

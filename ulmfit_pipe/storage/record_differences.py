@@ -57,7 +57,7 @@ def _one_line(name: str, old: str, new: str, places: tuple[str, str]) -> str:
 
 
 def _short(text: str, same: int) -> str:
-    """Cut a text that shares its beginning with another, so that it shows where they part."""
+    """Shorten a text that shares its beginning with another, so that it shows where they differ."""
     if not _too_long(text):
         return text
     start = 0 if same < MOST_LETTERS - 3 - BEFORE else same - BEFORE

@@ -1,12 +1,12 @@
-"""Ways to thaw a classifier, side by side on the same rows and seeds: this method's table 7 on one's own data.
+"""Ways to unfreeze a classifier, side by side on the same rows and seeds: this method's table 7 on one's own data.
 
-What is alike is said in `ABOUT`, which goes into every results file. What differs:
+What is the same is in `ABOUT`, which goes into every results file. What differs:
 
-full             all layer groups from the start; gradual thaws one group more a phase; head trains the head alone
+full             all layer groups from the start; gradual unfreezes one group more per phase; head trains the head alone
 discriminative   a lower rate for each group nearer the input (classifier.lr_decay); otherwise one rate for all
 slanted, one-cycle   the curve of the rate over each phase; otherwise the rate is constant
 chain-thaw       the head, each group alone, then all; its phases are as long as those of gradual
-lp-ft            the head at a constant rate for as long as gradual thaws, then all groups with one rate
+lp-ft            the head at a constant rate for as long as gradual unfreezes, then all groups with one rate
 
 Source: Howard & Ruder 2018, section 5.2, table 7; Felbo et al. 2017 (chain-thaw); Kumar et al. 2022 (LP-FT).
 """
@@ -41,7 +41,7 @@ def run_ablation(settings: AblationSettings, *, context: RunContext | None = Non
 
     Args:
         settings: Settings of the comparison.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
 
     Returns:
         What ``results.json`` holds; ``table`` is the Markdown table. With stage ``plans`` the plans alone.

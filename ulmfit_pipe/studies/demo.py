@@ -42,7 +42,7 @@ from ulmfit_pipe.training.linear_probe import wilson_interval
 PRETRAINING_LIBRARIES = ("scipy", "stdlib", "sympy")
 TARGET_LIBRARIES = ("numpy", "pandas", "sklearn", "networkx", "matplotlib")
 FURTHER_LIBRARIES = ("torch", "transformers")  # more to pretrain on in the full demonstration
-MIN_WORDS = 24  # of a paragraph to classify: shorter ones often say nothing about their library
+MIN_WORDS = 24  # of a paragraph to classify: shorter ones often do not identify their library
 TEST_FRACTION = 0.2  # of each library's source files
 MOST_TEST_ROWS = 2_000
 VALIDATION_LABELS = 25  # per class; they choose the learning rate of the network from scratch
@@ -189,7 +189,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
 
 
 def long_paragraphs(table: Dataset) -> Dataset:
-    """Return the paragraphs that are long enough to say where they come from."""
+    """Return the paragraphs that are long enough to identify their library."""
     return table.select([row for row, text in enumerate(table["text"]) if len(text.split()) >= MIN_WORDS])
 
 
@@ -337,9 +337,9 @@ def installed_encoder() -> str | None:
 
 
 def _all_epochs(size: DemoSize, *, layers: int) -> int:
-    """Return the epochs of all phases together, which the twin gets in one."""
+    """Return the epochs of all phases together, which the from-scratch baseline gets in one."""
     groups = layers + 2  # embeddings, the LSTM layers, the head
-    # IMDB_ROWS: the epochs stand as they are given
+    # IMDB_ROWS: the epochs are used as given
     return total_epochs(classifier_phases(groups, size.classifier, load_preset(FASTAI), rows=IMDB_ROWS))
 
 
@@ -381,7 +381,7 @@ def _means(values: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _examples(folder: str, test: Dataset) -> list[dict[str, Any]]:
-    """Return three test paragraphs with what the classifier says and what is true."""
+    """Return three test paragraphs with the predicted and the true label."""
     names = test.features["label"].names
     rows = [test[int(row)] for row in np.linspace(0, len(test) - 1, 3).astype(int)]
     found = Predictor.load(folder).predict([row["text"] for row in rows])

@@ -1,15 +1,15 @@
-"""What few labels reach: the method beside its rivals on nested labelled subsets, cell by cell.
+"""What few labels reach: the method beside its baselines on nested labelled subsets, cell by cell.
 
 Methods, all tested on the same rows:
 
 scratch     the same network and head with random weights, all layers at once, for as many epochs as the method has
-pretrained  the pretrained language model's encoder, thawed, without fine-tuning the language model first
+pretrained  the pretrained language model's encoder, unfrozen, without fine-tuning the language model first
 ulmfit      the whole method: the language model is fine-tuned once on texts without labels, shared by all cells
 backward    the whole method on the backward language model
 ensemble    the probabilities of ulmfit and backward, averaged
 tfidf       TF-IDF with logistic regression, C by cross-validation on the cell's labelled rows
 
-What is fair about it, and generous to a rival, is said in `ABOUT`, which goes into every results file.
+What makes it fair, and where a baseline has an advantage, is in `ABOUT`, which goes into every results file.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ from ulmfit_pipe.text.language_model import train_language_model
 
 ABOUT = (
     "No method sees a label beyond the cell's own: the last epoch's weights are tested, and nothing is chosen by test "
-    "rows. One thing is generous to a rival: the network from scratch has the best of several learning rates, chosen "
-    "once a size with seed 0 by development rows that no subset holds (for all rows by a tenth of them, before it is "
+    "rows. One baseline has an advantage: the network from scratch has the best of several learning rates, chosen "
+    "once per size with seed 0 by development rows that no subset holds (for all rows by a tenth of them, before it is "
     "trained on all); the method has none to choose. TF-IDF has C chosen by cross-validation on the cell's labelled "
     "rows. The language model is fine-tuned once, without labels, and reads no text of the test table."
 )
@@ -76,7 +76,7 @@ def run_low_shot(settings: LowShotSettings, *, context: RunContext | None = None
 
     Args:
         settings: Settings of the grid.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
 
     Returns:
         What ``results.json`` holds; ``table`` is the Markdown table.
@@ -139,7 +139,7 @@ def _wanted(settings: LowShotSettings) -> list[str]:
 
 
 def _cells(settings: LowShotSettings, *, test_rows: int) -> Iterator[tuple[Cell, int]]:
-    """Yield every cell of the grid with the place of its size."""
+    """Yield every cell of the grid with the index of its size."""
     seeds = settings.seeds * len(settings.sizes) if len(settings.seeds) == 1 else settings.seeds
     for place, size in enumerate(settings.sizes):
         for seed in range(seeds[place]):
@@ -287,7 +287,7 @@ def _write_results(settings: LowShotSettings, output: Path, context: RunContext)
 
 def _combine(settings: LowShotSettings) -> dict[str, Any]:
     if settings.figure is None:
-        raise ValueError("combine draws several results.json into one picture: say where with --figure FILE.png")
+        raise ValueError("combine draws several results.json into one picture: give its path with --figure FILE.png")
     found: Sequence[dict[str, Any]] = [read_json(path) for path in settings.combine or []]
     plot_label_curves({results["title"]: results["curves"] for results in found}, path=settings.figure)
     return {"table": "\n\n".join(f"{results['title']}\n\n{results['table']}" for results in found)}

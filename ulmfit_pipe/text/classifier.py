@@ -1,7 +1,7 @@
-"""The classifier stage: a head on the fine-tuned language model's encoder, thawed group by group.
+"""The classifier stage: a head on the fine-tuned language model's encoder, unfrozen group by group.
 
 The third step of ULMFiT, for the AWD-LSTM and for any text model of transformers. The best epoch over all phases is
-kept, judged on validation data alone; or the last one (``keep``), which needs no validation data.
+kept, selected on validation data alone; or the last one (``keep``), which needs no validation data.
 
 Source: Howard & Ruder 2018, section 3.3.
 """
@@ -46,7 +46,7 @@ from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase
 from ulmfit_pipe.training.resume.run_state import random_kept
 
-# Of the probe's scores, when training goes on from them: a head that is certain of every row leaves no gradient. Ours:
+# Of the probe's scores, when training resumes from them: a head that is certain of every row leaves no gradient. Ours:
 # with 8 labels a class of TREC-6 0.3 instead of 1 took the accuracy from 81.6 to 84.0 % (4 splits each)
 START_SCALE = 0.3
 FOLDS = 3  # of a small table, to decide whether unfreezing pays
@@ -78,7 +78,7 @@ def train_classifier(
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
 ) -> StageResult:
-    """Train a classifier on labelled texts, from a language model or encoder, or going on from a saved classifier.
+    """Train a classifier on labelled texts, from a language model or encoder, or resuming from a saved classifier.
 
     Args:
         train: Columns ``text`` and ``label``.
@@ -256,7 +256,7 @@ def scores_on_folds(
     Args:
         train: Columns ``text`` and ``label``.
         model: What the classifier is put on.
-        settings: Numbers of the stage, with a plan that goes on from the probe.
+        settings: Numbers of the stage, with a plan that resumes from the probe.
         context: Seed, precision and processes; nothing is reported from here.
 
     Returns:
@@ -344,8 +344,8 @@ def build_classifier_learner(
     Raises:
         TypeError: A table is none of `load_table`.
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
-        ValueError: The best epoch is to be kept, and there is nothing to judge it by; a setting has no meaning for
-            the model; or the model has no two layer groups to thaw one after the other.
+        ValueError: The best epoch is to be kept, and there are no validation rows; a setting has no meaning for
+            the model; or the model has no two layer groups to unfreeze one after the other.
     """
     _check_tables(train, validation, of="build_classifier_learner")
     model = find_model(model)
@@ -353,7 +353,7 @@ def build_classifier_learner(
     recipe = context.recipe
     settings, _ = _settled(train, validation, settings, context)
     if validation is None and settings.keep == "best":
-        raise ValueError("keep 'best' needs validation rows to judge by; give some, or set keep to 'last'")
+        raise ValueError("keep 'best' needs validation rows; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)
     monitor = settings.checked_monitor(multi_label=multi_label)
     network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)

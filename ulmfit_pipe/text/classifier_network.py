@@ -23,7 +23,7 @@ def load_as_classifier(
         names: The labels.
         multi_label: Whether a text may have several.
         settings: Numbers of the stage.
-        context: Preset, and where news go.
+        context: Preset and log.
 
     Raises:
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
@@ -54,7 +54,7 @@ def count_layer_groups(model: ModelName, settings: "ClassifierSettings") -> int:
 
     Raises:
         ArtifactError: The model cannot classify texts.
-        ValueError: Its layer groups cannot be told.
+        ValueError: Its layer groups cannot be found.
     """
     model = find_model(model)
     return family_of(model.model_type).count_layer_groups(model, settings)
@@ -66,12 +66,12 @@ def _check_labels(model: ResolvedModel, config: Any, names: list[str], *, multi_
     if list(map(clean_label, saved)) != list(map(clean_label, names)):
         known, given = list_apart(saved, names)
         raise ArtifactError(
-            f"{model} is a classifier of {known}, the training table has the labels {given}; to go on from a "
+            f"{model} is a classifier of {known}, the training table has the labels {given}; to resume from a "
             f"classifier the labels must be the same: for other labels put a new head on its encoder with {NEW_HEAD}"
         )
     if gives_several != multi_label:
         kinds = ("several labels", "one label") if not multi_label else ("one label", "several labels")
         raise ArtifactError(
-            f"{model} gives a text {kinds[0]}, the training table {kinds[1]}; to go on from a classifier both must "
+            f"{model} gives a text {kinds[0]}, the training table {kinds[1]}; to resume from a classifier both must "
             f"be alike: put a new head on its encoder with {NEW_HEAD}"
         )

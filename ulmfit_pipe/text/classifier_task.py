@@ -42,9 +42,9 @@ def build_classifier_task(
         validation: The same, held out, or None.
         network: The classifier.
         tokenizer: Its tokenizer.
-        reading: How it reads documents; of a transformer, how many are cut or read in windows is said.
+        reading: How it reads documents; for a transformer, how many are truncated or read in windows is logged.
         settings: Numbers of the stage.
-        context: Preset, seed, and where news go.
+        context: Preset, seed and log.
     """
     names, multi_label = label_names_of(train)
     wanted = settings.batch_size or max(LEAST_BATCH, min(context.recipe.batch_size, len(train) // STEPS_PER_EPOCH))

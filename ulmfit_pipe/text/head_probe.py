@@ -166,7 +166,7 @@ def _check(head: nn.Module, values: Tensor, logits: Tensor, accelerator: Acceler
     scale = max(float(logits.abs().max()), 1e-6)
     tolerance = CHECK_TOLERANCE if accelerator.mixed_precision == "no" else ROUNDED_TOLERANCE
     if again.shape != logits.shape or float((again - logits).abs().max()) > tolerance * scale:
-        raise ProbeError("the scores are not what its last layer makes of one vector a text")
+        raise ProbeError("the scores are not what its last layer makes of one vector per text")
 
 
 def _gathered(parts: Sequence[NDArray[Any]], accelerator: Accelerator) -> tuple[NDArray[Any], ...]:
@@ -181,7 +181,7 @@ def _gathered(parts: Sequence[NDArray[Any]], accelerator: Accelerator) -> tuple[
 
 
 def same_everywhere(probe: LinearProbe, accelerator: Accelerator) -> LinearProbe:
-    """Return the main process' probe on every process: the last digits of a fit may differ from machine to machine."""
+    """Return the main process's probe on every process: the last digits of a fit may differ from machine to machine."""
     if accelerator.num_processes == 1:
         return probe
     buffer = io.BytesIO()
@@ -191,7 +191,7 @@ def same_everywhere(probe: LinearProbe, accelerator: Accelerator) -> LinearProbe
 
 
 def main_number(number: float, accelerator: Accelerator) -> float:
-    """Return the main process' number on every process."""
+    """Return the main process's number on every process."""
     return float(gather_bytes(repr(float(number)).encode(), accelerator)[0])
 
 

@@ -106,9 +106,9 @@ def _write(parts: LanguageModelParts, folder: Path) -> None:
 
 
 def _final_metrics(parts: LanguageModelParts, history: History, validation: Dataset) -> dict[str, Any]:
-    """Return what validation says of the weights that were kept; it was measured when their epoch ended.
+    """Return the validation metrics of the weights that were kept, measured when their epoch ended.
 
-    The loss of masked tokens says nothing of a whole text, so it is not spread over characters and words.
+    The loss of masked tokens is not that of a whole text, so it is not spread over characters and words.
     """
     metrics: dict[str, Any] = dict(history.best.metrics) if history.best is not None else parts.learner.validate()
     if parts.masked:

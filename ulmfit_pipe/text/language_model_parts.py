@@ -55,7 +55,7 @@ def build_learner(
         settings: Numbers of the stage.
         context: Preset, device, precision.
         pretrained: Whether its weights were trained before.
-        phases_for: Makes the phases for so many layer groups.
+        phases_for: Makes the phases for this many layer groups.
         max_blocks: Bundle a transformer's blocks into so many groups.
     """
     groups = groups_of(network, max_blocks=max_blocks)

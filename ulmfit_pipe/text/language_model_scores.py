@@ -23,19 +23,19 @@ from ulmfit_pipe.training.objectives import SequenceObjective
 
 MAX_EXPONENT = 700.0  # of what math.exp can hold
 PLAIN_PERPLEXITY = 1e6  # from here on in scientific form
-LONGEST_WORDS = 20.0  # characters a word: beyond, white space does not cut words (Finnish has about 8)
+LONGEST_WORDS = 20.0  # characters per word: beyond, white space does not separate words (Finnish has about 8)
 
 
 def compared_across_vocabularies(loss: float, *, tokens: int, texts: Dataset) -> dict[str, Any]:
-    """Spread the loss over what does not depend on the vocabulary: characters, and words as white space cuts them.
+    """Spread the loss over what does not depend on the vocabulary: characters, and words separated by white space.
 
     Args:
-        loss: Mean loss of a token, in nats.
+        loss: Mean loss per token, in nats.
         tokens: Tokens it is the mean of.
         texts: Column ``text``, what was read.
 
     Returns:
-        ``bits_per_character`` and ``perplexity_per_word``, None where white space does not cut the texts into words.
+        ``bits_per_character`` and ``perplexity_per_word``, None where white space does not separate words.
     """
     letters: Counter[str] = Counter()
     words = 0
@@ -59,12 +59,12 @@ def describe_perplexity(metrics: Mapping[str, Any]) -> str:
     accuracy = f"{metrics['token_accuracy']:.3f}"
     if "pseudo_perplexity" in metrics:
         shown = f"{metrics['pseudo_perplexity']:.2f}"
-        return f"validation pseudo-perplexity {shown} a masked token, masked-token accuracy {accuracy}"
+        return f"validation pseudo-perplexity {shown} per masked token, masked-token accuracy {accuracy}"
     word = metrics.get("perplexity_per_word")
-    a_word = "" if word is None else f", {_in_words(word, 1)} a word"
+    per_word = "" if word is None else f", {_in_words(word, 1)} per word"
     return (
-        f"validation perplexity {_in_words(metrics['perplexity'], 2)} a token{a_word}, "
-        f"{metrics['bits_per_character']:.3f} bits a character, next-token accuracy {accuracy}"
+        f"validation perplexity {_in_words(metrics['perplexity'], 2)} per token{per_word}, "
+        f"{metrics['bits_per_character']:.3f} bits per character, next-token accuracy {accuracy}"
     )
 
 
@@ -99,7 +99,7 @@ def score_language_model(
         context: Device and precision.
 
     Returns:
-        Loss, perplexity and accuracy of a token, bits a character, perplexity of a word.
+        Loss, perplexity and accuracy per token, bits per character, perplexity per word.
     """
     encoded = tokenize_dataset(texts.select_columns(["text"]), tokenizer)
     batches = LanguageModelBatches(

@@ -1,7 +1,7 @@
-"""What a language model has read since its weights were random: one leg for each training that went on from the last.
+"""What a language model has read since its weights were random: one record per training run that continued the last.
 
-The legs lie in ``stage.json`` under ``lineage``, the oldest first. A stage that starts from a model takes over its
-legs, so that a model card can say how far the weights got on what.
+The runs are in ``stage.json`` under ``lineage``, the oldest first. A stage that starts from a model takes over its
+runs, so that a model card can report how far the weights were trained on what.
 """
 
 import platform
@@ -23,12 +23,12 @@ from ulmfit_pipe.training.records import EpochRecord
 
 MEASURED = ("perplexity", "perplexity_per_word", "bits_per_character")
 MASKED_MEASURED = "pseudo_perplexity"  # of a masked language model, which has none of the others
-HUB = "https://huggingface.co"  # an address, which no record cuts to its last part as it does paths
+HUB = "https://huggingface.co"  # an address, which records keep whole, unlike paths
 CPU_FILE = Path("/proc/cpuinfo")
 
 
 def lineage_before(model: ModelName | None) -> list[dict[str, Any]]:
-    """Return the legs of the model that a stage starts from; none for random weights or a model without a record."""
+    """Return the training runs of the model that a stage starts from; none for random weights or without a record."""
     if model is None:
         return []
     record = read_stage(location_of(model))
@@ -36,7 +36,7 @@ def lineage_before(model: ModelName | None) -> list[dict[str, Any]]:
 
 
 def lineage_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the legs of a language-model stage's record; one is made of what an older record holds."""
+    """Return the training runs in a language-model stage's record; an older record is turned into one run."""
     if "lineage" in record:
         return list(record["lineage"])
     return [_leg_of_older_record(record)] if "metrics" in record and "tokens" in record else []
@@ -53,16 +53,16 @@ def lineage_after(
     tokens: int,
     files: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
-    """Return the legs of a model whose training has just ended: those it started with, and the new one.
+    """Return the training runs of a model whose training has just ended: those it started with, and the new one.
 
     Args:
         learner: What was trained.
         history: Its epochs and steps.
-        metrics: What validation says of the weights.
+        metrics: Validation metrics of the weights.
         model: What the training started from; None for random weights.
         context: Seed, precision, processes.
         seconds: Wall time of the stage.
-        tokens: Tokens of the text, read once an epoch.
+        tokens: Tokens of the text, read once per epoch.
         files: Files of the text; their base names are kept, or nothing where they are not known.
     """
     accelerator, batches = context.accelerator, learner.task.train_batches
@@ -104,7 +104,7 @@ def tokens_seen(batches: Any, epochs: Sequence[EpochRecord], *, accumulation_ste
     Args:
         batches: `LanguageModelBatches` or `TokenBlockBatches` that were trained on, of any one process.
         epochs: The epochs that were trained, with the steps that each phase had taken at its end.
-        accumulation_steps: Micro-batches a step.
+        accumulation_steps: Micro-batches per step.
     """
     total = 0
     for number, steps in enumerate(_steps_of_epochs(epochs)):
@@ -146,12 +146,12 @@ def precision_name(mixed_precision: str) -> str:
 
 
 def _leg_of_older_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Make a leg of a record that was written before there were any; what it does not know is None."""
+    """Return a training run made from a record older than this field; what it lacks is None."""
     identity = record.get("identity", {})
     settings = identity.get("settings", {})
     recipe = load_preset(identity.get("preset", "fastai"))
     available, epochs = int(record["tokens"]), record.get("epochs", [])
-    ends = {epoch["phase"]: epoch["step"] for epoch in epochs}  # the last epoch of each phase stands
+    ends = {epoch["phase"]: epoch["step"] for epoch in epochs}  # the last epoch of each phase counts
     steps = sum(ends.values())
     batch_size = fitting_batch_size(available, settings.get("batch_size") or recipe.batch_size)
     a_step = batch_size * (settings.get("bptt") or recipe.bptt) * settings.get("accumulation_steps", 1)

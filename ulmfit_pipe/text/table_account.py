@@ -115,7 +115,7 @@ def _tell_of_conflicts(
     names: Sequence[str],
     say: Say,
 ) -> None:
-    """Report texts that stand in training and validation rows with different labels."""
+    """Report texts that are in training and validation rows with different labels."""
     rows = [row for name in ("training", "validation") for row in labels.get(name, [])]
     found = find_conflicts(facts[0] + facts[1] if len(facts) > 1 else facts[0], rows)
     if not found:
@@ -124,7 +124,7 @@ def _tell_of_conflicts(
     text = tables[0][one]["text"] if one < len(tables[0]) else tables[1][one - len(tables[0])]["text"]
     given = " and ".join(repr(_listed(names, rows[row])) if rows[row] else "no label" for row in (one, other))
     say(
-        f"note: {len(found):,} labelled texts stand in several rows with different labels, such as "
+        f"note: {len(found):,} labelled texts are in several rows with different labels, such as "
         f"{text[:SHOWN_TEXT]!r} with {given}; at most one of them can be right, correct the others"
     )
 
@@ -140,12 +140,12 @@ def _tell_of_shared(facts: Mapping[str, TextFacts], say: Say) -> None:
         exact, alike = count_shared(facts[name], facts["training"])
         if exact:
             say(
-                f"note: {exact:,} of {len(facts[name]):,} {name} texts also stand in the training table, word for "
+                f"note: {exact:,} of {len(facts[name]):,} {name} texts also are in the training table, word for "
                 f"word; the {name} metrics are flattered by as much"
             )
         if alike:
             say(
-                f"note: {alike:,} {'more ' if exact else ''}of {len(facts[name]):,} {name} texts also stand in the "
+                f"note: {alike:,} {'more ' if exact else ''}of {len(facts[name]):,} {name} texts also are in the "
                 f"training table, apart from capitals and spaces; the {name} metrics are flattered by as much"
             )
 
@@ -190,9 +190,9 @@ def _tell_of_lookalikes(counts: Counter[int], names: Sequence[str], say: Say) ->
 
 
 def _tell_of_odd_labels(counts: Counter[int], names: Sequence[str], several: bool, say: Say) -> None:
-    """Report labels that may be no labels: in quotes, words for a missing value, lists, several joined in one cell."""
+    """Report suspicious labels: in quotes, words for a missing value, lists, several joined in one cell."""
     kinds = {
-        "stand in quotes, which are a part of them; take the quotes out if they are not meant": is_quoted,
+        "are in quotes, which are a part of them; take the quotes out if they are not meant": is_quoted,
         "are words for a missing value; delete these rows if their labels are missing": _means_missing,
         "mix letters of two scripts in one word; type them anew if that is not meant": mixes_scripts,
     }
@@ -214,7 +214,7 @@ def _is_list_text(name: str) -> bool:
 
 
 def _tell_of_joined_labels(names: Sequence[str], several: bool, say: Say) -> None:
-    """Say so where labels look like several in one cell: each part of ``a|b`` is itself a label of the table."""
+    """Log a note where labels look like several in one cell: each part of ``a|b`` is itself a label of the table."""
     known = set(names)
     for separator in LIKELY_SEPARATORS if not several else "":
         for name in names:

@@ -1,6 +1,6 @@
-"""How a classifier reads documents: whole, cut, or in windows; kept in its configuration, for prediction to do alike.
+"""How a classifier reads documents: whole, truncated, or in windows; its configuration keeps it for prediction.
 
-An AWD-LSTM reads documents whole. A transformer has a longest input; what lies beyond is cut (the beginning is kept, or
+An AWD-LSTM reads documents whole. A transformer has a longest input; the rest is truncated (the beginning is kept, or
 the beginning and the end) or read in windows whose logits are averaged.
 
 Source: Sun et al. 2019 for the three ways; on IMDb beginning and end together did best.
@@ -34,7 +34,7 @@ from ulmfit_pipe.stages.model_folder import NOTES, shown
 from ulmfit_pipe.stages.model_names import ArtifactError, ModelName
 from ulmfit_pipe.stages.presets import AWD_LSTM
 
-HEAD_SHARE = 128 / 510  # of a cut document's text the beginning, the rest the end: Sun et al. 2019
+HEAD_SHARE = 128 / 510  # of a truncated document's text from its beginning, the rest from its end: Sun et al. 2019
 OVERLAP_SHARE = 1 / 8  # of a window, shared with its neighbour; ours
 ROUNDING = 1e-5  # a text's logits may differ by so much in another batch: rounding, in float32
 LEAK_SHARE = 0.01  # of the difference between two texts' logits; rounding stays far below it
@@ -146,7 +146,7 @@ def reading_for(
 
 
 def _usual_length(network: Any, longest: int | None) -> int | None:
-    """Return the most tokens read where no setting says otherwise; of a sentence encoder, as it was trained."""
+    """Return the default of the most tokens read; for a sentence encoder, the length it was trained with."""
     known = [length for length in (notes_of(network.config).get("usual_length"), longest) if isinstance(length, int)]
     return min(known, default=None)
 
@@ -162,7 +162,7 @@ def _check_length(name: str, given: int | None, longest: int | None, special: in
 
 
 def saved_reading(network: Any, tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """Return how a saved classifier reads: as it was trained, or, for one of another program, cut where it must."""
+    """Return how a saved classifier reads: as it was trained, or, if of another program, truncated when necessary."""
     notes = notes_of(network.config)
     names = [field.name for field in dataclasses.fields(Reading)]
     if names[0] in notes:
@@ -172,7 +172,7 @@ def saved_reading(network: Any, tokenizer: PreTrainedTokenizerBase) -> Reading:
 
 
 def _check_saved(notes: dict[str, Any], network: Any) -> None:
-    """Raise where a configuration's notes do not say how documents are read.
+    """Raise if a configuration's notes do not define how documents are read.
 
     Raises:
         ArtifactError: A value is missing, of another type, or more than the network reads.
@@ -196,12 +196,12 @@ def _check_saved(notes: dict[str, Any], network: Any) -> None:
         if not fits:
             raise ArtifactError(
                 f"{network.config._name_or_path or 'the model'} cannot be used: {name} among its {NOTES} entries in "
-                f"config.json is {shown(notes.get(name, 'missing'))}, which does not say how long texts are read; take "
+                f"config.json is {shown(notes.get(name, 'missing'))}, which does not define how texts are read; take "
                 "another save"
             )
     if bound is not None and bound > longest:
         raise ArtifactError(
-            f"{network.config._name_or_path or 'the model'} cannot be used: config.json says that texts are read to "
+            f"{network.config._name_or_path or 'the model'} cannot be used: by config.json texts are read to "
             f"{bound} tokens, the model reads {longest}; take another save"
         )
 
@@ -215,7 +215,7 @@ def _longest(network: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def pads_left(config: Any) -> bool:
-    """Whether padding comes first: XLNet's own head reads the last position, whatever stands there."""
+    """Whether padding comes first: XLNet's own head reads the last position, whatever is there."""
     return config.model_type == "xlnet"
 
 
@@ -256,7 +256,7 @@ def refuse_leaking_padding(
 
 
 def describe_long(batches: ClassifierBatches | BackboneBatches, reading: Reading, *, what: str) -> list[str]:
-    """Return a line on how many texts are cut, and one on how many are read in windows, where there are any.
+    """Return a line on how many texts are truncated, and one on how many are read in windows, if any.
 
     Args:
         batches: The batches of the texts.
@@ -272,18 +272,18 @@ def describe_long(batches: ClassifierBatches | BackboneBatches, reading: Reading
 
 
 def count_cut(batches: ClassifierBatches | BackboneBatches, reading: Reading) -> int:
-    """Return how many texts of some batches are cut."""
+    """Return how many texts of some batches are truncated."""
     return 0 if reading.max_length is None else _documents(batches).longer_than(reading.max_length)
 
 
 def describe_cut(cut: int, total: int, reading: Reading, *, what: str) -> str:
-    """Return a line on how many texts are cut, or an empty one where none is."""
+    """Return a line on how many texts are truncated, or an empty one if none is."""
     if not cut:
         return ""
     kept = "beginning and end are" if reading.long_documents == "head-tail" else "the beginning is"
     more = "" if reading.long_documents == "windows" else "; long_documents windows reads all of a text"
     share = _share(cut, total, what)
-    return f"{share} are longer than {reading.max_length} tokens and are cut, {kept} kept{more}"
+    return f"{share} are longer than {reading.max_length} tokens and are truncated, {kept} kept{more}"
 
 
 def _share(count: int, total: int, what: str) -> str:

@@ -51,7 +51,7 @@ def check_known_texts(
     Args:
         texts: Column ``text``; a sample of it is measured.
         model: The model whose tokenizer is taken; None, a new tokenizer, knows its texts.
-        unknown_text: What becomes of a run on unknown texts: error stops it, allow reports it and goes on.
+        unknown_text: What becomes of a run on unknown texts: error stops it, allow reports it and continues.
         context: Seed, and where the lines go.
         vocabulary: The language model's setting ``tokenizer``: what is made anew from the texts knows them.
         from_scratch: How to train a model without a pretrained one, for the message.
@@ -68,13 +68,13 @@ def check_known_texts(
     if share >= MOST_LOST and unknown_text == "error":
         raise ValueError(
             f"{_describe(found, tokenizer, model)}; take a model of their language or a multilingual one, such as "
-            f"--model {MULTILINGUAL}; {from_scratch}; --unknown_text allow goes on anyway"
+            f"--model {MULTILINGUAL}; {from_scratch}; --unknown_text allow continues anyway"
         )
     if share >= NOTED_LOST:
         context.tell(f"note: {_describe(found, tokenizer, model)}")
     elif (own := _own_tokens_per_character(model)) and found.tokens_per_character >= NOTED_RATIO * own:
         context.tell(
-            f"note: the training texts have {found.tokens_per_character / own:.1f} times as many tokens a character as "
+            f"note: the training texts have {found.tokens_per_character / own:.1f} times the tokens per character of "
             f"the texts that {model} was trained on; if they are in another language, take a model of that language or "
             f"a multilingual one, such as {MULTILINGUAL}"
         )
@@ -101,7 +101,7 @@ def _describe(found: TextCoverage, tokenizer: Any, model: ModelName | None) -> s
     of_script = f", most of them {scripts[0][0]} letters" if scripts else ", none of them letters"
     unknown = f" ({_percent(found.unknown_share)} of the tokens are {tokenizer.unk_token})"
     return (
-        f"{_percent(found.lost_share)} of the characters of the training texts are unknown to {model} or stand in "
+        f"{_percent(found.lost_share)} of the characters of the training texts are unknown to {model} or are in "
         f"words that it can only spell letter by letter{of_script}{unknown if found.unknown_tokens else ''}"
     )
 
@@ -111,7 +111,7 @@ def _percent(share: float) -> str:
 
 
 def _own_tokens_per_character(model: ModelName | None) -> float | None:
-    """Return a language model's tokens a character on its validation texts, by what its stage measured, or None."""
+    """Return a language model's tokens per character on its validation texts, by what its stage measured, or None."""
     record = None if model is None else read_stage(location_of(model))
     metrics = (record or {}).get("metrics") or {}
     bits, loss = metrics.get("bits_per_character"), metrics.get("loss")

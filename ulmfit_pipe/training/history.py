@@ -1,4 +1,4 @@
-"""What a run of phases did, its table, and who judges what was best."""
+"""What a run of phases did, its table, and the best-checkpoint tracker."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -55,10 +55,10 @@ class History:
     """What a run of phases did, epoch by epoch and step by step.
 
     Attributes:
-        epochs: One record an epoch over all phases.
+        epochs: One record per epoch over all phases.
         steps: One record an optimizer step over all phases.
         best: The record whose weights were kept, or None without validation.
-        earlier_seconds: Time that the training had taken before it was gone on with, in this process not measured.
+        earlier_seconds: Time that the training had taken before it was resumed, in this process not measured.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -67,7 +67,7 @@ class History:
     earlier_seconds: float = 0.0
 
     def describe(self) -> Report:
-        """Return a table with a row an epoch; the epoch whose weights were kept is marked."""
+        """Return a table with a row per epoch; the epoch whose weights were kept is marked."""
         names = list(dict.fromkeys(name for record in self.epochs for name in record.metrics))
         rows = [(*_row(record, names), "best" if record is self.best else "") for record in self.epochs]
         return Report(format_table([(*_header(names), ""), *rows]))
@@ -82,42 +82,42 @@ class History:
         return self.describe()._repr_html_()
 
 
-class Judge:
-    """Keeps the history and the best weights over all phases, and says when a phase has run dry.
+class BestTracker:
+    """Best-checkpoint tracker: the history and the best weights over all phases, and early stopping of a phase.
 
     Args:
         model: The bare model.
-        monitor: Validation metric that decides what is best.
-        judged: Whether there is validation data.
-        keeps: Whether the best weights are asked for by anyone.
+        monitor: Validation metric that selects the best epoch.
+        validates: Whether there is validation data.
+        keeps: Whether the best weights will be used; they are copied only then.
     """
 
-    def __init__(self, model: nn.Module, monitor: str, *, judged: bool, keeps: bool) -> None:
+    def __init__(self, model: nn.Module, monitor: str, *, validates: bool, keeps: bool) -> None:
         self.model = model
         self.history = History()
         self.best = BestWeights(monitor)
-        self.judged = judged
-        self.keeps = keeps  # without anyone to restore them, the weights are not copied
+        self.validates = validates
+        self.keeps = keeps
         self.values: list[float] = []
 
     def start(self, phase: Phase) -> None:
-        """Begin a phase, from the best weights so far where it asks for them."""
+        """Begin a phase, from the best weights so far if `Phase.from_best` asks for them."""
         if phase.from_best:
             self.best.restore(self.model)
         self.values = []
 
     def enter_start(self, record: EpochRecord) -> None:
-        """Enter what the weights are worth before the first phase; they may turn out the best."""
+        """Record the validation of the weights before the first phase; they may be the best."""
         self.history.epochs.append(record)
-        if self.judged and self.keeps:
+        if self.validates and self.keeps:
             self.best.offer(record, self.model)
 
     def after_epoch(self, record: EpochRecord, phase: Phase, on_epoch: Callable[[EpochRecord], None] | None) -> bool:
-        """Enter an epoch, and return whether its phase has lost patience."""
+        """Record an epoch, and return whether its phase stops early (`Phase.patience`)."""
         self.history.epochs.append(record)
         if on_epoch is not None:
             on_epoch(record)
-        if not self.judged:
+        if not self.validates:
             return False
         if self.keeps:
             self.best.offer(record, self.model)
@@ -126,7 +126,7 @@ class Judge:
         return phase.patience is not None and since_best >= phase.patience
 
     def restore_best(self) -> None:
-        """Put the best weights into the model, and say in the history whose they are."""
-        if self.judged:
+        """Put the best weights into the model, and record their epoch in the history."""
+        if self.validates:
             self.best.restore(self.model)
             self.history.best = self.best.record

@@ -1,6 +1,6 @@
 """Layer groups: which parameters move together, and which of them are frozen.
 
-A model is cut into groups by lists of module-name prefixes, the input side first. The cut is proved to be a
+A model is split into groups by lists of module-name prefixes, the input side first. The split is checked to be a
 partition of the parameters, so that none is forgotten and none is trained twice. Freezing acts on groups only.
 
 Source: Howard & Ruder 2018, sections 3.2 and 3.3; the meaning of ``freeze_to`` is fastai's.
@@ -62,10 +62,10 @@ class LayerGroup:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Tell whether a module normalizes: torch's norms by type, other libraries' by class name.
+    """Return whether a module normalizes: torch's norms by type, other libraries' by class name.
 
-    By name, only a layer with vectors for parameters counts, all its own (an activation may lie inside): a whole block
-    called ``PreLayerNormAttention`` is no norm.
+    By name, only a layer with vectors for parameters counts, all its own (an activation may be inside): a whole block
+    called ``PreLayerNormAttention`` is not a norm.
     """
     if isinstance(module, _NORM_TYPES):
         return True
@@ -153,7 +153,7 @@ def _owners(model: nn.Module, prefixes: Sequence[Sequence[str]], names: Sequence
 
 
 def _check_running_norms(model: nn.Module, prefixes: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-    """Refuse a norm layer with running statistics, but no parameters, that no group would hold still."""
+    """Refuse a norm layer with running statistics, but no parameters, that no group would freeze."""
     for key, module in model.named_modules():
         running = is_norm(module) and any(True for _ in module.buffers(recurse=False))
         if running and next(module.parameters(recurse=False), None) is None:
@@ -168,7 +168,7 @@ def resolve_index(groups: Sequence[LayerGroup], n: int) -> int:
     """Turn ``freeze_to``'s argument into the index of the first trained group.
 
     Raises:
-        ValueError: ``n`` lies outside ``-len(groups)..len(groups)-1``.
+        ValueError: ``n`` is outside ``-len(groups)..len(groups)-1``.
     """
     count = len(groups)
     if isinstance(n, bool) or not isinstance(n, int) or not -count <= n < count:
@@ -188,10 +188,10 @@ def set_trainable(groups: Sequence[LayerGroup], trainable: Iterable[int], *, tra
     Args:
         groups: The layer groups of a model.
         trainable: Indices of the groups to train.
-        train_norm: Whether norm layers inside frozen groups go on training (fastai's ``train_bn``).
+        train_norm: Whether norm layers inside frozen groups continue training (fastai's ``train_bn``).
 
     Raises:
-        ValueError: An index lies outside the groups, or none is given.
+        ValueError: An index is outside the groups, or none is given.
     """
     chosen = set(trainable)
     unknown = sorted(index for index in chosen if not 0 <= index < len(groups))
@@ -245,7 +245,7 @@ def trainable_indices(groups: Sequence[LayerGroup]) -> tuple[int, ...]:
 
 
 def describe_frozen(groups: Sequence[LayerGroup]) -> str:
-    """Say in one line what is frozen and what is about to train."""
+    """Return one line on what is frozen and what is about to train."""
     frozen = [group.name for group in groups if group.frozen]
     trains = [group.name for group in groups if not group.frozen]
     total = sum(group.num_parameters for group in groups)
@@ -257,9 +257,9 @@ def describe_frozen(groups: Sequence[LayerGroup]) -> str:
 def train_mode(
     model: nn.Module, groups: Sequence[LayerGroup], *, train_norm: bool = False, frozen_dropout: str = "on"
 ) -> None:
-    """Put a model in training mode, with its frozen groups held as the policy says.
+    """Put a model in training mode, with its frozen groups in the mode of the policy.
 
-    Call this in place of ``model.train()``, which would set every frozen norm layer moving again.
+    Call this instead of ``model.train()``, which would set every frozen norm layer moving again.
 
     Args:
         model: The model that the groups belong to.
@@ -267,7 +267,7 @@ def train_mode(
         train_norm: False holds the running statistics of norm layers in frozen groups.
         frozen_dropout: ``"on"`` keeps dropout in frozen groups as a regularizer (the paper's and fastai's
             behaviour); ``"off"`` runs frozen groups in evaluation mode, the same for every pass over a text.
-            Dropout that lies between groups is off only where the whole module that holds it is frozen.
+            Dropout that is between groups is off only where the whole module that holds it is frozen.
 
     Raises:
         ValueError: ``frozen_dropout`` is neither choice, or ``"off"`` is asked for with ``train_norm``.

@@ -1,7 +1,7 @@
 """Learner: the object people know from fastai, a thin face over the functions of this folder.
 
-It holds a model, its layer groups and its data; each ``fit*`` says what it is about to train, and ``save`` keeps what
-fastai loses: which groups were frozen and where the schedule stood.
+It holds a model, its layer groups and its data; each ``fit*`` logs what it is about to train, and ``save`` keeps what
+fastai loses: which groups were frozen and the position in the schedule.
 """
 
 import os
@@ -36,7 +36,7 @@ from ulmfit_pipe.training.records import Batches, EpochRecord, Phase, Task, Trai
 from ulmfit_pipe.training.resume import saved_learner
 from ulmfit_pipe.training.schedules import Schedule
 
-OF_ONE_RUN = ("deadline", "checkpoints", "trackers", "log_every")  # options that are no part of what a learner is
+OF_ONE_RUN = ("deadline", "checkpoints", "trackers", "log_every")  # options that are not part of what a learner is
 
 
 class Learner:
@@ -46,10 +46,10 @@ class Learner:
         model: Any module whose output fits the task's objective.
         groups: Its layer groups, from `split_layer_groups`.
         task: Training data, objective, and validation data with its metric if there is any.
-        options: Numbers of the loop that hold for every fit.
+        options: Hyperparameters of the loop that hold for every fit.
         accelerator: Device, precision and processes; made when first needed if None.
         lr: Learning rate where a fit names none.
-        monitor: Validation metric by which the best epoch is judged.
+        monitor: Validation metric that selects the best epoch.
         pretrained: Start frozen up to the head, as a pretrained model should; False starts with all groups trained.
         say: Receives each line about what is frozen, loaded or about to train.
     """
@@ -97,7 +97,7 @@ class Learner:
         return [group.name for group in self.layer_groups]
 
     def say(self, line: str) -> None:
-        """Say a line on the main process."""
+        """Log a line on the main process."""
         if self._accelerator is None:
             main = os.environ.get("RANK", "0") == "0"  # torchrun's word, before there is an accelerator to ask
         else:
@@ -108,7 +108,7 @@ class Learner:
     # ---- what is frozen
 
     def freeze(self) -> None:
-        """Freeze every group but the last, and say so."""
+        """Freeze every group but the last, and log it."""
         grouping.freeze(self.layer_groups, train_norm=self.options.train_norm)
         self.say(self.describe_frozen())
 
@@ -118,7 +118,7 @@ class Learner:
         self.say(self.describe_frozen())
 
     def unfreeze(self) -> None:
-        """Train every group, and say so."""
+        """Train every group, and log it."""
         grouping.unfreeze(self.layer_groups)
         self.say(self.describe_frozen())
 
@@ -182,7 +182,7 @@ class Learner:
         Args:
             epochs: Epochs the cycle spans.
             lr: Peak rates: a number, ``slice(lo, hi)``, ``slice(hi)``, a list or a mapping by group name.
-            start_epoch: Go on at this epoch of the cycle instead of its start.
+            start_epoch: Continue at this epoch of the cycle instead of its start.
             **curve: ``pct_start``, ``div``, ``div_final``, ``moms`` of `schedules.one_cycle`.
 
         Raises:
@@ -245,7 +245,7 @@ class Learner:
         Args:
             plan: A plan, or phases for this model.
             keep_best: End with the best epoch's weights instead of the last ones; needs validation data.
-            start: What the weights are worth as they are; they then count as an epoch that may be the best.
+            start: Validation record of the initial weights; they then count as an epoch that may be the best.
         """
         plan = plan if isinstance(plan, Plan) else self.plan(plan)
         self.say(str(plan.describe()))
@@ -338,7 +338,7 @@ class Learner:
         return names
 
     def continue_on(self, train_batches: Batches, valid_batches: Batches | None = None) -> None:
-        """Go on from the present weights and freeze state on other or further data.
+        """Continue from the present weights and freeze state on other or further data.
 
         Args:
             train_batches: The data to train on from now on.
@@ -356,7 +356,7 @@ class Learner:
         if valid_batches is None:
             valid_batches = self.task.valid_batches
         self.task = replace(self.task, train_batches=train_batches, valid_batches=valid_batches)
-        self.say(f"new training data: {len(train_batches)} batches an epoch; {self.describe_frozen()}")
+        self.say(f"new training data: {len(train_batches)} batches per epoch; {self.describe_frozen()}")
 
     # ---- on disk
 
@@ -391,14 +391,14 @@ class Learner:
         if failure is not None:
             raise failure
         if failed > 0:
-            raise CheckpointError(f"the main process could not save to {path}; its own message says why")
+            raise CheckpointError(f"the main process could not save to {path}; see its own message")
         return Path(path)
 
     def load(self, path: Path | str) -> "Learner":
-        """Load weights, freeze state and schedule position from a saved folder, and say what is frozen.
+        """Load weights, freeze state and schedule position from a saved folder, and log what is frozen.
 
         Raises:
-            CheckpointError: The folder is no saved learner, was cut short, or is of another architecture.
+            CheckpointError: The folder is not a saved learner, was cut short, or is of another architecture.
         """
         state = saved_learner.load(path, self.model, self.layer_groups)
         chosen = [group.index for group in self.layer_groups if group.name in state["trainable"]]

@@ -1,6 +1,6 @@
 """Logistic regression on fixed features: the linear classifier that a head starts from, and what it is worth.
 
-Its strength is chosen by cross-validation, and the probabilities of held-out folds are kept: they say how good such a
+Its strength is chosen by cross-validation, and the probabilities of held-out folds are kept: they show how good such a
 classifier is on rows that it has not seen.
 """
 

@@ -46,7 +46,7 @@ class NonFiniteLossError(UlmfitError, RuntimeError):
 
 
 def share_running_statistics(run: Run) -> None:
-    """Give every process the main process' running statistics; each has seen its own share of the data."""
+    """Give every process the main process's running statistics; each has seen its own share of the data."""
     if run.accelerator.num_processes > 1:
         for buffer in run.running_statistics:
             torch.distributed.broadcast(buffer, src=0)
@@ -58,7 +58,7 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
     Args:
         run: The phase's run; its learning rates are set already.
         window: The micro-batches of the step, on any device.
-        carry: State from the batch before, or None.
+        carry: Recurrent state from the batch before, or None.
 
     Returns:
         The mean loss over the step's items on all processes, their count, and the state for the next step.
@@ -81,7 +81,7 @@ def train_step(run: Run, window: Sequence[Batch], carry: Any) -> tuple[float, fl
             # data parallelism averages gradients over processes; the count is over all of them
             loss, carry = _backward(run, batch, carry, count=count, scale=accelerator.num_processes / total)
         losses.append(loss)
-    # read back once a step, after all micro-batches are on their way
+    # read back once per step, after all micro-batches are on their way
     loss_sum = torch.tensor([sum(float(loss) for loss in losses)], dtype=torch.float64)
     mean_loss = float(reduce(loss_sum)) / total
     if not math.isfinite(mean_loss):
@@ -151,8 +151,8 @@ def train_epoch(
 ) -> tuple[float, float]:
     """Train over the batches of one epoch.
 
-    The schedule is sampled before each step at ``step / total_steps``, as fastai does. Where a deadline will cut the
-    phase short, the schedule follows the clock instead, so that the rate still comes down.
+    The schedule is sampled before each step at ``step / total_steps``, as fastai does. Where a deadline will end the
+    phase early, the schedule follows the clock instead, so that the rate still comes down.
 
     Args:
         run: The phase's run.
@@ -212,7 +212,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Run a model over all batches and return the metric's values, the same on every process.
 
-    A data-parallel model is run bare: no gradients have to meet, and the processes need not keep step. The model is
+    A data-parallel model is run bare: no gradients are synchronized, nor the processes. The model is
     left in evaluation mode.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -246,15 +246,15 @@ def fit(
 
     Args:
         model: The bare model, on any device; it ends in evaluation mode on the accelerator's, or where its weights are
-            trained in pieces (`sharding`) on the CPU.
+            trained sharded (`sharding`) on the CPU.
         groups: Its layer groups.
         phase: What to train, how fast and for how long.
         task: Data and objective.
         accelerator: Device, precision and processes.
-        options: Numbers of the loop.
+        options: Hyperparameters of the loop.
         first_epoch: Number that the phase's epoch 0 has for the data's order (also if `start_epoch` skips it).
         on_epoch: Called after every epoch on every process; True ends the phase.
-        say: Told what becomes of `TrainingOptions.cache_frozen`.
+        say: Receives a log line on whether `TrainingOptions.cache_frozen` takes effect.
         observers: Log, checkpoints, or anything else that follows the run; see `Observer`.
 
     Returns:

@@ -97,7 +97,7 @@ def lr_find(
         groups: Its layer groups, frozen as they shall be for the sweep.
         task: Data and objective; validation is not run.
         accelerator: Device, precision and processes; all processes stop together.
-        options: Numbers of the loop.
+        options: Hyperparameters of the loop.
         start_lr: First learning rate.
         end_lr: Learning rate that the last step approaches.
         num_steps: Steps of a sweep that does not diverge.
@@ -183,7 +183,7 @@ class _Carry:
 
 
 def _endless(run: Run, batches: Batches, num_steps: int) -> Iterator[tuple[list[Batch], _Carry]]:
-    """Yield windows of batches over as many epochs as needed; each epoch starts with a fresh carry."""
+    """Yield windows of batches over as many epochs as needed; each epoch starts with a fresh recurrent state."""
     batches = copy.copy(batches)  # `set_epoch` on the copy leaves the order of the caller's as it is
     done, epoch = 0, 0
     while done < num_steps:

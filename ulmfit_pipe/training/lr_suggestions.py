@@ -1,13 +1,13 @@
 """Learning rates suggested by the curve of a learning-rate finder: pure functions of (lrs, losses).
 
-`usable_part` cuts the recorded curve as fastai does, `suggest` reads all suggestions off what is left:
+`usable_part` trims the recorded curve as fastai does, `suggest` reads all suggestions off what is left:
 
 - valley: a third and a half into the longest stretch of falling losses; a safe choice, and the default elsewhere.
 - slide: walks back from the divergence until the slope settles; the boldest.
 - minimum: a tenth of the rate with the lowest loss.
 - steep: where the loss falls fastest.
 
-Source: fastai 2.8, `fastai/callback/schedule.py`, whose numbers these functions reproduce.
+Source: fastai 2.8, `fastai/callback/schedule.py`, whose values these functions reproduce.
 """
 
 import bisect
@@ -47,7 +47,7 @@ def smooth_losses(losses: Sequence[float], *, beta: float = SMOOTHING) -> list[f
 
 
 def usable_part(lrs: Sequence[float], losses: Sequence[float], *, num_it: int) -> tuple[list[float], list[float]]:
-    """Cut a recorded curve to the part that suggestions may look at.
+    """Trim a recorded curve to the part that suggestions are read from.
 
     Leaves out the first `num_it // 10` and the last 5 records, and everything from the first loss that is not
     finite.
@@ -71,7 +71,7 @@ def usable_part(lrs: Sequence[float], losses: Sequence[float], *, num_it: int) -
 
 
 def suggest(lrs: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
-    """Read every suggestion off a curve that `usable_part` has cut.
+    """Read every suggestion off a curve that `usable_part` has trimmed.
 
     Args:
         lrs: Rising learning rates, all above 0.
@@ -91,7 +91,7 @@ def suggest(lrs: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
             "diverges. Run lr_find with a larger num_steps, or with a smaller start_lr if it diverged at once"
         )
     if not all(map(math.isfinite, losses)):
-        raise ValueError("the losses hold NaN or infinity; cut them with usable_part first")
+        raise ValueError("the losses hold NaN or infinity; trim them with usable_part first")
     if not (lrs[0] > 0 and all(low < high for low, high in zip(lrs, lrs[1:], strict=False))):
         raise ValueError(f"learning rates must rise and be above 0, got {lrs[0]!r} to {lrs[-1]!r}")
     return {name: find(lrs, losses) for name, find in SUGGESTIONS.items()}

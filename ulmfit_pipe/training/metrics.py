@@ -18,8 +18,8 @@ from torch import Tensor
 Reduce = Callable[[Tensor], Tensor]
 Gather = Callable[[Tensor], Tensor]
 
-MOST_CONFUSED = 1_000  # classes; the matrix of so many takes 8 MB
-IGNORED = -100  # torch's mark of a target that counts for nothing
+MOST_CONFUSED = 1_000  # classes; the matrix of this many takes 8 MB
+IGNORED = -100  # torch's ignore_index
 
 
 class SumVector:
@@ -48,7 +48,7 @@ class SumVector:
 class ClassificationMetric:
     """Accuracy, macro F1 and loss of a classifier with one label a row.
 
-    Keeps three counts a class, and a confusion matrix up to `MOST_CONFUSED` classes, beyond which it would take more
+    Keeps three counts per class, and a confusion matrix up to `MOST_CONFUSED` classes, beyond which it would take more
     memory and time than the evaluation itself.
 
     Args:
@@ -188,7 +188,7 @@ class LanguageModelMetric:
     """Loss per token, perplexity and accuracy of the tokens asked for.
 
     Args:
-        masked: The tokens stand behind masks, with what follows them in sight: it is a pseudo-perplexity then, which
+        masked: The tokens are behind masks, with what follows them in sight: it is a pseudo-perplexity then, which
             no perplexity can be compared with.
     """
 
@@ -309,7 +309,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray, *, least_rows: int = 0) -> list[float]:
     """Choose for each label the probability from which it is given, by best F1 on these rows (validation).
 
-    A threshold lies half-way between the two probabilities it parts; of equally good ones the nearest to 0.5 is
+    A threshold is half-way between the two probabilities it separates; of equally good ones the nearest to 0.5 is
     taken, and 0.5 for a label that no row has.
 
     Args:
@@ -354,7 +354,7 @@ def gather_rows(rows: Tensor, *, gather: Gather | None = None) -> Tensor:
     """Concatenate the rows of all processes, however many each has.
 
     Collectives need equally long tensors (given 3 and 2 rows they return garbage): rows are padded to the longest
-    share, gathered, and the padding is cut out again.
+    share, gathered, and the padding is removed again.
 
     Args:
         rows: (own rows, ...) of this process, perhaps none.
@@ -391,7 +391,7 @@ def _check_width(logits: Tensor, num_labels: int) -> None:
 def _checked_thresholds(thresholds: Sequence[float] | np.ndarray | None, num_labels: int) -> np.ndarray:
     values = np.full(num_labels, 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     if values.shape != (num_labels,) or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"thresholds must be {num_labels} numbers in [0, 1], one a label, got {thresholds!r}")
+        raise ValueError(f"thresholds must be {num_labels} numbers in [0, 1], one per label, got {thresholds!r}")
     return values
 
 

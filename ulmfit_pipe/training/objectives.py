@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 Batch = Mapping[str, Tensor]
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
-IGNORED = -100  # torch's own mark of a target that counts for nothing
+IGNORED = -100  # torch's ignore_index
 CHUNK_NUMBERS = 2**19  # logits whose loss is computed at once: 2 MB in float32, what a core's own cache holds
 # (model, its inputs, bool (batch, seq_len)) -> float (wanted positions, num_classes), row by row
 LogitsAt = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
@@ -27,10 +27,10 @@ class ObjectiveOutput:
     Attributes:
         loss_sum: Loss summed over the items, with its graph.
         penalty: A regularizer (a mean, not a sum) that is trained on but not reported, or None.
-        carry: State for the next batch, detached, or None.
+        carry: Recurrent state for the next batch, detached, or None.
         logits: float (batch, ..., num_classes), detached.
         labels: The targets that belong to the logits.
-        penalty_parts: The terms of the penalty, the same number on every process, each with the number of places that
+        penalty_parts: The terms of the penalty, equally many on every process, each with the number of positions that
             it is a mean over; several processes average by these. Empty where the number is in proportion to the
             batch's weight, as it is where all rows are equally long.
     """
@@ -63,8 +63,8 @@ class ClassificationObjective:
             the rows that have a label against those that do not, as torch's ``pos_weight``.
         label_smoothing: In [0, 1).
         multi_label: Whether labels are float (batch, num_labels) of 0 and 1.
-        alpha: Weight of AR, where the model gives out ``raw_output``.
-        beta: Weight of TAR, where the model gives out ``raw_output``.
+        alpha: Weight of AR, where the model outputs ``raw_output``.
+        beta: Weight of TAR, where the model outputs ``raw_output``.
 
     Raises:
         ValueError: ``class_weights``, ``label_smoothing``, ``alpha`` or ``beta`` is out of range.
@@ -98,7 +98,7 @@ class ClassificationObjective:
         return float(self.class_weights.to(labels.device)[labels].sum())
 
     def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
-        """Run the model on everything but labels and row numbers."""
+        """Run the model on everything but labels and row indices."""
         inputs = {key: value for key, value in batch.items() if key not in ("labels", "row")}
         labels = batch["labels"]
         output = model(**inputs)
@@ -128,7 +128,7 @@ class ClassificationObjective:
 
 
 class SequenceObjective:
-    """Next-item prediction with carried hidden state, plus the penalties AR and TAR of AWD-LSTM.
+    """Next-item prediction with recurrent hidden state, plus the penalties AR and TAR of AWD-LSTM.
 
     Args:
         alpha: Weight of the mean square of the dropped output (AR).
@@ -147,7 +147,7 @@ class SequenceObjective:
         return float((batch["targets"] != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
-        """Run the model from the carried state and sum the cross-entropy over all positions."""
+        """Run the model from the recurrent state and sum the cross-entropy over all positions."""
         targets = batch["targets"]
         output = model(input_ids=batch["input_ids"], hidden_state=carry)
         logits = output.logits  # (batch, seq_len, vocab_size)
@@ -269,7 +269,7 @@ def _mean_over(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def detach(state: Any) -> Any:
-    """Cut a nested tuple of tensors off its graph."""
+    """Detach a nested tuple of tensors from its graph."""
     if isinstance(state, Tensor):
         return state.detach()
     return None if state is None else type(state)(detach(part) for part in state)
@@ -288,7 +288,7 @@ def logits_of_all(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor
 
 
 class TokenObjective:
-    """Cross-entropy over the positions that have a target; nothing is carried from batch to batch.
+    """Cross-entropy over the positions that have a target; no state is passed from batch to batch.
 
     For masked and causal language models alike. A batch holds the model's inputs and ``targets``; a target of -100 asks
     for nothing. Which positions' logits are computed is left to a function, because a masked model needs those of one
@@ -306,7 +306,7 @@ class TokenObjective:
         return float((batch["targets"] != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
-        """Run the model on everything but targets and row numbers, and sum the losses of the positions asked for."""
+        """Run the model on everything but targets and row indices, and sum the losses of the positions asked for."""
         inputs = {key: value for key, value in batch.items() if key not in ("targets", "row")}
         wanted = batch["targets"] != IGNORED
         logits = self.logits_at(model, inputs, wanted)  # (wanted positions, num_classes)

@@ -57,7 +57,7 @@ def spread_lrs(lr: LearningRates, names: Sequence[str]) -> list[float]:
         names: Names of the layer groups, input side first.
 
     Returns:
-        One learning rate a group.
+        One learning rate per group.
 
     Raises:
         ValueError: A rate is not positive, or their number or names do not fit the groups.
@@ -70,7 +70,7 @@ def spread_lrs(lr: LearningRates, names: Sequence[str]) -> list[float]:
     if isinstance(lr, Sequence) and not isinstance(lr, str):
         if len(lr) != count:
             raise ValueError(
-                f"got {len(lr)} learning rates for {count} layer groups ({', '.join(names)}); give one a group"
+                f"got {len(lr)} learning rates for {count} layer groups ({', '.join(names)}); give one per group"
             )
         for index, rate in enumerate(lr):
             _check_rate(rate, f" for layer group {names[index]}")
@@ -133,11 +133,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build Adam over all layer groups, each with its own base learning rate.
 
-    Each torch parameter group carries ``layer_group`` (index) and ``base_lr``; a schedule multiplies the latter.
+    Each torch parameter group has ``layer_group`` (index) and ``base_lr``; a schedule multiplies the latter.
 
     Args:
         groups: Layer groups, input side first.
-        lrs: One base learning rate a group.
+        lrs: One base learning rate per group.
         weight_decay: Decay of the decayed half of each group.
         betas: Adam's running-average coefficients.
         eps: Added to the root of the second moment; 1e-5 is fastai's value.

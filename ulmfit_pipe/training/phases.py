@@ -1,4 +1,4 @@
-"""The named plans of thawing, and running one plan with best weights kept over all its phases.
+"""The named unfreezing plans, and running one plan with best weights kept over all its phases.
 
 A plan is a list of phases made before any training, so that it can be read, drawn and checked first.
 
@@ -18,13 +18,13 @@ from torch import nn
 
 from ulmfit_pipe.reports.text_tables import Report, format_table
 from ulmfit_pipe.training.distributed.processes import time_used
-from ulmfit_pipe.training.history import History, Judge
+from ulmfit_pipe.training.history import BestTracker, History
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names
 from ulmfit_pipe.training.logs.events import run_log
 from ulmfit_pipe.training.loop import fit
 from ulmfit_pipe.training.optim import LR_DECAY, discriminative_lrs
 from ulmfit_pipe.training.records import EpochRecord, Phase, Task, TrainingOptions
-from ulmfit_pipe.training.resume.checkpoint_manager import ProgressKeeper
+from ulmfit_pipe.training.resume.checkpoint_manager import CheckpointManager
 from ulmfit_pipe.training.resume.checks import can_keep
 from ulmfit_pipe.training.resume.preemption import noting_sigterm
 from ulmfit_pipe.training.schedules import Schedule
@@ -59,7 +59,7 @@ def gradual_unfreezing(
     schedule: Schedule | None = None,
     patience: int | None = None,
 ) -> list[Phase]:
-    """Thaw the last group first, one more each phase, and end with all of them.
+    """Unfreeze the last group first, one more each phase, and end with all of them.
 
     Args:
         num_groups: Layer groups of the model.
@@ -125,7 +125,7 @@ def linear_probe_then_fine_tune(
         head_lr: Learning rate of the head alone.
         lr: Learning rate of the last group when all train.
         max_head_epochs: Bound on the head's epochs.
-        patience: The head has converged after so many epochs without a better validation value.
+        patience: Epochs without a better validation value after which the head has converged.
         epochs: Epochs with all groups.
         decay: Ratio of neighbouring groups' rates when all train.
         schedule: Curve of the second phase.
@@ -159,7 +159,7 @@ def _phase(
     from_best: bool = False,
 ) -> Phase:
     if num_groups < 2 and name != "full":
-        raise ValueError(f"a thawing plan needs at least 2 layer groups, got {num_groups!r}; use full() for one")
+        raise ValueError(f"an unfreezing plan needs at least 2 layer groups, got {num_groups!r}; use full() for one")
     return Phase(
         name=name,
         trainable=tuple(trainable),
@@ -196,7 +196,7 @@ class Plan:
     train_norm: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the phases fit the groups, and that their names tell them apart."""
+        """Check that the phases fit the groups, and that their names are unique."""
         if not self.phases:
             raise ValueError("a plan needs at least one phase, got none")
         named = [phase.name for phase in self.phases]
@@ -211,7 +211,7 @@ class Plan:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the phases and the sizes of the layer groups as plain values, to tell one plan from another."""
+        """Return the phases and the sizes of the layer groups as plain values, the fingerprint of a plan."""
         return {
             "phases": [{**asdict(phase), "schedule": phase.schedule.to_dict()} for phase in self.phases],
             "groups": [{"name": group.name, "parameters": group.num_parameters} for group in self.groups],
@@ -222,7 +222,7 @@ class Plan:
         return self.describe()._repr_html_()
 
     def describe(self) -> Report:
-        """Return a table: phase, trainable groups, learning rate a group, schedule, epochs, parameters trained."""
+        """Return a table: phase, trainable groups, learning rate per group, schedule, epochs, parameters trained."""
         rows = [("phase", "trains", "learning rates", "schedule", "epochs", "parameters")]
         total = sum(group.num_parameters for group in self.groups)
         for number, phase in enumerate(self.phases, start=1):
@@ -262,55 +262,55 @@ def run_phases(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> History:
-    """Run the phases of a plan one after another; best weights are judged over all of them.
+    """Run the phases of a plan one after another; best weights are chosen over all of them.
 
     Args:
         model: The bare model.
         plan: Phases and layer groups.
         task: Data and objective.
         accelerator: Device, precision and processes.
-        options: Numbers of the loop.
-        monitor: Validation metric that decides what is best.
+        options: Hyperparameters of the loop.
+        monitor: Validation metric that selects the best epoch.
         keep_best: End with the best epoch's weights (needs validation data).
         first_epoch: Number of the first epoch for the data's order.
         first_step: Number of the first step for `TrainingOptions.trackers`.
-        start: What the weights are worth as they are, or None; the first record of the history.
+        start: Validation record of the initial weights, or None; the first record of the history.
         on_epoch: Called after every epoch.
-        say: Told what becomes of `TrainingOptions.cache_frozen`.
+        say: Receives a log line on whether `TrainingOptions.cache_frozen` takes effect.
 
     Returns:
-        The history of all phases, also of those that ran before a checkpoint was gone on from.
+        The history of all phases, also of those before the checkpoint that was resumed.
     """
-    judge = Judge(
+    tracker = BestTracker(
         model,
         monitor,
-        judged=task.valid_batches is not None and task.new_metric is not None,
+        validates=task.valid_batches is not None and task.new_metric is not None,
         keeps=keep_best or any(phase.from_best for phase in plan.phases),
     )
     facts = {"monitor": monitor, "keep_best": keep_best, "first_epoch": first_epoch}
     with (
-        _keeper(model, plan, judge, accelerator, options, facts, say) as keeper,
-        run_log(options, accelerator, plan.phases, judge.history, first=(first_step, first_epoch)) as log,
+        _checkpoint_manager(model, plan, tracker, accelerator, options, facts, say) as saver,
+        run_log(options, accelerator, plan.phases, tracker.history, first=(first_step, first_epoch)) as log,
     ):
-        if start is not None and not judge.history.epochs:
-            judge.enter_start(start)
-        for record in judge.history.epochs if on_epoch is not None else ():
+        if start is not None and not tracker.history.epochs:
+            tracker.enter_start(start)
+        for record in tracker.history.epochs if on_epoch is not None else ():
             on_epoch(record)  # type: ignore[misc]
-        if log is not None and (keeper is None or not keeper.inside_phase):
-            log.begin()  # otherwise the phase begins it, which knows its steps
+        if log is not None and (saver is None or not saver.inside_phase):
+            log.begin()  # otherwise the phase begins it, as it knows its steps
         for number in takewhile(lambda _: time_used(accelerator, options) < 1, range(len(plan.phases))):
-            if keeper is None or number >= keeper.phase:
+            if saver is None or number >= saver.phase:
                 numbers: dict[str, Any] = {"first_epoch": first_epoch, "on_epoch": on_epoch, "options": options}
-                observers = tuple(one for one in (log, keeper) if one is not None)
+                observers = tuple(one for one in (log, saver) if one is not None)
                 others: dict[str, Any] = {"task": task, "accelerator": accelerator, "say": say, "observers": observers}
-                _run_phase(judge, plan, number, begun=keeper is not None and keeper.inside_phase, **numbers, **others)
+                _run_phase(tracker, plan, number, begun=saver is not None and saver.inside_phase, **numbers, **others)
     if keep_best:
-        judge.restore_best()
-    return judge.history
+        tracker.restore_best()
+    return tracker.history
 
 
 def _run_phase(
-    judge: Judge,
+    tracker: BestTracker,
     plan: Plan,
     number: int,
     *,
@@ -320,55 +320,55 @@ def _run_phase(
     begun: bool,
     **others: Any,
 ) -> None:
-    """Run one phase of a plan, or what a checkpoint has left of it where it has begun before."""
+    """Run one phase of a plan, or the rest of it if a checkpoint is inside it."""
     phase = plan.phases[number]
     if not begun:
-        judge.start(phase)
-    before = sum(record.phase != phase.name for record in judge.history.epochs)
+        tracker.start(phase)
+    before = sum(record.phase != phase.name for record in tracker.history.epochs)
     _, steps = fit(
-        judge.model,
+        tracker.model,
         plan.groups,
         phase,
         options=replace(options, deadline=_phase_deadline(options.deadline, plan.phases[number:])),
         first_epoch=max(0, first_epoch + before - phase.start_epoch),
-        on_epoch=partial(judge.after_epoch, phase=phase, on_epoch=on_epoch),
+        on_epoch=partial(tracker.after_epoch, phase=phase, on_epoch=on_epoch),
         **others,
     )
-    judge.history.steps.extend(steps)
+    tracker.history.steps.extend(steps)
 
 
 @contextlib.contextmanager
-def _keeper(
+def _checkpoint_manager(
     model: nn.Module,
     plan: Plan,
-    judge: Judge,
+    tracker: BestTracker,
     accelerator: Accelerator,
     options: TrainingOptions,
     facts: dict[str, Any],
     say: Callable[[str], None] | None,
-) -> Iterator[ProgressKeeper | None]:
-    """Give what saves the run and has put it back, with SIGTERM noted meanwhile; None where nothing is to be kept."""
+) -> Iterator[CheckpointManager | None]:
+    """Yield the manager that restores and saves the run, with SIGTERM handled; None if no checkpoints are wanted."""
     say = say or (lambda _line: None)
     kept = options.checkpoints
     if kept is None or not can_keep(accelerator, resume=kept.resume, say=say):
         yield None
         return
     with noting_sigterm() as stop_asked:
-        keeper = ProgressKeeper(
+        saver = CheckpointManager(
             kept,
             model,
             accelerator,
-            judge,
+            tracker,
             plan={**plan.to_dict(), **facts, "options": options.to_dict(), "precision": accelerator.mixed_precision},
             stop_asked=stop_asked,
             say=say,
         )
-        judge.history.earlier_seconds = keeper.earlier_seconds
-        yield keeper
+        tracker.history.earlier_seconds = saver.earlier_seconds
+        yield saver
 
 
 def _phase_deadline(deadline: float | None, phases: Sequence[Phase]) -> float | None:
-    """Give the first of the phases to come its share of the time left, by epochs."""
+    """Return the deadline of the first remaining phase: its share, by epochs, of the time left."""
     if deadline is None:
         return None
     now = time.monotonic()

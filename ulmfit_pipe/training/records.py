@@ -1,6 +1,6 @@
 """What a training run is given and what it reports: plain records, no behaviour.
 
-`Phase` says what one phase trains, `Task` what it trains on, `TrainingOptions` the numbers that hold for all phases;
+`Phase` is what one phase trains, `Task` what it trains on, `TrainingOptions` the hyperparameters of all phases;
 `EpochRecord` and `StepRecord` are what comes back.
 """
 
@@ -16,12 +16,12 @@ from ulmfit_pipe.training.schedules import Schedule
 
 
 class Batches(Protocol):
-    """One process' share of the data: batches in an order that (seed, epoch) decides.
+    """One process's share of the data: batches in an order that (seed, epoch) decides.
 
     Where a row's tensors are the same in every epoch but for padding (nothing is augmented or masked at random),
-    batches may say so by an attribute ``fixed_rows`` that is True; `TrainingOptions.cache_frozen` asks for it.
+    batches may declare it by an attribute ``fixed_rows`` that is True; `TrainingOptions.cache_frozen` asks for it.
     Batches that can begin anywhere in the epoch without making those before it may have ``from_batch(first)``, an
-    iterator; a training that goes on from a checkpoint asks for it.
+    iterator; a training that resumes from a checkpoint asks for it.
 
     A batch of a process that has no share of the global one may be a dict with an attribute ``filler`` that is True:
     it is run, since the other processes wait for it, and counts for nothing.
@@ -54,17 +54,17 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a training keeps its progress, how often, and what it must be to be gone on with.
+    """Where a training keeps its progress, how often, and what it must be to be resumed.
 
     Attributes:
         folder: Holds the checkpoints of this one training; where it is begun anew, old ones go.
         every_seconds: Save when so long has passed since the last time; None does not go by the clock. It is longer
             where saving takes more than a twentieth of it; 0 saves after every step.
-        every_steps: Save after so many optimizer steps; None does not count.
-        keep: So many checkpoints are kept, the newest ones.
-        identity: All that the result depends on; a checkpoint of another identity is refused.
-        versions: Libraries that a result depends on; others are named, and the training goes on.
-        resume: Go on from the newest whole checkpoint, if there is one; False begins anew.
+        every_steps: Save after this many optimizer steps; None does not count.
+        keep: Number of newest checkpoints that are kept.
+        identity: Fingerprint: all that the result depends on; a checkpoint of another one is refused.
+        versions: Libraries that a result depends on; others are named, and the training continues.
+        resume: Resume from the newest complete checkpoint, if there is one; False starts over.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class Checkpoints:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the values."""
         if self.every_seconds is not None and not self.every_seconds >= 0:
             raise ValueError(f"every_seconds must be 0 or more or None, got {self.every_seconds!r}; 60 is the default")
         if self.every_steps is not None and self.every_steps < 1:
@@ -86,10 +86,10 @@ class Checkpoints:
 
 
 class Tracker(Protocol):
-    """Keeps or shows the numbers of a training; it is called on the main process only."""
+    """Stores or shows the metrics of a training; it is called on the main process only."""
 
     def start(self, *, step: int, epochs: int) -> None:
-        """Begin a run, or go on with it after so many steps and epochs.
+        """Begin a run, or resume it after this many steps and epochs.
 
         Args:
             step: The first step to come; what was logged of it and of later ones is void.
@@ -108,7 +108,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Numbers of the loop that stay the same over all phases.
+    """Hyperparameters of the loop that stay the same over all phases.
 
     Attributes:
         weight_decay: Decay of the decayed parameters of every group.
@@ -116,19 +116,19 @@ class TrainingOptions:
         eps: Adam's epsilon; 1e-5 is fastai's.
         decoupled: AdamW (True) or Adam with L2 (False).
         max_grad_norm: Clip the gradient's L2 norm over all parameters to this, or None.
-        accumulation_steps: Micro-batches an optimizer step: the same as one batch so many times as large, but for what
+        accumulation_steps: Micro-batches per optimizer step: the same as one batch so many times as large, but for what
             is taken over a batch (statistics of batch norms; AR and TAR over texts of unequal length).
         train_norm: Train norm layers inside frozen groups (preset ``fastai``).
         frozen_dropout: ``on`` or ``off`` in frozen groups.
         progress: Show progress bars; None decides by whether the error stream is a terminal.
         deadline: Value of ``time.monotonic()`` after which training stops at the next step, or None.
-        cache_frozen: Run frozen groups once a row in each phase, and train the others from what they gave, wherever
+        cache_frozen: Run frozen groups once per row in each phase, and train the others from what they gave, wherever
             that leads to the same weights up to rounding (`frozen_prefix`).
         cache_memory_gib: Memory for it in GiB; what is more goes into a temporary file.
         check_agreement: Compare the processes' weights bit for bit after every phase (`agreement`).
-        checkpoints: Where a run of phases keeps its progress, to be gone on with if it is killed; None keeps none.
-        trackers: Where a run of phases logs its numbers (`events`), on the main process.
-        log_every: Log one step out of so many.
+        checkpoints: Where a run of phases keeps its progress, to be resumed if it is killed; None keeps none.
+        trackers: Where a run of phases logs its metrics (`events`), on the main process.
+        log_every: Log one step out of this many.
         tf32: Let float32 matrix products, convolutions and LSTMs on NVIDIA GPUs run in TF32 (True) or in float32
             (False) while training; None leaves it to torch.
         gradient_checkpointing: Layers keep their inputs alone and run again in the backward pass: less memory, more
@@ -160,7 +160,7 @@ class TrainingOptions:
     shard: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers that no other function checks."""
+        """Check the values that no other function checks."""
         if self.compile and self.gradient_checkpointing:
             raise ValueError(
                 "compile and gradient_checkpointing are not proven together: compiled code decides itself what it "
@@ -168,7 +168,7 @@ class TrainingOptions:
             )
         if self.shard and self.checkpoints is not None:
             raise ValueError(
-                "shard keeps weights in pieces on the processes, of which no checkpoints are saved; leave one of the "
+                "shard splits the weights over the processes, and no checkpoints of these are saved; leave one of the "
                 "two out"
             )
         if not self.cache_memory_gib >= 0:
@@ -181,7 +181,7 @@ class TrainingOptions:
             raise ValueError(f"max_grad_norm must be positive or None, got {self.max_grad_norm!r}; 0.25-1 is usual")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers that the course of a training depends on, as plain values."""
+        """Return the options that the result of a training depends on, as plain values."""
         names = ["weight_decay", "betas", "eps", "decoupled", "max_grad_norm", "accumulation_steps"]
         names += ["train_norm", "frozen_dropout", "cache_frozen", "tf32", "compile"]
         return {name: getattr(self, name) for name in names}
@@ -197,8 +197,8 @@ class Phase:
         lrs: Base learning rate of every layer group; those of frozen groups are not used.
         schedule: Curve that multiplies the base rates over the phase's steps.
         epochs: Epochs the schedule spans, at least 1.
-        start_epoch: Skip so many epochs of the schedule and go on from there.
-        patience: End the phase after so many epochs without a better validation value than its own best.
+        start_epoch: Skip so many epochs of the schedule and resume from there.
+        patience: End the phase after this many epochs without a better validation value than its own best.
         from_best: Start from the best weights seen so far instead of the latest ones.
     """
 
@@ -212,7 +212,7 @@ class Phase:
     from_best: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers of epochs."""
+        """Check the epoch counts."""
         whole = isinstance(self.epochs, int) and not isinstance(self.epochs, bool)
         if not whole or self.epochs < 1 or not 0 <= self.start_epoch < self.epochs:
             raise ValueError(
@@ -274,7 +274,7 @@ START = "probe"  # name of the record of what weights are worth before the first
 
 @dataclass
 class EpochState:
-    """Where the training of an epoch stands: what a checkpoint keeps of it.
+    """State of an epoch in training: what a checkpoint saves of it.
 
     Attributes:
         batch: Micro-batches trained on so far.
@@ -282,7 +282,7 @@ class EpochState:
         count: What the sum is divided by.
         items: Tokens (or rows) this process has trained on; a checkpoint keeps their sum over all processes.
         seconds: Time it took.
-        carry: What the objective hands to the next batch.
+        carry: Recurrent state for the next batch.
     """
 
     batch: int = 0

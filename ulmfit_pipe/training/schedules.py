@@ -218,7 +218,7 @@ class Schedule:
             `one_cycle` also `moms` (see `one_cycle_momentum`); `moms=None` leaves beta1 alone.
 
     Raises:
-        ValueError: An unknown name or option (the nearest one is told), or an option outside its range.
+        ValueError: An unknown name or option (the nearest one is named), or an option outside its range.
     """
 
     name: str

@@ -61,7 +61,7 @@ def test_an_empty_class_folder_is_refused_by_name(tmp_path):
 def test_folders_that_are_laid_out_otherwise_are_refused_with_the_right_layout(tmp_path):
     (tmp_path / "flat").mkdir()
     picture().save(tmp_path / "flat/1.png")
-    with refused("flat holds no folder of images a class; lay images out as .*flat/CLASS/IMAGE"):
+    with refused("flat holds no folder of images per class; lay images out as .*flat/CLASS/IMAGE"):
         load_images(tmp_path / "flat")
     image_folder(tmp_path / "split/train", count=1)
     image_folder(tmp_path / "split/val", count=1)
@@ -69,9 +69,9 @@ def test_folders_that_are_laid_out_otherwise_are_refused_with_the_right_layout(t
         load_images(tmp_path / "split")
     folder = image_folder(tmp_path / "loose", count=1)
     picture().save(folder / "stray.png")
-    with refused("loose/stray.png lies beside the class folders, so it has no class; move or remove it"):
+    with refused("loose/stray.png is beside the class folders, so it has no class; move or remove it"):
         load_images(folder)
-    with refused("there is no folder or table .*nowhere; give a folder that holds a folder of images a class"):
+    with refused("there is no folder or table .*nowhere; give a folder that holds a folder of images per class"):
         load_images(tmp_path / "nowhere")
 
 
@@ -245,7 +245,7 @@ def test_numbers_that_are_no_brightness_are_refused(tmp_path):
         ("int", np.array([[1 << 20]], dtype=np.int32)),
     ):
         Image.fromarray(values).save(tmp_path / f"{name}.tiff")
-        with refused(r"scan.tiff holds numbers \(mode [FI]\) that are no brightness of 8 or 16 bits"):
+        with refused(r"scan.tiff holds values \(mode [FI]\) that are not brightness of 8 or 16 bits"):
             open_image((tmp_path / f"{name}.tiff").read_bytes(), "scan.tiff")
 
 

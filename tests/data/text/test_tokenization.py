@@ -127,7 +127,7 @@ def test_fastai_vocabulary_with_fillers_keeps_its_ids():
 
 
 def test_a_token_that_stands_twice_is_refused():
-    with pytest.raises(ValueError, match="token 'the' stands twice in the vocabulary, at 9 and 11"):
+    with pytest.raises(ValueError, match="token 'the' is there twice in the vocabulary, at 9 and 11"):
         build_word_tokenizer([*SPECIAL_TOKENS, "the", "a", "the"])
 
 

@@ -98,7 +98,7 @@ class DrawingModel(OddModel):
 
 
 def test_a_model_that_draws_what_it_sees_is_refused():
-    with pytest.raises(ValueError, match="DrawingModel gives out something else each time it reads the same image, in"):
+    with pytest.raises(ValueError, match="DrawingModel outputs something else each time it reads the same image, in"):
         inspect_backbone(DrawingModel((2, 4, 5, 7)), channels=3, height=8, width=8)
 
 
@@ -198,7 +198,9 @@ def test_a_cut_must_leave_two_stages_and_no_more_than_there_are(kept):
 
 
 def test_an_architecture_that_names_no_depth_cannot_be_cut():
-    with pytest.raises(ValueError, match="stages cannot be cut off a 'mobilenet_v2' model.*neither depths nor num_hid"):
+    with pytest.raises(
+        ValueError, match="stages cannot be removed from a 'mobilenet_v2' model.*neither depths nor num_hid"
+    ):
         rebuild_backbone(tiny_backbone("mobilenet_v2"), stages=3)
 
 
@@ -206,7 +208,7 @@ def test_a_cut_that_the_configuration_refuses_is_refused_in_words():
     sizes = {"embed_dim": 8, "image_size": [64, 64], "depths": [1, 1, 1], "num_heads": [1, 2, 2]}
     backbone = build_backbone(AutoConfig.for_model("hiera", num_query_pool=2, **sizes))
     words = (
-        r"this 'hiera' model cannot be cut to 2 of its 3 stages: .*num_query_pool \(2\) must be less.*; keep more of"
+        r"this 'hiera' model cannot be reduced to 2 of its 3 stages: .*num_query_pool \(2\) must be less.*; keep more"
     )
     with pytest.raises(ValueError, match=words):
         rebuild_backbone(backbone, stages=2)
@@ -225,10 +227,10 @@ def test_weights_of_another_shape_or_none_cannot_be_taken_over():
 
     name = "encoder.stages.0.layers.0.layer.0.convolution.weight"
     backbone.state_dict = altered(name, None)
-    with pytest.raises(ValueError, match=f"the pretrained weights lack '{name}', so the backbone cannot be cut there"):
+    with pytest.raises(ValueError, match=f"the pretrained weights lack '{name}', so the backbone cannot end there"):
         rebuild_backbone(backbone, stages=2)
     backbone.state_dict = altered(name, torch.zeros(9, 8, 3, 3))
-    with pytest.raises(ValueError, match=r"has the shape \(9, 8, 3, 3\), the cut backbone needs \(8, 8, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"has the shape \(9, 8, 3, 3\), the shortened backbone needs \(8, 8, 3, 3\)"):
         rebuild_backbone(backbone, stages=2)
 
 

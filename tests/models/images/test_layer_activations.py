@@ -117,7 +117,7 @@ def test_an_unknown_layer_is_refused_with_the_nearest_real_names(name, near):
     ("name", "told"),
     [
         ("backbone.encoder.stages", r"\(a ModuleList\) gives nothing itself in a forward pass; take one that gives a"),
-        ("head", r"gives numbers of shape \(2, 3\), which are no map; take .* such as 'backbone.encoder.stages.2'"),
+        ("head", r"outputs \(2, 3\), which is not the shape of a map; take .* such as 'backbone.encoder.stages.2'"),
     ],
 )
 def test_layers_that_give_no_map_are_refused(name, told):

@@ -285,7 +285,7 @@ def test_prompts_are_refused_as_they_lie_in_no_layer():
         task_type="SEQ_CLS", num_virtual_tokens=2, num_layers=3, token_dim=8, num_attention_heads=2
     )
     model = wrapped("bert", config)
-    with pytest.raises(ValueError, match=r"tuned by prompts \(peft's prompt learning\), which lie in no layer.*Lora"):
+    with pytest.raises(ValueError, match=r"tuned by prompts \(peft's prompt learning\), which are in no layer.*Lora"):
         layer_group_specs(model)
 
 

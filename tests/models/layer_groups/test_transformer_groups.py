@@ -415,7 +415,9 @@ def test_a_model_without_blocks_is_refused():
 
 
 def test_a_model_of_one_group_is_refused():
-    with pytest.raises(ValueError, match=r"Blockless has 1 layer group \(block0\), and thawing needs two: something"):
+    with pytest.raises(
+        ValueError, match=r"Blockless has 1 layer group \(block0\), and unfreezing needs two: something"
+    ):
         layer_group_specs(Blockless(transformers.BertConfig(), blocks=1, words=False))
 
 

@@ -112,7 +112,7 @@ def test_test_texts_that_are_labelled_rows_too_are_told(tmp_path):
     ]
     said = []
     load_labelled_tables([str(files[0])], str(files[1]), say=said.append)
-    assert said[0] == "note: 3 of the 7 test texts also stand in the labelled table, word for word"
+    assert said[0] == "note: 3 of the 7 test texts also are in the labelled table, word for word"
 
 
 def test_sizes_that_cannot_be_drawn_are_refused(load):
@@ -154,9 +154,7 @@ def test_the_language_model_reads_no_text_of_the_whole_test_table(load, tmp_path
     assert not (texts(train) | texts(validation)) & texts(tables.whole_test)
     assert not texts(validation) & texts(train)
     assert said == (
-        []
-        if rows
-        else [f"left out 30 of {expected + 30} texts of the language model that also stand in the test table"]
+        [] if rows else [f"left out 30 of {expected + 30} texts of the language model that are also in the test table"]
     )
 
 

@@ -72,7 +72,7 @@ def test_a_difference_in_words():
 def test_the_answer_finds_what_the_paper_found():
     assert answer_of(PAPER, GROUPS) == (
         "Unfreezing after training the head helps on these data: with all 3 layer groups below the head taken from the "
-        "other task, the accuracy is 96.0 % thawed and 88.0 % frozen (+8.0 points, 90 % interval +8.0 to +8.0 over 3 "
+        "other task, the accuracy is 96.0 % unfrozen and 88.0 % frozen (+8.0 points, 90 % interval +8.0 to +8.0 over 3 "
         "seeds); freezing the other task's layers costs from n = 2 (stage0) on, up to 8.0 points at n = 3; of it, "
         "layers that were torn from those above them (fragile co-adaptation) cost at n = 2 (stage0), 2.0 points, and "
         "their being the other task's (specificity) costs from n = 2 (stage0) on, up to 7.0 points at n = 3."
@@ -112,7 +112,7 @@ def test_where_the_last_n_was_not_run_the_answer_speaks_of_new_layers():
 
 
 def test_without_a_pair_of_seeds_there_is_no_answer_yet():
-    words = "The figures do not say yet whether unfreezing helps: AnB and AnB+ have no seed in common."
+    words = "The figures do not show yet whether unfreezing helps: AnB and AnB+ have no seed in common."
     assert answer_of({("baseB", 0): {0: 0.9}}, GROUPS) == words
     assert answer_of({("AnB+", 1): {0: 0.9}, ("AnB", 1): {1: 0.9}}, GROUPS) == words
 

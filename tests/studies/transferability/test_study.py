@@ -124,7 +124,7 @@ def test_the_classes_of_task_a_can_be_named():
 @pytest.mark.parametrize(
     ("task_a", "words"),
     [
-        (["dark", "drak"], "task_a names 'drak', which is no class; the classes are dark, dim, pale, white"),
+        (["dark", "drak"], "task_a names 'drak', which is not a class; the classes are dark, dim, pale, white"),
         (["dark"], "task_a has 1 of 4 classes, which leaves 3 to task B; each task needs at least 2"),
         (["dark", "dark"], "task_a has 1 of 4 classes, which leaves 3 to task B"),
         (

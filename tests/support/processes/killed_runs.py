@@ -1,4 +1,4 @@
-"""Both stages of a tiny run, killed by SIGKILL at chosen moments and gone on with, each time in a process of its own.
+"""Both stages of a tiny run, killed by SIGKILL at chosen moments and resumed, each time in a process of its own.
 
     forked(folder, [["language_model", "step", 3], ...])                       forks a process for every moment
     torchrun ... killed_runs.py FOLDER '["classifier", "save", 4, 1]'          one start, killed at one moment
@@ -87,7 +87,7 @@ class Moment:
         self._watch_saving()
 
     def _watch_training(self) -> None:
-        open_keeper, train_step, fit, evaluate = phases._keeper, loop.train_step, phases.fit, loop.evaluate
+        open_keeper, train_step, fit, evaluate = phases._checkpoint_manager, loop.train_step, phases.fit, loop.evaluate
 
         def keeper_of(model: Any, plan: Any, judge: Any, accelerator: Any, options: Any, *rest: Any) -> Any:
             self.now = options.checkpoints.folder.name.strip(".").removesuffix(".progress")
@@ -106,7 +106,7 @@ class Moment:
             self.reached("validation", len(self.judge.history.epochs))
             return evaluate(*args)
 
-        phases._keeper, loop.train_step, phases.fit, loop.evaluate = keeper_of, step, phase, validation
+        phases._checkpoint_manager, loop.train_step, phases.fit, loop.evaluate = keeper_of, step, phase, validation
 
     def _watch_saving(self) -> None:
         write, rename = checkpoint_store.write_checkpoint, Path.rename

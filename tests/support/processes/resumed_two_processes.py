@@ -1,4 +1,4 @@
-"""Runs of two processes, stopped and gone on with; see training/resume/test_resume_several_processes.py."""
+"""Runs of two processes, stopped and resumed; see training/resume/test_resume_several_processes.py."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
 from ulmfit_pipe.training.phases import Plan, gradual_unfreezing, run_phases
 from ulmfit_pipe.training.records import Checkpoints, Task, TrainingOptions
-from ulmfit_pipe.training.resume.checkpoint_manager import ProgressKeeper
+from ulmfit_pipe.training.resume.checkpoint_manager import CheckpointManager
 from ulmfit_pipe.training.resume.preemption import Preempted
 from ulmfit_pipe.training.schedules import Schedule
 
@@ -96,13 +96,13 @@ def train(
     options = TrainingOptions(checkpoints=checkpoints)
     said: list[str] = []
     entered: list[Any] = []
-    enter_phase = ProgressKeeper.enter_phase
+    enter_phase = CheckpointManager.enter_phase
 
     def noted(self: Any, run: Any, phase: Any, position: Any) -> None:
         enter_phase(self, run, phase, position)
         entered.append(position.state)
 
-    with mock.patch.object(ProgressKeeper, "enter_phase", noted):
+    with mock.patch.object(CheckpointManager, "enter_phase", noted):
         history = run_phases(model, plan, task, accelerator=accelerator, options=options, say=said.append)
     return {
         "weights": weights_of(model),

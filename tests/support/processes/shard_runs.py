@@ -71,7 +71,7 @@ def of_several_processes(folder: Path) -> dict[str, Any]:
         results[suffix] = predict(folder, [f"in{suffix}"], f"parts{suffix}", **output)
     results["one row"] = predict(folder, ["one.csv"], "one_row")
     results["three files"] = predict(folder, ["in.jsonl", "one.jsonl", "in.jsonl"], "three_files")
-    results["gone on with"] = predict(folder, ["in.csv"], "half")
+    results["resumed"] = predict(folder, ["in.csv"], "half")
     results["one has no time"] = one_is_stuck(folder, rank)
     other = str(folder / ("other_model" if rank else "model"))
     results["other model"] = refused(lambda: predict(folder, ["in.csv"], "other", model=other))

@@ -335,7 +335,7 @@ def test_a_file_is_predicted(trained, tmp_path):
 def test_a_decoder_without_a_padding_token_gets_its_end_of_text_and_says_so(pretrained, trained):
     said, context = heard()
     parts = build(pretrained["gpt2"], context=context)
-    line = f"{pretrained['gpt2']} has no padding token: its end-of-text token '<|endoftext|>' takes that place"
+    line = f"{pretrained['gpt2']} has no padding token: its end-of-text token '<|endoftext|>' is used instead"
     assert said.count(line) == 1
     assert (parts.tokenizer.pad_token, parts.network.config.pad_token_id) == ("<|endoftext|>", 0)
     assert AutoTokenizer.from_pretrained(trained["gpt2"]).pad_token_id == load_config(trained["gpt2"]).pad_token_id == 0
@@ -412,7 +412,9 @@ def test_truncation_is_said_aloud_with_the_share_of_texts_cut(pretrained):
     said, context = heard()
     rows = table([*reviews(6), (LONG, "bad"), (LONG, "good")])
     parts = build(pretrained["bert"], train=rows, context=context)
-    assert "2 of 8 training texts (25.0 %) are longer than 64 tokens and are cut, the beginning is kept; " in said[0]
+    assert (
+        "2 of 8 training texts (25.0 %) are longer than 64 tokens and are truncated, the beginning is kept; " in said[0]
+    )
     assert max(batch["input_ids"].shape[1] for batch in parts.learner.task.train_batches) == 64
     assert parts.tokenizer.model_max_length == 64
     assert not [line for line in said if "validation texts" in line]
@@ -432,14 +434,14 @@ def test_prediction_says_aloud_how_many_texts_it_cut(trained, tmp_path):
     predictor = Predictor.load(trained["bert"])
     assert predictor.describe_cut() == ""
     predictor.predict([LONG, *TEXTS])
-    line = "1 of 6 texts to predict (16.7 %) are longer than 64 tokens and are cut, the beginning is kept; "
+    line = "1 of 6 texts to predict (16.7 %) are longer than 64 tokens and are truncated, the beginning is kept; "
     assert predictor.describe_cut().startswith(line)
     (tmp_path / "in.csv").write_text(f"text\n{LONG}\n{TEXTS[0]}\n")
     said, context = heard()
     predict_file(
         PredictFileSettings(str(trained["bert"]), str(tmp_path / "in.csv"), str(tmp_path / "out.csv")), context=context
     )
-    assert said[0].startswith("1 of 2 texts to predict (50.0 %) are longer than 64 tokens and are cut")
+    assert said[0].startswith("1 of 2 texts to predict (50.0 %) are longer than 64 tokens and are truncated")
 
 
 @pytest.fixture(scope="module")
@@ -584,7 +586,9 @@ def test_an_architecture_that_mixes_padding_into_a_text_is_refused(tmp_path):
 
 
 def test_a_hub_id_without_network_says_so_and_how_to_give_a_folder():
-    words = r"'google-bert/bert-base-uncased' is no folder here and could not be fetched from the hub \(HF_HUB_OFFLINE"
+    words = (
+        r"'google-bert/bert-base-uncased' is not a folder here and could not be fetched from the hub \(HF_HUB_OFFLINE"
+    )
     with pytest.raises(ArtifactError, match=words):
         build("google-bert/bert-base-uncased")
 
@@ -607,7 +611,7 @@ def test_a_tokenizer_that_is_no_fast_one_is_refused(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     ByT5Tokenizer().save_pretrained(folder)
-    with pytest.raises(ArtifactError, match=r"is a ByT5Tokenizer, which is no fast one \(tokenizer.json\); save it"):
+    with pytest.raises(ArtifactError, match=r"is a ByT5Tokenizer, not a fast tokenizer \(tokenizer.json\); save it"):
         build(folder)
 
 
@@ -657,7 +661,7 @@ def test_weights_that_lack_a_part_of_the_encoder_are_refused_not_filled_with_ran
     tensors = {name: value for name, value in load_file(weights).items() if "layer.1.output.dense" not in name}
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(
-        ArtifactError, match=r"lack .*encoder.layer.1.output.dense.bias \(2 in all\), so they are no whole"
+        ArtifactError, match=r"lack .*encoder.layer.1.output.dense.bias \(2 in all\), so they are not a complete"
     ):
         build(bert_copy, head=head)
 

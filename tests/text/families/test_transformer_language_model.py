@@ -338,7 +338,7 @@ def test_an_untied_head_stays_untied(tmp_path):
 def test_the_end_of_a_text_learns_also_where_it_stands_for_padding(tmp_path):
     folder = save_llama(tmp_path / "llama", tie_word_embeddings=False)
     parts, said = build(folder, block_size=24, batch_size=4)
-    assert [line for line in said if "its end-of-text token '<|endoftext|>' takes that place" in line]
+    assert [line for line in said if "its end-of-text token '<|endoftext|>' is used instead" in line]
     parts.learner.unfreeze()
     task, model, end = parts.learner.task, parts.learner.model, parts.tokenizer.eos_token_id
     batch = next(batch for batch in task.train_batches if end in batch["input_ids"])
@@ -352,7 +352,7 @@ def test_a_classifiers_encoder_can_go_on_as_a_language_model(trained, tmp_path):
         str(folder), ["bad", "good"], False, ClassifierSettings(), RunContext(preset="transformer", say=str)
     )
     parts, said = build(save(tmp_path / "classifier", classifier, tokenizer))
-    assert sum("classifier is a classifier: its encoder goes on as a language" in line for line in said) == 1
+    assert sum("classifier is a classifier: its encoder continues as a language" in line for line in said) == 1
     encoder = parts.learner.model.base_model.state_dict()
     assert all(torch.equal(value, classifier.base_model.state_dict()[key]) for key, value in encoder.items())
 
@@ -362,7 +362,9 @@ def test_weights_of_half_an_encoder_are_refused(folders, tmp_path):
     weights = load_file(folder / "model.safetensors")
     kept = {key: value for key, value in weights.items() if "layer.1.output" not in key}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    words = r"lack bert.encoder.layer.1.output.LayerNorm.bias \(4 in all\), so they are no whole BertForMaskedLM: take"
+    words = (
+        r"lack bert.encoder.layer.1.output.LayerNorm.bias \(4 in all\), so they are not a complete BertForMaskedLM: "
+    )
     with pytest.raises(ArtifactError, match=words):
         build(folder)
 

@@ -438,7 +438,7 @@ def test_rows_without_text_can_be_skipped_and_keep_their_place(predict, tmp_path
 
 def test_text_that_csv_cannot_hold_is_refused_and_nothing_is_left(predict, tmp_path):
     source = bad_file(tmp_path, "in.jsonl", '{"text": "x", "note": "\\ud800"}\n')
-    with pytest.raises(TableError, match=r"in.jsonl: half of a surrogate pair stands in 'x,.*, which .csv cannot keep"):
+    with pytest.raises(TableError, match=r"in.jsonl: half of a surrogate pair is in 'x,.*, which .csv cannot keep"):
         predict(source, "out.csv")
     with pytest.raises(
         TableError, match=r"column 'note' cannot be kept in Parquet \(.*surrogates not allowed\); write"
@@ -501,7 +501,7 @@ def test_several_files_are_not_written_to_one_without_parts(tiny_classifier_fold
 
 
 def test_somewhere_to_write_must_be_named(tiny_classifier_folder, table_csv):
-    with pytest.raises(ValueError, match="nothing says where to write; give output_file, or output_dir for a folder"):
+    with pytest.raises(ValueError, match="no output is named; give output_file, or output_dir for a folder"):
         predict_file(PredictFileSettings(str(tiny_classifier_folder), [str(table_csv)]))
 
 

@@ -268,7 +268,7 @@ def test_weights_without_a_head_are_refused_not_filled_with_random_ones(classifi
     weights = classifier_copy / "model.safetensors"
     tensors = {name: value for name, value in load_file(weights).items() if not name.startswith("classifier.")}
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(ArtifactError, match=r"lack classifier\..* so it is no trained classifier"):
+    with pytest.raises(ArtifactError, match=r"lack classifier\..* so it is not a trained classifier"):
         Predictor.load(classifier_copy)
 
 
@@ -281,7 +281,7 @@ def test_a_bare_encoder_is_refused(tiny_classifier_folder, tmp_path):
     folder = shutil.copytree(tiny_classifier_folder, tmp_path / "encoder")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["AwdLstmModel"]}))
-    with pytest.raises(ArtifactError, match=r"is no classifier but \['AwdLstmModel'\]; give the folder of a"):
+    with pytest.raises(ArtifactError, match=r"is not a classifier but \['AwdLstmModel'\]; give the folder of a"):
         Predictor.load(folder)
 
 

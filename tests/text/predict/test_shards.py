@@ -372,8 +372,7 @@ def test_sigterm_ends_it_at_once_and_says_what_is_finished(predict, table_csv, t
             predict(table_csv)
     assert stopped.value.code == 75
     assert str(stopped.value) == (
-        f"told to stop (SIGTERM); 1 of 3 parts are finished in {tmp_path / 'parts'}; run the same command again to go "
-        "on"
+        f"stopped by SIGTERM; 1 of 3 parts are finished in {tmp_path / 'parts'}; run the same command again to continue"
     )
     assert sorted(path.name for path in (tmp_path / "parts").glob("*.csv")) == ["part-000000001-000000002.csv"]
     assert predict(table_csv).done_before == 2
@@ -476,7 +475,8 @@ def test_the_folder_of_parts_must_be_a_predictions_own(predict, table_csv, tmp_p
     for name in ("manifest.json", "notes.txt"):
         (tmp_path / "taken" / name).write_text("{}")
         with pytest.raises(
-            ArtifactError, match="taken holds files that are no prediction's, or its manifest.json is damaged; choose"
+            ArtifactError,
+            match="taken holds files that are not of a prediction, or its manifest.json is damaged; choose",
         ):
             predict(table_csv, output_dir="taken")
     with pytest.raises(ValueError, match=r"the input .*in.csv is in output_dir; choose another folder for the parts"):
@@ -638,7 +638,7 @@ def test_a_manifest_without_the_facts_of_its_parts_is_refused_by_name(predict, t
     (half / "manifest.json").write_text(
         json.dumps(manifest if identity == "missing" else manifest | {"identity": identity})
     )
-    words = "manifest.json does not say of which model, settings and input its parts are .no 'identity' in it.: it was"
+    words = "manifest.json does not record the model, settings and input of its parts .no 'identity' in it.: it was"
     with pytest.raises(
         ArtifactError, match=rf"^{half}/{words} damaged or altered. Choose another output_dir, or remove"
     ):
@@ -704,7 +704,9 @@ def test_a_folder_of_another_version_is_refused_with_advice(predict, table_csv, 
 
 def test_a_damaged_manifest_is_named(predict, table_csv, half):
     (half / "manifest.json").write_text("[" * 100_000)
-    with pytest.raises(ArtifactError, match="no prediction's, or its manifest.json is damaged; choose another output"):
+    with pytest.raises(
+        ArtifactError, match="not of a prediction, or its manifest.json is damaged; choose another output"
+    ):
         predict(table_csv)
 
 

@@ -1,4 +1,4 @@
-"""A prediction in parts that is killed (SIGKILL) before or after anything that changes the disk, and gone on with."""
+"""A prediction in parts that is killed (SIGKILL) before or after anything that changes the disk, and resumed."""
 
 import json
 
@@ -16,7 +16,7 @@ MOMENTS = 2 * (1 + (2 + 2) + (3 + 2) + (1 + 2) + 1)  # before and after the mani
 
 @pytest.fixture(scope="module", params=[7, pytest.param(1, marks=pytest.mark.slow)])
 def folder(request, tmp_path_factory, tiny_classifier_folder):
-    """Return the folder in which predictions were killed, at one moment out of so many, and gone on with."""
+    """Return the folder in which predictions were killed, at one moment out of so many, and resumed."""
     place = tmp_path_factory.mktemp("killed")
     (place / "model").symlink_to(tiny_classifier_folder)
     write_table(place / "in.jsonl", {"id": IDS, "text": TEXTS})

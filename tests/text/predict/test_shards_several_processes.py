@@ -110,8 +110,8 @@ def test_another_number_of_processes_goes_on_and_leaves_finished_parts_alone(fol
     assert {name: (folder / "half" / name).stat().st_mtime_ns for name in before} == before
     for file in (folder / "of_one.csv").glob("*.csv"):
         assert (folder / "half" / file.name).read_bytes() == file.read_bytes()
-    assert all(result["gone on with"]["before"] == 4 for result in found)
-    assert found[0]["gone on with"]["said"] == ["2 of 6 parts are there already"]
+    assert all(result["resumed"]["before"] == 4 for result in found)
+    assert found[0]["resumed"]["said"] == ["2 of 6 parts are there already"]
 
 
 def test_parts_that_a_process_does_not_come_to_are_made_by_the_others(folder, found):
@@ -141,7 +141,7 @@ def test_one_file_is_not_written_by_several_processes(found):
 
 
 def test_only_the_main_process_says_what_is_there_already(found):
-    assert [len(result["gone on with"]["said"]) for result in found] == [1, *[0] * (len(found) - 1)]
+    assert [len(result["resumed"]["said"]) for result in found] == [1, *[0] * (len(found) - 1)]
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_a_killed_process_ends_the_recipe_and_one_process_goes_on(tmp_path, tiny
     finally:
         process.kill()
     assert process.returncode != 0
-    assert "told to stop (SIGTERM); " in errors and " of 160 parts are finished in " in errors
+    assert "stopped by SIGTERM; " in errors and " of 160 parts are finished in " in errors
     assert 5 <= len(times) < 160
     done = subprocess.run(
         [sys.executable, RECIPE, *map(str, words), "--output_dir", tmp_path / "parts"],

@@ -59,7 +59,7 @@ def test_what_came_from_fastai_goes_back_key_by_key_in_fastais_order(imported, t
 def test_a_subword_model_is_written_with_its_tokens_and_a_note(tiny_language_model_folder, tmp_path):
     summary = export(tiny_language_model_folder, tmp_path / "theirs")
     assert summary.notes == [
-        "the vocabulary is of subwords, whose tokenizer is not part of fastai's files: cut text with ours"
+        "the vocabulary is of subwords, whose tokenizer is not in fastai's files: tokenize text with ours"
     ]
     assert read_vocabulary(tmp_path / "theirs" / "vocab.pkl").tokens == tokens_in_order(
         load_tokenizer(tiny_language_model_folder)
@@ -110,5 +110,5 @@ def test_another_architecture_and_a_foreign_folder_are_refused(tiny_language_mod
     BertConfig(vocab_size=9, hidden_size=4, num_attention_heads=2).save_pretrained(tmp_path / "bert")
     with pytest.raises(ArtifactError, match="bert is a 'bert' model; fastai's layout is one of 'awd_lstm' models"):
         export(tmp_path / "bert", tmp_path / "theirs")
-    with pytest.raises(ArtifactError, match="holds files that are no stage's, not a export_fastai stage"):
+    with pytest.raises(ArtifactError, match="holds files that are not a stage's, not a export_fastai stage"):
         export(tiny_language_model_folder, tmp_path)

@@ -117,7 +117,7 @@ def test_a_classifiers_encoder_becomes_a_language_model_that_is_gone_on_from(imp
     found = importing(weights_of(arrays), [TOKENS, ["a", "b", "c", "d"]])
     assert found.language_model == found.output_dir / "language_model"
     assert found.notes == [
-        "the classifier's encoder lies in language_model/ too, as a language model to go on from: its decoder shares "
+        "the classifier's encoder is in language_model/ too, as a language model to resume from: its decoder shares "
         "the embedding's weight and its bias starts at 0, as the file has no decoder"
     ]
     model = load_model(found.language_model, AutoModelForCausalLM)
@@ -168,7 +168,7 @@ def test_special_tokens_of_fastai_0_7_keep_their_rows_under_our_names(importing)
     found = importing(fastai_0_7(weights), OLD_TOKENS)
     assert found.notes == [
         "read as ours: _unk_ as xxunk, _pad_ as xxpad, tk_rep as xxrep, xbos as xxbos, t_up as xxup, xfld as xxfld",
-        "the special tokens stand at other ids in the file: every row was moved with its token",
+        "the special tokens are at other ids in the file: every row was moved with its token",
         "not in the vocabulary, so they start at the mean row: xxeos, xxwrep, xxmaj; our text rules write such marks, "
         "so fine-tune the model on text before you rely on it",
     ]
@@ -193,7 +193,7 @@ def test_the_order_of_fastai_1_is_put_into_ours(importing):
     weights = weights_of(stored("language_model.npz"))
     order = "xxunk xxpad xxbos xxeos xxfld xxmaj xxup xxrep xxwrep film good".split()
     found = importing(weights, order)
-    assert found.notes == ["the special tokens stand at other ids in the file: every row was moved with its token"]
+    assert found.notes == ["the special tokens are at other ids in the file: every row was moved with its token"]
     embedding = load_model(found.output_dir, AutoModelForCausalLM).model.embeddings.weight
     for row, token in enumerate([*SPECIAL_TOKENS, "film", "good"]):
         assert torch.equal(embedding[row], weights["0.encoder.weight"][order.index(token)])
@@ -265,7 +265,7 @@ def test_an_import_is_done_again_over_itself_and_not_over_anything_else(importin
     assert importing(weights).output_dir == importing(weights).output_dir
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(ArtifactError, match="full holds files that are no stage's, not a import_fastai stage"):
+    with pytest.raises(ArtifactError, match="full holds files that are not a stage's, not a import_fastai stage"):
         importing(weights, folder="full")
 
 

@@ -112,7 +112,7 @@ def test_instructions_without_end_are_told_and_counted_over_all_pickles(tmp_path
 
 
 TUPLE_OF_MANY = "a tuple in it holds more than 1,000 values, those of the tuples in it counted"
-CALLS_NOTHING = "it calls something that is no class or function"
+CALLS_NOTHING = "it calls something that is not a class or function"
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_torchs_own_files_are_no_odd_archives(tmp_path):
 
 def test_an_archive_that_torch_does_not_write_is_told(tmp_path):
     twice = zip_of(tmp_path / "a", ("w/data.pkl", b"1"), ("w/DATA.pkl", b"2"))
-    assert odd_archive(twice) == "its entry w?DATA.pkl stands twice in it, and which one is meant cannot be told"
+    assert odd_archive(twice) == "its entry w?DATA.pkl is there twice in it, and which one is meant is unknown"
     packed = zip_of(tmp_path / "b", ("w/data.pkl", b"1" * 99), compression=zipfile.ZIP_DEFLATED)
     assert odd_archive(packed) == "its entry w?data.pkl is compressed, and torch.save compresses nothing"
     whole = zip_of(tmp_path / "c", ("w/data.pkl", b"1" * 1000)).read_bytes()
     (tmp_path / "c").write_bytes(whole.replace((1000).to_bytes(4, "little"), (9000).to_bytes(4, "little")))
     assert odd_archive(tmp_path / "c") == f"its entries claim 9,000 bytes, and it has {len(whole):,}"
     (tmp_path / "c").write_bytes(whole[:-30])
-    words = "it is no file of tensors by name, or was cut short (File is not a zip file)"
+    words = "it is not a file of tensors by name, or was cut short (File is not a zip file)"
     assert odd_archive(tmp_path / "c") == words
     assert names_in_file(tmp_path / "c") is None
 

@@ -105,7 +105,9 @@ def test_a_reference_outside_the_file_is_refused(tmp_path):
 )
 def test_what_is_no_pickle_or_cut_short_is_refused(tmp_path, content):
     (tmp_path / "v.pkl").write_bytes(content)
-    words = r"v.pkl is refused: it is no pickled list, or was cut short \(.*[A-Za-z].*\); copy it again .* plain lists"
+    words = (
+        r"v.pkl is refused: it is not a pickled list, or was cut short \(.*[A-Za-z].*\); copy it again .* plain lists"
+    )
     with pytest.raises(UnsafePickleError, match=words):
         read_vocabulary(tmp_path / "v.pkl")
 
@@ -136,10 +138,10 @@ def test_what_is_no_list_of_strings_is_refused_with_its_place(tmp_path, content,
     [
         (
             ["the", "a", "the"],
-            "token 'the' stands twice, at 0 and 2; give the vocabulary that the model was saved with",
+            "token 'the' is there twice, at 0 and 2; give the vocabulary that the model was saved with",
         ),
-        ([["the"], ["pos", "pos"]], "label 'pos' stands twice, at 0 and 1; .* or rename one of the two"),
-        (["e" * 10**6] * 2, "token 'e{60}' stands twice, at 0 and 1; "),
+        ([["the"], ["pos", "pos"]], "label 'pos' is there twice, at 0 and 1; .* or rename one of the two"),
+        (["e" * 10**6] * 2, "token 'e{60}' is there twice, at 0 and 1; "),
         ([], "v.pkl holds no token; give the vocabulary that the model was saved with"),
     ],
 )
@@ -229,10 +231,10 @@ def test_a_name_that_is_torchs_own_but_not_allowed_is_told_too(tmp_path):
         ([torch.ones(1)], "holds a list, not a dict of tensors by name"),
         ({"a": 3}, "under 'a' stands the int 3, not a tensor"),
         ({"a": {"b": 3}}, "under 'a' stands the dict, not a tensor"),
-        ({0: torch.ones(1)}, "the int 0 stands where the name of a tensor should, a string of at most 200 letters"),
+        ({0: torch.ones(1)}, "the int 0 is in place of a tensor's name, a string of at most 200 letters"),
         (
             {"e" * 201: torch.ones(1)},
-            "the str 'e{60}' stands where the name of a tensor should, a string of at most 200 letters",
+            "the str 'e{60}' is in place of a tensor's name, a string of at most 200 letters",
         ),
         ({}, "w.pth holds no weights"),
         ({"model": {}, "epoch": 3}, "w.pth holds no weights"),
@@ -303,11 +305,13 @@ def test_a_double_that_float32_cannot_hold_is_refused(tmp_path):
 def test_a_weights_file_cut_short_is_refused_with_the_readers_own_first_sentence(tmp_path):
     torch.save({"a": torch.ones(999)}, tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:2000])
-    words = r"it is no file of tensors by name, or was cut short \(File is not a zip file\); copy it again .* or save"
+    words = (
+        r"it is not a file of tensors by name, or was cut short \(File is not a zip file\); copy it again .* or save"
+    )
     with pytest.raises(UnsafePickleError, match=words):
         read_weights(tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes(b"text,label\nhello,1\n")
-    words = r"it is no file of tensors by name, or was cut short \([\w ]+\); copy it again .* or save the weights"
+    words = r"it is not a file of tensors by name, or was cut short \([\w ]+\); copy it again .* or save the weights"
     with pytest.raises(UnsafePickleError, match=words):
         read_weights(tmp_path / "w.pth")
 
@@ -374,7 +378,7 @@ def test_lists_in_lists_are_not_written_out(tmp_path):
     for content, words in (
         (lists + b".", "holds a list, not a dict of tensors"),
         (lists + b"}U\x01ah\x17s.", "under 'a' stands the list, not a tensor"),
-        (lists + b")R.", "it calls something that is no class or function; save the weights alone"),
+        (lists + b")R.", "it calls something that is not a class or function; save the weights alone"),
     ):
         with pytest.raises(UnsafePickleError, match=words):
             read_weights(weights_of_pickle(tmp_path / "w.pth", content))

@@ -85,7 +85,7 @@ def test_a_second_call_takes_the_place_of_the_first_but_of_nothing_else(models, 
     show_filters(ShowFiltersSettings(**models, output_dir=str(tmp_path / "out")))
     names = {"filters.png", "stage.json", "weight_changes.json", "weight_changes.png"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
-    with pytest.raises(ArtifactError, match="holds files that are no stage's, not a show_filters stage"):
+    with pytest.raises(ArtifactError, match="holds files that are not a stage's, not a show_filters stage"):
         show_filters(ShowFiltersSettings(**models, output_dir=models["after"]))
 
 

@@ -153,7 +153,7 @@ def test_the_record_and_the_card_tell_the_training(models, packaged):
     assert record["lineage"] == lineage_of(json.loads((models / "lm/stage.json").read_text()))
     assert {"torch", "python"} <= set(record["trained_with"])
     card = (packaged[0] / "README.md").read_text()
-    assert f"| perplexity a token | {record['metrics']['perplexity']:.2f} |" in card
+    assert f"| perplexity per token | {record['metrics']['perplexity']:.2f} |" in card
     assert f"- Tokens seen: {record['lineage'][0]['tokens_seen']:,} (over 1 leg of training)." in card
     assert "CC BY-SA 4.0" in card
 
@@ -224,28 +224,28 @@ def packaged_record(perplexity, per_word, *, measured_on="v.parquet", measured_i
     [
         (
             packaged_record(60.0, 840.0),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%), 800.00 -> 840.00 a word (+5.0%)",
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%), 800.00 -> 840.00 per word (+5.0%)",
         ),
-        (packaged_record(None, 840.0), "validation perplexity 800.00 -> 840.00 a word (+5.0%)"),
+        (packaged_record(None, 840.0), "validation perplexity 800.00 -> 840.00 per word (+5.0%)"),
         (packaged_record(None, None), "no perplexity of both is known"),
         (
             packaged_record(60.0, None, measured_in="fp32"),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); not to be compared: the old one was measured on "
             "v.parquet (5,000 tokens) in bf16, the new one on v.parquet (5,000 tokens) in fp32",
         ),
         (
             packaged_record(60.0, None, n=6_000.0),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); not to be compared: the old one was measured on "
             "v.parquet (5,000 tokens) in bf16, the new one on v.parquet (6,000 tokens) in bf16",
         ),
         (
             packaged_record(60.0, None, measured_on=None, measured_in=None),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); not to be compared: the old one was measured on "
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); not to be compared: the old one was measured on "
             "v.parquet (5,000 tokens) in bf16, the new one by its training on the text that this held out",
         ),
         (
             packaged_record(60.0, None, vocab_size=9_000, n=6_000.0),
-            "validation perplexity 80.00 -> 60.00 a token (-25.0%); the vocabularies differ: compare by word",
+            "validation perplexity 80.00 -> 60.00 per token (-25.0%); the vocabularies differ: compare by word",
         ),
     ],
 )

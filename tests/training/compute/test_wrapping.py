@@ -55,5 +55,5 @@ def test_linear_layers_that_a_wrapper_exchanged_are_put_back(accelerator, monkey
 def test_a_model_in_pieces_does_not_compute_in_8_bits(monkeypatch):
     monkeypatch.setattr(sharding, "is_sharded", lambda _model: True)
     accelerator = SimpleNamespace(mixed_precision="fp8", num_processes=2, is_fsdp2=True)
-    with pytest.raises(UnsupportedAcceleratorError, match="a model in pieces does not compute in fp8 here: use mix"):
+    with pytest.raises(UnsupportedAcceleratorError, match="a sharded model does not compute in fp8 here: use mix"):
         sharding.refuse_whole(new_model(), accelerator, TrainingOptions())

@@ -63,7 +63,7 @@ def test_a_launch_that_started_one_of_several_is_told(monkeypatch, command, coun
     assert new_accelerator(cpu=True, say=said.append).num_processes == 1
     (line,) = said
     assert line.startswith(f"accelerate launch was asked for {count} and started one")
-    assert "Going on with one: it reaches the same result, in more time." in line
+    assert "Continuing with one: it reaches the same result, in more time." in line
     assert f"torchrun {advice} RECIPE.py" in line
 
 

@@ -183,7 +183,7 @@ def test_errors_are_raised_on_every_process(many):
         found = result["refusals"]
         assert "non-empty subset of 0..3" in found["everything frozen"]
         assert "the loss became nan at step 0" in found["nan on one process"]
-    assert "exists and is no saved learner" in many[0]["refusals"]["save"]
+    assert "exists and is not a saved learner" in many[0]["refusals"]["save"]
     assert "the main process could not save to" in many[1]["refusals"]["save"]
 
 

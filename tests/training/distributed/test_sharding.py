@@ -114,12 +114,12 @@ def test_gradient_norms_are_those_of_whole_gradients(one, pieces):
 def test_what_pieces_cannot_do_is_refused_on_every_process(pieces):
     for result in pieces:
         found = result["refusals"]
-        assert found["compiled"].startswith("a model in pieces is not compiled here: leave compile out")
+        assert found["compiled"].startswith("a sharded model is not compiled here: leave compile out")
         assert found["uneven"].startswith("ToyClassifier reads a text in as many windows as it is long, so processes")
         assert "before they part their weights the processes no longer hold the same weights" in found["other weights"]
         assert "fsdp_cpu_ram_efficient_loading gives all processes but the first empty" in found["empty weights"]
         assert found["cached"] == (
-            "cache_frozen: off in phase 'some', frozen groups run in every epoch: the weights lie in pieces on the "
+            "cache_frozen: off in phase 'some', frozen groups run in every epoch: the weights are sharded on the "
             "processes, which must run all layers equally often"
         )
 
@@ -143,7 +143,9 @@ def test_a_whole_model_is_not_handed_to_accelerate_to_be_parted_in_place(acceler
 
 
 def test_checkpoints_within_a_phase_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="shard keeps weights in pieces .* no checkpoints are saved; leave one of the"):
+    with pytest.raises(
+        ValueError, match="shard splits the weights .* no checkpoints of these are saved; leave one of the"
+    ):
         TrainingOptions(shard=True, checkpoints=Checkpoints(tmp_path))
 
 

@@ -368,7 +368,7 @@ def test_augmented_rows():
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_norms_that_train_in_frozen_groups(norm):
     said = refusal(new_model(norm=norm), train_norm=True, frozen_dropout="on")
-    assert "norm layers of the frozen groups body train (train_norm), so what these give out changes" in said
+    assert "norm layers of the frozen groups body train (train_norm), so their output changes" in said
 
 
 def test_weights_tied_across_the_boundary():
@@ -561,7 +561,7 @@ def test_weights_that_change_from_outside_while_a_phase_runs():
     )
 
 
-# ---- killed and gone on with
+# ---- killed and resumed
 
 
 class Killed(BaseException):

@@ -222,7 +222,7 @@ def test_a_state_carried_from_batch_to_batch_is_refused():
             return ToyOutput(self.head(self.embeddings(input_ids)), hidden_state=hidden_state)
 
     batch = {**token_rows(8), "row": torch.arange(8)}
-    with pytest.raises(PrefixError, match="the objective carries a state from one batch to the next"):
+    with pytest.raises(PrefixError, match="the objective passes a recurrent state from one batch to the next"):
         boundary_of(Reader(), [["embeddings"], ["head"]], 1, batch=batch, objective=Carrying(alpha=0, beta=0))
 
 

@@ -89,12 +89,12 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_instal
 
 def test_an_unknown_tracker_is_refused_with_the_nearest_name_and_what_there_is(nothing_installed):
     words = (
-        r"report_to 'tensorbord' is no tracker; did you mean 'tensorboard'\? There are aim, clearml, comet_ml, "
+        r"report_to 'tensorbord' is not a tracker; did you mean 'tensorboard'\? There are aim, clearml, comet_ml, "
         r"dvclive, mlflow, swanlab, tensorboard, trackio, wandb, all, none; installed here: none"
     )
     with pytest.raises(ValueError, match=words):
         check_report_to(["tensorbord"])
-    with pytest.raises(ValueError, match=r"report_to 'xyz' is no tracker; There are aim"):
+    with pytest.raises(ValueError, match=r"report_to 'xyz' is not a tracker; There are aim"):
         check_report_to(["xyz"])
 
 
@@ -104,7 +104,9 @@ def test_all_of_none_is_refused(nothing_installed):
 
 
 def test_none_beside_others_is_refused(fakes):
-    with pytest.raises(ValueError, match="report_to 'none' cannot stand beside others, got fake, none; leave it out"):
+    with pytest.raises(
+        ValueError, match="report_to 'none' cannot be combined with others, got fake, none; leave it out"
+    ):
         check_report_to(["fake", "none"])
 
 

@@ -343,7 +343,7 @@ def test_a_full_disk_at_a_line_is_the_one_error_and_names_the_file_and_what_stan
     with pytest.raises(OSError) as caught:
         train(accelerator, [new_phase(3)], LogOnAFullDisk(), checkpoints=kept, log_every=3)
     assert str(caught.value) == (
-        "[Errno 28] could not write to the log /dev/full: No space left on device; checkpoints saved before stand. "
+        "[Errno 28] could not write to the log /dev/full: No space left on device; checkpoints saved before remain. "
         "The disk is full: free some space, then run again"
     )
     assert caught.value.errno == errno.ENOSPC
@@ -366,7 +366,9 @@ def test_a_pipe_is_no_log(tmp_path):
 
 def test_a_file_that_is_no_log_is_not_overwritten(tmp_path):
     (tmp_path / "notes.jsonl").write_text('{"text": "dear"}\n')
-    with pytest.raises(ValueError, match=r"notes.jsonl is no log of a training and would be overwritten; choose anoth"):
+    with pytest.raises(
+        ValueError, match=r"notes.jsonl is not a log of a training and would be overwritten; choose anoth"
+    ):
         JsonlLog(tmp_path / "notes.jsonl").start(step=0, epochs=0)
     assert (tmp_path / "notes.jsonl").read_text() == '{"text": "dear"}\n'
 

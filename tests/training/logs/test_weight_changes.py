@@ -192,7 +192,7 @@ def test_states_that_are_not_of_one_model_are_refused_by_name(states):
 def test_weights_that_are_no_numbers_are_refused(states, number):
     model, before, after = states
     broken = {**after, "body.0.bias": torch.full((HIDDEN,), number)}
-    with pytest.raises(ValueError, match="'body.0.bias' holds NaN or infinity after, so how far it moved cannot be"):
+    with pytest.raises(ValueError, match="'body.0.bias' holds NaN or infinity after, so how far it moved is unknown"):
         weight_changes(before, broken, groups_of(model))
     with pytest.raises(ValueError, match="'body.0.bias' holds NaN or infinity before"):
         weight_changes(broken, after, groups_of(model))

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and gone on with must end with the bits of one that was never stopped."""
+"""A run that is stopped anywhere and resumed must end with the bits of one that was never stopped."""
 
 import errno
 import json
@@ -254,7 +254,7 @@ def test_nothing_to_go_on_from_is_said_and_the_run_begins(tmp_path, accelerator)
         train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said),
         never_stopped(classifier, accelerator),
     )
-    assert said[0] == f"there is no checkpoint in {tmp_path / 'run'}: the training begins at its start"
+    assert said[0] == f"there is no checkpoint in {tmp_path / 'run'}: the training starts from the beginning"
 
 
 def test_where_a_run_goes_on_is_said(tmp_path, accelerator):
@@ -263,7 +263,7 @@ def test_where_a_run_goes_on_is_said(tmp_path, accelerator):
     said = []
     train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said)
     path = tmp_path / "run" / "step-00000004"
-    assert said == [f"going on from {path}: 4 steps done, in epoch 2 of phase 1"]
+    assert said == [f"resuming from {path}: 4 steps done, in epoch 2 of phase 1"]
 
 
 @pytest.mark.parametrize(("keep", "names"), [(1, [6]), (2, [5, 6]), (3, [4, 5, 6])])
@@ -407,7 +407,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, acc
     said = []
     done = train(classifier, accelerator, kept(tmp_path / "run", resume=True), said=said)
     assert said[0].startswith(f"checkpoint {last.name} is damaged and left out, the one before it is taken: {file}")
-    assert said[1].startswith(f"going on from {before}")
+    assert said[1].startswith(f"resuming from {before}")
     assert_same(done, never_stopped(classifier, accelerator))
 
 
@@ -416,7 +416,9 @@ def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path, accelerator):
         train(classifier, accelerator, kept(tmp_path / "run"), kill=13)
     for path in (tmp_path / "run").iterdir():
         cut_short(path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="all 2 checkpoints in .*run are damaged; delete that folder to begin"):
+    with pytest.raises(
+        CheckpointError, match="all 2 checkpoints in .*run are damaged; delete that folder to start over"
+    ):
         train(classifier, accelerator, kept(tmp_path / "run", resume=True))
 
 
@@ -530,7 +532,7 @@ def test_what_a_kill_in_the_middle_of_saving_left_is_taken_away(tmp_path, accele
     (half / "model.safetensors").write_bytes(b"half")
     said = []
     done = train(classifier, accelerator, kept(run, resume=True), said=said)
-    assert said[0].startswith(f"going on from {last}")
+    assert said[0].startswith(f"resuming from {last}")
     assert not list(run.glob(".*"))
     assert_same(done, never_stopped(classifier, accelerator))
 
@@ -609,7 +611,7 @@ def test_sigterm_saves_at_the_next_step_and_says_how_to_go_on(tmp_path, accelera
     assert signal.getsignal(signal.SIGTERM) == before
     assert caught.value.code == EXIT_PREEMPTED == 75
     assert str(caught.value) == (
-        f"told to stop (SIGTERM) after 5 steps, which are saved in {tmp_path / 'run'}; run the same command again "
+        f"stopped by SIGTERM after 5 steps, which are saved in {tmp_path / 'run'}; run the same command again "
         "with --resume true"
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000005"]
@@ -636,7 +638,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_the_difference_named(tmp_
     words = refused(tmp_path, accelerator, changed={"identity": other})
     assert f"the checkpoints in {tmp_path / 'run'} are of another training; it differs in " in words
     assert "identity.data ('abc' there, 'abd' now), identity.settings.epochs (2 there, 3 now). " in words
-    assert words.endswith("Give the same settings and data, or delete that folder to begin anew")
+    assert words.endswith("Give the same settings and data, or delete that folder to start over")
 
 
 def test_a_checkpoint_of_another_plan_is_refused_and_the_difference_named(tmp_path, accelerator):
@@ -681,7 +683,7 @@ def test_another_model_is_refused_by_its_first_tensor(tmp_path, accelerator):
     words = refused(tmp_path, accelerator, other)
     assert words == (
         "the checkpoint is of another model: head.extra, of which the checkpoint has none; build the model as it was "
-        "then, or delete the folder of checkpoints to begin anew"
+        "then, or delete the folder of checkpoints to start over"
     )
 
 
@@ -693,7 +695,7 @@ def test_other_versions_are_named_and_the_run_goes_on(tmp_path, accelerator):
     done = train(classifier, accelerator, kept(tmp_path / "run", resume=True, versions=versions), said=said)
     assert said[0] == (
         "the checkpoint was made with other versions or another machine: tokenizers ('1.0' there, '1.1' now); the "
-        "training goes on, but may not end bit for bit as it would have"
+        "training continues, but may not end bit for bit as it would have"
     )
     assert_same(done, never_stopped(classifier, accelerator))
 
@@ -730,13 +732,13 @@ def test_sharded_weights_are_not_kept_and_not_gone_on_with(tmp_path, accelerator
 
     def keeper(**changes):
         options = TrainingOptions(checkpoints=kept(tmp_path / "run", **changes))
-        return phases._keeper(None, None, None, accelerator, options, {}, said.append)
+        return phases._checkpoint_manager(None, None, None, accelerator, options, {}, said.append)
 
     with keeper() as nothing:
         assert nothing is None
         assert signal.getsignal(signal.SIGTERM) is before  # nobody would act on a signal that was noted
-    assert said == ["no checkpoints are kept under FSDP, whose weights lie in pieces on the processes"]
-    with pytest.raises(CheckpointError, match="a training under FSDP cannot be gone on with: its weights lie in piece"):
+    assert said == ["no checkpoints are kept under FSDP, whose weights are sharded over the processes"]
+    with pytest.raises(CheckpointError, match="a training under FSDP cannot be resumed: its weights are sharded"):
         with keeper(resume=True):
             raise AssertionError
 

@@ -1,4 +1,4 @@
-"""Two processes that are stopped and gone on with end as if they had not been; what other numbers may go on with."""
+"""Two processes that are stopped and resumed end as if they had not been; what other numbers may go on with."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_each_process_goes_on_with_its_share_of_what_all_had_trained_on(two):
 
 
 def test_a_signal_to_one_process_stops_and_saves_both(two, folder):
-    words = f"Preempted: told to stop (SIGTERM) after 3 steps, which are saved in {folder / 'told'}; run the same"
+    words = f"Preempted: stopped by SIGTERM after 3 steps, which are saved in {folder / 'told'}; run the same"
     assert all(result["told to stop"].startswith(words) for result in two)
     assert sorted(path.name for path in (folder / "told" / "step-00000003").iterdir()) == [
         "model.safetensors",
@@ -62,16 +62,14 @@ def test_a_signal_to_one_process_stops_and_saves_both(two, folder):
 
 def test_a_full_disk_is_an_error_on_both_processes(two, folder):
     assert two[0]["full disk"].startswith(f"CheckpointError: could not save checkpoint {folder / 'full'}/step-00000001")
-    assert two[1]["full disk"] == (
-        "CheckpointError: the main process could not save a checkpoint; its own message says why"
-    )
+    assert two[1]["full disk"] == ("CheckpointError: the main process could not save a checkpoint; see its own message")
 
 
 def test_one_process_goes_on_with_what_two_began_where_nothing_is_drawn_or_carried(two, folder, accelerator):
     assert two[0]["exact"] == "Stopped: "
     whole = train(accelerator, classifier(accelerator, dropout=0.0), None)
     resumed = train(accelerator, classifier(accelerator, dropout=0.0), folder / "exact", resume=True)
-    assert resumed["said"][0] == "2 processes wrote the checkpoint and 1 go on from it: the same up to rounding"
+    assert resumed["said"][0] == "2 processes wrote the checkpoint and 1 resume from it: the same up to rounding"
     assert resumed["losses"] == pytest.approx(whole["losses"], abs=1e-9)
     for key, value in whole["weights"].items():
         assert torch.allclose(resumed["weights"][key].double(), value.double(), rtol=0, atol=1e-9), key
@@ -83,7 +81,7 @@ def test_one_process_does_not_go_on_with_dropout_masks_of_two(two, folder, accel
         train(accelerator, classifier(accelerator, dropout=0.3), folder / "dropout", resume=True)
     assert str(caught.value) == (
         f"the checkpoints in {folder / 'dropout'} are of 2 processes, now there is 1, and each draws random numbers of "
-        "its own (dropout), so that other values would be dropped: go on with 2, or delete that folder to begin anew"
+        "its own (dropout), so that other values would be dropped: resume with 2, or delete that folder to start over"
     )
 
 
@@ -104,7 +102,7 @@ def test_two_processes_go_on_with_what_one_began_where_nothing_is_drawn_or_carri
         assert resumed["losses"] == pytest.approx(whole["losses"], abs=1e-9)
         for key, value in whole["weights"].items():
             assert torch.allclose(resumed["weights"][key].double(), value.double(), rtol=0, atol=1e-9), key
-    said = "1 process wrote the checkpoint and 2 go on from it: the same up to rounding"
+    said = "1 process wrote the checkpoint and 2 resume from it: the same up to rounding"
     assert two[0][f"alone {stop}"]["said"][0] == said
     assert two[0][f"alone {stop}"]["said"][1].endswith(PLACES[stop])
 
@@ -112,8 +110,8 @@ def test_two_processes_go_on_with_what_one_began_where_nothing_is_drawn_or_carri
 def test_two_processes_do_not_go_on_with_dropout_masks_of_one(two, folder):
     assert {result["alone dropout"] for result in two} == {
         f"CheckpointError: the checkpoints in {folder / 'alone dropout'} are of 1 process, now there are 2, and each "
-        "draws random numbers of its own (dropout), so that other values would be dropped: go on with 1, or delete "
-        "that folder to begin anew"
+        "draws random numbers of its own (dropout), so that other values would be dropped: resume with 1, or delete "
+        "that folder to start over"
     }
 
 

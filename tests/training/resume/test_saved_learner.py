@@ -112,9 +112,9 @@ def test_what_a_models_own_save_leaves_out_or_renames_is_kept_beside_it(tmp_path
 def test_a_folder_with_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match=r"thesis exists and is no saved learner .it has no learner\.json"):
+    with pytest.raises(CheckpointError, match=r"thesis exists and is not a saved learner .no learner\.json in it"):
         save(tmp_path / "thesis")
-    with pytest.raises(CheckpointError, match="exists and is no saved learner"):
+    with pytest.raises(CheckpointError, match="exists and is not a saved learner"):
         save(tmp_path / "thesis" / "chapter1.txt")
     assert files_of(tmp_path) == {"thesis/chapter1.txt": b"precious"}
     (tmp_path / "empty").mkdir()
@@ -186,7 +186,7 @@ def test_broken_folders_are_refused(tmp_path):
     assert "it was cut short or altered; take an earlier save" in load_into(tmp_path / "run")
     weights.write_bytes(whole)
     state.write_text(text[:40])
-    assert "is no whole JSON file" in load_into(tmp_path / "run")
+    assert "is not a whole JSON file" in load_into(tmp_path / "run")
     state.write_text("[]")
     assert "has format None, this version reads 1" in load_into(tmp_path / "run")
     state.write_text(text.replace('"epochs_done": 0', '"epochs_done": 9'))
@@ -208,5 +208,5 @@ def test_a_pickle_offered_as_a_save_is_refused(tmp_path, name):
 
 
 def test_a_path_that_is_no_save_is_refused(tmp_path):
-    assert "is no saved learner (it has no learner.json); give the folder" in load_into(tmp_path)
-    assert "is no saved learner" in load_into(tmp_path / "nothing")
+    assert "is not a saved learner (it has no learner.json); give the folder" in load_into(tmp_path)
+    assert "is not a saved learner" in load_into(tmp_path / "nothing")

@@ -19,7 +19,7 @@ from ulmfit_pipe.data.images.augmentation import Augmentation
 from ulmfit_pipe.data.images.files import ImageError, describe_source, open_image, read_source
 from ulmfit_pipe.data.process_shares import Share, share_of
 
-PROBES = ((97, 61), (61, 97))  # width and height of two images that tell what sizes a processor gives
+PROBES = ((97, 61), (61, 97))  # width and height of two images that show which sizes a processor outputs
 QUARTER_TURNS = "quarter_turns"  # column of a table of turned images
 TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 

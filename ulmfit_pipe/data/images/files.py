@@ -43,7 +43,7 @@ BYTE = 256  # steps of 16 bits to one of 8
 
 
 class ImageError(UlmfitError, ValueError):
-    """An image, or a set of them, that cannot be used; the message names the file or row and says what to do."""
+    """An image, or a set of them, that cannot be used; the message names the file or row and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def load_images(
     """List images and labels.
 
     Args:
-        source: A folder that holds a folder of images a class; a .csv, .tsv, .jsonl, .json or .parquet table whose
+        source: A folder that holds a folder of images per class; a .csv, .tsv, .jsonl, .json or .parquet table whose
             image column holds paths (from the table's own folder on); a folder saved by `datasets`, or its dataset.
         image_column: The column of images or paths, in a table or dataset.
         label_column: The column of labels; None for images without.
@@ -103,7 +103,7 @@ def load_images(
     if path.is_file():
         return _from_table(path, image_column, label_column, label_names)
     raise ImageError(
-        f"there is no folder or table {path}; give a folder that holds a folder of images a class, a table of paths, "
+        f"there is no folder or table {path}; give a folder that holds a folder of images per class, a table of paths, "
         "or a folder saved by datasets (a dataset of the hub: load_dataset(...).save_to_disk(folder))"
     )
 
@@ -113,14 +113,14 @@ def _from_folder(folder: Path, label_names: Sequence[str] | None) -> datasets.Da
     classes = [entry.name for entry in entries if entry.is_dir()]
     loose = [entry.name for entry in entries if entry.is_file()]
     if not classes:
-        raise ImageError(f"{folder} holds no folder of images a class; lay images out as {folder}/CLASS/IMAGE")
+        raise ImageError(f"{folder} holds no folder of images per class; lay images out as {folder}/CLASS/IMAGE")
     if len(classes) > 1 and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise ImageError(
             f"{folder} holds {', '.join(classes)}, which are splits rather than classes; give one of them, such as "
             f"{folder / classes[0]}"
         )
     if loose:
-        raise ImageError(f"{folder / loose[0]} lies beside the class folders, so it has no class; move or remove it")
+        raise ImageError(f"{folder / loose[0]} is beside the class folders, so it has no class; move or remove it")
     names = sort_label_names(set(map(clean_label, classes))) if label_names is None else list(label_names)
     numbers = {clean_label(name): number for number, name in enumerate(names)}
     images, labels = [], []
@@ -288,7 +288,7 @@ def open_image(content: bytes, where: str, *, grey: bool = False, draft: bool = 
         draft: Decode a JPEG at a fraction of its size, for a check.
 
     Returns:
-        The image turned as its EXIF orientation says, mode RGB or L. Transparent parts are white; palettes are
+        The image turned by its EXIF orientation, mode RGB or L. Transparent parts are white; palettes are
         resolved; 16 bits become 8; of an animation it is the first picture.
 
     Raises:
@@ -313,7 +313,7 @@ def plain_image(image: Image.Image, where: str, *, grey: bool = False) -> Image.
     """Return an opened image upright, in colour or grey, with 8 bits a channel; see `open_image`.
 
     Raises:
-        ImageError: It holds numbers that are no brightness.
+        ImageError: Its values are not brightness levels.
     """
     return _as_eight_bits(ImageOps.exif_transpose(image), where).convert("L" if grey else "RGB")
 
@@ -339,7 +339,7 @@ def _as_eight_bits(image: Image.Image, where: str) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() >= BYTE**2:
             raise ImageError(
-                f"{where} holds numbers (mode {image.mode}) that are no brightness of 8 or 16 bits; save it as an "
+                f"{where} holds values (mode {image.mode}) that are not brightness of 8 or 16 bits; save it as an "
                 "8-bit image"
             )
         return Image.fromarray((values // BYTE).astype(np.uint8))

@@ -50,7 +50,7 @@ class Library:
     Attributes:
         package: Import name, which is also its folder; "" for the standard library.
         distribution: Name under which its version is registered; "" for the standard library.
-        names: Masked wherever they stand inside a word, in any case; see `name_pattern`.
+        names: Masked wherever they are inside a word, in any case; see `name_pattern`.
         aliases: Masked as whole words only.
     """
 

@@ -1,4 +1,4 @@
-"""Batches of documents as a transformer takes them: long ones cut into windows, token types, padding on its side.
+"""Batches of documents as a transformer takes them: long ones split into windows, token types, padding on its side.
 
 Batches are planned by `ClassifierBatches` over whole documents; here each is finished.
 """
@@ -16,7 +16,7 @@ from ulmfit_pipe.data.text.pretrained_tokenizers import SpecialTokens
 
 @dataclass(frozen=True)
 class Windows:
-    """How a long document is cut.
+    """How a long document is split into windows.
 
     Attributes:
         length: Tokens of a window, special tokens included.
@@ -30,13 +30,13 @@ class Windows:
 class BackboneBatches:
     """Batches of `ClassifierBatches`, finished for a backbone.
 
-    With windows `input_ids` and `attention_mask` have a row a window, and `document` int64 (windows,) says which
-    document of the batch each belongs to; `labels` and `row` keep a row a document.
+    With windows `input_ids` and `attention_mask` have a row per window, and `document` int64 (windows,) is the index
+    of each window's document in the batch; `labels` and `row` keep one row per document.
 
     Args:
         documents: Batches of whole documents, with their special tokens.
         special: The special tokens around each document; windows get them too.
-        windows: Cut documents into windows; None leaves them whole.
+        windows: Split documents into windows; None leaves them whole.
         pad_left: Put padding before the text, for a backbone that reads its summary at the last position.
 
     Raises:
@@ -116,7 +116,7 @@ class BackboneBatches:
 
 
 def document_windows(ids: Tensor, special: SpecialTokens, windows: Windows) -> list[Tensor]:
-    """Cut one document, int64 (length,), into windows that each have the special tokens; a short one stays as it is."""
+    """Split one document, int64 (length,), into windows that each have the special tokens; short ones stay whole."""
     if len(ids) <= windows.length:
         return [ids]
     before, behind = len(special.prefix), len(special.suffix)

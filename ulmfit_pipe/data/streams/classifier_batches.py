@@ -1,6 +1,6 @@
 """Rows of tokens -> right-padded batches of documents of like length, the share of each process.
 
-Training: all rows are shuffled, taken in chunks of about 50 batches, each chunk is sorted by length and cut into
+Training: all rows are shuffled, taken in chunks of about 50 batches, each chunk is sorted by length and split into
 batches, and the order of the batches is shuffled. Evaluation: all rows sorted by length, longest first. The
 batches are planned for all processes together, the same for any number of them in training; process r then takes rows
 r, r + world_size, ... of each.
@@ -61,14 +61,14 @@ class ClassifierBatches:
             batch_size: Most rows of a global batch, over all processes.
             max_tokens: Most tokens of a global batch, padding included: rows x longest. A longer document comes
                 alone (in training with as many others as batch norm needs).
-            pad_token_id: The id in padded places.
+            pad_token_id: The id at padded positions.
             shuffle: True for training, False for evaluation and prediction.
             seed: With the epoch it fixes the order.
             num_labels: Number of labels; the width of multi-label targets. None: from the label column's names.
             rank: This process, from 0.
             world_size: Number of processes.
-            max_length: Keep only so many tokens of a document, the first ones; None keeps all.
-            keep_end: Of those kept, so many are a cut document's last ones, such as its closing special tokens.
+            max_length: Keep only this many tokens of a document, the first ones; None keeps all.
+            keep_end: Number of those that are a truncated document's last ones, such as its closing special tokens.
             pad_to_multiple_of: Round seq_len up to a multiple of this; None does not.
             backward: Give each document's tokens in reverse (those kept by `max_length`), for a backward model.
 
@@ -163,7 +163,7 @@ class ClassifierBatches:
         return batches
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Cut rows, sorted by falling length, into batches within `batch_size` and `max_tokens`."""
+        """Split rows, sorted by falling length, into batches within `batch_size` and `max_tokens`."""
         lengths = self._lengths[rows]
         least = min(self.batch_size, 2 if self.shuffle else self.world_size)
         starts = [0]

@@ -1,6 +1,6 @@
 """One stream of tokens -> (batch, bptt) windows for a language model, the share of each process.
 
-All documents, in an order drawn anew each epoch, form one stream. It is cut into `batch_size` rows of
+All documents, in an order drawn anew each epoch, form one stream. It is split into `batch_size` rows of
 equal length; batch k holds the k-th window of every row, so that row r of batch k continues row r of batch
 k - 1 and the hidden state can be carried. Processes take blocks of rows of the same windows: the carried
 state stays true.

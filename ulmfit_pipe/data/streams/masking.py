@@ -26,8 +26,8 @@ class TokenMasking:
 
     Attributes:
         mask_token_id: What most of the drawn tokens are replaced by.
-        vocab_size: Ids lie in 0..vocab_size-1.
-        special_ids: Ids that are never drawn, and never put in a token's place.
+        vocab_size: Ids are in 0..vocab_size-1.
+        special_ids: Ids that are never drawn, and never replace a token.
         probability: Share of a block's tokens that is drawn, in (0, 1); at least one token is.
         mask_share: Share of the drawn tokens that the mask token replaces.
         random_share: Share of the drawn tokens that a random token replaces; what is left stays as it is.
@@ -105,8 +105,8 @@ def _draw_words(candidates: np.ndarray, words: np.ndarray, number: int, random: 
     Where every word is longer than that, the shortest is drawn.
 
     Args:
-        candidates: int64 (candidates,), places in the block, rising.
-        words: int64 (candidates,), each place's word, rising.
+        candidates: int64 (candidates,), positions in the block, increasing.
+        words: int64 (candidates,), the word of each position, increasing.
         number: Tokens to draw.
         random: The block's own random stream.
     """
@@ -153,7 +153,7 @@ def masking_of(
 def word_starts_of(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return for each id of a vocabulary whether its token begins a word, bool (largest id + 1,).
 
-    Subwords of WordPiece that go on with a word are marked with ``##``. Of the other kinds those are marked that follow
+    Subwords of WordPiece that continue a word are marked with ``##``. Of the other kinds those are marked that follow
     a space; what is neither marked nor begins with a letter or digit is punctuation, a word of its own.
 
     Raises:

@@ -1,9 +1,9 @@
 """One stream of tokens -> blocks of equal length without padding, for language models that carry no state.
 
-All documents, in an order drawn anew each epoch, form one stream. It is cut into as few blocks of at most `block_size`
+All documents, in an order drawn anew each epoch, form one stream, split into as few blocks of at most `block_size`
 tokens as hold all of it, equally long, so that nothing is padded and nothing is left out; the blocks are shuffled and
-dealt into batches of nearly equal size. A masked model's block stands between its tokenizer's special tokens and has
-targets where a token is masked; a causal model's has the next token as the target of each. `BlockLayout` says where
+dealt into batches of nearly equal size. A masked model's block is between its tokenizer's special tokens and has
+targets where a token is masked; a causal model's has the next token as the target of each. `BlockLayout` defines where
 special tokens go.
 
 Source: packing over document borders as in Liu et al. 2019 (RoBERTa), FULL-SENTENCES.
@@ -44,9 +44,9 @@ class BlockLayout:
 def block_layout(tokenizer: PreTrainedTokenizerBase, *, masked: bool) -> BlockLayout:
     """Return how documents that a tokenizer has put between its special tokens become blocks.
 
-    A masked model gets the special tokens around each block, as it does around a text, and what stands behind a text
+    A masked model gets the special tokens around each block, as it does around a text, and what is behind a text
     between documents (``[CLS] one [SEP] two [SEP]``). A causal model's documents stay as the tokenizer gives them, one
-    after the other. Where nothing stands behind a document, the end-of-text token is put there, if there is one.
+    after the other. Where nothing is behind a document, the end-of-text token is put there, if there is one.
 
     Args:
         tokenizer: Of the model.
@@ -64,7 +64,7 @@ class TokenBlockBatches:
     """Batches for masked or next-token training: `input_ids` and `targets`, int64 (rows of this rank, block).
 
     `token_type_ids` are there if a type of the frame is not 0. Targets are -100 where nothing is asked. All blocks of
-    an epoch are equally long; where the stream is no multiple of their length, neighbouring blocks share one token, so
+    an epoch are equally long; if the stream is not a multiple of their length, neighbouring blocks share one token, so
     that every token is read. A batch has at most `batch_size` rows; where it has fewer than there are processes, those
     that get none are given a `FillerBatch`.
 
@@ -113,7 +113,7 @@ class TokenBlockBatches:
                 "2 at least are needed; raise block_size"
             )
         total = int(self._documents.lengths.sum())
-        self.tokens_per_epoch = total - (masking is None)  # the first of all is no one's next token
+        self.tokens_per_epoch = total - (masking is None)  # the very first token is not a next token
         if self.tokens_per_epoch < 2:
             raise ValueError(
                 f"too little text for a language model: {total} tokens in {len(self._documents)} documents; add text"
@@ -207,7 +207,7 @@ def _between(prefix: Sequence[int], rows: np.ndarray, suffix: Sequence[int]) -> 
 
 
 def _laid_out(documents: TokenArrays, layout: BlockLayout) -> TokenArrays:
-    """Documents as they stand in the stream: without the tokens that are skipped, with a border behind each."""
+    """Documents as they are in the stream: without the tokens that are skipped, with a border behind each."""
     skipped = np.minimum(layout.skipped, documents.lengths)
     if layout.border:
         places = np.repeat(documents.starts + documents.lengths, len(layout.border))

@@ -1,4 +1,4 @@
-"""All documents one after the other, in an order drawn anew each epoch: what both language-model batch makers cut."""
+"""All documents one after the other, in an order drawn anew each epoch: the input of both language-model batchers."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class TokenStream:
     Attributes:
         documents: The documents.
         ends: int64 (documents,), where each document ends in the stream.
-        shifts: int64 (documents,), stream position -> place in flat memory; None where both are the same.
+        shifts: int64 (documents,), stream position -> offset in flat memory; None where both are the same.
     """
 
     documents: TokenArrays
@@ -24,7 +24,7 @@ class TokenStream:
     shifts: np.ndarray | None
 
     def places(self, positions: np.ndarray) -> np.ndarray:
-        """Places in flat memory of positions of the stream, in the shape of `positions`."""
+        """Return the offsets in flat memory of stream positions, in the shape of `positions`."""
         if self.shifts is None:
             return positions
         return positions + self.shifts[np.searchsorted(self.ends, positions, side="right")]

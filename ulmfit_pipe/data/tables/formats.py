@@ -19,7 +19,7 @@ from ulmfit_pipe.data.tables.text_files import LONGEST_LINE, TableError, TextFil
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 SAMPLE_LINES = 200  # in which the delimiter is looked for
 SAMPLE_CHARACTERS = 1_000_000  # after which no further line is taken
-AGREEING = 0.9  # of the sample's rows have as many fields as the first, or the character is no delimiter
+AGREEING = 0.9  # of the sample's rows have as many fields as the first, or the character is not a delimiter
 SPACED = 0.5  # of the fields begin with a space: above it the character is punctuation
 QUOTED = 0.8  # of the sample's rows begin a field with a single quote, or it is an apostrophe
 STRAY = 0.05  # of that number may begin with a double quote

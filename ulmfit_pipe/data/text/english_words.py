@@ -1,7 +1,7 @@
-"""Cut a cleaned-up English text into words as spaCy's English tokenizer does, which fastai's vocabularies come from.
+"""Split a cleaned-up English text into words as spaCy's English tokenizer does, which fastai's vocabularies come from.
 
 Between spaces, punctuation is taken off the front and the back of a word until nothing more comes off or a word of the
-table of exceptions is left ("don't" is "do" + "n't", "u.s." stays whole); then it is cut at hyphens and the like.
+table of exceptions is left ("don't" is "do" + "n't", "u.s." stays whole); then it is split at hyphens and the like.
 Texts are in lower case here, so the rules for capitals are left out.
 
 Source: spaCy 3.8.18, ``tokenizer.pyx``, ``lang/punctuation.py``, ``lang/char_classes.py``,
@@ -86,7 +86,7 @@ _CONTRACTIONS = {  # first words -> what may follow; "|" parts the endings of on
     "°": "c|. f|. k|.",
     "1 2 3 4 5 6 7 8 9 10 11 12": "a.m. am p.m. pm",
 }
-_WHOLE = (  # never cut
+_WHOLE = (  # never split
     "' '' 'bout 'cause 'cos 'coz 'cuz 'd 'em 'll 'nuff 're 's doin doin' em goin goin' havin havin' ll lovin lovin' "
     "ma'am nothin nothin' nuff nuthin nuthin' o'clock ol ol' somethin somethin' "
     "a. b. c. d. e. f. g. h. i. j. k. l. m. n. o. p. q. r. s. t. u. v. w. x. y. z. ä. ö. ü. "
@@ -105,7 +105,7 @@ def cut_words(text: str) -> list[str]:
         text: What ``ulmfit_tokenizer.prepare_text`` returns: in lower case, marks written.
 
     Returns:
-        Tokens without a space in them. One space between words is no token; any other white space is one, with
+        Tokens without a space in them. One space between words is not a token; any other white space is one, with
         ``▁`` for the spaces in it, as in fastai.
     """
     tokens: list[str] = []
@@ -119,7 +119,7 @@ def cut_words(text: str) -> list[str]:
 
 @cache
 def exceptions() -> dict[str, tuple[str, ...]]:
-    """The table of exceptions: a word, and the tokens that it is cut into."""
+    """The table of exceptions: a word, and the tokens that it is split into."""
     cut: dict[str, tuple[str, ...]] = {word: (word,) for word in [*_WHOLE.split(" "), *SPECIAL_TOKENS]}
     for words, endings in _CONTRACTIONS.items():
         for word in words.split(" "):
@@ -132,7 +132,7 @@ def exceptions() -> dict[str, tuple[str, ...]]:
 
 @cache
 def _joined_exceptions() -> tuple[dict[tuple[str, ...], tuple[str, ...]], dict[str, list[int]]]:
-    """Exceptions that the rules cut: the cut -> the tokens that replace it; first token -> lengths of its cuts."""
+    """Exceptions that the rules split: split -> the tokens that replace it; first token -> lengths of its splits."""
     table: dict[tuple[str, ...], tuple[str, ...]] = {}
     lengths: dict[str, set[int]] = {}
     for word, pieces in exceptions().items():
@@ -157,7 +157,7 @@ def _cut_chunk(chunk: str) -> tuple[str, ...]:
 
 
 def _apply_rules(chunk: str, known: dict[str, tuple[str, ...]]) -> list[str]:
-    """Take affixes off a chunk, then cut what is left by the table, or at its infixes."""
+    """Take affixes off a chunk, then split the rest by the table, or at its infixes."""
     front: list[str] = []
     back: list[str] = []
     start, end = 0, len(chunk)  # what is left; slices are taken only where they are short, so that time is linear
@@ -222,7 +222,7 @@ def _cut_core(core: str, known: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def _join_exceptions(tokens: list[str]) -> tuple[str, ...]:
-    """Put together again what the rules have cut of an exception, such as ":" + ")"."""
+    """Rejoin exceptions that the rules have split, such as ":" + ")"."""
     table, lengths = _joined_exceptions()
     spans = [
         (length, start, table[cut])

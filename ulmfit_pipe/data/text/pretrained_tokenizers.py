@@ -50,7 +50,7 @@ def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     """Ask a tokenizer what it puts before and behind a text.
 
     Raises:
-        ValueError: It cuts nothing out of plain ASCII text, so that no text has a token.
+        ValueError: It produces no token from plain ASCII text.
     """
     encoded = tokenizer(
         PROBE, return_special_tokens_mask=True, return_token_type_ids=True, truncation=False, padding=False
@@ -90,7 +90,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # of a text longer than the model: what happens to it is said where it happens
+        verbose=False,  # no warning on texts longer than the model; truncation is logged where it happens
     )
     return encoded["input_ids"]
 
@@ -102,11 +102,11 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (hexadecimal) over tokens and ids: tells two vocabularies of one size apart, gaps between ids allowed."""
+    """SHA-256 (hexadecimal) over tokens and ids: the fingerprint of a vocabulary; gaps between ids are allowed."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def longest_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the most tokens that a tokenizer says its model reads, or None where it does not say."""
+    """Return the most tokens that its model reads according to a tokenizer, or None if it has no limit."""
     length = tokenizer.model_max_length
     return int(length) if length is not None and 0 < length < NO_LENGTH else None

@@ -1,7 +1,7 @@
 """How much of some texts a tokenizer's vocabulary knows, and how much of them a model never sees.
 
-A character is lost where its token is the unknown one, where it has none, where it is cut into bytes, and where the
-word that it stands in is spelled letter by letter: of such a word the vocabulary holds nothing but the alphabet.
+A character is lost where its token is the unknown one, where it has none, where it is split into bytes, and where the
+word that it is in is spelled letter by letter: of such a word the vocabulary holds nothing but the alphabet.
 """
 
 import unicodedata
@@ -31,7 +31,7 @@ class TextCoverage:
 
     Attributes:
         characters: Characters of the texts.
-        tokens: Tokens that they are cut into, without those that mark capitals and the like.
+        tokens: Tokens that they are split into, without those that mark capitals and the like.
         unknown_tokens: Those of them that are the unknown one.
         visible: Characters that could be lost: all but white space, combining marks and control characters.
         lost: How often each character is lost.
@@ -61,7 +61,7 @@ class TextCoverage:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A text as a tokenizer cut it: what its spans count, its tokens, their ids and their spans."""
+    """A tokenized text: the unit of its spans, its tokens, their ids and their spans."""
 
     text: str
     tokens: list[str]
@@ -90,7 +90,7 @@ def measure_coverage(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[_Cut]:
-    """Cut texts, and leave out the special tokens before and behind each."""
+    """Tokenize texts, and leave out the special tokens before and after each."""
     added = special_tokens_of(tokenizer)
     encoded = tokenizer(list(texts), return_offsets_mapping=True, truncation=False, padding=False, verbose=False)
     for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
@@ -135,7 +135,7 @@ def _find_lost(
 
 @cache
 def _is_part_of_words(character: str) -> bool:
-    """Whether a character is a letter that is no word or syllable by itself."""
+    """Whether a character is a letter that is not a word or syllable by itself."""
     return character.isalpha() and script_of(character) not in SYLLABIC
 
 

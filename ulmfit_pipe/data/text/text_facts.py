@@ -28,7 +28,7 @@ class TextFacts:
         exact: Hash value of each text.
         alike: The same of its words in small letters, so that capitals and spaces do not count.
         missing: Texts that are nothing but a word for a missing value, with their counts.
-        letters: How often each character stands in a sample of the texts.
+        letters: How often each character is in a sample of the texts.
     """
 
     lengths: array = field(default_factory=lambda: array("q"))
@@ -57,7 +57,7 @@ class TextFacts:
         shares = script_shares(self.letters)
         letters = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:MOST_SCRIPTS]) or "none"
         return (
-            f"characters a text: median {middle:,.0f}, 95 % have up to {most:,.0f}, longest {max(self.lengths):,}; "
+            f"characters per text: median {middle:,.0f}, 95 % have up to {most:,.0f}, longest {max(self.lengths):,}; "
             f"letters: {letters}"
         )
 
@@ -101,13 +101,13 @@ def script_of(letter: str) -> str:
 
 
 def count_repeats(facts: TextFacts) -> tuple[int, int]:
-    """Return how many texts stand in a table before, and how many more do but for capitals and spaces."""
+    """Return how many texts are in a table before, and how many more do but for capitals and spaces."""
     exact = len(facts) - len(set(facts.exact))
     return exact, len(facts) - len(set(facts.alike)) - exact
 
 
 def count_shared(facts: TextFacts, known: TextFacts) -> tuple[int, int]:
-    """Return how many texts also stand in another table, and how many more do but for capitals and spaces."""
+    """Return how many texts also are in another table, and how many more do but for capitals and spaces."""
     exact, alike = set(known.exact), set(known.alike)
     same = sum(value in exact for value in facts.exact)
     return same, sum(value in alike for value in facts.alike) - same

@@ -2,9 +2,9 @@
 
 fastai's eight rules in fastai's order (fix_html, replace_rep, replace_wrep, spec_add_spaces,
 rm_useless_spaces, replace_all_caps, replace_maj, lowercase), with the same result on every text. The costly ones
-are preceded by a cheap test that tells whether they have anything to do, and the two on capitals share one pass.
+are preceded by a cheap test whether they have anything to do, and the two on capitals share one pass.
 
-A word such as ``xxmaj`` that stands in a user's text stays, and later becomes the special token, as in fastai.
+A word such as ``xxmaj`` that is in a user's text stays, and later becomes the special token, as in fastai.
 
 Source: fastai 2.8.12, ``fastai/text/core.py`` (Apache-2.0).
 """
@@ -147,7 +147,7 @@ def _shorten_reference(match: re.Match[str]) -> str:
 
 
 def _has_character_run(text: str) -> bool:
-    """Tell whether any character (a space too: the rule itself skips those) stands three times in a row."""
+    """Return whether any character (a space too: the rule itself skips those) occurs three times in a row."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)  # (characters,)
     same = codes[1:] == codes[:-1]
     return bool((same[1:] & same[:-1]).any())

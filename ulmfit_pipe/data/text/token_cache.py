@@ -1,7 +1,7 @@
 """Token ids kept from one run to the next: sealed files, found again by what they were made from.
 
 A file is an Arrow stream and, behind it, a line of JSON: its key, its rows and the SHA-256 of the stream. One that is
-damaged, exchanged or no file at all is made again, and the log says so. The folder is bounded: what was not used for
+damaged, exchanged or no file at all is made again, with a log line. The folder is bounded: what was not used for
 longest goes first.
 """
 
@@ -45,10 +45,10 @@ def cached_tokens(
     """Return a table of token ids from the cache, or make it and keep it there.
 
     Args:
-        key: What tells the table from any other: a digest of the texts and the tokenizer.
+        key: Fingerprint of the table: a digest of the texts and the tokenizer.
         rows: How many rows it has.
         make: Makes the table, with its files below the folder that it is given.
-        folder: Where it is kept; None is `token_cache_folder`. A place that cannot be written is logged, and the
+        folder: Where it is kept; None is `token_cache_folder`. A folder that cannot be written is logged, and the
             table goes to a temporary file.
 
     Raises:
@@ -63,7 +63,7 @@ def cached_tokens(
         except OSError as error:
             logger.warning(
                 "token ids cannot be kept in %s (%s); they go to a temporary file, and the next run makes them again. "
-                "HF_HOME or HF_DATASETS_CACHE names another place",
+                "HF_HOME or HF_DATASETS_CACHE names another folder",
                 place,
                 error.strerror or error,
             )
@@ -110,7 +110,7 @@ def _from_cache(
 
 
 def _fault(path: Path, *, key: str, rows: int) -> str | None:
-    """Return what is the matter with a file; None where it is whole, nothing where there is none."""
+    """Return what is wrong with a file; None if it is complete, "" if it does not exist."""
     if path.is_symlink():
         return "is a link"
     if not path.exists():

@@ -29,15 +29,15 @@ from ulmfit_pipe.data.text.token_cache import cached_tokens
 from ulmfit_pipe.data.text.ulmfit_tokenizer import KINDS, UlmfitTokenizer, prepare_text
 from ulmfit_pipe.data.text.unigram_training import MAX_WORD_LENGTH, train_unigram
 
-# Punctuation is listed, not asked from Unicode, so that Python and the backend cut words alike.
+# Punctuation is listed, not asked from Unicode, so that Python and the backend split words alike.
 _PUNCTUATION = r"!-/:-@\[-`{-~¡-©«-±´¶-¸»¿×÷‐-‧‰-⁞、-〃〈-〟！-／：-＠"
 _LETTER = rf"[^{_PUNCTUATION}▁\s]"
-# A word behind its space mark is cut into: an English ending, a run of letters, a run of punctuation.
+# A word after its space mark is split into: an English ending, a run of letters, a run of punctuation.
 _SUBWORD_PATTERN = rf"['’](?:s|t|re|ve|m|ll|d)(?!{_LETTER})|▁?{_LETTER}+|▁?[{_PUNCTUATION}]+|▁"
 _SPECIAL_WORD = re.compile(rf"\b(?:{'|'.join(SPECIAL_TOKENS)})\b")
 _ALPHABET = string.ascii_lowercase + string.digits + "▁"  # pieces of every subword vocabulary
 MIN_CHARACTER_COUNT = 5  # a rarer character gets no piece of its own and becomes xxunk (unigram)
-UNSPACED_TEXT = 0.1  # share of the letters in scripts without spaces from which runs between spaces are cut up
+UNSPACED_TEXT = 0.1  # share of the letters in scripts without spaces from which runs between spaces are split
 UNSPACED_CHARACTER_COUNT = 2  # there, where characters are thousands and each is much of a word's meaning
 NEVER_CHOSEN = -1000.0  # log probability of a special token as a piece: only its whole word gives it
 MAX_COUNTED_WORDS = 2_000_000  # words seen once are forgotten beyond this, to bound memory
@@ -59,7 +59,7 @@ def train_tokenizer(
         min_count: A word seen less often gets no entry (``"word"`` only; 3 is fastai's value).
 
     Raises:
-        ValueError: A setting is out of range, a text is no string, or there is nothing to learn from.
+        ValueError: A setting is out of range, a text is not a string, or there is nothing to learn from.
 
     Source: vocabulary rules of fastai 2.8.12 ``make_vocab`` for words; about 15,000 subwords as MultiFiT
     (Eisenschlos et al. 2019).
@@ -99,7 +99,7 @@ def build_word_tokenizer(tokens: Sequence[str]) -> UlmfitTokenizer:
     for number, token in enumerate(tokens):
         name = f"xxfake {number}" if token == "xxfake" else token  # no word of a text holds a space
         if name in vocabulary:
-            raise ValueError(f"token {token!r} stands twice in the vocabulary, at {vocabulary[name]} and {number}")
+            raise ValueError(f"token {token!r} is there twice in the vocabulary, at {vocabulary[name]} and {number}")
         vocabulary[name] = number
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")  # UlmfitTokenizer puts a space between words
@@ -161,7 +161,7 @@ def tokenize_dataset(
 
 
 class _TokenizerOnlyConfig(PreTrainedConfig):
-    """Stands in for a model: AutoTokenizer registers a tokenizer class only together with a configuration."""
+    """Placeholder for a model: AutoTokenizer registers a tokenizer class only together with a configuration."""
 
     model_type = "ulmfit_tokenizer_only"
 
@@ -186,7 +186,7 @@ def tokens_in_order(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def vocab_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (hexadecimal) over the tokens in id order: tells two vocabularies of one size apart."""
+    """SHA-256 (hexadecimal) over the tokens in id order: the fingerprint of a vocabulary."""
     return hash_tokens(tokens_in_order(tokenizer))
 
 
@@ -196,7 +196,7 @@ def hash_tokens(tokens: Sequence[str]) -> str:
 
 
 def _training_segments(texts: Iterable[str], *, words: bool) -> Iterator[str]:
-    """Prepared texts, cut into words if asked, without special tokens: what stands between two, no blank pieces."""
+    """Yield prepared texts, split into words if asked, without special tokens and without blank parts."""
     if isinstance(texts, str):
         raise ValueError("texts must be many documents, got one string; put it in a list")
     for number, text in enumerate(texts, start=1):
@@ -251,7 +251,7 @@ def _count_subwords(segments: Iterable[str]) -> Counter[str]:
 
 
 def _cut_runs(counts: Counter[str], alphabet: set[str]) -> Counter[str]:
-    """Cut words as long as clauses where a character is not in the alphabet, and at the longest that is trained on."""
+    """Split overlong words where a character is not in the alphabet, and at the greatest length trained on."""
     parts: Counter[str] = Counter()
     for word, count in counts.items():
         for known, run in groupby(word, key=alphabet.__contains__):

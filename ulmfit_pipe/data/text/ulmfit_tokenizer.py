@@ -3,9 +3,9 @@
 A :class:`UlmfitTokenizer` is a fast transformers tokenizer whose every way in (call, ``encode``, ``tokenize``) first
 applies the rules of ``text_rules``. They put ``xxbos`` before every document; nothing else is added.
 
-Special tokens have the ids 0-8 in every vocabulary and are never cut. A text that already holds such a word
+Special tokens have the ids 0-8 in every vocabulary and are never split. A text that already holds such a word
 (``xxmaj``, alone between spaces or punctuation) gets the token, as in fastai; ``xxpad`` alone is read as ``xxunk``,
-so that no text can pass for padding.
+so that no text can be mistaken for padding.
 
 A saved folder has its vocabulary in ``ulmfit_tokenizer.json``, not ``tokenizer.json``: a program that does not know
 this class then stops instead of tokenizing without the rules.
@@ -32,9 +32,9 @@ from ulmfit_pipe.data.text.text_rules import BOS, EOS, PAD, SPECIAL_TOKENS, UNK,
 BACKEND_FILE = "ulmfit_tokenizer.json"
 KINDS = ("unigram", "bpe", "word")
 _WORD_BEGINS = {"unigram": "▁", "bpe": "Ġ", "word": ""}  # how the first token of a word does, by kind
-LONGEST_WORD = 1000  # characters; a longer run without a space is cut, to bound time and memory
+LONGEST_WORD = 1000  # characters; a longer run without a space is split, to bound time and memory
 REMEMBERED_BYTES = 64 * 2**20  # of words and their ids that are kept: some 200,000 words of a language
-CHARACTERS_AT_ONCE = 1_000_000  # texts cut into words before their new words go to the backend together
+CHARACTERS_AT_ONCE = 1_000_000  # of texts split into words before their new words go to the backend together
 MARKS_AT_ONCE = 30
 COMPOSED_MARKS = (0x0F73, 0x0F75, 0x0F81)  # Tibetan vowels that NFC takes apart into marks
 
@@ -43,7 +43,7 @@ _ENDLESS_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}")
 
 
 class UlmfitTokenizer(PreTrainedTokenizerFast):
-    """A fast tokenizer that applies the text rules before it cuts a document into tokens.
+    """A fast tokenizer that applies the text rules before it splits a document into tokens.
 
     Made by ``tokenization.train_tokenizer`` and ``build_word_tokenizer``, or loaded with ``from_pretrained``.
 
@@ -88,7 +88,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many documents, any length, without truncation or padding: the fast way in.
 
-        No token reaches over a space, so each distinct word is cut once and its ids are remembered.
+        No token spans a space, so each distinct word is tokenized once and its ids are cached.
 
         Args:
             texts: Raw documents.
@@ -115,7 +115,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         return cut_words(prepared) if self.kind == "word" else prepared.replace("\n", " ").split(" ")
 
     def prepared(self, text: str) -> str:
-        """The text as the backend cuts it: its words are put between spaces, as they are for ``_words``."""
+        """Return the text as the backend splits it: with spaces between its words, as for ``_words``."""
         prepared = prepare_text(text)
         return " ".join(cut_words(prepared)) if self.kind == "word" else prepared
 
@@ -162,7 +162,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
     ) -> str:
         """Text of ids; ``skip_special_tokens=True`` also turns marks back into capitals and repeats.
 
-        Ids that do not begin with ``xxbos`` go on with a text: the space before their first word is kept, so that they
+        Ids that do not begin with ``xxbos`` continue a text: the space before their first word is kept, so that they
         can be put behind what came before (as transformers' text-generation pipeline does). One id alone has none.
         """
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
@@ -182,7 +182,7 @@ class UlmfitTokenizer(PreTrainedTokenizerFast):
         return undo_marks(text) if skip_special_tokens else text
 
     def _goes_on_with_a_word(self, ids: list[int]) -> bool:
-        """Tell whether ids come from inside a text, where a space stands before the first of them."""
+        """Return whether ids come from inside a text, where a space is before the first of them."""
         if not ids or ids[0] == self.bos_token_id:
             return False
         token = self.backend_tokenizer.id_to_token(ids[0]) or ""
@@ -234,7 +234,7 @@ def _compose(text: str) -> str:
     known = _marks()
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)  # (characters,)
     others = np.flatnonzero(~known[np.minimum(codes, len(known) - 1)])
-    edges = np.concatenate([[-1], others, [len(text)]])  # a run of marks lies between each and the next
+    edges = np.concatenate([[-1], others, [len(text)]])  # a run of marks is between each and the next
     long = np.flatnonzero(np.diff(edges) > MARKS_AT_ONCE + 1)
     runs = [(int(edges[run]) + 1, int(edges[run + 1])) for run in long]
     cuts = [0, *(cut for begin, end in runs for cut in range(begin + MARKS_AT_ONCE, end, MARKS_AT_ONCE)), len(text)]

@@ -3,7 +3,7 @@
 The trainer of the ``tokenizers`` library visits its words in an order that changes from process to process, and ends
 in another vocabulary each time. sentencepiece does not, given sorted words and one thread. It is given the substrings
 to start from as well: where words come with counts, its own start counts each word twice, whatever its count, and ends
-with 11% more tokens a text (IMDb, 12,000 pieces).
+with 11% more tokens per text (IMDb, 12,000 pieces).
 
 Source: Kudo 2018, "Subword Regularization", section 3.2; Kudo & Richardson 2018 (SentencePiece).
 """

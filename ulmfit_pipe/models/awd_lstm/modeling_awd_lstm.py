@@ -120,7 +120,7 @@ class AwdLstmModel(AwdLstmPreTrainedModel):
         """Read a window of text.
 
         Args:
-            input_ids: int64 (batch, seq_len). Padding, if any, stands to the right and is read like a token.
+            input_ids: int64 (batch, seq_len). Padding, if any, is on the right and is read like a token.
             hidden_state: The state returned for the window before, or None at the start of the text.
             return_dict: False returns a plain tuple.
             **kwargs: Ignored, for callers that pass transformers' common arguments.

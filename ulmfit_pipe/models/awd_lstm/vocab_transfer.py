@@ -50,7 +50,7 @@ def remap_embeddings(
         )
     old_ids = _ids_by_token(old_tokens, "old")
     _ids_by_token(new_tokens, "new")
-    mean_row = len(old_tokens)  # the mean stands behind the last old row
+    mean_row = len(old_tokens)  # the mean is behind the last old row
     source = torch.tensor([old_ids.get(token, mean_row) for token in new_tokens], device=old_weight.device)
     weight = torch.cat([old_weight, old_weight.mean(0, keepdim=True)])[source]
     bias = None if old_bias is None else torch.cat([old_bias, old_bias.mean(0, keepdim=True)])[source]

@@ -106,7 +106,7 @@ class TokenPooling(nn.Module):
 
 
 def needs_two_rows(norm: nn.Module) -> bool:
-    """Tell whether a norm takes a variance over this process' rows alone (one marked `global_batch` takes it over all).
+    """Return whether a norm takes a variance over this process's rows only (those marked `global_batch` take all).
 
     Training over several processes marks its norms; they refuse a single row themselves.
     """

@@ -56,14 +56,14 @@ class WindowsForSequenceClassification(nn.Module):
         return SequenceClassifierOutput(logits=logits if document is None else mean_by_document(logits, document))
 
     def _window_logits(self, input_ids: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Read the windows at once, or in pieces; with gradients each piece is run again in the backward pass."""
+        """Read the windows at once or in groups; with gradients each group is run again in the backward pass."""
         trains = self.training or torch.is_grad_enabled()
         rows = max(1, self.piece_tokens // input_ids.shape[1])
         if len(input_ids) <= rows or (trains and input_ids.numel() <= self.trained_tokens):
             return self.model(input_ids=input_ids, **inputs).logits
 
         def read(start: int) -> Tensor:
-            """Return the logits of a piece."""
+            """Return the logits of one group of windows."""
             named = {"input_ids": input_ids, **inputs}
             return self.model(**{name: value[start : start + rows] for name, value in named.items()}).logits
 
@@ -100,7 +100,7 @@ def bare_classifier(model: Any) -> Any:
 def longest_input(model: Any) -> int | None:
     """Return the most tokens that a transformer has positions for, or None where nothing bounds them.
 
-    A table of positions that begins behind its padding index (RoBERTa, MPNet) has so many fewer places.
+    A table of positions that begins behind its padding index (RoBERTa, MPNet) has that many fewer positions.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():

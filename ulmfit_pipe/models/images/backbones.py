@@ -1,4 +1,4 @@
-"""What an image backbone gives out, and a pretrained one with fewer stages or other channels.
+"""What an image backbone outputs, and a pretrained one with fewer stages or other channels.
 
 A backbone is any model of transformers that takes ``pixel_values`` and gives a ``last_hidden_state``: a map float
 (batch, channels, height, width), or tokens float (batch, tokens, channels) as in a ViT.
@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, ResNetConf
 
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 
-# Parameters that stand for tokens before those of the image's places, by the names that libraries give them.
+# Parameters of tokens that precede the image's patches, by the names that libraries give them.
 PREFIX_TOKENS = (
     "cls_token",
     "class_embedding",
@@ -41,7 +41,7 @@ class BackboneFacts:
 
     Attributes:
         feature_size: Channels of ``last_hidden_state``.
-        prefix_tokens: Tokens that come before those of the image's places, the class token first.
+        prefix_tokens: Number of tokens before the image's patches, the class token first.
         channels_last: The map is (batch, height, width, channels), as some models of timm have it.
         unused: Names of modules and parameters that ``last_hidden_state`` does not depend on, such as poolers.
     """
@@ -96,7 +96,7 @@ def build_backbone(config: PreTrainedConfig) -> Any:
 def show_all_places(config: PreTrainedConfig) -> None:
     """Turn the masking of a masked autoencoder off: a ViT-MAE hides three quarters of an image in evaluation too.
 
-    Its places still come in another order each time, which pooling does not see.
+    Its patches still come in another order each time, which pooling ignores.
     """
     if getattr(config, "mask_ratio", None):
         config.mask_ratio = 0.0
@@ -118,7 +118,7 @@ def check_takes_images(backbone: Any) -> None:
 
 
 def inspect_backbone(backbone: Any, *, channels: int, height: int, width: int) -> BackboneFacts:
-    """Run an empty image through a backbone and say what comes out, and what of the backbone it needed.
+    """Run a zero image through a backbone and return its output's form, and which parameters it used.
 
     Args:
         backbone: On any device; left as it was.
@@ -127,8 +127,8 @@ def inspect_backbone(backbone: Any, *, channels: int, height: int, width: int) -
         width: Width of the images.
 
     Raises:
-        ValueError: The model takes no images, not of this size, gives out no map and no tokens or none for each image,
-            or gives out something else each time.
+        ValueError: The model takes no images, not of this size, outputs no map and no tokens or none for each image,
+            or outputs something else each time.
     """
     check_takes_images(backbone)
     was_training = backbone.training
@@ -179,7 +179,7 @@ def _run(backbone: Any, image: Tensor) -> Any:
     hidden = getattr(output, "last_hidden_state", None)
     if isinstance(hidden, Tensor) and len(hidden) != len(image):
         raise ValueError(
-            f"{type(backbone).__name__} gives out {len(hidden)} rows for {len(image)} images: it does not keep the "
+            f"{type(backbone).__name__} outputs {len(hidden)} rows for {len(image)} images: it does not keep the "
             "images of a batch apart; give an image model that does, such as a resnet, convnext or vit"
         )
     if not isinstance(hidden, Tensor) or hidden.ndim not in (3, 4):
@@ -192,12 +192,12 @@ def _run(backbone: Any, image: Tensor) -> Any:
 
 
 def _check_same_again(backbone: Any, image: Tensor, hidden: Tensor) -> None:
-    """Raise if chance is at work in evaluation; only the order of the places may change."""
+    """Raise if the output is random in evaluation; only the order of the patches may change."""
     again = _run(backbone, image).last_hidden_state
     first, second = (each if each.ndim == 4 else each.float().mean(1) for each in (hidden, again))
     if hidden.shape != again.shape or not torch.allclose(first, second, rtol=1e-2, atol=1e-4, equal_nan=True):
         raise ValueError(
-            f"{type(backbone).__name__} gives out something else each time it reads the same image, in evaluation too, "
+            f"{type(backbone).__name__} outputs something else each time it reads the same image, in evaluation too, "
             "so its classes would be chance; turn what it draws off in its config.json, or give another image model"
         )
 
@@ -211,7 +211,7 @@ def _has_channels_last(backbone: Any, hidden: Tensor, pooled: Tensor | None) -> 
 
 
 def count_prefix_tokens(backbone: nn.Module) -> int:
-    """Count the tokens that stand for no place of the image, by the names of their parameters."""
+    """Count the tokens that are not image patches, by the names of their parameters."""
     found = [parameter for name, parameter in backbone.named_parameters() if name.rpartition(".")[2] in PREFIX_TOKENS]
     return sum(parameter.shape[-2] if parameter.ndim > 1 else 1 for parameter in found)
 
@@ -269,7 +269,7 @@ def rebuild_backbone(backbone: Any, *, stages: int | None = None, channels: int 
 
 
 def channels_of(config: PreTrainedConfig) -> int:
-    """Return the channels of the images that a backbone's configuration is made for; 3 where it does not say."""
+    """Return the channels of the images that a backbone's configuration is made for; 3 by default."""
     if config.model_type == "timm_wrapper":
         return int((getattr(config, "model_args", None) or {}).get("in_chans", 3))
     return int(getattr(config, "num_channels", 3))
@@ -279,7 +279,7 @@ def _with_stages(config: PreTrainedConfig, stages: int) -> PreTrainedConfig:
     name = next((name for name in DEPTHS if getattr(config, name, None) is not None), None)
     if name is None:
         raise ValueError(
-            f"stages cannot be cut off a {config.model_type!r} model: its configuration has neither "
+            f"stages cannot be removed from a {config.model_type!r} model: its configuration has neither "
             f"{' nor '.join(DEPTHS)}; keep all stages, or give a smaller model"
         )
     depths = getattr(config, name)
@@ -302,7 +302,7 @@ def _with_stages(config: PreTrainedConfig, stages: int) -> PreTrainedConfig:
         return _config_from({key: value for key, value in values.items() if key not in DERIVED})
     except (StrictDataclassError, ValueError) as error:
         raise ValueError(
-            f"this {config.model_type!r} model cannot be cut to {kept} of its {count} stages: "
+            f"this {config.model_type!r} model cannot be reduced to {kept} of its {count} stages: "
             f"{str(error).strip().splitlines()[-1].strip()}; keep more of them, or all"
         ) from error
 
@@ -329,9 +329,7 @@ def _take_over(target: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     for name, value in taken.items():
         given = weights.get(name)
         if given is None:
-            raise ValueError(
-                f"the pretrained weights lack {name!r}, so the backbone cannot be cut there; keep all stages"
-            )
+            raise ValueError(f"the pretrained weights lack {name!r}, so the backbone cannot end there; keep all stages")
         if given.shape == value.shape:
             taken[name] = given
         elif given.ndim == 4 and given.shape[0] == value.shape[0] and given.shape[2:] == value.shape[2:]:
@@ -340,7 +338,7 @@ def _take_over(target: nn.Module, weights: dict[str, Tensor]) -> list[str]:
             fresh.append(name)
         else:
             raise ValueError(
-                f"the pretrained {name!r} has the shape {tuple(given.shape)}, the cut backbone needs "
+                f"the pretrained {name!r} has the shape {tuple(given.shape)}, the shortened backbone needs "
                 f"{tuple(value.shape)}; keep all stages"
             )
     target.load_state_dict(taken)

@@ -44,8 +44,8 @@ class UlmfitImageConfig(PreTrainedConfig):
 
     Args:
         backbone_config: Configuration of the backbone, or its dictionary.
-        feature_size: Channels that the backbone gives out.
-        prefix_tokens: Tokens before those of the image's places; the first of them is the class token.
+        feature_size: Channels that the backbone outputs.
+        prefix_tokens: Number of tokens before the image's patches; the first of them is the class token.
         channels_last: The backbone's map has its channels last.
         unused_modules: Parts of the backbone that the classifier leaves out (poolers, mask tokens).
         concat_pool: Pool by max and average (True), or by average alone.
@@ -86,7 +86,7 @@ class UlmfitImageConfig(PreTrainedConfig):
         if len(self.head_dropouts) != len(self.head_hidden_sizes) + 1:
             raise ValueError(
                 f"a head with the inner widths {list(self.head_hidden_sizes)} has {len(self.head_hidden_sizes) + 1} "
-                f"linear layers, got {len(self.head_dropouts)} dropouts {list(self.head_dropouts)}; give one a layer, "
+                f"linear layers, got {len(self.head_dropouts)} dropouts {list(self.head_dropouts)}; give one each, "
                 "or a single number"
             )
         if any(not 0 <= dropout < 1 for dropout in self.head_dropouts):
@@ -103,11 +103,11 @@ class UlmfitImageConfig(PreTrainedConfig):
 
 
 class ImagePooling(nn.Module):
-    """Concatenate max and average over an image's places, and the class token where the backbone has one.
+    """Concatenate max and average over an image's positions, and the class token where the backbone has one.
 
     Args:
         concat: Max and average, or the average alone.
-        prefix_tokens: Tokens that stand for no place.
+        prefix_tokens: Number of leading tokens that are not patches.
         channels_last: A map has its channels last.
     """
 
@@ -120,7 +120,7 @@ class ImagePooling(nn.Module):
         if hidden.ndim == 4:
             places = hidden.flatten(1, 2) if self.channels_last else hidden.flatten(2).transpose(1, 2)
         else:
-            places = hidden[:, self.prefix_tokens :]  # (batch, places, channels)
+            places = hidden[:, self.prefix_tokens :]  # (batch, positions, channels)
         pooled = [hidden[:, 0]] if self.prefix_tokens else []
         if self.concat:
             pooled.append(places.amax(1))
@@ -271,7 +271,7 @@ def build_image_classifier(
         width: Width of the images.
         concat_pool: Pool by max and average, or by average alone.
         hidden_sizes: Widths of the head's inner layers; empty for a single linear layer.
-        dropout: Before the last linear layer, half of it before the others; or one a layer.
+        dropout: Before the last linear layer, half of it before the others; or one per layer.
         final_norm: A batch norm on the logits.
         head_init: How the linear layers start.
         custom_head: A module from the backbone's last hidden state to logits, in place of pooling and head.

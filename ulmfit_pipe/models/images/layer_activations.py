@@ -1,4 +1,4 @@
-"""What the layers of an image model hold and give out: first-layer filters, and activations as maps of channels."""
+"""What the layers of an image model hold and output: first-layer filters, and activations as maps of channels."""
 
 import difflib
 import math
@@ -56,7 +56,7 @@ def _last_run(model: nn.Module, name: str) -> str:
 
 @torch.no_grad()
 def layer_activations(model: Any, pixel_values: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Run images through a model and return what layers gave out, as maps.
+    """Run images through a model and return what layers output, as maps.
 
     Args:
         model: An image model of transformers; run in evaluation mode, and left as it was.
@@ -64,11 +64,11 @@ def layer_activations(model: Any, pixel_values: Tensor, layers: Sequence[str]) -
         layers: Module names, as ``model.named_modules`` gives them.
 
     Returns:
-        Name of the layer to float (batch, channels, rows, columns). Tokens are laid out as the places of the image
+        Name of the layer to float (batch, channels, rows, columns). Tokens are laid out as the patches of the image
         they stand for, without class and register tokens.
 
     Raises:
-        ValueError: The model takes no images, there is no layer of such a name, or it gives out no map.
+        ValueError: The model takes no images, has no layer of this name, or the layer does not output a map.
     """
     check_takes_images(model)
     modules = dict(model.named_modules())
@@ -115,9 +115,9 @@ def _as_map(model: Any, name: str, output: Any, *, height: int, width: int) -> T
     if hidden.ndim == 4:
         return hidden.permute(0, 3, 1, 2) if getattr(model.config, "channels_last", False) else hidden
     if hidden.ndim != 3:
-        raise ValueError(f"layer {name!r} gives numbers of shape {tuple(hidden.shape)}, which are no map; {advice}")
+        raise ValueError(f"layer {name!r} outputs {tuple(hidden.shape)}, which is not the shape of a map; {advice}")
     places = hidden.shape[1]
-    for tokens in dict.fromkeys([_prefix_tokens(model), 0]):  # some layers lie before the class token, or leave it out
+    for tokens in dict.fromkeys([_prefix_tokens(model), 0]):  # some layers are before the class token, or leave it out
         rows = _rows_of(places - tokens, height=height, width=width)
         if rows is not None:
             kept = hidden[:, tokens:]  # (batch, rows * columns, channels)
@@ -129,7 +129,7 @@ def _as_map(model: Any, name: str, output: Any, *, height: int, width: int) -> T
 
 
 def _rows_of(places: int, *, height: int, width: int) -> int | None:
-    """Return the rows of a grid of places in the proportions of the image, up to one place that is not full."""
+    """Return the number of rows of a patch grid in the proportions of the image, up to one incomplete patch."""
     about = math.isqrt(max(0, places) * height // width)
     for rows in (about, about + 1):
         if rows and places > 0 and places % rows == 0 and abs(rows * width / height - places // rows) < 1:

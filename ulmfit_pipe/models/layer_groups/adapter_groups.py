@@ -1,7 +1,7 @@
 """Models with adapters of peft in them (LoRA, IA3, ...): which parameters are the adapters', which are held still.
 
 An adapter belongs to the layer it sits in, so that the layer groups are those of the model below. Of each group only
-the adapters may move: the pretrained weights stay as peft froze them, whatever is thawed. peft itself is not imported
+the adapters may move: the pretrained weights stay as peft froze them, whatever is unfrozen. peft itself is not imported
 (it is the optional extra ``[adapters]``); its layers are known by the attributes that it documents for their authors.
 """
 
@@ -25,12 +25,12 @@ def check_adapters(model: nn.Module) -> None:
         model: A model of which `has_adapters` is true.
 
     Raises:
-        ValueError: They lie before the first layer (prompt tuning and its kin), or none is active.
+        ValueError: They are before the first layer (prompt tuning and its kin), or none is active.
     """
     if any(len(getattr(module, "prompt_encoder", ())) for module in model.modules()):
         raise ValueError(
-            "the model is tuned by prompts (peft's prompt learning), which lie in no layer, so there is nothing to "
-            "thaw layer by layer; take adapters that sit in the layers (LoraConfig, IA3Config), or "
+            "the model is tuned by prompts (peft's prompt learning), which are in no layer, so there is nothing to "
+            "unfreeze layer by layer; take adapters that sit in the layers (LoraConfig, IA3Config), or "
             f"{GIVE_THEM_YOURSELF}"
         )
     if not _adapter_ids(model):
@@ -44,7 +44,7 @@ def check_adapters(model: nn.Module) -> None:
 def frozen_base_names(model: nn.Module) -> frozenset[str]:
     """Name the parameters below the adapters, which must stay as they are; none where there are no adapters.
 
-    What lies outside the part that peft manages, such as a head put on afterwards, is not among them, nor what
+    What is outside the part that peft manages, such as a head put on afterwards, is not among them, nor what
     ``modules_to_save`` and ``bias`` of the adapter's configuration say is trained.
     """
     if not has_adapters(model):
@@ -71,7 +71,7 @@ def _managed_parts(module: Any) -> list[Any]:
 
 
 def _adapter_ids(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters that peft trains: the active adapters', and the biases it was told to train."""
+    """Return the ids of the parameters that peft trains: the active adapters', and the biases set to train."""
     found = {id(parameter) for module in model.modules() for parameter in _active_weights(module)}
     for part in _managed_parts(model):
         for adapter in {name for module in part.modules() for name in _active_names(module)}:

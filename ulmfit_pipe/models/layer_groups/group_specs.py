@@ -18,7 +18,7 @@ def layer_group_specs(model: nn.Module, *, max_blocks: int | None = None) -> lis
         max_blocks: Most groups that the blocks of a text transformer make up; see `transformer_group_specs`.
 
     Raises:
-        ValueError: The architecture has no groups that could be told, or no blocks to bundle.
+        ValueError: The architecture has no known groups, or no blocks to bundle.
     """
     for base in type(model).__mro__:
         if base.__name__ in SPECS_BY_CLASS:
@@ -44,7 +44,7 @@ def _refuse_bundles(model: nn.Module, max_blocks: int | None) -> None:
 
 
 def fixed_parameter_names(model: nn.Module) -> frozenset[str]:
-    """Name the parameters that no training may move, whatever is thawed.
+    """Name the parameters that no training may move, whatever is unfrozen.
 
     They are the pretrained weights below adapters of peft, and what an architecture computes or never reaches
     (`transformer_groups.Arrangement.fixed`).

@@ -1,8 +1,8 @@
-"""Layer groups of image models: stem and early stages | late stages | head, or one group a stage.
+"""Layer groups of image models: stem and early stages | late stages | head, or one group per stage.
 
 Nothing is listed by architecture: the stages are found by how the modules are nested (the outermost list of blocks),
-and what else the backbone holds lies before or after that list, as its modules are put together. Three groups as in
-fastai 2.8's `resnet_split` (vision/learner.py): its cut lies in the middle of the four stages of a ResNet.
+and what else the backbone holds is before or after that list, as its modules are put together. Three groups as in
+fastai 2.8's `resnet_split` (vision/learner.py): its boundary is in the middle of the four stages of a ResNet.
 """
 
 import re
@@ -24,7 +24,7 @@ _NUMBERED = re.compile(r"(.*?)_?(\d+)")
 
 @dataclass(frozen=True)
 class _Parts:
-    """Prefixes of all that an image model holds, by where it lies."""
+    """Prefixes of all modules of an image model, by position: before, in or after the stages."""
 
     stem: tuple[str, ...]
     stages: Stages
@@ -37,8 +37,8 @@ def image_group_specs(model: nn.Module, *, stages: bool | None = None) -> list[L
 
     Args:
         model: A classifier of this project, or any image model of transformers with or without a head.
-        stages: One group a stage (a transformer's blocks count as stages), with the stem as a group of its own; False
-            gives ``early | late | head``. None takes what the model's configuration says, else False.
+        stages: One group per stage (a transformer's blocks count as stages), with the stem as a group of its own; False
+            gives ``early | late | head``. None takes the value of the model's configuration, else False.
 
     Returns:
         Groups that hold every parameter once. Of an odd number of stages the early group has one more. Norms after the
@@ -102,7 +102,7 @@ def _parts_of(model: nn.Module) -> _Parts:
 def _is_bare(model: nn.Module) -> bool:
     """Whether a model of transformers is a backbone alone, which may call a part of it by the name of a backbone.
 
-    DINOv3's encoder is its ``model``; what lies beside it is no head.
+    DINOv3's encoder is its ``model``; what is beside it is not a head.
     """
     return type(model) in classes_in(MODEL_MAPPING, getattr(model, "config", None))
 
@@ -141,7 +141,7 @@ def _tensor_names(model: nn.Module) -> Iterator[str]:
 
 
 def _comes_first(model: nn.Module, name: str, stage: str) -> bool:
-    """Whether a module lies before the stages where both belong to the same module; bare parameters do."""
+    """Whether a module is before the stages where both belong to the same module; bare parameters do."""
     parent = name.rpartition(".")[0]
     children = [child for child, _ in model.get_submodule(parent).named_children()]
     leaf = name.rpartition(".")[2]
@@ -175,7 +175,7 @@ def _held(base: nn.Module, stages: Stages) -> int:
 def _lists_in(name: str, module: nn.Module) -> list[Stages]:
     """Return the lists of blocks that a module has for children.
 
-    A list is a `ModuleList` (those of one length lie side by side, as patch embeddings and blocks do, and make one), a
+    A list is a `ModuleList` (those of one length are side by side, as patch embeddings and blocks do, and make one), a
     `Sequential`, or children with numbered names (``layer1``, ``layer2``).
     """
     if isinstance(module, nn.ModuleList | nn.Sequential):

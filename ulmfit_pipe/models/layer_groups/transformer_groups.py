@@ -1,12 +1,12 @@
 """Layer groups of the text models of transformers: embeddings | each block, or bundles of blocks | head.
 
-The blocks are found by how the modules are nested: the outermost list of blocks inside the backbone. What stands beside
-that list is told by its kind: a norm goes with the last block, a pooler with the head, everything else (positions,
-also relative ones, projections) with the embeddings. What stands outside the backbone is the head. Never by the order
+The blocks are found by how the modules are nested: the outermost list of blocks inside the backbone. What is beside
+that list is placed by its kind: a norm goes with the last block, a pooler with the head, everything else (positions,
+also relative ones, projections) with the embeddings. What is outside the backbone is the head. Never by the order
 in which parameters are registered: XLM-RoBERTa and CamemBERT register their head first. What nesting and kind do not
 tell is in `ARRANGEMENTS`.
 
-Source: Howard & Ruder 2018, sections 3.2 and 3.3, with one group a layer; per-layer rates of a BERT in Sun et al. 2019,
+Source: Howard & Ruder 2018, sections 3.2 and 3.3, one group per layer; per-layer rates of a BERT in Sun et al. 2019,
 section 5.3.3.
 """
 
@@ -23,7 +23,7 @@ from ulmfit_pipe.models.layer_groups.spec import GIVE_THEM_YOURSELF, LayerGroupS
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where the parts of an architecture's backbone belong that nesting and kind do not tell.
+    """The groups of an architecture's modules that cannot be inferred from nesting and kind.
 
     All names are relative to the backbone; those that a model of the architecture lacks are passed over.
 
@@ -88,8 +88,8 @@ def transformer_group_specs(model: nn.Module, *, max_blocks: int | None = None) 
         its weights with an earlier one is one with it.
 
     Raises:
-        ValueError: The model is none of transformers', an encoder-decoder, or its blocks cannot be told; it has fewer
-            than two groups; or ``max_blocks`` is no whole number of 1 or more.
+        ValueError: The model is not from transformers, is an encoder-decoder, or its blocks are not found; it has fewer
+            than two groups; or ``max_blocks`` is not a whole number of 1 or more.
     """
     if max_blocks is not None and (isinstance(max_blocks, bool) or not isinstance(max_blocks, int) or max_blocks < 1):
         raise ValueError(f"max_blocks must be a whole number of 1 or more, got {max_blocks!r}; None bundles nothing")
@@ -106,7 +106,7 @@ def transformer_group_specs(model: nn.Module, *, max_blocks: int | None = None) 
         prefixes[label].append(prefix)
     if len(prefixes) < 2:
         raise ValueError(
-            f"{type(model).__name__} has 1 layer group ({next(iter(prefixes), 'nothing')}), and thawing needs two: "
+            f"{type(model).__name__} has 1 layer group ({next(iter(prefixes), 'nothing')}), and unfreezing needs two: "
             f"something to freeze and something to train; {GIVE_THEM_YOURSELF}"
         )
     return [LayerGroupSpec(label, tuple(names)) for label, names in prefixes.items()]
@@ -183,7 +183,7 @@ def _stacks(host: PreTrainedModel, backbone: PreTrainedModel) -> list[tuple[str,
         return stacks
     name = type(host).__name__
     if not stacks:
-        raise ValueError(f"{name} has no list of blocks, so its layer groups cannot be told; {GIVE_THEM_YOURSELF}")
+        raise ValueError(f"{name} has no list of blocks, so its layer groups cannot be found; {GIVE_THEM_YOURSELF}")
     shown = ", ".join(stack[0] for stack in stacks)
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ValueError(
@@ -192,7 +192,7 @@ def _stacks(host: PreTrainedModel, backbone: PreTrainedModel) -> list[tuple[str,
             f"Llama) or the encoder alone (T5EncoderModel), or {GIVE_THEM_YOURSELF}"
         )
     raise ValueError(
-        f"{name} has {len(stacks)} stacks of blocks ({shown}), and nothing tells their order; take a text model with "
+        f"{name} has {len(stacks)} stacks of blocks ({shown}), and their order is unknown; take a text model with "
         f"one, or {GIVE_THEM_YOURSELF}"
     )
 
@@ -283,7 +283,7 @@ def _found(backbone: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Parame
 
 
 def _beside(backbone: nn.Module, stacks: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield, with its name in lower case, every module that lies beside a list of blocks or beside what holds one."""
+    """Yield, with its name in lower case, every module that is beside a list of blocks or beside what holds one."""
     lists = [name for stack in stacks for name in stack]
     holders = {name[:end] for name in lists for end in range(len(name)) if name[end] == "."} | {""}
     for holder in sorted(holders):

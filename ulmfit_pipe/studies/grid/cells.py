@@ -1,7 +1,7 @@
 """Cells of a grid of measurements: each is one training and its test scores, written whole or not at all.
 
-A cell that is finished with the same identity (all that its result depends on) is not run again, so a grid that was
-killed goes on where it was. A lock file tells several processes on one folder apart: each takes the cells that nobody
+A cell that is finished with the same fingerprint (all that its result depends on) is not run again, so a grid that was
+killed continues where it was. A lock file lets several processes share one folder: each takes the cells that nobody
 is at. The system drops a lock when its process ends, however it ends.
 """
 
@@ -24,12 +24,12 @@ from ulmfit_pipe.storage.locks import held
 from ulmfit_pipe.storage.versions import library_versions
 
 FORMAT = 1
-OWN_TO_A_CELL = ("seed", "rows")  # what an identity holds that other seeds of the same method do not share
+OWN_TO_A_CELL = ("seed", "rows")  # parts of a fingerprint that differ between seeds of one method
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a grid.
+    """One grid point.
 
     Attributes:
         method: What is trained.
@@ -97,10 +97,10 @@ class CellFolder:
 
         Args:
             cell: The cell.
-            identity: All that its result depends on, as JSON values.
+            identity: Fingerprint: all that its result depends on, as JSON values.
             work: Trains and tests.
             wait: Where another process is at it, wait for its result instead of leaving it out.
-            say: Told what is done.
+            say: Receives log lines on what is done.
 
         Returns:
             The record, or None where another process is at it.
@@ -121,7 +121,7 @@ class CellFolder:
         return record
 
     def finished(self, cell: Cell, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the record of a cell that is whole and has this identity, or None."""
+        """Return the record of a cell that is complete and has this fingerprint, or None."""
         record = _read_whole(self.path / f"{cell.name}.json")
         return record if record is not None and record["identity"] == _as_json(identity) else None
 
@@ -162,7 +162,7 @@ def recipe_of(identity: dict[str, Any]) -> str:
 
 
 def short_digest(record: dict[str, Any]) -> str:
-    """Return twelve characters that tell one record of JSON values from any other."""
+    """Return a record's fingerprint in twelve characters."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -171,7 +171,7 @@ def _as_json(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_whole(file: Path) -> dict[str, Any] | None:
-    """Return a record whose probabilities lie beside it as they were written, or None."""
+    """Return a record whose probabilities are beside it as they were written, or None."""
     try:
         record = read_sealed(file)
         content = file.with_suffix(".npy").read_bytes()

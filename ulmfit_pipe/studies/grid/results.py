@@ -35,13 +35,13 @@ def write_results(
     """Write results.json, results.csv and results.md from the cells there are.
 
     Args:
-        output: Folder of the grid; its cells lie in ``cells/``.
+        output: Folder of the grid; its cells are in ``cells/``.
         title: Name of the data.
         about: What a reader must know of the numbers.
         order: Methods in the order to show them.
         table: Makes the Markdown table of a summary.
         settings: Settings of the run, a dataclass.
-        say: Told which cells are left out.
+        say: Receives log lines on which cells are left out.
         **more: What else results.json holds, made of the summary.
 
     Returns:
@@ -193,7 +193,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cells_as_csv(records: Sequence[Record]) -> bytes:
-    """Return the cells as CSV, one a row."""
+    """Return the cells as CSV, one per row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

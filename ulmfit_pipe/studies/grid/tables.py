@@ -53,7 +53,7 @@ class LabelledTables:
         """Raise unless a subset of this size can be drawn.
 
         Raises:
-            TableError: There are too few rows, or fewer than one a class.
+            TableError: There are too few rows, or fewer than one per class.
         """
         if size == ALL_ROWS:
             return
@@ -75,7 +75,7 @@ class LabelledTables:
         return first_rows(self.pool, size, seed=seed)
 
     def rows_to_choose_by(self, size: int, *, seed: int) -> tuple[Dataset, Dataset]:
-        """Return the rows to train and to judge on when something is chosen for cells of a size.
+        """Return the rows to train on and to select by when hyperparameters are chosen for cells of a size.
 
         Raises:
             TableError: There is no development part.
@@ -108,11 +108,11 @@ def load_labelled_tables(
         train_file: Labelled file or files.
         test_file: Labelled file to test on.
         text_column: Column or columns of text.
-        label_column: Column of labels, one a row.
+        label_column: Column of labels, one per row.
         test_rows: Stratified sample of the test table, the same for every cell; None takes it whole.
         development_rows: Rows to set aside; 0 for none.
         reading: How tables of text are read; None finds it out.
-        say: Told the sizes.
+        say: Receives log lines on the sizes.
 
     Raises:
         TableError: A table cannot be used.
@@ -137,7 +137,7 @@ def load_labelled_tables(
     known = set(train["text"])
     repeats = sum(text in known for text in test["text"])
     if repeats:
-        say(f"note: {repeats:,} of the {len(test):,} test texts also stand in the labelled table, word for word")
+        say(f"note: {repeats:,} of the {len(test):,} test texts also are in the labelled table, word for word")
     say(
         f"rows: {len(train):,} labelled ({len(train) - len(pool):,} of them for development), {len(test):,} of "
         f"{len(whole_test):,} to test on; labels: {list_labels(names)}"
@@ -155,7 +155,7 @@ def language_model_texts(
     reading: TableReading | None = None,
     say: Callable[[str], None] = print_line,
 ) -> tuple[Dataset, Dataset]:
-    """Return the texts that a language model trains on and is measured on; none stands in the test table.
+    """Return the texts that a language model trains on and is measured on; none is in the test table.
 
     Args:
         tables: The grid's tables.
@@ -164,7 +164,7 @@ def language_model_texts(
         text_column: Column or columns of text.
         labelled_too: Take the texts of the labelled table, without their labels.
         reading: How tables of text are read; None finds it out.
-        say: Told what was left out.
+        say: Receives log lines on what was left out.
     """
     parts = [tables.train.select_columns(["text"])] if labelled_too else []
     if unlabelled_file is not None:
@@ -185,7 +185,7 @@ def language_model_texts(
 def nested_order(labels: Sequence[int], *, seed: int) -> np.ndarray:
     """Return an order of the rows whose every beginning is stratified, and holds a row of each class if it can.
 
-    Row j (in a random order) of a class of n rows gets the place ``(j + 0.5) / n``, the first of each class 0.
+    Row j (in a random order) of a class of n rows gets the rank ``(j + 0.5) / n``, the first of each class 0.
     """
     random = np.random.default_rng(seed)
     values = np.asarray(labels)

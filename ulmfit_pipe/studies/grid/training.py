@@ -114,7 +114,7 @@ def run_training(
         models: Where classifiers are written while they are needed.
         keep_model: Keep the classifier.
         wait: Wait for another process that is at it.
-        say: Told what is done.
+        say: Receives log lines on what is done.
     """
     identity = training.identity()
     name = f"{cell.training}-{short_digest({**identity, 'test': None})}"  # the same classifier, whatever tests it
@@ -167,7 +167,7 @@ def chosen_rate(
         training: What to train but for rows and rate; its seed is the one that decides.
         folder: Where the trials are kept, as cells of their own.
         models: Where classifiers are written while they are needed.
-        say: Told the choice.
+        say: Receives log lines on the choice.
     """
     if len(rates) == 1:
         return rates[0]
@@ -196,7 +196,7 @@ def phases_of(model: str, settings: ClassifierSettings, context: RunContext, *, 
 
 
 def total_epochs(phases: Sequence[Phase]) -> int:
-    """Return the epochs of all phases together: what a rival in one phase gets."""
+    """Return the epochs of all phases together: what a baseline in one phase gets."""
     return sum(phase.epochs for phase in phases)
 
 

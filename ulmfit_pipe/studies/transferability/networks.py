@@ -1,12 +1,12 @@
-"""One network of the experiment: layer groups 1..n copied or at random, frozen or thawed, the others new.
+"""One network of the experiment: layer groups 1..n copied or at random, frozen or unfrozen, the others new.
 
 The curves of Yosinski et al. 2014, figure 2; task B is the one that is trained and tested on:
 
 baseB    an ordinary network, all of it trained on task B
 BnB      groups 1..n copied from baseB and frozen, the others new, trained on B
-BnB+     the same, and the copied groups are thawed
+BnB+     the same, and the copied groups are unfrozen
 AnB      groups 1..n copied from a network trained on task A and frozen, the others new, trained on B
-AnB+     the same, and the copied groups are thawed
+AnB+     the same, and the copied groups are unfrozen
 random   groups 1..n at random and frozen, the others new, trained on B
 new      n = 0, where the five meet: nothing copied and nothing frozen
 """
@@ -88,7 +88,7 @@ class SeedOfNetworks:
         settings: Settings of the experiment.
         a: Task A.
         b: Task B.
-        context: Surroundings; its seed is that of the networks.
+        context: Environment; its seed is that of the networks.
         test_rows: Rows of the whole test table, by which cells are named.
     """
 
@@ -100,11 +100,11 @@ class SeedOfNetworks:
 
     @cached_property
     def folder(self) -> CellFolder:
-        """Where finished cells lie."""
+        """Return the folder of finished cells."""
         return CellFolder(Path(self.settings.output_dir) / "cells")
 
     def cell(self, network: Network) -> Cell:
-        """Return a network's place in the grid."""
+        """Return a network's cell of the grid."""
         return Cell(network.method, ALL_ROWS, self.context.seed, self.test_rows)
 
     def identity(self, network: Network) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class SeedOfNetworks:
 
 
 def _say_nothing(_line: str) -> None:
-    """Plans and epochs of many networks would drown what is to be said."""
+    """Log only warnings: the plans and epochs of many networks would hide the rest."""
 
 
 def rate_of(settings: "TransferabilitySettings") -> float:
@@ -258,9 +258,9 @@ def build_learner(
 
 
 def network_phases(num_groups: int, network: Network, settings: "TransferabilitySettings") -> list[Phase]:
-    """Return two phases, the same for all networks but for what trains: the copied groups stand still, or are thawed.
+    """Return two phases, the same for all networks but for what trains: the copied groups are frozen, or unfrozen.
 
-    In the first they stand in every curve. So a curve and its thawed twin differ by one thing alone.
+    In the first they are frozen in every curve, so that a curve and its unfrozen one differ in one thing only.
 
     Args:
         num_groups: Layer groups of the network.

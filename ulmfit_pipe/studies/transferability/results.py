@@ -1,10 +1,10 @@
 """What the curves of transferability come to: mean and spread over seeds, a table, a picture, and one sentence.
 
-Judged are paired differences, a network against another one of the same seed: the same split, rows and number of steps.
+Statistics are of paired differences between networks of the same seed: the same split, rows and number of steps.
 
 fragile co-adaptation   BnB+ - BnB: the task's own layers are there, and only cannot follow the new ones above them
 specificity             BnB - AnB: frozen layers of the other task instead of the task's own
-cost of freezing        AnB+ - AnB: both together, what thawing wins back
+cost of freezing        AnB+ - AnB: both together, what unfreezing wins back
 
 Source: Yosinski et al. 2014, section 4.1. There BnB is held against baseB, which is BnB+ but for noise; BnB+ has the
 same new layers, and also fits where the bases start from a pretrained model.
@@ -36,7 +36,7 @@ CSV_COLUMNS = ("curve", "n", "seed", "accuracy", "error", "macro_f1", "rows", "t
 ABOUT = (
     "The classes are split into tasks A and B, for each seed anew unless they were given; every figure is the accuracy "
     "on test rows of task B. Layer groups 1..n come from a network trained on B itself (BnB) or on A (AnB) and stay "
-    "frozen, or are thawed after the first phase (BnB+, AnB+); or they are random and frozen, with batch norms set to "
+    "frozen, or are unfrozen after the first phase (BnB+, AnB+); or are random and frozen, with batch norms set to "
     "the training data. The groups above are new and random, the same ones for every curve of a seed. baseB is an "
     "ordinary network of task B, with other random weights. All have the same rates, number of epochs and order of "
     "rows, and are tested with the weights of the last epoch."
@@ -84,7 +84,7 @@ def write_transferability(
     Args:
         settings: Settings of the experiment; a cell counts if its n is one of them and its seed is.
         groups: Names of the layer groups, input side first.
-        say: Told which cells are left out.
+        say: Receives log lines on which cells are left out.
 
     Returns:
         What ``results.json`` holds.
@@ -172,20 +172,20 @@ def differences_of(scores: Scores) -> list[Record]:
 
 
 def answer_of(scores: Scores, groups: Sequence[str]) -> str:
-    """Say in a sentence whether unfreezing after training the head helps, and from which n on freezing costs."""
+    """Return a sentence on whether unfreezing after training the head helps, and from which n on freezing costs."""
     places = sorted({n for curve, n in scores if curve == "AnB+"})
     judged = None if not places else difference(scores, ("AnB+", places[-1]), ("AnB", places[-1]))
     if judged is None:
-        return "The figures do not say yet whether unfreezing helps: AnB and AnB+ have no seed in common."
+        return "The figures do not show yet whether unfreezing helps: AnB and AnB+ have no seed in common."
     last = places[-1]
-    thawed, frozen = (100 * statistics.fmean(scores[curve, last].values()) for curve in ("AnB+", "AnB"))
+    unfrozen, frozen = (100 * statistics.fmean(scores[curve, last].values()) for curve in ("AnB+", "AnB"))
     verdict = {1: "helps", -1: "does harm", 0: "neither helps nor harms for sure"}[judged.sign]
     whole = last == len(groups) - 1
     copied = "the layer group" if last == 1 else f"all {last} layer groups"
     copied += " below the head" if whole else f" up to {groups[last - 1]}"
     return (
         f"Unfreezing after training the {'head' if whole else 'new layers'} {verdict} on these data: with "
-        f"{copied} taken from the other task, the accuracy is {thawed:.1f} % thawed and {frozen:.1f} % frozen "
+        f"{copied} taken from the other task, the accuracy is {unfrozen:.1f} % unfrozen and {frozen:.1f} % frozen "
         f"({judged.in_words()}); {_costs(scores, groups)}."
     )
 
@@ -236,7 +236,7 @@ def _in_words(point: Record | None) -> str:
 
 
 def csv_of(records: Sequence[Record]) -> bytes:
-    """Return the networks as CSV, one a row; the bases' rows are those of their own task."""
+    """Return the networks as CSV, one per row; the bases' rows are those of their own task."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

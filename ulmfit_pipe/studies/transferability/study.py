@@ -1,8 +1,8 @@
 """How transferable are the layers? The experiment of Yosinski et al. 2014 (arXiv 1411.1792, figure 2) on own data.
 
 The classes of a labelled table are split in two halves, tasks A and B. Layer groups 1..n of a network trained on one of
-them are put into a new network, which is trained on task B with these groups frozen, or thawed after a while. What the
-five curves are, `transferability_cells` says; what they mean, `transferability_results`.
+them are put into a new network, which is trained on task B with these groups frozen, or unfrozen later.
+`networks.py` defines the five curves; `results.py` explains what they mean.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ def run_transferability(settings: TransferabilitySettings, *, context: RunContex
 
     Args:
         settings: Settings of the experiment.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
 
     Returns:
         What ``results.json`` holds: among others ``points`` (the curves), ``table`` in Markdown, and ``answer``, the
-        sentence that says what the figures show.
+        sentence on what the figures show.
 
     Raises:
         ValueError: A setting, table, image or model cannot be used.

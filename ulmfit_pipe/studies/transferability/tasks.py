@@ -55,7 +55,7 @@ class Examples:
 
         Args:
             names: The classes, in the order of their new numbers.
-            most: Take at most so many rows, the same share of each class.
+            most: Take at most this many rows, the same share of each class.
             seed: Of which rows these are.
         """
         labels = np.asarray(self.table["label"][:])
@@ -174,7 +174,7 @@ def split_classes(names: Sequence[str], *, seed: int, task_a: Sequence[str] | No
     else:
         unknown = [name for name in task_a if name not in names]
         if unknown:
-            raise ValueError(f"task_a names {unknown[0]!r}, which is no class; the classes are {list_labels(names)}")
+            raise ValueError(f"task_a names {unknown[0]!r}, which is not a class; the classes are {list_labels(names)}")
         chosen = set(task_a)
         if not LEAST_CLASSES <= len(chosen) <= len(names) - LEAST_CLASSES:
             raise ValueError(

@@ -58,7 +58,7 @@ def build_awd_lstm_language_model(
         validation: Column ``text``; what to measure on.
         model: Pretrained language model; None is from scratch.
         settings: Numbers of the stage.
-        context: Preset and surroundings.
+        context: Preset and environment.
 
     Raises:
         ArtifactError: The model reads in the other direction, or its tokenizer is another's.
@@ -233,7 +233,7 @@ def build_awd_lstm_classifier(
 
     Args:
         model: Folder or name of a language model or classifier.
-        labels: The configuration's entries that say what the labels are.
+        labels: The configuration's entries on the labels.
         settings: Numbers of the stage.
         context: Preset.
 
@@ -246,7 +246,7 @@ def build_awd_lstm_classifier(
         if getattr(settings, name) != getattr(defaults, name):
             raise ValueError(
                 f"{name} {getattr(settings, name)!r} is for transformers; {model} is an AWD-LSTM, which reads "
-                "documents whole and has a layer group a layer: leave it out (max_length cuts documents)"
+                "documents whole and has a layer group per layer: leave it out (max_length truncates documents)"
             )
     config = model.config
     tokenizer = load_tokenizer(model, config=config)

@@ -1,4 +1,4 @@
-"""What differs between an AWD-LSTM and a transformer in the two stages, asked for in one place."""
+"""What differs between an AWD-LSTM and a transformer in the two stages, as one interface."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

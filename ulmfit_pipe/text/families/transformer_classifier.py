@@ -101,12 +101,12 @@ def build_transformer_classifier(
 
     Args:
         model: Folder or name of any text model of transformers: an encoder, a language model, a classifier.
-        labels: The configuration's entries that say what the labels are.
+        labels: The configuration's entries on the labels.
         settings: Numbers of the stage.
-        context: Told what the tokenizer lacks and what starts at random.
+        context: Logs what the tokenizer lacks and which weights start at random.
 
     Raises:
-        ArtifactError: It is no text model that could classify, or its weights or tokenizer cannot be used.
+        ArtifactError: It is not a text model that could classify, or its weights or tokenizer cannot be used.
         ValueError: A setting has no meaning for a transformer.
     """
     _refuse_settings_of_awd_lstm(model, settings)
@@ -115,7 +115,7 @@ def build_transformer_classifier(
     config = model.config
     refuse_larger_network(model, partial(_empty_classifier, config, head))
     tokenizer = load_text_tokenizer(model, config, say=context.tell)
-    config.dtype = torch.float32  # some are saved in half precision, which is no type to train weights in
+    config.dtype = torch.float32  # some are saved in half precision, which is not a type to train weights in
     text_config = config.get_text_config()
     text_config.dtype = torch.float32
     if getattr(text_config, "use_cache", False):
@@ -158,8 +158,8 @@ def count_transformer_groups(model: ResolvedModel, settings: "ClassifierSettings
         settings: Numbers of the stage.
 
     Raises:
-        ArtifactError: It is no text model that could classify.
-        ValueError: Its layer groups cannot be told.
+        ArtifactError: It is not a text model that could classify.
+        ValueError: Its layer groups cannot be found.
     """
     head = choose_head(model, settings)
     _check_architecture(model, settings, head)
@@ -194,7 +194,7 @@ def _check_architecture(model: ResolvedModel, settings: "ClassifierSettings", he
     if config.is_encoder_decoder:
         raise ArtifactError(
             f"{model} is a {kind!r} model, an encoder with a decoder behind it: their layers are in no one order from "
-            "input to output that groups could be thawed in; give an encoder (BERT, ...) or a decoder (GPT-2, ...)"
+            "input to output that groups could be unfrozen in; give an encoder (BERT, ...) or a decoder (GPT-2, ...)"
         )
     has_own_head = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     reads_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING
@@ -214,12 +214,12 @@ def _check_architecture(model: ResolvedModel, settings: "ClassifierSettings", he
         what = "a head of its own" if its_own == "own" else f"a {its_own} head"
         raise ArtifactError(
             f"{model} is a classifier with {what}, which cannot become a {settings.head} one; give the folder of its "
-            "encoder or language model, or leave head out to go on with the head it has"
+            "encoder or language model, or leave head out to keep the head it has"
         )
 
 
 def _head_of(config: Any) -> str | None:
-    """Return a saved classifier's head as the setting names it; None of a model that is no classifier."""
+    """Return a saved classifier's head as the setting names it; None of a model that is not a classifier."""
     if config.model_type == MODEL_TYPE:
         return f"{config.pooling}-pooling"
     return "own" if is_text_classifier(config) else None
@@ -237,7 +237,7 @@ def _with_new_head(model: ResolvedModel, config: Any) -> Any:
     network = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     if network.base_model is network:
         raise ArtifactError(
-            f"{model} is a {config.model_type!r} model, whose encoder cannot be told from its head; give the encoder's "
+            f"{model} is a {config.model_type!r} model, whose encoder is mixed with its head; give the encoder's "
             "own folder, or the same labels"
         )
     network.base_model.load_state_dict(saved.base_model.state_dict())
@@ -255,7 +255,7 @@ def _own_classifier(model: ResolvedModel, config: Any, settings: "ClassifierSett
     lost = [key for key in missing if "pooler" not in key]
     if lost:
         raise ArtifactError(
-            f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are no whole "
+            f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are not a complete "
             f"{type(network).__name__}: take another save"
         )
     if missing:
@@ -293,9 +293,9 @@ def _pooling_classifier(
 
 
 def _tried(model: ResolvedModel, config: PoolingClassifierConfig, *, head: str) -> PoolingForSequenceClassification:
-    """Build a pooling classifier and let it read two tokens: some backbones give out what it cannot pool.
+    """Build a pooling classifier and let it read two tokens: some backbones output what it cannot pool.
 
-    Reformer's outputs are twice as wide as its configuration says; Perceiver reads no ``input_ids``.
+    Reformer's outputs are twice as wide as in its configuration; Perceiver reads no ``input_ids``.
     """
     try:
         network = PoolingForSequenceClassification(config)

@@ -1,6 +1,6 @@
 """A transformer's part of the language-model stage: masked or next tokens, by what the model is, on packed blocks.
 
-An encoder (BERT, RoBERTa, ...) goes on guessing masked tokens, a decoder (GPT-2, Llama, ...) the next one. An encoder
+An encoder (BERT, RoBERTa, ...) continues guessing masked tokens, a decoder (GPT-2, Llama, ...) the next one. An encoder
 without a language-model head gets one. The folder it ends in is plain transformers, and a classifier takes its encoder
 over by the weights' names.
 
@@ -53,7 +53,7 @@ from ulmfit_pipe.training.schedules import Schedule
 BLOCK_SIZE = 128  # tokens: Sun et al. 2019 for further pretraining; nine tenths of BERT's own (Devlin et al. 2019, A.2)
 STEPS_PER_EPOCH = 25  # little text narrows the batch until an epoch has about so many steps; ours, as the classifier's
 LEAST_BATCH = 8  # blocks; the batch is not narrowed below it
-BUNDLES = 3  # of a transformer's blocks where the language model is thawed gradually; ours
+BUNDLES = 3  # of a transformer's blocks where the language model is unfrozen gradually; ours
 EVALUATION_SEED = 0  # of the validation's masks: the same in every run, so that runs can be compared
 
 # What an AWD-LSTM's settings would mean here: name -> (default, why it is refused)
@@ -88,10 +88,10 @@ def build_transformer_language_model(
         validation: Column ``text``; what to measure on.
         model: Folder or name of any text model of transformers.
         settings: Numbers of the stage.
-        context: Preset and surroundings.
+        context: Preset and environment.
 
     Raises:
-        ArtifactError: It is no model that could guess masked or next tokens, or its weights or tokenizer cannot be
+        ArtifactError: It is not a model that could guess masked or next tokens, or its weights or tokenizer cannot be
             used.
         ValueError: There is too little text, or a setting has no meaning for the model.
     """
@@ -181,7 +181,7 @@ def _load(model: ResolvedModel, config: Any, context: RunContext, *, masked: boo
     """Load a language model, with a new head where it has none; also weights that only a classifier has a use for."""
     if any("SequenceClassification" in name for name in config.architectures or []):
         context.tell(
-            f"{model} is a classifier: its encoder goes on as a language model, its head is left behind; to keep the "
+            f"{model} is a classifier: its encoder continues as a language model, its head is left behind; to keep the "
             "head, leave this stage out (fine_tune_language_model false)"
         )
     kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
@@ -217,7 +217,7 @@ def _loaded(model: ResolvedModel, kind: Any, config: Any) -> tuple[Any, dict[str
     lost = sorted(key for key in found["missing_keys"] if key.startswith(encoder))
     if lost:
         raise ArtifactError(
-            f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are no whole "
+            f"the weights of {model} lack {lost[0]} ({len(lost)} in all), so they are not a complete "
             f"{type(network).__name__}: take another save"
         )
     return network, found

@@ -1,7 +1,7 @@
 """The columns that a prediction adds to a table's own: ``label``, ``score`` and, if asked for, every label's score.
 
 Labels are written in the type that training had, or, where the table brings labels of its own, in the type of these:
-so ``label == label_given`` says whether a prediction is right, in every kind of file.
+so ``label == label_given`` is whether a prediction is right, in every kind of file.
 """
 
 import json
@@ -21,7 +21,7 @@ from ulmfit_pipe.text.predict.predictor import Predictor
 LABEL, SCORE = "label", "score"
 GIVEN = "_given"  # an input column that is called like one of ours is kept under its name with this after it
 LABEL_SEPARATOR = "|"  # between the labels of a multi-label row in CSV and TSV, which know no lists
-SCORE_DIGITS = 6  # significant digits; the seventh of a float32 model depends on what stands in the same batch
+SCORE_DIGITS = 6  # significant digits; the seventh of a float32 model depends on what is in the same batch
 Counts = Counter[str | None]  # how often each label was given, and None for rows without text
 
 
@@ -129,7 +129,7 @@ class PredictedColumns:
         except UnicodeEncodeError as error:
             nearby = error.object[max(0, error.start - 20) : error.end + 20]
             raise TableError(
-                f"{self.source}: half of a surrogate pair stands in {nearby!r}, which {self.suffix} cannot keep; "
+                f"{self.source}: half of a surrogate pair is in {nearby!r}, which {self.suffix} cannot keep; "
                 "remove it, or write .jsonl"
             ) from error
 
@@ -195,7 +195,7 @@ def _type_of(column: Column) -> pa.DataType | None:
 
 
 def _joined_lists(column: Column) -> Column:
-    """Return lists of labels joined as predictions are; what is no list of names stays as it is."""
+    """Return lists of labels joined as predictions are; what is not a list of names stays as it is."""
     values = column_values(column)
     if not any(isinstance(value, list) for value in values):
         return column
@@ -233,7 +233,7 @@ def check_row(values: Sequence[Any], number: int, *, name: str, columns: Sequenc
         skip_empty: A row without text may pass.
 
     Raises:
-        TableError: A text is no string or cannot be encoded, or there is none.
+        TableError: A text is not a string or cannot be encoded, or there is none.
     """
     texts = [text_of(value, Place(name, number, column)) for column, value in zip(columns, values, strict=True)]
     if is_empty(texts) and not skip_empty:

@@ -1,6 +1,6 @@
 """Prediction of files: the same rows in the same order, with ``label`` and ``score`` beside them.
 
-One file is read twice: once to check every row before the first prediction, once to predict, in pieces, so that its
+One file is read twice: once to check every row before the first prediction, once to predict, in chunks, so that its
 size does not matter. The result takes its name only when it is whole. Several files, or several processes, write a
 folder of parts instead (`predict_shards.py`).
 """
@@ -48,7 +48,7 @@ class PredictSummary:
         seconds: Time of it all: loading the model, checking the rows, predicting and writing them.
         predicting: Time from the first row that was predicted to the last one written, by all processes.
         labels: How often each label was given, in the model's order.
-        output_file: Where the rows lie: a file, or a folder of parts.
+        output_file: Path of the rows: a file, or a folder of parts.
         done_before: Rows among them that an earlier start had finished.
     """
 
@@ -85,7 +85,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
 
     Args:
         settings: Model, files and columns.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
 
     Returns:
         Rows, seconds and how often each label was given; the same on every process.
@@ -95,7 +95,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         ArtifactError: The model cannot be used, or the folder of parts holds something else.
         ValueError: Settings contradict one another, or another process failed or has other settings, model or data.
         OSError: The output cannot be written; a file that was there before is untouched.
-        Preempted: A recipe was told to stop while it wrote parts; those that were finished are kept.
+        Preempted: The run was stopped by SIGTERM while it wrote parts; those that were finished are kept.
     """
     started = time.perf_counter()
     check_choices(settings)
@@ -238,7 +238,7 @@ def _checked_paths(settings: PredictFileSettings) -> tuple[list[str], Path | Non
     if not settings.text_column:
         raise ValueError("text_column is empty; name at least one column")
     if settings.output_file is None and settings.output_dir is None:
-        raise ValueError("nothing says where to write; give output_file, or output_dir for a folder of parts")
+        raise ValueError("no output is named; give output_file, or output_dir for a folder of parts")
     return sources, None if settings.output_file is None else _checked_target(settings.output_file, sources)
 
 

@@ -1,9 +1,9 @@
 """Prediction: texts in, labels and scores out, in the order given, for texts of any length.
 
 Any text classifier can predict: an AWD-LSTM, a transformer that was trained here (long texts are read as they were in
-training), or one of another program (long texts are cut where its positions end).
+training), or one of another program (long texts are truncated at its last position).
 A folder may hold a forward and, below ``backward/``, a backward classifier; their probabilities are averaged.
-Files are read and written in pieces, so that their size does not matter.
+Files are read and written in chunks, so that their size does not matter.
 """
 
 import shlex
@@ -51,7 +51,7 @@ class Predictor:
     Args:
         models: Classifiers with the same labels and vocabulary.
         tokenizer: Their tokenizer.
-        accelerator: The device, and this process' share when a table is scored.
+        accelerator: The device, and this process's share when a table is scored.
 
     Attributes:
         reading: How long documents are read.
@@ -67,7 +67,7 @@ class Predictor:
         self.tokenizer = tokenizer
         self.reading = family_of(self.models[0].config.model_type).saved_reading(self.models[0], tokenizer)
         self._readers = [self.reading.wrap(model) for model in self.models]
-        self._cut = (0, 0)  # texts that were cut, and texts that were read
+        self._cut = (0, 0)  # texts that were truncated, and texts that were read
         self._accelerator = accelerator
         self.label_names, self.multi_label = labels_of("the model", self.models[0].config)
         self.label_type = label_type_in(self.models[0].config)
@@ -87,7 +87,7 @@ class Predictor:
             trust_remote_code: Run Python code that comes with the model; off, such a model is refused.
 
         Raises:
-            ArtifactError: The folder is no classifier, was cut short, or holds another model's tokenizer.
+            ArtifactError: The folder is not a classifier, was cut short, or holds another model's tokenizer.
         """
         folders = [_classifier_folder(folder)]
         if (Path(folders[0]) / BACKWARD).is_dir():
@@ -122,7 +122,7 @@ class Predictor:
         """Return a table with ``input_ids`` in place of ``text``.
 
         Raises:
-            TypeError: It is no table of `load_table`.
+            TypeError: It is not a table of `load_table`.
         """
         check_table(table, what="the table of Predictor.tokenize")
         columns = [name for name in ("text", "label") if name in table.column_names]
@@ -140,7 +140,7 @@ class Predictor:
             ``scores``, have the type that training had: 1 for the integer 1, True for true.
 
         Raises:
-            TypeError: A table, a mapping, a bare string, or something in the list that is no string.
+            TypeError: A table, a mapping, a bare string, or something in the list that is not a string.
             ValueError: A text is empty, or the model gives no number for it.
         """
         checked = check_texts(texts)
@@ -196,11 +196,11 @@ class Predictor:
 
     @property
     def cut_texts(self) -> tuple[int, int]:
-        """How many of the texts so far were cut because they are too long, and how many there were."""
+        """Return how many of the texts so far were truncated, and how many there were."""
         return self._cut
 
     def describe_cut(self) -> str:
-        """Return a line on how many of the texts so far were cut because they are too long, or an empty one."""
+        """Return a line on how many of the texts so far were truncated, or an empty one."""
         return describe_cut(*self._cut, self.reading, what="texts to predict")
 
     @torch.no_grad()
@@ -229,7 +229,7 @@ class Predictor:
         Every process scores its share; the sums are added. The loss is that of the averaged probabilities.
 
         Raises:
-            TypeError: It is no table of `load_table`.
+            TypeError: It is not a table of `load_table`.
             ValueError: The table's label names are not the classifier's, in its order.
         """
         return self.score_rows(table)[0]
@@ -241,7 +241,7 @@ class Predictor:
             The scores, and int64 (rows,), or for multi-label bool (rows, num_labels).
 
         Raises:
-            TypeError: It is no table of `load_table`.
+            TypeError: It is not a table of `load_table`.
             ValueError: The table's label names are not the classifier's, in its order.
         """
         check_table(table, what="the table to score")
@@ -277,7 +277,7 @@ class Predictor:
 
 
 def _classifier_folder(folder: Path | str) -> Path | str:
-    """Return the folder, or raise with the classifier that lies below it if it is a whole run's."""
+    """Return the folder, or raise with the classifier that is below it if it is a whole run's."""
     folder = home_path(folder)
     below = Path(folder) / "classifier"
     if (below / "config.json").is_file() and not (Path(folder) / "config.json").is_file():
@@ -286,7 +286,7 @@ def _classifier_folder(folder: Path | str) -> Path | str:
 
 
 def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
-    """Refuse what is no classifier, or does not agree with the first model of an ensemble."""
+    """Refuse what is not a classifier, or does not agree with the first model of an ensemble."""
     if not is_text_classifier(config):
         if any(kind in name for name in config.architectures or [] for kind in LANGUAGE_MODELS):
             raise ArtifactError(
@@ -294,7 +294,7 @@ def _check_config(path: Path | str, config: Any, *, first: Any) -> None:
                 f"ulmfit run --model {shlex.quote(str(path))}, and give the folder of its classifier stage"
             )
         raise ArtifactError(
-            f"{path} is no classifier but {config.architectures}; give the folder of a classifier stage"
+            f"{path} is not a classifier but {config.architectures}; give the folder of a classifier stage"
         )
     (names, multi_label), others = labels_of(path, config), labels_of(path, first)
     check_thresholds(path, raw_thresholds(config), labels=len(names))
@@ -323,7 +323,7 @@ def _load_whole_classifier(path: ResolvedModel, config: Any) -> Any:
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         raise ArtifactError(
-            f"the weights of {path} lack {missing[0]} ({len(missing)} in all), so it is no trained classifier; "
+            f"the weights of {path} lack {missing[0]} ({len(missing)} in all), so it is not a trained classifier; "
             "take another save, or remove the folder and run the command that wrote it again"
         )
     _refuse_integer_weights(path, model)

@@ -1,6 +1,6 @@
 """Prediction in parts: processes write a folder that holds all rows in order, and that a kill cannot undo.
 
-Which rows a part holds follows from the input alone, and its name says it, counted from 1 over all inputs. A process
+Which rows a part holds follows from the input alone, and its name shows it, counted from 1 over all inputs. A process
 makes its share of the parts that are missing, then those that the others have not made. What is made twice is the same
 byte for byte. A part counts as finished after its record (a small file with its rows, digest and labels) and its digest
 were checked, whoever made it.
@@ -66,7 +66,7 @@ class Part:
 
 
 def plan_parts(rows_of_inputs: Sequence[int], *, part_rows: int, suffix: str) -> list[Part]:
-    """Split tables into parts of so many rows; the last of each table may be smaller."""
+    """Split tables into parts of this many rows; the last of each table may be smaller."""
     digits = max(DIGITS, len(str(sum(rows_of_inputs))))
     parts, first = list[Part](), 1
     for number, table_rows in enumerate(rows_of_inputs, start=1):
@@ -81,7 +81,7 @@ def plan_parts(rows_of_inputs: Sequence[int], *, part_rows: int, suffix: str) ->
 class ShardedJob:
     """One prediction in parts; making it checks the inputs and the folder, and predicts nothing.
 
-    The settings have a folder of parts; the share is this process' number, from 0, and how many there are.
+    The settings have a folder of parts; the share is this process's number, from 0, and how many there are.
 
     Raises:
         ValueError: Input or output files are of several kinds, or are in the folder of parts.
@@ -133,7 +133,7 @@ class ShardedJob:
         Raises:
             TableError: An input changed while it was read.
             ArtifactError: The folder was given to another prediction.
-            Preempted: The recipe was told to stop.
+            Preempted: The run was stopped by SIGTERM.
         """
         self._describe_start()
         began, (rank, world_size) = time.perf_counter(), self.share
@@ -146,8 +146,8 @@ class ShardedJob:
                     self._make(missing[len(missing) // 2 :])  # others would come to these last
         except Preempted as stop:
             raise Preempted(
-                f"told to stop (SIGTERM); {len(self.parts) - len(self._missing())} of {len(self.parts)} parts are "
-                f"finished in {self.folder}; run the same command again to go on"
+                f"stopped by SIGTERM; {len(self.parts) - len(self._missing())} of {len(self.parts)} parts are "
+                f"finished in {self.folder}; run the same command again to continue"
             ) from stop
         self.seconds = time.perf_counter() - began if self.pending else 0.0
         return self._finish()
@@ -239,7 +239,7 @@ class ShardedJob:
             return found
         if any(file.suffix != ".tmp" and file.name != RECORDS for file in there):
             raise ArtifactError(
-                f"{self.folder} holds files that are no prediction's, or its {MANIFEST} is damaged; choose another "
+                f"{self.folder} holds files that are not of a prediction, or its {MANIFEST} is damaged; choose another "
                 "output_dir or remove it"
             )
         return None
@@ -263,7 +263,7 @@ class ShardedJob:
             )
         if not isinstance(there.get("identity"), dict):
             raise ArtifactError(
-                f"{self.folder / MANIFEST} does not say of which model, settings and input its parts are (no "
+                f"{self.folder / MANIFEST} does not record the model, settings and input of its parts (no "
                 f"'identity' in it): it was damaged or altered. {advice}"
             )
         changed = differences(there["identity"], self.identity)

@@ -1,6 +1,6 @@
 """How sure a score is: 95 % intervals by the bootstrap over rows.
 
-Rows that say the same are one entry of a count table, and a resample is a multinomial over its entries: memory depends
+Identical rows are one entry of a count table, and a resample is a multinomial over its entries: memory depends
 on the entries and not on the rows times the resamples.
 """
 

@@ -1,4 +1,4 @@
-"""When a run is not ahead of its baseline: the lines that say so, and the commands that are worth a try."""
+"""When a run is not ahead of its baseline: the warnings, and the commands that are worth a try."""
 
 import shlex
 from collections.abc import Mapping

@@ -27,7 +27,7 @@ MEASURES = ("accuracy", "micro_f1", "macro_f1", "loss")
 
 
 def is_repeated(settings: Any) -> bool:
-    """Tell whether settings ask for several runs, all folds or seeds."""
+    """Return whether settings ask for several runs, all folds or seeds."""
     return settings.seeds is not None or (settings.folds is not None and settings.fold is None)
 
 
@@ -39,7 +39,7 @@ def fold_of(tables: RunTables, settings: Any, *, say: Callable[[str], None]) -> 
     Args:
         tables: Tables without validation and test rows.
         settings: Settings of the run: ``folds``, ``fold``, ``seed`` and ``validation_fraction``.
-        say: Told what is left out of the unlabelled texts.
+        say: Receives log lines on what is left out of the unlabelled texts.
 
     Raises:
         ValueError: There are fewer rows than folds, or no class has a row for each fold.
@@ -68,7 +68,7 @@ def run_repeated(settings: Any, context: RunContext | None, *, run: Callable[...
 
     Args:
         settings: Settings of the run, `PipelineSettings`.
-        context: Surroundings; made from the settings by default.
+        context: Environment; made from the settings by default.
         run: Runs one of them: ``run(settings, context=...)``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a run reached, judged honestly: scores with intervals, per class, beside a baseline on the same rows."""
+"""The scores of a run, with intervals, per class, beside a baseline on the same rows."""
 
 import json
 from collections import Counter
@@ -44,10 +44,10 @@ def score_tables(
                 context.tell(line)
     main = context.accelerator.is_main_process
     if main and answers:
-        rival = None if baseline == "none" else _baseline(tables.train, context)
+        tfidf = None if baseline == "none" else _baseline(tables.train, context)
         for name, own in answers.items():
             table = getattr(tables, name)
-            further = judge(own, table, tables.train, names=predictor.label_names, rival=rival, seed=context.seed)
+            further = judge(own, table, tables.train, names=predictor.label_names, tfidf=tfidf, seed=context.seed)
             found[name] = {**(found[name] or {}), **further}
     content = gather_bytes(json.dumps(found).encode() if main else b"", context.accelerator)[0]
     shared: dict[str, dict[str, Any] | None] = json.loads(content)
@@ -59,17 +59,17 @@ def _baseline(train: Dataset, context: RunContext) -> Tfidf | None:
     if classes > MOST_BASELINE_CLASSES:
         context.tell(f"no baseline: it is trained for up to {MOST_BASELINE_CLASSES:,} classes, here are {classes:,}")
         return None
-    rival = fit_tfidf(train, seed=context.seed, most_rows=MOST_BASELINE_ROWS)
-    if rival.details["rows"] < len(train):
+    fitted = fit_tfidf(train, seed=context.seed, most_rows=MOST_BASELINE_ROWS)
+    if fitted.details["rows"] < len(train):
         context.tell(
-            f"baseline: {TITLE} was trained on {rival.details['rows']:,} of the {len(train):,} training rows, to take "
+            f"baseline: {TITLE} was trained on {fitted.details['rows']:,} of the {len(train):,} training rows, to take "
             "seconds"
         )
-    return rival
+    return fitted
 
 
 def judge(
-    answers: np.ndarray, table: Dataset, train: Dataset, *, names: Sequence[str], rival: Tfidf | None, seed: int
+    answers: np.ndarray, table: Dataset, train: Dataset, *, names: Sequence[str], tfidf: Tfidf | None, seed: int
 ) -> dict[str, Any]:
     """Return interval, majority, per-class scores and baseline of the answers to a table's rows.
 
@@ -78,7 +78,7 @@ def judge(
         table: The rows, with their labels.
         train: The rows that were trained on.
         names: Names of the classes.
-        rival: The baseline, or None.
+        tfidf: The baseline, or None.
         seed: Seed of the resamples.
     """
     labels = label_array(table)
@@ -88,10 +88,10 @@ def judge(
         "per_class": per_class(labels, answers, names=names),
         "baseline": None,
     }
-    if rival is not None:
-        others = rival.answers(table)
+    if tfidf is not None:
+        others = tfidf.answers(table)
         ahead, interval = paired_difference(labels, answers, others, seed=seed)
-        details = {**rival.details, "ahead": ahead, "ahead_interval": interval}
+        details = {**tfidf.details, "ahead": ahead, "ahead_interval": interval}
         judged["baseline"] = {"name": TITLE, **plain_scores(labels, others), **details}
     return judged
 

@@ -119,7 +119,7 @@ def new_vectorizer(texts: Sequence[str], *, num_labels: int) -> TfidfVectorizer:
 
 
 def _within_characters(train: Dataset, *, seed: int) -> Dataset:
-    """Return rows of so many characters; two at least, of which each is read up to half of them."""
+    """Return rows of this many characters; two at least, of which each is read up to half of them."""
     total = sum(map(len, train["text"]))
     most = None if total <= MOST_CHARACTERS else max(2, len(train) * MOST_CHARACTERS // total)
     return some_rows(train, most, seed=seed)

@@ -1,7 +1,7 @@
 """A model of ours becomes files that fastai 2.8 loads: weights and encoder (`.pth`), vocabulary (`.pkl`).
 
 Nothing but numbers and strings is in them. For a model of subwords the tokenizer stays behind: fastai gets the rows
-and their tokens, and text has to be cut by our tokenizer.
+and their tokens, and text has to be tokenized by our tokenizer.
 """
 
 import json
@@ -60,7 +60,7 @@ def export_fastai(settings: ExportFastaiSettings) -> ExportSummary:
         What was written and how fastai loads it.
 
     Raises:
-        ArtifactError: The model is no AWD-LSTM, or its tokenizer is another's.
+        ArtifactError: The model is not an AWD-LSTM, or its tokenizer is another's.
     """
     refuse_foreign_folder(Path(settings.output_dir), STAGE)
     config = load_config(settings.model)
@@ -92,7 +92,7 @@ def export_fastai(settings: ExportFastaiSettings) -> ExportSummary:
 def _notes(config: Any, kind: str, is_classifier: bool) -> list[str]:
     notes = []
     if kind != "word":
-        notes.append("the vocabulary is of subwords, whose tokenizer is not part of fastai's files: cut text with ours")
+        notes.append("the vocabulary is of subwords, whose tokenizer is not in fastai's files: tokenize text with ours")
     if config.direction == "backward":
         notes.append("the model reads text backward: give fastai's loaders backwards=True")
     if not is_classifier and not config.tie_word_embeddings:

@@ -4,7 +4,7 @@ Two files come in: the weights (`.pth`, of a language model, an encoder or a cla
 vocabulary (`.pkl`). Both are pickles; they are read by a reader that runs nothing (``tools/fastai/safe_pickles.py``).
 
 A classifier's folder holds a second one, `language_model`: its encoder with a tied decoder, which is what a
-language-model stage goes on from.
+language-model stage resumes from.
 
 Our tokenizers have the nine special tokens at ids 0-8. A vocabulary with another order is put into this one, each row
 of the weights moving with its token; a special token that it lacks gets the mean row, as any new token does.
@@ -59,7 +59,7 @@ class ImportSummary:
     Attributes:
         kind: language model, encoder or classifier: what the file held.
         output_dir: The folder.
-        language_model: The folder that a language-model stage goes on from; of a classifier one inside the folder.
+        language_model: The folder that a language-model stage resumes from; of a classifier one inside the folder.
         sizes: Sizes of the model, by their names in the configuration.
         labels: A classifier's labels, else empty.
         notes: What was decided on the way, a sentence each.
@@ -78,7 +78,7 @@ def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] 
 
     Args:
         settings: The files and the folder.
-        say: Told each decision that was taken.
+        say: Receives log lines on each decision that was taken.
 
     Returns:
         What was made.
@@ -108,7 +108,7 @@ def import_fastai(settings: ImportFastaiSettings, *, say: Callable[[str], None] 
     if head:
         models[ENCODER_FOLDER] = _model(_as_language_model(weights), body, tokenizer, [], settings)
         notes.append(
-            f"the classifier's encoder lies in {ENCODER_FOLDER}/ too, as a language model to go on from: its decoder "
+            f"the classifier's encoder is in {ENCODER_FOLDER}/ too, as a language model to resume from: its decoder "
             "shares the embedding's weight and its bias starts at 0, as the file has no decoder"
         )
 
@@ -152,13 +152,13 @@ def _check_vocabulary(tokens: Sequence[str], rows: int, settings: ImportFastaiSe
     if marked > MOST_MARKED * len(tokens):
         raise ArtifactError(
             f"{settings.vocab} is a vocabulary of subwords ({marked} of {len(tokens)} tokens start with "
-            f"{SUBWORD_MARK!r}); how text is cut into them stands in a SentencePiece model that these files do not "
+            f"{SUBWORD_MARK!r}); how text is split into them is in a SentencePiece model that these files do not "
             "hold. Word models can be imported"
         )
 
 
 def _complete(weights: dict[str, Tensor]) -> tuple[Literal["language model", "encoder", "classifier"], list[str]]:
-    """Give a language model the decoder parts that its file lacks; say what the file is and what was added."""
+    """Give a language model the decoder parts that its file lacks; return what the file is and what was added."""
     if any(name.startswith("classifier.") for name in weights):
         return "classifier", []
     embedding = weights["model.embeddings.weight"]
@@ -197,7 +197,7 @@ def _in_our_order(weights: dict[str, Tensor], tokens: list[str]) -> tuple[list[s
         return named, notes
     ordered = [*SPECIAL_TOKENS, *(token for token in named if token not in SPECIAL_TOKENS)]
     missing = [token for token in SPECIAL_TOKENS if token not in named]
-    notes.append("the special tokens stand at other ids in the file: every row was moved with its token")
+    notes.append("the special tokens are at other ids in the file: every row was moved with its token")
     if missing:
         notes.append(
             f"not in the vocabulary, so they start at the mean row: {', '.join(missing)}; our text rules write such "
@@ -214,7 +214,7 @@ def _in_our_order(weights: dict[str, Tensor], tokens: list[str]) -> tuple[list[s
 
 
 def _with_fillers_numbered(tokens: Sequence[str]) -> list[str]:
-    """Tell fastai's repeated filler apart by numbers, as our tokenizers do, but by none that makes another token."""
+    """Number fastai's repeated padding token xxfake, as our tokenizers do, without making a token that exists."""
     taken = set(tokens)
     numbered = []
     for position, token in enumerate(tokens):

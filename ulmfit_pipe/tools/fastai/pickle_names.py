@@ -1,8 +1,8 @@
-"""What a pickle would run, told from its instructions: they are listed, and nothing is run or loaded.
+"""What a pickle would run, found from its instructions: they are listed, and nothing is run or loaded.
 
 torch's reader of plain tensors stops at the first instruction it does not know, often before it has seen a name; so
-that a refusal can say which class or function stands in the file, the names are read here. What would keep a reader
-busy for hours or fill its memory is told as well, before anything reads the file.
+that a refusal can say which class or function is in the file, the names are read here. What would keep a reader
+busy for hours or fill its memory is found as well, before anything reads the file.
 """
 
 import io
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 64_000_000  # read of a file: names stand beside the tensors, not in them
+MOST_BYTES = 64_000_000  # read of a file: names are beside the tensors, not in them
 MOST_INSTRUCTIONS = 500_000  # listed of a file; tensors by name take some thousands, 60,000 words up to 180,000
 MOST_IN_TUPLE = 1000  # values in a tuple and in the tuples in it; the tuples of a tensor hold about 15
 PICKLES_OF_OLD_FILE = 5  # that torch wrote one after the other before it wrote zip files; raw numbers follow
-ZIP_START = b"PK\x03\x04"  # by which torch's reader, too, tells its zip files from the older ones
+ZIP_START = b"PK\x03\x04"  # by which torch's reader, too, recognizes its zip files
 _STRINGS = ("UNICODE", "STRING")  # in the name of each instruction that pushes a string
 _CALLABLE = object()  # stands for a class or function
 
 
 @dataclass(frozen=True)
 class PickleNames:
-    """What stands in a file of pickles.
+    """What is in a file of pickles.
 
     Attributes:
         names: `module.name` of each class or function, in the file's order, once each.
-        protocol: Version of the pickle's language; the oldest that has all its instructions, where it does not tell.
+        protocol: Version of the pickle's language; the oldest that has all its instructions, where it is not recorded.
         odd: What no file of tensors has and a reader could hang or crash on; the names stop there.
     """
 
@@ -64,7 +64,7 @@ def names_in_file(path: Path | str) -> PickleNames | None:
 
 
 def odd_archive(path: Path | str) -> str | None:
-    """Say what sets a zip file apart from those of `torch.save`; None for one of these, and for what is no zip file.
+    """Return how a zip file differs from those of `torch.save`; None for one of these, and for other files.
 
     Raises:
         OSError: It cannot be opened.
@@ -79,13 +79,13 @@ def odd_archive(path: Path | str) -> str | None:
     except OSError:
         raise
     except Exception as error:  # torch's reader may see a file in it all the same
-        return f"it is no file of tensors by name, or was cut short ({shown_text(str(error))})"
+        return f"it is not a file of tensors by name, or was cut short ({shown_text(str(error))})"
     counts: dict[str, int] = {}
     for entry in entries:
         name = entry.filename.lower()  # torch finds an entry in either case
         counts[name] = counts.get(name, 0) + 1
         if counts[name] > 1:
-            return f"its entry {shown(entry.filename)} stands twice in it, and which one is meant cannot be told"
+            return f"its entry {shown(entry.filename)} is there twice in it, and which one is meant is unknown"
         if entry.compress_type != zipfile.ZIP_STORED:
             return f"its entry {shown(entry.filename)} is compressed, and torch.save compresses nothing"
     claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
@@ -141,10 +141,10 @@ def _list_names(stream: io.BytesIO, budget: Iterator[int]) -> PickleNames | None
 
 
 def _follow(instruction: pickletools.OpcodeInfo, value: Any, stack: list[Any], memo: dict[int, Any]) -> None:
-    """Do to the stack what an instruction does to it; see `_outcome` for what stands there instead of the values.
+    """Do to the stack what an instruction does to it; see `_outcome` for what is there instead of the values.
 
     Raises:
-        _OddError: A tuple holds too much, or something is called that is no class or function.
+        _OddError: A tuple holds too much, or something is called that is not a class or function.
     """
     kind = instruction.name
     if "GET" in kind:
@@ -157,7 +157,7 @@ def _follow(instruction: pickletools.OpcodeInfo, value: Any, stack: list[Any], m
         taken = _take(stack, instruction.stack_before)
         if kind in ("REDUCE", "NEWOBJ", "NEWOBJ_EX") and taken[0] is not _CALLABLE:
             # torch writes the whole of what is called into its error, and lists in lists can be of any length
-            raise _OddError("it calls something that is no class or function")
+            raise _OddError("it calls something that is not a class or function")
         for pushed in instruction.stack_after:
             is_mark = pushed is pickletools.markobject
             stack.append(pushed if is_mark else taken[0] if kind == "DUP" else _outcome(kind, value, taken))

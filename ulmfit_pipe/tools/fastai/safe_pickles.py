@@ -1,7 +1,7 @@
 """Read the two pickled files of a fastai model without running what is in them, and write such files.
 
 The only file of the package that touches pickles. Weights go through torch's `weights_only` reader; what fastai keeps
-of its optimizer beside them is read into inert stand-ins and thrown away. A vocabulary may hold nothing but lists of
+of its optimizer beside them is read into inert stubs and discarded. A vocabulary may hold nothing but lists of
 strings: its reader refuses every class and function, by name.
 """
 
@@ -57,7 +57,7 @@ _AS_PLAIN_LISTS = (
 
 
 class UnsafePickleError(UlmfitError, ValueError):
-    """A pickle holds something that is not allowed in it, or is no pickle; the message names what."""
+    """A pickle holds something that is not allowed in it, or is not a pickle; the message names what."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Vocabulary:
 
 
 class _Ignored:
-    """Stands in for a part of an optimizer's state: takes anything and does nothing."""
+    """Stub for a part of an optimizer's state: takes anything and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Ignored":  # noqa: ARG004
         return super().__new__(cls)
@@ -89,7 +89,7 @@ class _Ignored:
 _NOT_OF_LISTS = {  # instruction -> what it fills
     **dict.fromkeys(("SETITEM", "SETITEMS", "DICT"), "dict"),
     **dict.fromkeys(("ADDITEMS", "FROZENSET"), "set"),
-    "BYTEARRAY8": "bytearray",  # of the length that the file tells, whatever follows
+    "BYTEARRAY8": "bytearray",  # of the length in the file, whatever follows
 }
 _REFUSED = [instruction for instruction in pickletools.opcodes if instruction.name in _NOT_OF_LISTS]
 
@@ -141,15 +141,15 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
     Args:
         path: A saved state dict, or {"model": state dict, ...} as `Learner.save` writes it with its optimizer, and
-            training scripts with more; what stands beside the model is left out.
+            training scripts with more; what is beside the model is left out.
 
     Returns:
         Dense, finite tensors by name; of an `nn.Parameter` its data.
 
     Raises:
         UnsafePickleError: The file names a class or function that is neither a tensor nor a known part of fastai's
-            optimizer state, is no such file, is of a pickle protocol that cannot be read safely, or holds something
-            that is no dense tensor of finite numbers; the message names it.
+            optimizer state, is not such a file, is of a pickle protocol that cannot be read safely, or holds something
+            that is not a dense tensor of finite numbers; the message names it.
         OSError: It cannot be opened.
     """
     path = Path(path)
@@ -179,7 +179,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _allowing_alone(names: Sequence[str]) -> Iterator[None]:
-    """Have torch's reader take these names for stand-ins, and none that another library has put on its list.
+    """Make torch's reader accept these names as stubs, and no others that a library has allowed.
 
     Importing torch's distributed parts, as transformers and accelerate do, puts classes there that run code.
     """
@@ -196,14 +196,14 @@ def _allowing_alone(names: Sequence[str]) -> Iterator[None]:
 def _checked_tensor(path: Path, name: Any, value: Any, file_bytes: int) -> Tensor:
     if not isinstance(name, str) or len(name) > MOST_NAME_LETTERS:
         raise UnsafePickleError(
-            f"{path}: {_shown(name)} stands where the name of a tensor should, a string of at most "
+            f"{path}: {_shown(name)} is in place of a tensor's name, a string of at most "
             f"{MOST_NAME_LETTERS} letters; {_SAVE_WEIGHTS}"
         )
     if not isinstance(value, Tensor):
-        raise UnsafePickleError(f"{path}: under {name!r} stands {_shown(value)}, not a tensor; {_SAVE_WEIGHTS}")
+        raise UnsafePickleError(f"{path}: under {name!r} is {_shown(value)}, not a tensor; {_SAVE_WEIGHTS}")
     tensor = value.detach()
     if problem := _unusual_form(tensor, name, file_bytes):
-        raise UnsafePickleError(f"{path}: under {name!r} stands {problem}")
+        raise UnsafePickleError(f"{path}: under {name!r} is {problem}")
     if not bool(tensor.float().isfinite().all()):
         count = int((~tensor.float().isfinite()).sum())
         raise UnsafePickleError(
@@ -214,7 +214,7 @@ def _checked_tensor(path: Path, name: Any, value: Any, file_bytes: int) -> Tenso
 
 
 def _unusual_form(tensor: Tensor, name: str, file_bytes: int) -> str | None:
-    """Say what a tensor is, and how to make a plain one of it, unless it is one."""
+    """Return a tensor's kind and how to make a plain one of it, unless it is one."""
     if tensor.is_meta:
         return "a tensor of the device meta, which has a shape and no numbers; save the model after it was loaded"
     if tensor.is_quantized:
@@ -232,7 +232,7 @@ def _unusual_form(tensor: Tensor, name: str, file_bytes: int) -> str | None:
 
 
 def _refusal(found: PickleNames | None) -> str | None:
-    """Say what keeps a file from being given to torch's reader at all."""
+    """Return the reason why a file is not given to torch's reader, if any."""
     if found is None:
         return None
     if foreign := [name for name in found.names if not _is_known(name)]:
@@ -242,7 +242,7 @@ def _refusal(found: PickleNames | None) -> str | None:
 
 
 def _reason(found: PickleNames | None, error: Exception) -> str:
-    """Say why torch's reader refused a file in which nothing foreign was seen."""
+    """Return why torch's reader refused a file in which no forbidden name was found."""
     text = " ".join(str(error).split())
     if named := re.search(r"GLOBAL ([\w.]+)", text):  # of torch's own, but none that its reader allows
         return f"it names {shown(named[1])}, and only tensors by name are read; {_SAVE_WEIGHTS}"
@@ -256,7 +256,7 @@ def _reason(found: PickleNames | None, error: Exception) -> str:
     told = text.rpartition("WeightsUnpickler error: ")[2].removeprefix("Weights only load failed. ")
     first = told.split(". ")[0].removesuffix(".").partition(" Check the documentation")[0]
     return (
-        f"it is no file of tensors by name, or was cut short ({shown_text(first) or type(error).__name__}); copy it "
+        f"it is not a file of tensors by name, or was cut short ({shown_text(first) or type(error).__name__}); copy it "
         f"again from where it was made, or {_SAVE_WEIGHTS}"
     )
 
@@ -272,9 +272,9 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
         path: The `.pkl` beside the weights (`itos.pkl` in fastai 0.7).
 
     Raises:
-        UnsafePickleError: The file names any class or function (the message says which), is no pickle, or holds
+        UnsafePickleError: The file names any class or function (the message says which), is not a pickle, or holds
             something other than strings (the message says where and what).
-        ValueError: A token other than the filler xxfake stands twice, or there is none.
+        ValueError: A token other than the padding xxfake is there twice, or there are no tokens.
         OSError: The file cannot be opened.
     """
     path = Path(path)
@@ -308,7 +308,7 @@ def _read_lists(content: bytes) -> Any:
     except Exception as error:  # a broken pickle fails in many ways
         text = "" if isinstance(error, KeyError) else shown_text(str(error))  # the key is an unknown instruction's code
         raise UnsafePickleError(
-            f"it is no pickled list, or was cut short ({text or type(error).__name__}); copy it again from where it "
+            f"it is not a pickled list, or was cut short ({text or type(error).__name__}); copy it again from where it "
             f"was made, or {_AS_PLAIN_LISTS}"
         ) from error
 
@@ -324,14 +324,14 @@ def _checked_strings(path: Path, values: Any, what: str) -> list[str]:
             )
         if re.search("[\ud800-\udfff]", value):
             raise UnsafePickleError(
-                f"{path}: {what} {position} is {_shown(value)}, which holds half of a character that was cut in two; "
+                f"{path}: {what} {position} is {_shown(value)}, which holds half of a character; "
                 "replace it and save the list again, such as with `value.encode('utf-8', 'replace').decode()`"
             )
     return list(values)
 
 
 def _short(value: Any) -> str:
-    """A plain value as Python writes it, cut; of anything else nothing: lists in lists can be of any length."""
+    """Return a plain value as Python writes it, truncated; of other values only the type, as lists can be nested."""
     if isinstance(value, str | bytes):
         return repr(value[:60])
     is_small = isinstance(value, int) and value.bit_length() < 200  # Python writes no number of over 4,300 digits
@@ -347,7 +347,7 @@ def _refuse_twice(path: Path, values: Sequence[str], what: str) -> None:
     for position, value in enumerate(values):
         if value in seen and not (what == "token" and value == FASTAI_FILLER):
             raise ValueError(
-                f"{path}: {what} {_short(value)} stands twice, at {seen[value]} and {position}; give the vocabulary "
+                f"{path}: {what} {_short(value)} is there twice, at {seen[value]} and {position}; give the vocabulary "
                 "that the model was saved with, or rename one of the two and save the list again"
             )
         seen[value] = position

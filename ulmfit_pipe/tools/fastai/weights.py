@@ -77,7 +77,7 @@ def _refuse_other_copies(state_dict: Mapping[str, Tensor]) -> None:
             name = f"{match['stem']}encoder.weight"
             original = state_dict.get(name, copy)
             if original.dim() != 2:
-                continue  # no embedding at all, which `fastai_sizes` tells with the shape
+                continue  # not an embedding; `fastai_sizes` reports it with its shape
             if original.shape != copy.shape or not bool((original == copy).all()):
                 raise ValueError(
                     f"{name!r} and {key!r} are one embedding in every fastai model, and here they differ; take an "
@@ -138,7 +138,7 @@ def _with_bias_moved(norm_bias: Tensor, linear: Mapping[str, Tensor]) -> Tensor:
 
 
 def _is_dropped_copy(key: str, stems: set[str]) -> bool:
-    """Tell whether this is the once dropped recurrent weight beside a `_raw` one."""
+    """Return whether this is the once dropped recurrent weight beside a `_raw` one."""
     return key.endswith("weight_hh_l0") and any(key.startswith(stem) for stem in stems)
 
 
@@ -185,7 +185,7 @@ def to_fastai_state_dict(state_dict: Mapping[str, Tensor], *, linear_index: tupl
 
 
 def _fastai_place(key: str) -> tuple[int, int, int]:
-    """Sort our keys as fastai's modules stand; what this does not part keeps its order."""
+    """Sort our keys in the order of fastai's modules; ties keep their order."""
     if match := re.search(rf"layers\.(?P<layer>\d+)\.{_LSTM_WEIGHT}", key):
         return 1, int(match["layer"]), _LSTM_ORDER.index(match["weight"])
     if match := re.search(r"blocks\.(?P<block>\d+)\.(?P<kind>norm|linear)", key):

@@ -86,7 +86,7 @@ def _draw_filters(pair: ModelPair) -> Picture:
     if channels[0] != channels[1]:
         raise ArtifactError(
             f"{pair.name_before} reads images of {channels[0]} channels, {pair.name_after} of {channels[1]}: neither "
-            "filters nor activations can be compared; compare_weights tells how far the other weights moved"
+            "filters nor activations can be compared; compare_weights reports how far the other weights moved"
         )
     before, after = (first_filters(model)[1].numpy() for model in (pair.before, pair.after))
     return plot_filters(before, after)

@@ -52,7 +52,7 @@ class ModelPair:
 
 
 def compare_weights(before: str | Path, after: str | Path) -> WeightChanges:
-    """Tell how far every weight of a saved model moved from another's.
+    """Report how far every weight of a saved model moved from another's.
 
     Args:
         before: Folder, built-in name or hub id of the earlier model.
@@ -87,7 +87,7 @@ def load_pair(before: str | Path, after: str | Path) -> ModelPair:
 
 
 def changes_of(pair: ModelPair) -> WeightChanges:
-    """Tell how far every weight of the later model moved; errors as in `compare_weights`."""
+    """Report how far every weight of the later model moved; errors as in `compare_weights`."""
     groups = groups_of(pair.after)
     old, now = untied_state(pair.before), untied_state(pair.after)
     base = _base_prefix(pair.after)
@@ -107,7 +107,7 @@ def changes_of(pair: ModelPair) -> WeightChanges:
 
 
 def _fits(before: Tensor | None, after: Tensor) -> bool:
-    """Whether a tensor can be compared; a buffer that cannot be is left out, parameters are judged one by one."""
+    """Whether a tensor can be compared; a buffer that cannot be is left out, parameters are checked one by one."""
     return before is not None and before.shape == after.shape
 
 
@@ -116,7 +116,7 @@ def _load(name: str | Path, config: Any) -> Any:
 
 
 def _bare_config(config: Any) -> Any:
-    """Return the configuration of the backbone, which may lie in that of a classifier."""
+    """Return the configuration of the backbone, which may be in that of a classifier."""
     return getattr(config, "backbone_config", None) or config.get_text_config()
 
 
@@ -143,7 +143,7 @@ def _shared_prefixes(before: Any, after: Any) -> tuple[str, str]:
 def _refuse_unexplained(pair: ModelPair, name: str, before: Tensor | None, after: Tensor, *, in_head: bool) -> None:
     """Raise if a weight is missing or of another shape for no reason that leaves the other weights comparable.
 
-    Such reasons are a pooler (in the head's group), another vocabulary, other channels, and stages that were cut off
+    Such reasons are a pooler (in the head's group), another vocabulary, other channels, and stages that were removed
     before a norm.
     """
     if before is None:

@@ -1,6 +1,6 @@
 """A language model's card: Markdown with the hub's YAML front matter, from the plain record of its packaging.
 
-Every number comes from the record; what the record does not know is said to be not recorded.
+Every number comes from the record; what the record lacks is given as not recorded.
 """
 
 import shlex
@@ -13,7 +13,7 @@ UNKNOWN = "not recorded"
 MEGA = 1_000_000
 HOUR = 3600.0
 WIDTH = 100  # of the lines of a command
-# Of a model from scratch; one that is gone on from brings them along.
+# Of a model from scratch; one that is resumed from brings them along.
 _SETTINGS_FROM_SCRATCH = (
     "tokenizer",
     "tokenizer_of",
@@ -94,7 +94,7 @@ def _how_to_load(record: Mapping[str, Any]) -> str:
     start = "awd-lstm-en" if backward else name
     return f"""## How to load it
 
-It lies in the package, so no network is asked:
+It is in the package, so no network is asked:
 
 ```python
 from ulmfit_pipe import TextPipeline
@@ -182,9 +182,9 @@ def _legs_table(legs: Sequence[Mapping[str, Any]]) -> str:
         "steps",
         "hours",
         "precision",
-        "perplexity a token",
+        "perplexity per token",
         "a word",
-        "bits a character",
+        "bits per character",
         "seed",
     )
     rows = [
@@ -224,13 +224,13 @@ def _measured(record: Mapping[str, Any]) -> str:
 
 | on held-out text | |
 | --- | --- |
-| perplexity a token | {_cell(metrics.get("perplexity"), ".2f")} |
-| perplexity a word (words as white space cuts them) | {_cell(metrics.get("perplexity_per_word"), ".1f")} |
-| bits a character | {_cell(metrics.get("bits_per_character"), ".3f")} |
+| perplexity per token | {_cell(metrics.get("perplexity"), ".2f")} |
+| perplexity per word (words as white space cuts them) | {_cell(metrics.get("perplexity_per_word"), ".1f")} |
+| bits per character | {_cell(metrics.get("bits_per_character"), ".3f")} |
 | next token right | {_cell(metrics.get("token_accuracy"), ".1%")} |
 | tokens measured | {_cell(metrics.get("n"), ",.0f")} |
 
-{how} The perplexity a token depends on the vocabulary; compare with other models by word or by character."""
+{how} The perplexity per token depends on the vocabulary; compare with other models by word or by character."""
 
 
 def _sample(record: Mapping[str, Any]) -> str:
@@ -293,7 +293,7 @@ after a stop."""
 
 
 def _flags_of_training(record: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the settings that a further leg needs to be trained as the last one was."""
+    """Return the settings that a further training run needs to be trained as the last one was."""
     flags = [("--preset", record["preset"])]
     if last.get("precision") not in (None, "fp32"):
         flags.append(("--mixed_precision", last["precision"]))

@@ -1,6 +1,6 @@
 """Making a trained language model fit to be shipped: half the size on disk, no trace of the machine, and a model card.
 
-The weights are rounded to float16 and load as float32 again. What the card says is taken from the record of the
+The weights are rounded to float16 and load as float32 again. The card's content is taken from the record of the
 training, and measured again on the rounded weights where a validation file is given.
 """
 
@@ -43,8 +43,8 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
     """Write a language model's folder as it is shipped, with its model card.
 
     Args:
-        settings: What to package and what to say of it.
-        context: Device and precision of measuring; told the perplexities of a model that is replaced, beside the new.
+        settings: What to package, and notes for the card.
+        context: Device and precision of measuring; logs the perplexities of a replaced model beside the new ones.
 
     Returns:
         What its ``stage.json`` holds.
@@ -97,13 +97,13 @@ def package_language_model(settings: PackageSettings, *, context: RunContext | N
 
 
 def compared_with(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Say how a packaged model's perplexities stand to those of the one it takes the place of, from their records."""
+    """Return a comparison of a packaged model's perplexities with those of the one it replaces, from their records."""
     parts = []
     for name, unit in (("perplexity", "token"), ("perplexity_per_word", "word")):
         before, after = (record["metrics"].get(name) for record in (old, new))
         if before is not None and after is not None:
             verdict = "no change" if after == before else f"{after / before - 1:+.1%}"
-            parts.append(f"{before:.2f} -> {after:.2f} a {unit} ({verdict})")
+            parts.append(f"{before:.2f} -> {after:.2f} per {unit} ({verdict})")
     told = f"validation perplexity {', '.join(parts)}" if parts else "no perplexity of both is known"
     same_size = old["sizes"]["vocab_size"] == new["sizes"]["vocab_size"]
     ways = [_measuring_of(record, with_tokens=same_size) for record in (old, new)]
@@ -126,7 +126,7 @@ def _training_record_of(source: Path) -> dict[str, Any]:
     record = read_stage(source) if source.is_dir() else None
     if record is None or not lineage_of(record):
         raise ArtifactError(
-            f"{source} has no record of a language model's training (stage.json), so its card would say nothing; give "
+            f"{source} has no record of a language model's training (stage.json), so its card would be empty; give "
             "the folder that ulmfit pretrain-lm wrote"
         )
     return record
@@ -197,7 +197,7 @@ def _sample(network: Any, tokenizer: UlmfitTokenizer, settings: PackageSettings)
     backward = network.config.direction == "backward"
     prompt = settings.prompt or PROMPTS[network.config.direction]
     ids = tokenizer(prompt)["input_ids"]
-    ids = ids[:0:-1] if backward else ids  # backward without xxbos, which stands at a text's start
+    ids = ids[:0:-1] if backward else ids  # backward without xxbos, which is at a text's start
     never = [tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
     network.eval()
     with torch.random.fork_rng(), quiet_transformers():
@@ -211,7 +211,7 @@ def _sample(network: Any, tokenizer: UlmfitTokenizer, settings: PackageSettings)
             suppress_tokens=never,
         )[0].tolist()
     written = tokenizer.decode(found[::-1] if backward else found, skip_special_tokens=True)
-    text = str(written).lstrip(" ")  # backward, what stands before the first word was not written
+    text = str(written).lstrip(" ")  # backward, what is before the first word was not written
     numbers = {"seed": settings.seed, "temperature": settings.temperature, "top_k": settings.top_k}
     return {"prompt": prompt, "text": text, "tokens": len(found) - len(ids), **numbers}
 
@@ -228,7 +228,7 @@ def without_paths(value: Any) -> Any:
 
 
 def _is_path(text: str) -> bool:
-    """Tell whether a text is a path, of Windows too, or holds one; a slash between spaces and an address are none."""
+    """Return whether a text is a path, of Windows too, or holds one; a slash between spaces and an address are none."""
     if "://" in text:
         return False
     return text.startswith(("/", "~", "./", "../")) or re.search(r"\\|[^\s/]/[^\s/]|\s~?/[^\s/]", text) is not None

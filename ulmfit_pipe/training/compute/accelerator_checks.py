@@ -1,7 +1,7 @@
 """What an `Accelerator` may be for this loop: anything else is refused before the first step, with what to do instead.
 
 A launcher's configuration can ask Accelerate to shard, compile or accumulate by itself. Each of these takes something
-over that thawing by layer groups relies on, and none of them would stop by itself when it is used wrongly.
+over that unfreezing by layer groups relies on, and none of them would stop by itself when it is used wrongly.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FSDP2_CONFIG = "fsdp2.yaml (ulmfit configs DIR writes it)"
 
 
 class UnsupportedAcceleratorError(UlmfitError, ValueError):
-    """An `Accelerator` is set up in a way that this loop would train wrongly with; the message says what to do."""
+    """An `Accelerator` is set up in a way with which this loop would train wrongly; the message gives the remedy."""
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
@@ -47,7 +47,7 @@ def _check_parts(accelerator: Accelerator) -> None:
     if kind == DistributedType.DEEPSPEED:
         raise UnsupportedAcceleratorError(
             "DeepSpeed takes steps, clipping and loss scaling over, and keeps weights and gradients to itself, so that "
-            f"layer groups could not be thawed as they say they are; start with {FSDP2_CONFIG} instead, which shards "
+            f"layer groups could not be unfrozen as reported; start with {FSDP2_CONFIG} instead, which shards "
             "weights, gradients and optimizer as ZeRO-3 does"
         )
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:

@@ -56,7 +56,7 @@ def _check_fp8() -> None:
 
 
 def cpu_precision(mixed_precision: str) -> tuple[str, str]:
-    """Return the precision that a run on this processor computes in, and a line that says so where it matters.
+    """Return the precision that a run on this processor computes in, and a log line on it where it matters.
 
     Without AVX-512 (or bf16 instructions on ARM) torch has no LSTM in bf16, and its bf16 matrix products took 15 times
     as long as float32's where that was measured; such a run computes in float32.
@@ -92,7 +92,7 @@ def refuse_silent_float32(accelerator: Accelerator) -> None:
 
 
 def tf32_note(tf32: bool | None, device: torch.device) -> str:
-    """Return a line that says so where a choice about TF32 changes nothing on a device; else an empty one."""
+    """Return a log line if a TF32 setting has no effect on a device; else an empty one."""
     if tf32 is None:
         return ""
     asked = f"tf32 {str(tf32).lower()} changes nothing here"

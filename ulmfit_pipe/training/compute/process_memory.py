@@ -17,7 +17,7 @@ GROWTH_BYTES = 64 * 2**20  # the heap grows by so much at a time
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed; the process then holds its peak until it ends.
+    """Make glibc keep what is freed; the process then holds its peak until it ends.
 
     Does nothing where there is no glibc, or where the user has set one of malloc's own environment variables
     (MALLOC_MMAP_MAX_, MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES).

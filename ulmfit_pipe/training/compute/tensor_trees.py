@@ -10,7 +10,7 @@ Place = tuple[str | int, ...]  # the keys that lead to a leaf
 
 
 def leaves_of(tree: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Yield every leaf of a tree with its place, in order; what is none of the known containers is a leaf."""
+    """Yield every leaf of a tree with its path, in order; whatever is not a known container is a leaf."""
     branches = _branches(tree)
     if branches is None:
         yield place, tree
@@ -20,12 +20,12 @@ def leaves_of(tree: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 
 def tensors_of(tree: Any) -> dict[Place, Tensor]:
-    """Return every tensor of a tree by its place."""
+    """Return every tensor of a tree by its path."""
     return {place: leaf for place, leaf in leaves_of(tree) if isinstance(leaf, Tensor)}
 
 
 def with_tensors(tree: Any, change: Callable[[Place, Tensor], Tensor], place: Place = ()) -> Any:
-    """Return a tree with every tensor replaced by what ``change`` makes of its place and itself.
+    """Return a tree with every tensor replaced by what ``change`` makes of its path and itself.
 
     Branches in which nothing changes are those of the given tree.
     """

@@ -39,17 +39,17 @@ def prepared(
     """Wrap a bare model and its optimizer for one phase, and take every wrapper off again.
 
     The bare model's own ``forward`` is put back by hand: accelerate's unwrapping also strips decorators that belong
-    to the model, and leaves a mark by which the next phase would go without mixed precision.
+    to the model, and leaves an attribute by which the next phase would run without mixed precision.
 
     Args:
-        model: The bare model, or the copy in pieces that `sharding.phase_model` made of it.
+        model: The bare model, or the sharded copy that `sharding.phase_model` made of it.
         optimizer: Over its parameters.
         accelerator: Device, precision and processes.
         options: TF32, gradient checkpointing and compilation are taken from it; none of them by default.
 
     Raises:
         UnsupportedAcceleratorError: The accelerator is set up in a way that this loop would train wrongly with.
-        ValueError: The model's layers cannot be run again, or it is to be compiled and is in pieces.
+        ValueError: The model's layers cannot be run again, or it is to be compiled and is sharded.
     """
     options = options or TrainingOptions()
     check_accelerator(accelerator)
@@ -91,7 +91,7 @@ def _layers_put_back(model: nn.Module) -> Iterator[None]:
 
 
 def _wrapped(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
-    """Hand both to Accelerate; of a model in pieces it takes care of the precision only."""
+    """Hand both to Accelerate; of a sharded model it takes care of the precision only."""
     if not is_sharded(model):
         return accelerator.prepare(model, optimizer)
     wrapped = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
@@ -108,7 +108,7 @@ def compiled(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     its own LSTMs.
 
     Args:
-        model: The bare model, frozen as the phase has it, its ``forward`` as the phase runs it.
+        model: The bare model, frozen for the phase, its ``forward`` as the phase runs it.
         enabled: False changes nothing.
     """
     if not enabled:
@@ -146,7 +146,7 @@ def checkpointed(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     frozen prefix no gradient.
 
     Args:
-        model: The bare model, frozen as the phase has it.
+        model: The bare model, frozen for the phase.
         enabled: False changes nothing.
 
     Raises:

@@ -21,7 +21,7 @@ from ulmfit_pipe.training.distributed.processes import ProcessError, gather_byte
 
 T = TypeVar("T")
 CHUNK = 2**20  # words that are widened to 64 bits at a time
-SPREAD = 0x9E3779B97F4A7C15 - 2**64  # 2**64 / golden ratio, odd, as a signed number: no two places weigh the same
+SPREAD = 0x9E3779B97F4A7C15 - 2**64  # 2**64 / golden ratio, odd, as a signed number: all positions' weights differ
 
 
 class DisagreementError(UlmfitError, RuntimeError):
@@ -77,7 +77,7 @@ def _described(error: Exception) -> str:
 def check_agreement(model: nn.Module, accelerator: Accelerator, *, where: str) -> None:
     """Raise on every process unless all of them hold bit-identical parameters and buffers.
 
-    Each process sums its bits, each place with a weight of its own, and the sums (8 bytes a tensor) are gathered.
+    Each process sums its bits, each position with a weight of its own, and the sums (8 bytes per tensor) are gathered.
     Sharded tensors are different parts on purpose and are left out. With one process nothing is done.
 
     Args:
@@ -117,7 +117,7 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def checksum(tensor: Tensor) -> Tensor:
     """Return a 64-bit sum over a tensor's bits, int64 (), on its device; one bit changed always changes it.
 
-    Each word is multiplied by an odd number that belongs to its place, so that order counts; sums wrap around.
+    Each word is multiplied by an odd number that depends on its position, so that order counts; sums wrap around.
     """
     plain = tensor.detach().contiguous().reshape(-1)
     total = torch.zeros((), dtype=torch.int64, device=plain.device)

@@ -29,7 +29,7 @@ class GlobalBatch:
     """What all norms of a model know of the batch that is run.
 
     Attributes:
-        counted: Whether this process' rows are of the batch; rows in place of an empty share are not.
+        counted: Whether this process's rows are of the batch; rows in place of an empty share are not.
     """
 
     counted: bool = True
@@ -73,7 +73,7 @@ def accumulation_note(model: nn.Module, objective: Objective, accumulation_steps
 
     Args:
         model: The bare model.
-        objective: What is minimized; AR and TAR over whole texts are means over a micro-batch's tokens, and a carried
+        objective: What is minimized; AR and TAR over whole texts are means over a micro-batch's tokens, and a recurrent
             state makes micro-batches successive windows of the same rows.
         accumulation_steps: Micro-batches an optimizer step.
     """
@@ -96,7 +96,7 @@ def accumulation_note(model: nn.Module, objective: Objective, accumulation_steps
 
 @contextlib.contextmanager
 def uncounted_rows(model: nn.Module) -> Iterator[None]:
-    """Leave this process' rows out of all statistics; it still runs the collectives that the others wait for."""
+    """Leave this process's rows out of all statistics; it still runs the collectives that the others wait for."""
     batches = [batch for module in model.modules() if (batch := getattr(module, MARK, None)) is not None]
     for batch in batches:
         batch.counted = False
@@ -111,7 +111,7 @@ def _forward(norm: _BatchNorm, inputs: Tensor) -> Tensor:
     """Normalize as the norm's own class does, but by the moments of all processes' rows.
 
     Raises:
-        ValueError: The global batch has a single value a feature, of which there is no variance.
+        ValueError: The global batch has a single value per feature, of which there is no variance.
     """
     if not norm.training:
         return type(norm).forward(norm, inputs)
@@ -170,7 +170,7 @@ def _update_running_statistics(norm: _BatchNorm, mean: Tensor, unbiased: Tensor)
 
 
 class _Normalize(torch.autograd.Function):
-    """Subtract the global mean and divide by the global deviation, both of which depend on every process' rows."""
+    """Subtract the global mean and divide by the global deviation, both of which depend on every process's rows."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, mean: Tensor, scale: Tensor, count: float, counted: bool) -> Tensor:

@@ -37,14 +37,14 @@ ADVICE = "torchrun --nproc_per_node {count} RECIPE.py ... starts {count} on this
 
 
 class LaunchError(UlmfitError, ValueError):
-    """The launcher's processes cannot train together; the message says which command starts them."""
+    """The launcher's processes cannot train together; the message gives the command that starts them."""
 
 
 def new_accelerator(*, say: Callable[[str], None] | None = None, **options: Any) -> Accelerator:
     """Make an `Accelerator` that has all processes the launcher started, on CPUs too.
 
     Args:
-        say: Told, on the main process, what the launcher asked for and does not get.
+        say: Receives, on the main process, log lines on what the launcher asked for and does not get.
         **options: As `Accelerator` takes them.
 
     Raises:
@@ -90,7 +90,7 @@ def _connected(started: int, options: dict[str, Any]) -> Accelerator:
     except torch.distributed.DistError as error:
         raise LaunchError(
             f"{started} processes were started, and not all of them came to {os.environ[OF_SEVERAL]} within "
-            f"{seconds[0]:g} seconds ({str(error).splitlines()[0]}); look at what the others say"
+            f"{seconds[0]:g} seconds ({str(error).splitlines()[0]}); look at the output of the others"
         ) from error
     if torch.distributed.is_initialized():
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds[1]))
@@ -99,9 +99,9 @@ def _connected(started: int, options: dict[str, Any]) -> Accelerator:
 
 @contextlib.contextmanager
 def share_of_work() -> Iterator[tuple[int, int] | None]:
-    """Give a process' number and their count where they were started without a place to meet; for work without steps.
+    """Yield a process's rank and the world size if they were started without an address; for work without steps.
 
-    Within the block such a process is a single one to Accelerate. With a launcher's place to meet the block gets None.
+    Within the block such a process is a single one to Accelerate. With a launcher's address the block gets None.
 
     Raises:
         LaunchError: The number is missing, or is none of them.
@@ -162,7 +162,7 @@ def _has_gpu() -> bool:
 
 
 def started_processes() -> int:
-    """Return how many processes the launcher says that it started; 1 without a launcher."""
+    """Return how many processes the launcher started, by its environment variables; 1 without a launcher."""
     for name in WORLD_SIZES:
         if os.environ.get(name, "").isdigit():
             return max(1, int(os.environ[name]))
@@ -170,7 +170,7 @@ def started_processes() -> int:
 
 
 def missing_processes() -> str:
-    """Return a line that says so where accelerate was asked for several processes and started one, else nothing."""
+    """Return a log line if accelerate was asked for several processes and started one, else an empty one."""
     if any(name in os.environ for name in (*WORLD_SIZES, "LOCAL_RANK")):
         return ""
     if OF_ACCELERATE_LAUNCH not in os.environ or OF_SEVERAL not in os.environ:
@@ -180,7 +180,7 @@ def missing_processes() -> str:
         return ""
     return (
         f"accelerate launch was asked for {asked or 'several'} processes and started one, as its version 1.15 does "
-        "with --cpu. Going on with one: it reaches the same result, in more time. "
+        "with --cpu. Continuing with one: it reaches the same result, in more time. "
         f"{ADVICE.format(count=asked or 2)}"
     )
 

@@ -1,7 +1,7 @@
-"""Batch-norm statistics taken anew over all training data, once a model has stopped changing.
+"""Batch-norm statistics recomputed over all training data, once a model has stopped changing.
 
 While a model trains, the running statistics follow the last few batches, see activations under dropout, and lag behind
-weights that still move. With few steps they are far from what the finished model meets. One pass without dropout gives
+weights that still move. With few steps they are far from those of the finished model. One pass without dropout gives
 the statistics of the weights that are kept. The same is done after weight averaging (Izmailov et al. 2018).
 """
 
@@ -23,7 +23,7 @@ class _Moments:
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.totals = torch.zeros(2 * norm.num_features + 1, dtype=torch.float64)
-        self.counted = True  # not so for rows that stand in for an empty share
+        self.counted = True  # False for dummy rows of an empty share
 
     def add(self, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not self.counted:

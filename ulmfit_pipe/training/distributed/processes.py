@@ -1,4 +1,4 @@
-"""What the processes of one training tell one another (sums, bytes, the time that is left), and how they end."""
+"""What the processes of one training exchange (sums, bytes, the time that is left), and how they end."""
 
 import atexit
 import contextlib
@@ -22,7 +22,7 @@ from ulmfit_pipe.training.records import TrainingOptions
 OTHER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")  # gloo's words and NCCL's
 OTHER_SILENT = re.compile(r"Timed out waiting \d+ms|collective operation timeout")  # the same
 MILLISECONDS = re.compile(r"Timed out waiting (\d+)ms|Timeout\(ms\)=(\d+)")
-SECONDS_TO_ANSWER = 5.0  # within which processes that wait for the same one say so
+SECONDS_TO_ANSWER = 5.0  # within which processes that wait for the same one report it
 POLL_SECONDS = 0.5
 STOPPED, WAITING = "ulmfit_pipe/stopped/", "ulmfit_pipe/waiting/"  # keys of the processes' store
 EXIT_PAUSE = 0.25  # seconds; far more than a thread that is ready to run waits for a core
@@ -73,12 +73,12 @@ def time_used(accelerator: Accelerator, options: TrainingOptions, *, started: fl
 
 
 def to_device(batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Move a batch to the process' device."""
+    """Move a batch to the process's device."""
     return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
 
 
 def is_filler(batch: Batch) -> bool:
-    """Tell whether a batch's rows only stand in for a process' empty share, and count for nothing."""
+    """Return whether a batch is a dummy batch for a process's empty share, which counts for nothing."""
     return bool(getattr(batch, "filler", False))
 
 
@@ -107,9 +107,9 @@ def leave_word(message: str) -> None:
 
 
 def why_others_ended(error: Exception) -> str:
-    """Return which other processes a failed collective call was waiting for, and why they ended if they said so.
+    """Return which other processes a failed collective call was waiting for, and why they ended if they reported it.
 
-    Every process that waits says so in the store; those that do not within some seconds are gone, or silent.
+    Every process that waits reports it in the store; those that do not within some seconds are gone, or silent.
 
     Returns:
         Such as ``process 1 stopped: there is no file x``; empty where the error is another one.
@@ -128,7 +128,7 @@ def why_others_ended(error: Exception) -> str:
 
 
 def _silence(words: str) -> str:
-    """Return what to say of a process that a collective call waited for in vain, with how long it waited."""
+    """Return the message on a process that a collective call waited for in vain, with how long it waited."""
     waited = next((int(one) for found in MILLISECONDS.finditer(words) for one in found.groups() if one), None)
     within = "" if waited is None else f" within {waited / 1000:g} seconds (ULMFIT_PIPE_TIMEOUT sets how many)"
     return f"does not answer{within}: it is stopped, or hangs"

@@ -1,8 +1,8 @@
-"""Weights in pieces: torch's ``fully_shard`` for the time of a phase, a layer group a unit.
+"""Sharded weights: torch's ``fully_shard`` for the time of a phase, one unit per layer group.
 
-Each process then holds one piece of every weight, gradient and optimizer state on its device; the whole of a layer
-group comes together only while it runs. The bare model stays as it is, on each process' CPU: a phase parts a copy of
-it, and what trained is written back after every epoch. So thawing is what it is without pieces, and weights are saved,
+Each process then holds one shard of every weight, gradient and optimizer state on its device; the whole of a layer
+group comes together only while it runs. The bare model stays as it is, on each process's CPU: a phase shards a copy of
+it, and what trained is written back after every epoch. So unfreezing works as without sharding, and weights are saved,
 compared and restored as ever. Nothing is saved in the middle of an epoch.
 """
 
@@ -28,19 +28,19 @@ AfterEpoch = Callable[[EpochRecord], bool] | None  # hears of every epoch; True 
 
 
 def wants_pieces(accelerator: Accelerator, options: TrainingOptions) -> bool:
-    """Tell whether a training is to part its weights: by its options, or because Accelerate was set up for FSDP2."""
+    """Return whether a training is to shard its weights: by its options, or because Accelerate was set up for FSDP2."""
     return accelerator.num_processes > 1 and (options.shard or bool(getattr(accelerator, "is_fsdp2", False)))
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Tell whether a model is in pieces."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # it takes a second to load: who parted a model has
+    """Return whether a model is sharded."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # it takes a second to load: whoever sharded a model has
     return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 @dataclass(frozen=True)
 class PhaseModel:
-    """What a phase trains: the bare model itself, or a copy of it in pieces.
+    """What a phase trains: the bare model itself, or a sharded copy of it.
 
     Attributes:
         model: The model to train.
@@ -72,7 +72,7 @@ class PhaseModel:
             return on_epoch
 
         def written_back(record: EpochRecord) -> bool:
-            """Write the weights back, then tell whoever asked."""
+            """Write the weights back, then call the observers."""
             self.write_back()
             return on_epoch is not None and on_epoch(record)
 
@@ -83,13 +83,13 @@ class PhaseModel:
 def phase_model(
     model: nn.Module, groups: Sequence[LayerGroup], accelerator: Accelerator, options: TrainingOptions
 ) -> Iterator[PhaseModel]:
-    """Give what a phase trains, on the accelerator's device: the bare model, or a copy in pieces where this is wanted.
+    """Return what a phase trains, on the accelerator's device: the bare model, or a sharded copy where this is wanted.
 
     Args:
         model: The bare model, frozen as the phase has it.
         groups: Its layer groups.
         accelerator: The processes.
-        options: Says whether to part it.
+        options: Whether to shard it.
 
     Raises:
         UnsupportedAcceleratorError: Processes would hold other weights, or wait for one another for ever.
@@ -117,12 +117,12 @@ def _check_parts(model: nn.Module, accelerator: Accelerator) -> None:
     if any(getattr(module, UNEVEN, False) for module in model.modules()):
         raise UnsupportedAcceleratorError(
             f"{type(model).__name__} reads a text in as many windows as it is long, so processes that hold its weights "
-            "in pieces would wait for one another; train it with plain data parallelism (it is small)"
+            "that are sharded would wait for one another; train it with plain data parallelism (it is small)"
         )
 
 
 def _part(model: nn.Module, groups: Sequence[LayerGroup], accelerator: Accelerator) -> None:
-    """Part a model's weights over the processes, in place: first its layer groups, then what is in none."""
+    """Shard a model's weights over the processes, in place: first its layer groups, then what is in none."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -156,7 +156,7 @@ def modules_of_group(model: nn.Module, group: LayerGroup) -> list[nn.Module]:
 
 
 def whole_norm(norm: Any) -> float:
-    """Return a gradient's norm as a number, also where it is one of pieces; all processes make the call."""
+    """Return a gradient's norm as a number, also where it is sharded; all processes must make the call."""
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
@@ -166,7 +166,7 @@ def _units_of(model: nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def brought_together(model: nn.Module) -> Iterator[None]:
-    """Hold the whole of a model that is in pieces for the time of a block, in which processes need not keep step."""
+    """Gather a sharded model's full weights for the time of a block, in which processes need not synchronize."""
     units = _units_of(model) if is_sharded(model) else []
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -180,10 +180,10 @@ def brought_together(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_whole(model: nn.Module, accelerator: Accelerator, options: TrainingOptions) -> None:
-    """Raise where a model that should be in pieces is not, or one that is would be compiled or computed in 8 bits.
+    """Raise where a model that should be sharded is not, or one that is would be compiled or computed in 8 bits.
 
     Raises:
-        UnsupportedAcceleratorError: Accelerate would part the bare model in place, or both is asked for.
+        UnsupportedAcceleratorError: Accelerate would shard the bare model in place, or both is asked for.
     """
     if wants_pieces(accelerator, options) and not is_sharded(model):
         raise UnsupportedAcceleratorError(
@@ -192,9 +192,9 @@ def refuse_whole(model: nn.Module, accelerator: Accelerator, options: TrainingOp
         )
     if is_sharded(model) and options.compile:
         raise UnsupportedAcceleratorError(
-            "a model in pieces is not compiled here: leave compile out, or train with plain data parallelism"
+            "a sharded model is not compiled here: leave compile out, or train with plain data parallelism"
         )
     if is_sharded(model) and accelerator.mixed_precision == "fp8":
         raise UnsupportedAcceleratorError(
-            "a model in pieces does not compute in fp8 here: use mixed_precision 'bf16', or plain data parallelism"
+            "a sharded model does not compute in fp8 here: use mixed_precision 'bf16', or plain data parallelism"
         )

@@ -12,7 +12,7 @@ DISK_SHARE = 0.5  # of the free space where temporary files go; the rest is left
 
 
 class StoreFullError(RuntimeError):
-    """There is no room for another row; the message says how much is held."""
+    """There is no room for another row; the message gives the amount stored."""
 
 
 class ActivationStore:

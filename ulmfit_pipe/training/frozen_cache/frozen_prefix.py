@@ -126,7 +126,7 @@ class CachedObjective:
         return rows, [place for place, row in enumerate(rows) if row not in self.store.rows]
 
     def _watched(self, model: nn.Module, batch: Batch) -> tuple[ObjectiveOutput, Tensor]:
-        """Run the whole model and return what crosses the boundary too; the model may read a batch in pieces."""
+        """Run the whole model and return what crosses the boundary too; the model may read a batch in several calls."""
         seen: list[Tensor] = []
 
         def note(value: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class CachedObjective:
         self._keep(batch, rows, self._watched(model, batch)[1])
 
     def _from_kept(self, model: nn.Module, batch: Batch, value: Tensor) -> ObjectiveOutput:
-        """Run what is behind the boundary; a batch that the model reads in pieces is handed out piece by piece."""
+        """Run what is behind the boundary; a batch that the model reads in several calls is served call by call."""
         done = 0
 
         def hand_out(like: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def cached_prefix(
     options: TrainingOptions,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Task]:
-    """Give a phase's task with frozen groups run once a row, where the options ask for it and it is the same.
+    """Give a phase's task with frozen groups run once per row, where the options ask for it and it is the same.
 
     Every process keeps the rows that it was given itself; each runs a row once.
 
@@ -208,11 +208,11 @@ def cached_prefix(
         model: The bare model, frozen as the phase has it, on the accelerator's device.
         groups: Its layer groups.
         phase: The phase.
-        task: Data and objective; training batches must say that their rows are the same in every epoch
+        task: Data and objective; training batches must declare that their rows are the same in every epoch
             (``fixed_rows``), for otherwise nothing is kept.
         accelerator: Device and precision.
-        options: Numbers of the loop.
-        say: Told whether rows are kept, and if not, why.
+        options: Hyperparameters of the loop.
+        say: Receives a log line on whether rows are cached, and if not, why.
     """
     cached = None
     if options.cache_frozen and frozen_below(groups):
@@ -229,12 +229,12 @@ def cached_prefix(
 
 
 def keep_again(task: Task, phase: Phase, *, upto: tuple[int, int], first_epoch: int, accelerator: Accelerator) -> None:
-    """Keep the rows that a phase had kept when it was killed, so that it goes on with the very same numbers.
+    """Keep the rows that a phase had kept when it was killed, so that it continues with exactly the same values.
 
     Args:
         task: The phase's task, as `cached_prefix` gives it; where it keeps nothing, nothing is done.
         phase: The phase.
-        upto: The epoch that is gone on with, and how many of its batches are done.
+        upto: The epoch that is resumed, and how many of its batches are done.
         first_epoch: Number that the phase's epoch 0 has for the data's order.
         accelerator: Where batches go.
     """
@@ -260,7 +260,7 @@ def _cached(
     options: TrainingOptions,
     say: Callable[[str], None],
 ) -> CachedObjective | None:
-    """Return the task's objective with rows kept, or None where they cannot be; either is said."""
+    """Return the task's objective with cached rows, or None where caching is impossible; either is logged."""
     below = frozen_below(groups)
 
     def trial(run: Callable[[nn.Module], Any]) -> Any:
@@ -282,7 +282,7 @@ def _cached(
         say(f"cache_frozen: off in phase {phase.name!r}, frozen groups run in every epoch: {error}")
         return None
     names = ", ".join(group.name for group in below)
-    say(f"cache_frozen: {names} run once a row; kept is what goes into {boundary.name}")
+    say(f"cache_frozen: {names} run once per row; kept is what goes into {boundary.name}")
     store = ActivationStore(memory=int(options.cache_memory_gib * GIB))
     kept = {True: True, False: _fixed(task.valid_batches)}
     frozen = [parameter for group in below for _, parameter in group.parameters]
@@ -300,7 +300,7 @@ def _check_alone(accelerator: Accelerator, options: TrainingOptions) -> None:
     if options.compile:
         raise PrefixError("the model is compiled (compile), and compiled code cannot leave its frozen part out")
     if wants_pieces(accelerator, options):
-        raise PrefixError("the weights lie in pieces on the processes, which must run all layers equally often")
+        raise PrefixError("the weights are sharded over the processes, which must run all layers equally often")
 
 
 def _check_worth(below: Sequence[LayerGroup], phase: Phase, task: Task) -> None:
@@ -309,11 +309,11 @@ def _check_worth(below: Sequence[LayerGroup], phase: Phase, task: Task) -> None:
         raise PrefixError("it has one epoch, so nothing would be used again")
     if not _fixed(task.train_batches):
         raise PrefixError(
-            "the training batches do not say that their rows are the same in every epoch (fixed_rows), as they are "
+            "the training batches do not declare that their rows are the same in every epoch (fixed_rows), as they are "
             "not under augmentation"
         )
     moving = [group.name for group in below if group.num_trainable]
     if moving:
         raise PrefixError(
-            f"norm layers of the frozen groups {', '.join(moving)} train (train_norm), so what these give out changes"
+            f"norm layers of the frozen groups {', '.join(moving)} train (train_norm), so their output changes"
         )

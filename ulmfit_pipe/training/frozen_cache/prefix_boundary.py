@@ -22,7 +22,7 @@ from ulmfit_pipe.training.records import TrainingOptions
 
 PLAIN = (type(None), bool, int, float, str)  # leaves of an output that are the same in every call
 
-Sources = dict[Place, list[set[Any]]]  # per tensor and axis, what gives its size: a number, or an input's (place, axis)
+Sources = dict[Place, list[set[Any]]]  # per tensor and axis, what gives its size: a number, or an input's (path, axis)
 
 
 @dataclass
@@ -161,7 +161,7 @@ def find_boundary(
         with torch.enable_grad():  # what depends on a trained weight needs a gradient, and is known by that
             carry = forward().carry
     if carry is not None:
-        raise PrefixError("the objective carries a state from one batch to the next")
+        raise PrefixError("the objective passes a recurrent state from one batch to the next")
     below = {parameter for group in frozen_below(groups) for _, parameter in group.parameters}
     later, frozen = [], {}
     for number, (name, module, inputs) in enumerate(calls):

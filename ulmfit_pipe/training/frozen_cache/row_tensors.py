@@ -18,7 +18,7 @@ Batch = Mapping[str, Tensor]
 
 
 class PrefixError(ValueError):
-    """The outputs of frozen groups cannot be kept per row; the message says why."""
+    """The outputs of frozen groups cannot be cached per row; the message gives the reason."""
 
 
 def has_tokens(value: Tensor, batch: Batch) -> bool:

@@ -1,6 +1,6 @@
 """The trackers that Accelerate knows (TensorBoard, Weights & Biases, MLflow, ...) behind this package's `Tracker`.
 
-Accelerate leaves out a tracker that is not installed, and says so in a debug message; here it is refused.
+Accelerate leaves out a tracker that is not installed, and logs it in a debug message; here it is refused.
 """
 
 import difflib
@@ -36,17 +36,17 @@ def _library_trackers() -> list[str]:
 
 
 def check_report_to(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the trackers that a list of names stands for: none, some, or ``all`` that are installed.
+    """Return the trackers that a list of names means: none, some, or ``all`` that are installed.
 
     Raises:
-        ValueError: A name is no tracker, is not installed, or ``none`` stands beside others.
+        ValueError: A name is not a tracker, is not installed, or ``none`` is combined with others.
     """
     if isinstance(names, str):
         raise ValueError(f"report_to must be a list of names, got {names!r}; write [{names!r}]")
     asked = tuple(dict.fromkeys(names))
     if NONE in asked:
         if len(asked) > 1:
-            raise ValueError(f"report_to {NONE!r} cannot stand beside others, got {', '.join(asked)}; leave it out")
+            raise ValueError(f"report_to {NONE!r} cannot be combined with others, got {', '.join(asked)}; leave it out")
         return ()
     here = installed_trackers()
     for name in asked:
@@ -66,26 +66,26 @@ def _check_tracker(name: str, here: Sequence[str]) -> None:
         close = difflib.get_close_matches(str(name), [*known, ALL, NONE], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"report_to {name!r} is no tracker; {hint}There are {', '.join(known)}, {ALL}, {NONE}; {shown}"
+            f"report_to {name!r} is not a tracker; {hint}There are {', '.join(known)}, {ALL}, {NONE}; {shown}"
         )
     raise ValueError(f"report_to {name!r} is not installed; pip install {name}; {shown}")
 
 
 class AccelerateTrackers:
-    """A tracker that hands the numbers to trackers of Accelerate, as one run of each.
+    """A tracker that passes the metrics to trackers of Accelerate, as one run of each.
 
-    Numbers that are NaN or infinite are left out, since not every library takes them. A run that is gone on with hides
+    Metrics that are NaN or infinite are left out, since not every library takes them. A run that is resumed hides
     what TensorBoard has of the steps after the checkpoint; the others get a run of its own for every start, unless
-    their own environment variables say which run to go on with (``WANDB_RUN_ID`` and ``WANDB_RESUME``, ...).
+    their own environment variables name the run to continue (``WANDB_RUN_ID`` and ``WANDB_RESUME``, ...).
 
     Args:
         names: Names as `check_report_to` takes them.
-        folder: What is kept in files lies below it, in ``tensorboard/RUN`` for example.
+        folder: What is kept in files is below it, in ``tensorboard/RUN`` for example.
         run: The run's name.
         config: Plain numbers and names to show beside the run, such as its settings.
 
     Raises:
-        ValueError: A name is no tracker, or is not installed.
+        ValueError: A name is not a tracker, or is not installed.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What a training tells while it runs: numbers every few steps and after every epoch, to any number of trackers.
+"""What a training logs while it runs: metrics every few steps and after every epoch, to any number of trackers.
 
 `RunLog` collects them on every process; on the main process each `Tracker` gets them. `JsonlLog` is the one that needs
 nothing installed; `accelerate_trackers` has those of Accelerate (TensorBoard, Weights & Biases, ...). Which step comes
-before which is counted over all phases, so that a run that was killed goes on in the same log.
+before which is counted over all phases, so that a run that was killed continues in the same log.
 
 Of a step, every `TrainingOptions.log_every` steps:
 
@@ -61,7 +61,7 @@ class JsonlLog:
         """Keep what a file that is there has of the steps and epochs that are done, and drop the rest of it.
 
         Raises:
-            ValueError: The file is no such log.
+            ValueError: The file is not such a log.
         """
         self.finish()
         if not self.path.exists():
@@ -70,7 +70,7 @@ class JsonlLog:
             raise ValueError(f"{self.path} is a pipe, a device or a folder, not a log; choose another file")
         lines = self.path.read_bytes().splitlines(keepends=True)
         if lines and not lines[0].startswith(b'{"step": '):
-            raise ValueError(f"{self.path} is no log of a training and would be overwritten; choose another file")
+            raise ValueError(f"{self.path} is not a log of a training and would be overwritten; choose another file")
         kept = sum(map(len, _lines_before(lines, step=step, epochs=epochs)))
         if kept:
             os.truncate(self.path, kept)
@@ -94,14 +94,14 @@ class JsonlLog:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before stand. "
+                f"could not write to the log {self.path}: {error.strerror or error}; checkpoints saved before remain. "
                 f"{write_advice(error, None)}",
             ) from error
 
     def finish(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what is not written yet was refused by `log`, which said so
+            with contextlib.suppress(OSError):  # what is not written yet was refused by `log`, with an error
                 self._file.close()
             self._file = None
 
@@ -119,7 +119,7 @@ def _lines_before(lines: Sequence[bytes], *, step: int, epochs: int) -> Iterator
 
 
 def memory_in_use(device: torch.device) -> dict[str, float]:
-    """Return this process' resident memory, where the system shows it, and the peak of its GPU, in GiB."""
+    """Return this process's resident memory, where the system shows it, and the peak of its GPU, in GiB."""
     found: dict[str, float] = {}
     if STATM.exists():
         pages = int(STATM.read_text().split()[1])
@@ -130,16 +130,16 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
 
 
 class RunLog:
-    """Collects the numbers of one run of phases and hands them to its trackers.
+    """Collects the metrics of one run of phases and passes them to its trackers.
 
     Every process makes the same calls: a number over all of them takes all of them.
 
     Args:
-        trackers: Where the numbers go.
+        trackers: Receivers of the metrics.
         accelerator: The processes.
         phases: All phases of the run.
         history: What is done by now; the run adds the epochs as they end, and the steps of phases that have ended.
-        every: Log a step out of so many.
+        every: Log a step out of this many.
         first: Steps and epochs that were trained before this run.
     """
 
@@ -165,7 +165,7 @@ class RunLog:
         """Note what is done, and start the trackers there if they are not.
 
         Args:
-            steps_of_phase: Steps of a phase that has begun before and is gone on with.
+            steps_of_phase: Steps of a phase that has begun before and is resumed.
         """
         self._steps_before = self._first_step + len(self.history.steps)
         self._epochs = self._first_epoch + len(self.history.epochs)
@@ -262,11 +262,11 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
     """Return the norm over all groups (``grad_norm``) and of each that has a gradient (``grad_norm/GROUP``).
 
     Call it on every process between the backward pass and clipping. The device is waited for once. Plain data
-    parallelism has averaged the gradients by then; those that lie in pieces on the processes (torch's ``fully_shard``)
+    parallelism has averaged the gradients by then; those that are sharded on the processes (torch's ``fully_shard``)
     cost one sum over them.
 
     Args:
-        optimizer: The phase's; its parameter groups say of which layer group they are.
+        optimizer: The phase's; its parameter groups name their layer groups.
         groups: The layer groups.
         accelerator: The processes, and the loss scaling.
     """
@@ -302,6 +302,6 @@ def _in_pieces(tensor: Tensor) -> bool:
 
 
 def _own_piece(gradient: Any) -> Tensor:
-    """Return this process' piece, smaller where others hold the same: all squares then add up to the whole's."""
+    """Return this process's shard, scaled down where others hold the same: all squares then add up to the whole's."""
     sizes = [gradient.device_mesh.size(axis) for axis, one in enumerate(gradient.placements) if one.is_replicate()]
     return gradient.to_local() / math.sqrt(math.prod(sizes))

@@ -1,4 +1,4 @@
-"""A truthful table of a model: what each layer is, gives out, holds, and whether it would move."""
+"""A table of a model: each layer's class, output shape and parameters, and whether they are trainable."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from ulmfit_pipe.training.records import Task
 def summarize(
     model: nn.Module, groups: Sequence[LayerGroup], task: Task, accelerator: Accelerator, *, lrs: Sequence[float]
 ) -> Report:
-    """Return a table with a line a group and a line a layer, and totals that equal the real ones.
+    """Return a table with a line per group and a line per layer, and totals that equal the real ones.
 
     Args:
         model: The bare model.

@@ -2,7 +2,7 @@
 
 Of a tensor it is ``||after - before|| / ||before||`` with Frobenius norms: the root of the sum of the squares of all
 its numbers, whatever its shape. Of a layer group it is the same over the numbers of all its tensors taken together, so
-a large tensor counts for more than a small one; it is no mean of theirs. Where ``||before||`` is zero, as of biases
+a large tensor counts for more than a small one; it is not a mean of theirs. Where ``||before||`` is zero, as of biases
 that start so, it is 0 if nothing moved, and infinite otherwise. Buffers (running statistics) move without any gradient,
 so they are listed apart and in no group's figure.
 """
@@ -69,7 +69,7 @@ class WeightChange:
 
 @dataclass(frozen=True, repr=False)
 class WeightChanges:
-    """How far every part of a model moved; shows itself as a table with a line a layer group.
+    """How far every part of a model moved; shows itself as a table with a line per layer group.
 
     Attributes:
         groups: A row a layer group, input side first.
@@ -144,7 +144,7 @@ def weight_changes(
         new: Names of parameters that have nothing to be compared with, such as a head put on since.
 
     Returns:
-        Rows by group, tensor and buffer. Whole numbers (counters, ids) are no weights and are left out.
+        Rows by group, tensor and buffer. Whole numbers (counters, ids) are not weights and are left out.
 
     Raises:
         ValueError: A state lacks a tensor of the groups, has it in another shape, or holds NaN or infinity; it is
@@ -198,7 +198,7 @@ def _compare(name: str, group: str, before: Mapping[str, Tensor], after: Mapping
     norm_before, norm_change = _norms(first, second)
     if not math.isfinite(norm_before + norm_change):
         when = "before" if not math.isfinite(norm_before) else "after"
-        raise ValueError(f"{name!r} holds NaN or infinity {when}, so how far it moved cannot be told")
+        raise ValueError(f"{name!r} holds NaN or infinity {when}, so how far it moved is unknown")
     return WeightChange(name, group, second.numel(), norm_before, norm_change)
 
 

@@ -1,6 +1,6 @@
-"""Going on with a training that was killed: checkpoints at steps, and the run put back as it was at the last of them.
+"""Resuming a training that was killed: checkpoints at steps, and the run restored from the newest.
 
-`records.Checkpoints` says where and how often; `ProgressKeeper` is what one run does with it. The order of the data is
+`records.Checkpoints` defines where and how often; `CheckpointManager` does it for one run. The order of the data is
 a function of seed and epoch and the random generators are kept, so that on a CPU the finished run has the bits of one
 that was never killed. Nothing is pickled: see `checkpoint_store` for the files.
 """
@@ -28,7 +28,7 @@ from ulmfit_pipe.training.records import Checkpoints, EpochRecord, EpochState, P
 from ulmfit_pipe.training.resume import checkpoint_store as store
 from ulmfit_pipe.training.resume import run_state
 from ulmfit_pipe.training.resume.checks import (
-    other_surroundings,
+    other_environment,
     refuse_impossible,
     refuse_other_processes,
     refuse_other_training,
@@ -37,30 +37,30 @@ from ulmfit_pipe.training.resume.preemption import Preempted
 from ulmfit_pipe.training.run import Position, Run
 
 MODEL, OPTIMIZER, BEST, STEPS = (f"{name}.safetensors" for name in ("model", "optimizer", "best", "steps"))
-# What putting a checkpoint back may raise where its entries are not those that were written.
+# What restoring a checkpoint may raise if its entries were altered.
 ALTERED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OSError, SafetensorError)
-MOST_OF_THE_TIME = 0.05  # what saving by the clock may take of it, however large the model and slow the disk
+MOST_OF_THE_TIME = 0.05  # largest share of it for checkpoints saved by time, whatever the model and disk
 
 
-class Standing(Protocol):
-    """What a run of phases knows beside the model: its history, the best weights, the values of the present phase."""
+class Progress(Protocol):
+    """State of a run besides the model: its history, best weights, and the present phase's validation values."""
 
     history: Any
     best: BestWeights
     values: list[float]
 
 
-class ProgressKeeper:
-    """Saves one run of phases at steps, and puts back what was saved.
+class CheckpointManager:
+    """Saves checkpoints of one run of phases at steps, and restores the newest.
 
     Args:
         checkpoints: Where and how often.
         model: The bare model.
         accelerator: The processes; all of them make the same calls.
-        standing: History and best weights of the run.
-        plan: All that the course of the training depends on; a checkpoint of another plan is refused.
-        stop_asked: Says whether this process was told to stop.
-        say: Told what was found and saved.
+        progress: History and best weights of the run.
+        plan: Everything that the training depends on; a checkpoint of another plan is refused.
+        stop_asked: Returns whether this process was asked to stop.
+        say: Receives log lines on what was found and saved.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class ProgressKeeper:
         checkpoints: Checkpoints,
         model: nn.Module,
         accelerator: Accelerator,
-        standing: Standing,
+        progress: Progress,
         *,
         plan: Mapping[str, Any],
         stop_asked: Callable[[], bool],
         say: Callable[[str], None],
     ) -> None:
         self.checkpoints, self.model, self.accelerator = checkpoints, model, accelerator
-        self.standing, self.stop_asked, self.say = standing, stop_asked, say
+        self.progress, self.stop_asked, self.say = progress, stop_asked, say
         self.plan = as_json(plan)
-        self.phase = 0  # the first that is to run; those before it are done
+        self.phase = 0  # index of the first phase to run
         self.earlier_seconds = 0.0
         self._found: tuple[Path, dict[str, Any]] | None = None
         self._random: dict[str, torch.Tensor] | None = None
@@ -92,10 +92,10 @@ class ProgressKeeper:
         """Whether the first phase to run has begun before."""
         return self._found is not None and self._found[1]["position"]["epoch"] is not None
 
-    # ---- going on
+    # ---- resuming
 
     def _open(self) -> None:
-        """Find the checkpoint to go on from on the main process, agree on it, and read it on all."""
+        """Find the checkpoint to resume from on the main process, agree on it, and read it on all."""
         found: dict[str, Any] = {}
         if self.accelerator.is_main_process:
             try:
@@ -119,7 +119,7 @@ class ProgressKeeper:
             return {}
         newest = store.newest_whole(folder, self.say)
         if newest is None:
-            self.say(f"there is no checkpoint in {folder}: the training begins at its start")
+            self.say(f"there is no checkpoint in {folder}: the training starts from the beginning")
             return {}
         path, state = newest
         asked = {"identity": as_json(self.checkpoints.identity), "plan": self.plan}
@@ -127,33 +127,33 @@ class ProgressKeeper:
         refuse_impossible(state, self.plan, path)
         if line := refuse_other_processes(state, self.accelerator.num_processes, folder):
             self.say(line)
-        if line := other_surroundings(state, self._surroundings()):
+        if line := other_environment(state, self._environment()):
             self.say(line)
         return {"name": path.name}
 
-    def _surroundings(self) -> dict[str, Any]:
+    def _environment(self) -> dict[str, Any]:
         here = {"device": self.accelerator.device.type, "threads": torch.get_num_threads()}
         return as_json({"torch": torch.__version__, **here, **self.checkpoints.versions})
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        """Put back weights, history and best weights; the optimizer follows once its phase has made it."""
+        """Restore weights, history and best weights; the optimizer follows once its phase has built it."""
         self._found = (path, state)
-        position, standing = state["position"], self.standing
+        position, progress = state["position"], self.progress
         self.phase, self.earlier_seconds = position["phase"], state["seconds"]
         self._random_used = state["random_used"]
         run_state.restore_model(self.model, store.load_part(path, MODEL))
         steps = run_state.steps_from(store.load_part(path, STEPS))
         if position["steps_of_phase"] > len(steps):
             raise ValueError(f"steps_of_phase is {position['steps_of_phase']}, {len(steps)} steps are recorded")
-        standing.history.epochs = [
+        progress.history.epochs = [
             EpochRecord(**{**record, "lrs": tuple(record["lrs"])}) for record in state["history"]
         ]
-        standing.history.steps = steps[: len(steps) - position["steps_of_phase"]]
-        standing.values = list(state["values"])
+        progress.history.steps = steps[: len(steps) - position["steps_of_phase"]]
+        progress.values = list(state["values"])
         if state["best"] is not None:
-            best = standing.history.epochs[state["best"]]
-            standing.best.record = best
-            standing.best.weights = run_state.with_ties(store.load_part(path, BEST), state["ties"])
+            best = progress.history.epochs[state["best"]]
+            progress.best.record = best
+            progress.best.weights = run_state.with_ties(store.load_part(path, BEST), state["ties"])
         alike = state["world_size"] == self.accelerator.num_processes
         self._own_file = f"rank-{self.accelerator.process_index if alike else 0}.safetensors"
         tensors = store.load_part(path, self._own_file)
@@ -163,7 +163,7 @@ class ProgressKeeper:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if position["epoch"] is None:
             self.restore_random()
-        self.say(f"going on from {path}: {len(steps)} steps done, {_place(position)}")
+        self.say(f"resuming from {path}: {len(steps)} steps done, {_place(position)}")
 
     def enter_phase(self, run: Run, phase: Phase, position: Position) -> None:
         """Put a phase's run back where the checkpoint left it, if that was inside this phase.
@@ -184,7 +184,7 @@ class ProgressKeeper:
         if saved["steps"] != self._steps:
             raise CheckpointError(
                 f"the epochs of this phase have {self._steps} optimizer steps, they had {saved['steps']} when "
-                f"{path} was saved: data or batch sizes differ; delete that folder to begin anew"
+                f"{path} was saved: data or batch sizes differ; delete that folder to start over"
             )
         with _altered(path):
             run_state.restore_optimizer(run.optimizer, self.model, store.load_part(path, OPTIMIZER))
@@ -224,17 +224,17 @@ class ProgressKeeper:
         """Do nothing: gradients are not saved."""
 
     def after_step(self, run: Run, position: Position) -> None:
-        """Save after a step if it is time to, and stop if any process was told to.
+        """Save after a step if it is time to, and stop if any process was asked to.
 
         Raises:
-            Preempted: A process was told to stop; all of them raise.
+            Preempted: A process was stopped by SIGTERM; all of them raise.
             CheckpointError: There was no room to save; all processes raise.
         """
         self._steps_since += 1
         self._save_if_asked(run, position.state, position.epoch)
 
     def after_epoch(self, run: Run, position: Position, record: EpochRecord, *, ended: bool) -> None:
-        """Save after an epoch's validation if it is time to, and stop if any process was told to; as `after_step`."""
+        """Save after an epoch's validation if it is due, and stop if any process was asked to; as `after_step`."""
         if ended:
             self.phase += 1
         self._save_if_asked(run, EpochState(), None if ended else position.epoch + 1)
@@ -246,7 +246,7 @@ class ProgressKeeper:
         self._save(run, epoch, number)
         if stop:
             raise Preempted(
-                f"told to stop (SIGTERM) after {self._steps_done(run)} steps, which are saved in "
+                f"stopped by SIGTERM after {self._steps_done(run)} steps, which are saved in "
                 f"{self.checkpoints.folder}; run the same command again with --resume true"
             )
 
@@ -260,7 +260,7 @@ class ProgressKeeper:
         return by_count or bool(asked[0] > 0), bool(asked[1] > 0)
 
     def _steps_done(self, run: Run) -> int:
-        return len(self.standing.history.steps) + len(run.steps)
+        return len(self.progress.history.steps) + len(run.steps)
 
     def _save(self, run: Run, epoch: EpochState, number: int | None) -> None:
         started = time.monotonic()
@@ -279,7 +279,7 @@ class ProgressKeeper:
         if failure is not None:
             raise failure
         if failed > 0:
-            raise CheckpointError("the main process could not save a checkpoint; its own message says why")
+            raise CheckpointError("the main process could not save a checkpoint; see its own message")
         self._steps_since, self._saved_at = 0, time.monotonic()
         self._pause = (self._saved_at - started) / MOST_OF_THE_TIME
 
@@ -294,14 +294,14 @@ class ProgressKeeper:
         path = store.checkpoint_path(self.checkpoints.folder, self._steps_done(run))
         tensors = {
             MODEL: run_state.model_tensors(self.model),
-            STEPS: run_state.step_tensors([*self.standing.history.steps, *run.steps]),
+            STEPS: run_state.step_tensors([*self.progress.history.steps, *run.steps]),
         }
         if number is not None:
             tensors[OPTIMIZER] = run_state.optimizer_tensors(run.optimizer, self.model)
         ties: dict[str, str] = {}
-        if self.standing.best.record is not None and self.standing.best.weights is not None:
+        if self.progress.best.record is not None and self.progress.best.weights is not None:
             # from memory each time: a file of the checkpoint before may be damaged by now
-            tensors[BEST], ties = run_state.without_ties(self.standing.best.weights)
+            tensors[BEST], ties = run_state.without_ties(self.progress.best.weights)
         store.write_checkpoint(
             path,
             self._state(run, epoch, number, ties),
@@ -311,7 +311,7 @@ class ProgressKeeper:
         store.drop_all_but(path, keep=self.checkpoints.keep)
 
     def _state(self, run: Run, epoch: EpochState, number: int | None, ties: Mapping[str, str]) -> dict[str, Any]:
-        history, best = self.standing.history, self.standing.best
+        history, best = self.progress.history, self.progress.best
         records = [index for index, record in enumerate(history.epochs) if record is best.record]
         scaler = self.accelerator.scaler
         ended = number is None
@@ -329,12 +329,12 @@ class ProgressKeeper:
             "history": [asdict(record) for record in history.epochs],
             "best": records[0] if records and best.weights is not None else None,
             "ties": dict(ties),
-            "values": [] if ended else list(self.standing.values),
+            "values": [] if ended else list(self.progress.values),
             "optimizer": [{"lr": group["lr"], "betas": group["betas"]} for group in run.optimizer.param_groups],
             "scaler": None if scaler is None else scaler.state_dict(),
             "seconds": self.earlier_seconds + time.monotonic() - self._began,
             "world_size": self.accelerator.num_processes,
-            "surroundings": self._surroundings(),
+            "surroundings": self._environment(),
             "identity": as_json(self.checkpoints.identity),
             "plan": self.plan,
         }
@@ -351,7 +351,7 @@ def _altered(path: Path) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(
             f"{path} cannot be continued from ({type(error).__name__}: {reason}); it was altered: delete that "
-            "checkpoint to take the one before, or its folder to begin anew"
+            "checkpoint to take the one before, or its folder to start over"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of a training on disk: folders named by their step, of which the newest whole one counts.
 
 A checkpoint is written under a temporary name, synced and renamed; ``state.json`` holds the SHA-256 of every file and
-one of itself, so that a file that was cut short or altered is known. Tensors are safetensors, all else is JSON.
+one of itself, so that a truncated or altered file is detected. Tensors are safetensors, all else is JSON.
 """
 
 import errno
@@ -27,7 +27,7 @@ NOT_FINITE = "__float__"  # strict JSON knows no NaN and no infinity
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint after so many steps lies."""
+    """Return the path of the checkpoint after this many steps."""
     return folder / f"{PREFIX}{step:08d}"
 
 
@@ -52,7 +52,7 @@ def write_checkpoint(
         contents: Bytes by file name.
 
     Raises:
-        CheckpointError: The disk refuses; the message says why, what stands, and how much space a full one lacks.
+        CheckpointError: The disk refuses; the message gives the reason, what remains, and how much space is lacking.
     """
     try:
         with atomic_folder(path) as folder:
@@ -70,14 +70,14 @@ def write_checkpoint(
 
 def _not_written(path: Path, size: int, reason: BaseException) -> str:
     before = [one.name for one in checkpoints_in(path.parent)]
-    stands = f"the one before, {before[-1]}, stands" if before else "there is none before it"
+    remains = f"the one before, {before[-1]}, remains" if before else "there is none before it"
     room = ""
     if number_of(reason) in (*FULL_DISK, errno.EFBIG):
         free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
         room = f"; it takes about {math.ceil(size / 1e6):,} MB and {free // 10**6:,} MB are free"
     advice = write_advice(reason, None, again="run the same command again with --resume true")
     reason_words = getattr(reason, "strerror", None) or reason
-    return f"could not save checkpoint {path}: {reason_words}{room}; {stands}. {advice}"
+    return f"could not save checkpoint {path}: {reason_words}{room}; {remains}. {advice}"
 
 
 def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,11 +159,11 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest checkpoint that is whole, with its state; None where there is none at all.
+    """Return the newest complete checkpoint, with its state; None if there are no checkpoints.
 
     Args:
-        folder: Where checkpoints lie.
-        say: Told which are damaged.
+        folder: Folder of checkpoints.
+        say: Receives log lines on damaged ones.
 
     Raises:
         CheckpointError: There are checkpoints, and all of them are damaged.
@@ -175,7 +175,7 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
         except CheckpointError as error:
             say(f"checkpoint {path.name} is damaged and left out, the one before it is taken: {error}")
     if paths:
-        raise CheckpointError(f"all {len(paths)} checkpoints in {folder} are damaged; delete that folder to begin anew")
+        raise CheckpointError(f"all {len(paths)} checkpoints in {folder} are damaged; delete that folder to start over")
     return None
 
 

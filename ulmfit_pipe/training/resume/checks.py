@@ -1,4 +1,4 @@
-"""Whether a training may go on from a checkpoint: is it the same one, with as many processes, and what else differs."""
+"""Whether a training may resume from a checkpoint: the same settings and data, as many processes, what else differs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,25 +14,25 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGA
 
 
 def can_keep(accelerator: Accelerator, *, resume: bool, say: Callable[[str], None]) -> bool:
-    """Return whether checkpoints can be kept at all, and say so if not.
+    """Return whether checkpoints can be kept at all, and log it if not.
 
     Args:
         accelerator: The processes.
-        resume: Whether the training is to go on from one.
-        say: Told why not.
+        resume: Whether the training is to resume from one.
+        say: Receives a log line with the reason.
 
     Raises:
-        CheckpointError: They cannot, and the training is to go on from one.
+        CheckpointError: They cannot, and the training is to resume from one.
     """
     if accelerator.distributed_type not in SHARDED:
         return True
     kind = accelerator.distributed_type.value
     if resume:
         raise CheckpointError(
-            f"a training under {kind} cannot be gone on with: its weights lie in pieces on the processes; run without "
+            f"a training under {kind} cannot be resumed: its weights are sharded over the processes; run without "
             "--resume, or with plain data parallelism"
         )
-    say(f"no checkpoints are kept under {kind}, whose weights lie in pieces on the processes")
+    say(f"no checkpoints are kept under {kind}, whose weights are sharded over the processes")
     return False
 
 
@@ -45,7 +45,7 @@ def refuse_impossible(state: Mapping[str, Any], plan: Mapping[str, Any], path: P
         path: The checkpoint.
 
     Raises:
-        CheckpointError: An entry is missing or of another type, or the position lies outside of the plan.
+        CheckpointError: An entry is missing or of another type, or the position is outside of the plan.
     """
     try:
         wrong = _first_wrong(state, plan)
@@ -54,7 +54,7 @@ def refuse_impossible(state: Mapping[str, Any], plan: Mapping[str, Any], path: P
     if wrong:
         raise CheckpointError(
             f"{path} cannot be continued from: {wrong}; it was altered: delete that checkpoint to take the one before, "
-            "or its folder to begin anew"
+            "or its folder to start over"
         )
 
 
@@ -127,8 +127,8 @@ def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], fo
 
     Args:
         state: Of the checkpoint.
-        asked: ``identity`` and ``plan`` as they are now, as JSON gives them back.
-        folder: Where the checkpoints lie.
+        asked: ``identity`` (the fingerprint) and ``plan`` of this run, as read back from JSON.
+        folder: Folder of the checkpoints.
 
     Raises:
         CheckpointError: They differ; every difference is named.
@@ -137,17 +137,17 @@ def refuse_other_training(state: Mapping[str, Any], asked: Mapping[str, Any], fo
     if changed:
         raise CheckpointError(
             f"the checkpoints in {folder} are of another training; it differs in {', '.join(changed)}. Give the same "
-            "settings and data, or delete that folder to begin anew"
+            "settings and data, or delete that folder to start over"
         )
 
 
 def refuse_other_processes(state: Mapping[str, Any], now: int, folder: Path) -> str | None:
-    """Raise where another number of processes would train differently; otherwise return what to say of it, if anything.
+    """Raise where another number of processes would train differently; otherwise return a log line on it, if any.
 
     Args:
         state: Of the checkpoint.
         now: Processes that there are.
-        folder: Where the checkpoints lie.
+        folder: Folder of the checkpoints.
 
     Raises:
         CheckpointError: What each process holds for itself would matter.
@@ -163,21 +163,21 @@ def refuse_other_processes(state: Mapping[str, Any], now: int, folder: Path) -> 
     if reason is not None:
         raise CheckpointError(
             f"the checkpoints in {folder} are of {_processes(before)}, now there {'is' if now == 1 else 'are'} {now}, "
-            f"and {reason}: go on with {before}, or delete that folder to begin anew"
+            f"and {reason}: resume with {before}, or delete that folder to start over"
         )
-    return f"{_processes(before)} wrote the checkpoint and {now} go on from it: the same up to rounding"
+    return f"{_processes(before)} wrote the checkpoint and {now} resume from it: the same up to rounding"
 
 
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
 
 
-def other_surroundings(state: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return what to say where versions, device or threads are other than they were, or None."""
+def other_environment(state: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return a log line if versions, device or threads differ from the checkpoint's, or None."""
     changed = differences(dict(state["surroundings"]), dict(now))
     if not changed:
         return None
     return (
-        f"the checkpoint was made with other versions or another machine: {', '.join(changed)}; the training goes on, "
-        "but may not end bit for bit as it would have"
+        f"the checkpoint was made with other versions or another machine: {', '.join(changed)}; the training "
+        "continues, but may not end bit for bit as it would have"
     )

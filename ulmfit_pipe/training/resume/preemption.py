@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, which clusters send before they take a machine away.
+"""Preemption: SIGTERM, which clusters send before they take a machine away.
 
 While a training that keeps checkpoints runs, the signal only sets a flag; the loop saves at the next step and raises
 `Preempted`, which ends a program with exit code 75 ("try again later") unless it is caught.
@@ -23,10 +23,10 @@ LAUNCHERS = {  # a word of the command lines of torchrun and accelerate launch, 
 
 
 class Preempted(SystemExit):
-    """A training was told to stop; what it had done is saved. Uncaught it ends the program with exit code 75.
+    """A training was stopped by SIGTERM; what it had done is saved. Uncaught it ends the program with exit code 75.
 
     Args:
-        message: What was saved, and how to go on.
+        message: What was saved, and how to continue.
     """
 
     def __init__(self, message: str) -> None:
@@ -40,7 +40,7 @@ class Preempted(SystemExit):
 
 @contextlib.contextmanager
 def noting_sigterm() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether SIGTERM came since the block began; until its end the signal does nothing else.
+    """Yield a function that returns whether SIGTERM came since the block began; until its end nothing else handles it.
 
     A block that comes to its end all the same has not acted on it, so that it then does what it would have done.
     Outside the main thread, where Python takes no signals, it never came.

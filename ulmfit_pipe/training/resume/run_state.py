@@ -15,7 +15,7 @@ from ulmfit_pipe.training.records import StepRecord
 
 # ---- weights
 
-AS_BEFORE = "build the model as it was then, or delete the folder of checkpoints to begin anew"
+AS_BEFORE = "build the model as it was then, or delete the folder of checkpoints to start over"
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ def rebuild_carry(tensors: Mapping[str, Tensor], outline: str, device: torch.dev
     """Return what `flatten_carry` took apart, on a device."""
 
     def build(part: Any) -> Any:
-        """Return a part with its tensors in the places of their numbers."""
+        """Return a part of a state with its tensors put back for their indices."""
         if part is None:
             return None
         if isinstance(part, int):

@@ -1,7 +1,7 @@
 """The folder a Learner saves: complete, atomic, free of pickles.
 
 ``model.safetensors`` and, for a transformers model, ``config.json`` come from ``save_pretrained``; ``learner.json``
-holds the layer groups, what was frozen, and where the schedule stood. A model whose own save keeps only a part of its
+holds the layer groups, what was frozen, and the schedule's position. A model whose own save keeps only a part of its
 weights (adapters), or keeps them by other names than the model has, gets ``learner.safetensors`` beside it.
 """
 
@@ -51,7 +51,7 @@ def save(
     path = Path(os.path.expanduser(path))
     if path.exists() and (not path.is_dir() or (contents_of(path) and not (path / STATE_FILE).exists())):
         raise CheckpointError(
-            f"{path} exists and is no saved learner (it has no {STATE_FILE}); choose another folder, or empty it first"
+            f"{path} exists and is not a saved learner (no {STATE_FILE} in it); choose another folder or empty it"
         )
     with atomic_folder(path) as folder:
         save_pretrained = getattr(model, "save_pretrained", None)
@@ -89,7 +89,7 @@ def _misfits(names: Iterable[str], model: nn.Module) -> tuple[list[str], list[st
 
 
 def _holds_all(path: Path, model: nn.Module) -> bool:
-    """Tell whether a file has every tensor of a model, by the model's own names."""
+    """Return whether a file has every tensor of a model, by the model's own names."""
     if not path.is_file():
         return False
     with safe_open(path, "pt") as file:
@@ -100,7 +100,7 @@ def read_state(path: Path | str) -> dict[str, Any]:
     """Read ``learner.json`` of a saved folder.
 
     Raises:
-        CheckpointError: The path is no folder of that kind, or a pickle.
+        CheckpointError: The path is not a folder of that kind, or a pickle.
     """
     path = Path(os.path.expanduser(path))
     recover_folder(path)
@@ -108,7 +108,7 @@ def read_state(path: Path | str) -> dict[str, Any]:
         load_tensors(path)  # refuses it in its own words
     if not (path / STATE_FILE).is_file():
         raise CheckpointError(
-            f"{path} is no saved learner (it has no {STATE_FILE}); give the folder Learner.save wrote"
+            f"{path} is not a saved learner (it has no {STATE_FILE}); give the folder Learner.save wrote"
         )
     state = read_sealed(path / STATE_FILE)
     found = state.get("format") if isinstance(state, dict) else None
