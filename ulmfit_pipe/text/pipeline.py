@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -51,6 +50,7 @@ from ulmfit_pipe.stages.report import (
 )
 from ulmfit_pipe.storage.atomic import atomic_folder, contents_of, write_atomic
 from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.temporary_files import folder_of_owner
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.text.language_model import train_language_model
@@ -87,7 +87,11 @@ GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, o
 @exclusive_run()
 @trusting_run
 def run_pipeline(
-    settings: PipelineSettings, *, context: RunContext | None = None, in_memory: Mapping[str, Any] | None = None
+    settings: PipelineSettings,
+    *,
+    context: RunContext | None = None,
+    in_memory: Mapping[str, Any] | None = None,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
 
@@ -95,6 +99,7 @@ def run_pipeline(
         settings: Settings of the run.
         context: Environment of the run; made from the settings by default.
         in_memory: Tables that are no files, as `load_table` takes them, by the names of the settings that they replace.
+        report: Whether the page that shows the run is written; its pictures take seconds.
 
     Returns:
         ``test`` and ``validation`` metrics (``test`` is None without a test file), ``seconds`` per stage,
@@ -104,7 +109,7 @@ def run_pipeline(
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
     if is_repeated(settings):
-        return run_repeated(settings, context, run=partial(run_pipeline, in_memory=in_memory))
+        return run_repeated(settings, context, run=partial(run_pipeline, in_memory=in_memory, report=report))
     settings = with_builtin_backward(settings)
     _check(settings)
     starts = starting_models(settings)
@@ -144,7 +149,7 @@ def run_pipeline(
     given = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
     for direction, model in starts.items():
         _run_direction(given, tables, context, model, direction=direction, deadline=deadline, results=results)
-    return _finish(settings, tables, context, results=results, model_type=model_type_of(start))
+    return _finish(settings, tables, context, results=results, model_type=model_type_of(start), report=report)
 
 
 def fine_tunes_language_model(settings: PipelineSettings, model: ResolvedModel | None) -> tuple[bool, str]:
@@ -259,6 +264,7 @@ def _finish(
     *,
     results: dict[str, StageResult],
     model_type: str,
+    report: bool,
 ) -> dict[str, Any]:
     """Score the finished classifier, put an ensemble together, and write ``metrics.json`` and the report."""
     started, output = time.perf_counter(), Path(settings.output_dir)
@@ -290,8 +296,9 @@ def _finish(
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
         write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
-        write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
-        context.tell(report_line(output / REPORT_FILE))
+        if report:
+            write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
+            context.tell(report_line(output / REPORT_FILE))
     return metrics
 
 
@@ -372,7 +379,7 @@ class TextPipeline:
             output_dir="." if output_dir is None else check_folder(output_dir, "output_dir"),
             model=self.model,
             preset=preset,
-            **_recorded(tables),
+            **recorded_tables(tables),
             **{"trust_remote_code": self.trust_remote_code, **settings},
         )
         before = self._temporary
@@ -392,8 +399,7 @@ class TextPipeline:
         if started_processes() > 1:
             raise ValueError("in several processes fit needs output_dir, the one folder that all of them know")
         if self._temporary is None or not again:
-            folder = tempfile.mkdtemp(prefix="ulmfit_pipe_")
-            self._temporary = folder, weakref.finalize(self, _remove_own, folder, os.getpid())
+            self._temporary = folder_of_owner(self)
         folder = self._temporary[0]
         print_line(
             f"output_dir: {folder}, which is temporary: it goes when this pipeline is fitted again or Python ends "
@@ -469,20 +475,18 @@ def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list
     )
 
 
-def _recorded(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
-    """Return what settings hold of the tables: their files, or in place of one what was in memory."""
+def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
+    """Return what settings hold of a run's tables: their files, or in place of one what was in memory.
+
+    Args:
+        tables: Files, or a table in memory, by the name of the setting.
+    """
     named = {
         name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
         for name, table in tables.items()
     }
     single = ("test_file", "validation_file")
     return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
-
-
-def _remove_own(folder: str, process: int) -> None:
-    """Remove a temporary folder, unless this is a fork of the process that made it."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _meant_setting(name: str) -> str | None:
