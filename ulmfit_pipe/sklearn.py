@@ -292,6 +292,8 @@ def _label_columns(y: Any) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     column = column_or_1d(y, warn=True)
     check_classification_targets(column)
     classes, numbers = np.unique(column, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y holds one class, {classes[0]!r}; a classifier needs at least two classes")
     plain = classes.tolist() if classes.dtype.kind in "biu" else [str(each) for each in classes]
     names = [clean_label(str(each)) for each in plain]
     for name in names:
