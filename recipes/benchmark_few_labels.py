@@ -58,8 +58,8 @@ class Settings:
         language_model: What ulmfit starts from.
         results_file: One line a finished cell; the table and the picture are written beside it.
         methods: Some of ours, probe, tfidf, setfit, model2vec, ulmfit.
-        per_class: Sizes: so many rows of each class.
-        in_all: Sizes: so many rows, the classes as frequent as they are in the table.
+        per_class: Sizes: numbers of rows of each class.
+        in_all: Sizes: numbers of rows, the classes as frequent as they are in the table.
         splits: Draws of each size; 0 trains nothing.
         test_rows: Stratified sample of each test table, the same for all; fewer where there are fewer.
         setfit_iterations: Pairs of each kind that SetFit draws for a row; 1,000 rows and 20 take it hours.

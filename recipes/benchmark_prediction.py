@@ -3,7 +3,7 @@
     python recipes/benchmark_prediction.py --model runs/reviews/classifier
     python recipes/benchmark_prediction.py --model runs/reviews/classifier --rows 20000 --processes [1,2,4]
 
-Random English texts in one JSONL file are predicted by so many processes of one thread each, the sides in turn. What
+Random English texts in one JSONL file are predicted by several processes of one thread each, the sides in turn. What
 counts is the time that the recipe calls predicting, from the first row to the last one written; the rest of a start
 (Python, the model, the check of the rows) is shown beside it. A side's figure is the median. Run it on a machine that
 does nothing else and has a core for each process.

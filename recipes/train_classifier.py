@@ -10,7 +10,7 @@ labels are the same.
 
 The table that is shown before training:
 
-phase           one row a phase; the frozen set changes between phases only
+phase           one row per phase; the frozen set changes between phases only
 trains          the layer groups that move in it; the first is nearest the input
 learning rates  the peak of each group's rate over the phase; - where the group is frozen
 parameters      how many scalars an optimizer step may change

@@ -252,7 +252,7 @@ def test_without_a_model_and_a_related_task_everything_is_trained_from_scratch(p
 def test_images_that_stand_in_training_too_are_told(place, tmp_path):
     _, said = run(place, tmp_path / "run", model=str(place / "resnet"), test_images=str(place / "train"))
     assert (
-        "note: 16 of 20 test images also are in training, byte for byte; the test metrics are flattered by as much"
+        "note: 16 of 20 test images are also in training, byte for byte; the test metrics are flattered by as much"
         in said
     )
 

@@ -82,7 +82,7 @@ def test_auto_is_settled_by_the_model_and_the_rest_of_the_context_stays():
 
 
 def test_auto_has_no_numbers_before_the_model_is_known():
-    words = "preset 'auto' has no numbers before the model is known; call RunContext.for_model"
+    words = "preset 'auto' has no values before the model is known; call RunContext.for_model"
     with pytest.raises(ValueError, match=words):
         RunContext().recipe  # noqa: B018
 

@@ -185,7 +185,7 @@ def test_a_model_that_gives_numbers_is_refused_in_training_and_prediction_but_it
         ),
         (
             {"id2label": {"0": "a", "1": "b", "2": "a"}},
-            "label 2 of id2label in config.json is 'a', which stands",
+            "label 2 of id2label in config.json is 'a', which is there",
         ),
         (
             {"problem_type": "several"},

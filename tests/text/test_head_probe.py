@@ -121,9 +121,9 @@ def test_a_head_that_one_vector_does_not_explain_is_refused(pretrained):
 
     head = find_head(parts.network, 2)
     batches, accelerator = parts.learner.task.train_batches, parts.learner.accelerator
-    with pytest.raises(ProbeError, match="the scores are not what its last layer makes of one vector per text"):
+    with pytest.raises(ProbeError, match="the scores are not the output of its last layer for one vector per text"):
         frozen_features(Twice(parts.network), head, batches, accelerator=accelerator)
-    with pytest.raises(ProbeError, match="a Linear has no linear layer that gives 3 scores"):
+    with pytest.raises(ProbeError, match="a Linear has no linear layer with 3 outputs"):
         find_head(torch.nn.Linear(4, 5), 3)
 
 

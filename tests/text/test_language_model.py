@@ -360,7 +360,7 @@ def test_a_time_limit_that_is_over_leaves_the_pretrained_model_and_says_so(tiny_
     result = train_language_model(
         TRAIN, VALIDATION, output_dir=tmp_path / "lm", model=str(tiny_language_model_folder), context=context
     )
-    expected = "language model: max_seconds were over before the first step, so it stays as the pretrained one was"
+    expected = "language model: max_seconds ran out before the first step, so it stays as the pretrained one was"
     assert expected in said
     stored, kept = weights_in(tiny_language_model_folder), weights_in(tmp_path / "lm")
     assert all(torch.equal(kept[name], value) for name, value in stored.items())

@@ -125,7 +125,7 @@ def test_texts_in_training_and_test_are_counted_aloud(files, tmp_path):
     test = write_csv(tmp_path / "same.csv", [*reviews(20)[:3], ("a new text", "good")])
     said, _ = heard()
     load(files, said, test_file=str(test), validation_file=str(files["test"]), unlabelled_file=None)
-    expected = "note: 3 of 4 test texts also are in the training table, word for word; the test metrics are flattered"
+    expected = "note: 3 of 4 test texts are also in the training table, word for word; the test metrics are flattered"
     assert any(line.startswith(expected) for line in said)
 
 
@@ -249,7 +249,7 @@ def test_test_texts_that_differ_by_capitals_and_spaces_alone_are_reported(files,
     said, _ = heard()
     load(files, said, test_file=str(test), validation_file=str(files["test"]), unlabelled_file=None)
     assert any(
-        line.startswith("note: 2 of 3 test texts also are in the training table, apart from capitals") for line in said
+        line.startswith("note: 2 of 3 test texts are also in the training table, apart from capitals") for line in said
     )
 
 

@@ -281,7 +281,7 @@ def can_be(names: Iterable[str], kind: str | None) -> bool:
 
 
 class LabelColumn:
-    """Label names as they turn up, and each row's label as a number (numbers, in multi-label).
+    """Label names in order of first appearance, and each row's label as an id (ids, in multi-label).
 
     Args:
         names: The names that training knows, in order, or None to take what turns up.

@@ -15,9 +15,9 @@ _FOLDER: ContextVar[Path | None] = ContextVar("folder of the run's temporary fil
 
 @contextlib.contextmanager
 def run_files() -> Iterator[None]:
-    """Give the tables that are read in the block a folder of their own, which goes at its end.
+    """Open a folder for temporary files of the tables that are read in the block, deleted at its end.
 
-    What runs that were killed left goes too. A block inside of another is part of it.
+    Folders left by killed runs are deleted too. A nested block shares the outer one's folder.
 
     Raises:
         OSError: The folder for temporary files cannot be written; the error names it.

@@ -32,7 +32,7 @@ def some_rows(table: datasets.Dataset, most: int | None, *, seed: int) -> datase
 
 
 def labels_of_rows(dataset: datasets.Dataset) -> list[list[int]]:
-    """Return the label numbers of each row: one, or in multi-label any number of them."""
+    """Return the label ids of each row: one, or in multi-label any number of them."""
     labels = dataset["label"][:]
     return labels if labels and isinstance(labels[0], list) else [[label] for label in labels]
 

@@ -47,7 +47,7 @@ STAGE = "image_classifier"
 PRESET = "fastai"  # the one recipe there is for images
 OPTIMIZER = StageOptimizer((0.9, 0.99), 1e-5, 0.01, True, None)  # fastai's Adam; one-cycle sets the first beta
 BATCH_SIZE = 64  # fastai's bs
-STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
+STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about this many steps; ours
 LEAST_BATCH = 16  # but no further: a batch norm's statistics are taken over the batch
 EVALUATION_BATCH = 64
 FASTAI_NAMES = {"cut": "keep_stages", "n_in": "channels", "split_on": "layer_groups", "train_bn": "train_norm"}
@@ -84,7 +84,7 @@ def train_image_classifier(
             wrote: with the same classes its head is kept, with others its backbone gets a new one. None builds
             a small ResNet with random weights.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Seed, precision, time.
         custom_head: A module from the backbone's ``last_hidden_state`` to logits, in place of pooling and head.
         layer_groups: Layer groups in place of those the settings name, input side first, names as in the classifier

@@ -52,7 +52,7 @@ def build_image_network(
     Args:
         model: Folder or hub id; None builds a small ResNet with random weights.
         names: Class names, in order.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         custom_head: In place of pooling and head.
         layer_groups: In place of those the settings name.
         say: Receives log lines on what is new or left out.
@@ -255,7 +255,7 @@ def _bit_processor(*, edge: int, height: int, width: int, mean: list[float], std
 
 
 def _pillow_processor(model: str, error: ImportError) -> Any:
-    """Make a processor of the same numbers by Pillow where the model's own needs torchvision, as DINOv3's does."""
+    """Make an equal processor that uses Pillow where the model's own needs torchvision, as DINOv3's does."""
     from transformers import BitImageProcessorPil
 
     numbers, _ = BitImageProcessorPil.get_image_processor_dict(resolve_model(model))
@@ -269,7 +269,7 @@ def _pillow_processor(model: str, error: ImportError) -> Any:
 
 
 def _timm_processor(model: str, config: Any) -> Any:
-    """Make a processor of the numbers that timm keeps in a model's configuration; timm's own needs torchvision."""
+    """Make a processor from timm's entries in a model's configuration; timm's own needs torchvision."""
     if importlib.util.find_spec("timm") is None:
         raise ArtifactError(f"{model} is a model of timm, which is not installed: pip install timm")
     numbers = getattr(config, "pretrained_cfg", None)

@@ -64,7 +64,7 @@ def run_image_pipeline(
     Args:
         settings: Settings of the run.
         context: Environment; made from the settings by default.
-        train: A dataset at hand, in place of ``train_images``.
+        train: A dataset, instead of ``train_images``.
         test: The same in place of ``test_images``.
         custom_head: A module from the backbone's ``last_hidden_state`` to logits, a copy of which is trained in place
             of pooling and head; a backbone pretrained here gets it afterwards.
@@ -73,7 +73,7 @@ def run_image_pipeline(
 
     Returns:
         ``test`` and ``validation`` metrics (``test`` is None without test images), the best validation score of each
-        phase (``phases``) by the metric ``monitor``, ``seconds`` a stage, ``versions``, ``seed``, and the folder of the
+        phase (``phases``) by the metric ``monitor``, ``seconds`` per stage, ``versions``, ``seed``, and the path of the
         classifier.
 
     Raises:

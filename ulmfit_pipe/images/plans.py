@@ -22,7 +22,7 @@ def image_phases(num_groups: int, settings: "ImageClassifierSettings", *, pretra
 
     Args:
         num_groups: Layer groups of the classifier.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         pretrained: Whether the backbone's weights are; without them all groups train from the start, by default.
     """
     plan = settings.plan or ("fine-tune" if pretrained else "full")

@@ -39,7 +39,7 @@ def load_pixels(folder: Path | str, backbone_config: Any) -> ImagePixels:
         backbone_config: Configuration of the model, or of its backbone, which knows the channels of the images.
 
     Raises:
-        ArtifactError: There is none.
+        ArtifactError: The folder has no image processor.
     """
     try:
         processor = load_image_processor(folder)
@@ -114,12 +114,12 @@ class ImagePredictor:
             images: Paths, or opened images of Pillow.
 
         Returns:
-            ``{"label", "score", "scores"}`` an image; labels are integers where the training table's were, else text.
+            ``{"label", "score", "scores"}`` per image; labels are integers where the training table's were, else text.
 
         Raises:
             TypeError: A table, a single path or image instead of a list, or something in it that is neither.
             ImageError: An image does not open.
-            ValueError: The model gives no number for an image.
+            ValueError: The model's output for an image is NaN.
         """
         given = enumerate(check_sequence(images, of="image"))
         found: list[dict[str, Any]] = []

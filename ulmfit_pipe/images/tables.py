@@ -39,7 +39,7 @@ def load_image_tables(
     Args:
         settings: Settings of the run.
         context: Logs what the tables hold.
-        train: A dataset at hand, in place of ``train_images``.
+        train: A dataset, instead of ``train_images``.
         test: The same in place of ``test_images``.
 
     Raises:
@@ -99,6 +99,6 @@ def _tell(tables: ImageTables, context: RunContext) -> None:
         repeats = sum(digest in known for digest in scan.digests)
         if repeats:
             context.tell(
-                f"note: {repeats:,} of {len(scan.table):,} {name} images also are in training, byte for byte; the "
+                f"note: {repeats:,} of {len(scan.table):,} {name} images are also in training, byte for byte; the "
                 f"{name} metrics are flattered by as much"
             )

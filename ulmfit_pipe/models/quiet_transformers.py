@@ -16,7 +16,7 @@ _ONE_BUILDS = threading.RLock()  # held by the thread that loads, saves or build
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers inside the block; the caller's own choice of bars and verbosity holds again behind it."""
+    """Silence transformers inside the block; the caller's progress bars and verbosity are restored after it."""
     with _ONE_BUILDS, _silenced():
         yield
 

@@ -50,7 +50,7 @@ class SentenceEncoder:
     lowercase: bool = False
 
     def describe(self) -> str:
-        """Return the parts in words, for a line."""
+        """Return the encoder's parts in words, for a log line."""
         vector = {"mean": "mean of", "max": "maximum over", "cls": "first of", "last": "last of"}[self.pooling]
         parts = [f"{vector} its tokens", *(["normalized"] if self.normalize else [])]
         if self.max_length is not None:

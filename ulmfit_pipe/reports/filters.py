@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ulmfit_pipe.reports.plots import DOTS_PER_INCH, MUTED, Picture, finish_figure
 
 MOST_FILTERS = 64  # drawn of a layer that has more: those that moved most
-TILE_PIXELS = 48  # about so many pixels a side has a tile of a mosaic before the picture is scaled
+TILE_PIXELS = 48  # approximate side of a mosaic's tile in pixels before the picture is scaled
 GAP = 0.12  # between tiles, as a share of a tile
 PANEL, BAR = 3.2, 0.9  # inches: a mosaic's side, the colour scale's width
 CELL, LABELS, TITLES = 1.05, 0.6, 0.75  # inches: a map's side, room left of the maps, and above and below them

@@ -32,7 +32,7 @@ class ImageHeadSettings:
     init: Literal["kaiming-normal", "kaiming-uniform", "xavier-normal", "xavier-uniform"] = "kaiming-normal"
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no head."""
+        """Refuse values that make no head."""
         check_choices(self)
         layers = len(self.hidden_sizes) + 1
         if len(self.dropouts) not in (1, layers) or any(not 0 <= value < 1 for value in self.dropouts):
@@ -89,7 +89,7 @@ class AugmentationSettings:
 
 @dataclass(frozen=True)
 class ImageClassifierSettings:
-    """Numbers of the image stage; the names in brackets are those of fastai's cnn_learner.
+    """Settings of the image stage; the names in brackets are those of fastai's cnn_learner.
 
     Attributes:
         plan: fine-tune (the head alone, then all groups, as fastai's fine_tune), gradual, chain-thaw, lp-ft, head (the
@@ -110,7 +110,7 @@ class ImageClassifierSettings:
             keeps everything below the head fixed.
         pretrained: Start from the model's weights, frozen up to the head; false takes its architecture only, with
             random weights, and freezes nothing [pretrained].
-        keep_stages: Keep so many stages of the backbone (a transformer's blocks), counted from the input; negative
+        keep_stages: Number of stages of the backbone (a transformer's blocks) to keep, from the input; negative
             drops that many at its end; null keeps all [cut].
         channels: 1 for grey images, 3 for colour; null takes what the backbone was made for [n_in].
         image_size: Side of the images in pixels; null takes the model's own.
@@ -213,7 +213,7 @@ class ImageSettings(RunSettings):
         max_train_images: Use only this many training images, chosen at random by the seed; null takes all.
         seed: Seed of split, weights, dropout, order and augmentation.
         pretraining: The related task where no model is given.
-        classifier: Numbers of the image stage.
+        classifier: Settings of the image stage.
     """
 
     output_dir: str

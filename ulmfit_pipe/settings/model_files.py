@@ -79,7 +79,7 @@ class PackageSettings(TableOptions):
         mixed_precision: Of measuring: no, bf16 (faster on many processors), or fp16 (GPU only).
         prompt: Start of the sample that the card shows (its end, for a backward model); null takes a neutral one.
         temperature: Of the sample; lower is more careful.
-        top_k: The sample is drawn from so many likeliest tokens at each step.
+        top_k: The sample is drawn from this many likeliest tokens at each step.
         sample_tokens: New tokens of the sample.
         seed: Seed of the sample.
         hardware: What it was trained on, in words; null takes what the record knows.
@@ -132,7 +132,7 @@ class ShowFiltersSettings:
     channels: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse numbers and combinations that draw nothing."""
+        """Refuse values and combinations that draw nothing."""
         check_whole(self, {"channels": 1})
         if self.layers and not self.images:
             raise ValueError(f"activations of {self.layers[0]!r} need images to be activated by; give images too")

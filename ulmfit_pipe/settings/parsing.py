@@ -260,7 +260,7 @@ def _join_texts(field: SettingField, texts: list[str]) -> Any:
 
 
 def _listed(text: str) -> Any:
-    """A list written as one text, `[title, body]`; what is none comes back as it is, and is refused as such."""
+    """Return a list written as one text, `[title, body]`; any other value is returned unchanged and refused later."""
     try:
         return _load_yaml(text)
     except (yaml.YAMLError, SettingsError):

@@ -52,7 +52,7 @@ class RunSettings(ComputeSettings):
         max_seconds: Stop training after this time, and continue with the best weights so far; null for no limit.
         progress: Show progress bars; null decides by the terminal.
         resume: Resume an unfinished stage from its last checkpoint; false stops where there is one.
-        checkpoint_seconds: Save a checkpoint so often while training; null saves none.
+        checkpoint_seconds: Seconds between checkpoints while training; null saves none.
         report_to: Trackers that show the training: tensorboard, wandb, mlflow, ... as far as installed; all; none.
             A log.jsonl is written in any case.
         log_every: Log one optimizer step out of this many.

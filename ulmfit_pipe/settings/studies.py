@@ -51,14 +51,14 @@ class LowShotSettings(StudySettings):
         model: Pretrained language model, a folder or name.
         model_backward: Its backward counterpart, for backward and ensemble.
         sizes: Labelled rows of the subsets; 0 is all rows.
-        seeds: Seeds of each size (0, 1, ...): one number a size, or one for all.
+        seeds: Seeds of each size (0, 1, ...): one number per size, or one for all.
         methods: What to run of scratch, pretrained, ulmfit, backward, ensemble, tfidf.
         test_rows: Size of the stratified test sample, the same for every cell; null tests on all rows.
         development_rows: Labelled rows set aside to choose the learning rate of scratch by; in no subset.
         language_model_text: What the language model is fine-tuned on: unlabelled_file, the texts of train_file, both.
         unlabelled_rows: Rows of unlabelled_file to take; null takes all.
-        final_epochs: Epochs of the classifier's last phase, one number a size; null takes classifier.final_epochs.
-        scratch_epochs: Epochs of scratch, one number a size; null gives it those of all the method's phases.
+        final_epochs: Epochs of the classifier's last phase, one number per size; null takes classifier.final_epochs.
+        scratch_epochs: Epochs of scratch, one number per size; null gives it those of all the method's phases.
         scratch_factors: Times the rate of scratch, the rates to choose from; a single one chooses nothing.
         stage: Everything; the language models only; or only the results of the cells there are.
         score: Test rows; or development rows, to choose settings by (then all is in OUTPUT_DIR/development).
@@ -66,9 +66,9 @@ class LowShotSettings(StudySettings):
         title: Name of the data in the picture; null takes the output folder's name.
         figure: Where to draw the picture; null draws OUTPUT_DIR/curve.png.
         combine: Draw these results.json side by side into figure, and do nothing else.
-        language_model: Numbers of the language-model stage.
-        classifier: Numbers of the classifier, for pretrained, ulmfit and backward.
-        scratch: Numbers of the network from scratch; a null rate, batch size or length takes the classifier's.
+        language_model: Settings of the language-model stage.
+        classifier: Settings of the classifier, for pretrained, ulmfit and backward.
+        scratch: Settings of the network from scratch; a null rate, batch size or length takes the classifier's.
     """
 
     train_file: list[str] = field(default_factory=list)
@@ -162,7 +162,7 @@ class AblationSettings(StudySettings):
         test_rows: Size of the stratified test sample; null tests on all rows.
         development_rows: Labelled rows set aside to choose rates by; in no subset.
         stage: Everything; only show the variants' phases; or only write the results of the cells there are.
-        classifier: Numbers that all variants share: rate, decay, batch size, and the epochs of gradual unfreezing.
+        classifier: Settings that all variants share: rate, decay, batch size, and the epochs of gradual unfreezing.
     """
 
     train_file: list[str]
@@ -228,12 +228,12 @@ class TransferabilitySettings(StudySettings):
             suits the sample.
         lr: Learning rate of all groups, the same for every network; null takes 0.004 for images, 0.005 for an AWD-LSTM,
             0.0003 for any other text model.
-        batch_size: Rows of a step; null decides by the number of rows.
+        batch_size: Rows per step; null decides by the number of rows.
         pretrained: The two base networks start from the model's weights; false lets them start at random, as the
             paper does. New layers always start at random.
         image_size: Side of the images in pixels; null takes the model's own, or 32 for the small ResNet.
         max_length: Truncate texts to this many tokens; null reads them whole.
-        block_groups: Bundle a text transformer's blocks into so many layer groups; null makes each block one.
+        block_groups: Bundle a text transformer's blocks into this many layer groups; null makes each block one.
         preset: Recipe of the optimizer for texts; auto is fastai for an AWD-LSTM and transformer for any other model.
         title: Name of the data; null takes the sample's or the folder's name.
         figure: The picture's file; null takes transferability.png in the output folder.

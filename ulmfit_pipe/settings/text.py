@@ -15,7 +15,7 @@ from ulmfit_pipe.settings.checks import (
 @dataclass(frozen=True)
 @with_home_paths
 class LanguageModelSettings:
-    """Numbers of the language-model stage; null takes the preset's.
+    """Settings of the language-model stage; null takes the preset's.
 
     Attributes:
         epochs: Epochs of the phase that trains every layer group.
@@ -103,7 +103,7 @@ MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "mean_average_precision", "loss")
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """Numbers of the classifier stage; null takes the preset's.
+    """Settings of the classifier stage; null takes the preset's.
 
     Attributes:
         plan: probe sets the head by logistic regression on the frozen network's features and stops there, a classifier
@@ -210,7 +210,7 @@ class ClassifierSettings:
         """Return the metric that chooses the best epoch.
 
         Raises:
-            ValueError: It is none that this kind of labels has.
+            ValueError: This kind of labels does not have the metric.
         """
         known = MULTI_LABEL_METRICS if multi_label else SINGLE_LABEL_METRICS
         monitor = self.monitor or known[0]

@@ -39,7 +39,7 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
             dataset's folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
         output_dir: Folder for everything the run writes.
         model: Pretrained language model or text encoder, a built-in name, a folder or a hub id; any text model of
-            transformers will do. null trains an AWD-LSTM from scratch on the texts at hand.
+            transformers will do. null trains an AWD-LSTM from scratch on the training texts.
         test_file: Labelled table or tables that are scored once at the end; of a table with several splits test is
             taken.
         validation_file: Labelled table or tables that choose the best epoch; without it a part of train_file is held
@@ -56,16 +56,16 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
         fine_tune_language_model: Fine-tune the language model first; false goes straight to the classifier; null does
             it for an AWD-LSTM, where language_model has settings, and for a transformer with a trained language-model
             head where there is unlabelled text.
-        include_test_text: Let the language model read unlabelled texts that also are in validation or test.
+        include_test_text: Let the language model read unlabelled texts that are also in validation or test.
         max_rows: Use only this many rows of each table, for a quick look or a learning curve.
-        language_model: Numbers of the language-model stage.
-        classifier: Numbers of the classifier stage.
-        baseline: What the scores are set beside: tf-idf trains TF-IDF with logistic regression on the same rows, which
+        language_model: Settings of the language-model stage.
+        classifier: Settings of the classifier stage.
+        baseline: What scores are compared with: tf-idf trains TF-IDF with logistic regression on the same rows, which
             takes seconds; none trains nothing.
-        folds: Run so many times, each with another of as many parts of the training table held out (stratified), in
+        folds: Number of runs, each with another of as many parts of the training table held out (stratified), in
             OUTPUT_DIR/fold1, fold2, ..., and pool the scores; null holds validation_fraction out.
         fold: Run this fold alone, counted from 1; null runs all of them.
-        seeds: Run so many times, with seed, seed+1, ..., in OUTPUT_DIR/seed0, ...; null runs once.
+        seeds: Number of runs, with seed, seed+1, ..., in OUTPUT_DIR/seed0, ...; null runs once.
     """
 
     train_file: list[str]
@@ -107,7 +107,7 @@ class LanguageModelJob(TableOptions, TextModelOptions, RunSettings):
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given.
-        language_model: Numbers of the stage.
+        language_model: Settings of the stage.
     """
 
     train_file: list[str]
@@ -134,7 +134,7 @@ class ClassifierJob(LabelledTables, TextModelOptions, RunSettings):
             training, allow trains on them all the same.
         validation_fraction: Part held out where no validation file is given; 0 trains on all rows; null holds out a
             tenth of 500 rows or more (20 or more per label), and nothing of fewer.
-        classifier: Numbers of the stage.
+        classifier: Settings of the stage.
     """
 
     train_file: list[str]
@@ -162,8 +162,8 @@ class LearningRateJob(LabelledTables, TextModelOptions, ComputeSettings):
         num_steps: Steps of the sweep.
         mixed_precision: The precision to train in afterwards: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
         tf32: Sweep in TF32 on NVIDIA GPUs, or in float32; null leaves it to torch.
-        language_model: Numbers of the language-model stage.
-        classifier: Numbers of the classifier stage.
+        language_model: Settings of the language-model stage.
+        classifier: Settings of the classifier stage.
     """
 
     train_file: list[str]

@@ -166,7 +166,7 @@ def find_model(name: ModelName) -> ResolvedModel: ...
 
 
 def find_model(name: ModelName | None) -> ResolvedModel | None:
-    """Resolve a model's name and read its configuration, once: what is returned stands for the model from then on.
+    """Resolve a model's name and read its configuration, once: the result is passed on instead of the name.
 
     Args:
         name: A folder, a built-in name, a hub id or what this returned; None, a model from scratch, stays None.
@@ -466,7 +466,7 @@ def refuse_foreign_folder(path: Path, stage: str) -> None:
 
 
 def read_stage(path: Path | str) -> dict[str, Any] | None:
-    """Return the record of a finished stage, or None where there is none (or it was cut short).
+    """Return the record of a finished stage, or None if it does not exist or was cut short.
 
     Raises:
         ArtifactError: It is not what was saved: a number or a digest in it was altered.

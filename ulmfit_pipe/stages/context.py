@@ -57,7 +57,7 @@ class RunContext:
         progress: Show progress bars; None decides by the terminal.
         deadline: ``time.monotonic()`` at which training stops, or None.
         resume: Resume an unfinished stage from its last checkpoint, instead of starting over.
-        checkpoint_seconds: Save a checkpoint so often while a stage trains; 0 after every step, None saves none.
+        checkpoint_seconds: Seconds between a stage's checkpoints; 0 saves after every step, None saves none.
         report_to: Trackers that show a training beside its own log: names as `check_report_to` takes them.
         log_every: Log one optimizer step out of this many.
         say: Receives each log line.
@@ -79,7 +79,7 @@ class RunContext:
     _accelerator: Accelerator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse trackers that are not there, and numbers that make no sense, before anything is read."""
+        """Refuse trackers that are not installed, and values out of range, before anything is read."""
         self.report_to = check_report_to(self.report_to)
         check_whole(self, {"log_every": 1})
         check_seed(self)
@@ -96,14 +96,14 @@ class RunContext:
 
     @property
     def recipe(self) -> Preset:
-        """The preset's numbers.
+        """The preset's hyperparameters.
 
         Raises:
-            ValueError: There is no such preset, or the model has not settled ``auto`` yet.
+            ValueError: The preset does not exist, or is ``auto`` and the model is not known yet.
         """
         if self.preset == AUTO:
             raise ValueError(
-                "preset 'auto' has no numbers before the model is known; call RunContext.for_model(model_type), or "
+                "preset 'auto' has no values before the model is known; call RunContext.for_model(model_type), or "
                 "name a preset"
             )
         return load_preset(self.preset)
@@ -192,7 +192,7 @@ class RunContext:
         return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
 
     def options(self, optimizer: StageOptimizer, **changes: Any) -> TrainingOptions:
-        """Return the loop's numbers for a stage: the preset's, with changes."""
+        """Return a stage's `TrainingOptions`: the preset's, with changes."""
         numbers: dict[str, Any] = {
             "betas": optimizer.betas,
             "eps": optimizer.eps,
@@ -215,14 +215,14 @@ def context_of(settings: Any, **changes: Any) -> RunContext:
 
     Args:
         settings: Settings of a run.
-        **changes: Fields of the context that settings do not have, or that count in place of theirs.
+        **changes: Fields of the context that settings do not have, or that override theirs.
     """
     shared = {each.name for each in dataclasses.fields(RunContext)}.intersection(vars(settings))
     return RunContext(**({name: getattr(settings, name) for name in shared} | changes))
 
 
 def deadline_after(seconds: float | None) -> float | None:
-    """Return the moment so many seconds from now, or None.
+    """Return the time that is `seconds` from now, or None.
 
     Raises:
         ValueError: The number is not positive.

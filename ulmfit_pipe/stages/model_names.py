@@ -39,12 +39,12 @@ class ResolvedModel:
 
     @property
     def config(self) -> Any:
-        """A configuration of its own for whoever asks."""
+        """Return a copy of the configuration, which may be changed."""
         return copy.deepcopy(self.loaded)
 
     @property
     def model_type(self) -> str:
-        """Transformers' name of its architecture."""
+        """Return the architecture's name in transformers, such as "bert"."""
         return self.loaded.model_type
 
 

@@ -1,7 +1,7 @@
 """Four recipes for the method, kept apart: the paper's, its authors' 2018 scripts', fastai 2.8's, and transformers'.
 
 The first three are for the AWD-LSTM and differ on purpose (paper and code disagree on beta1, ratio, dropout and the
-order of unfreezing); the fourth is for pretrained transformers. A preset gives numbers; stages let a user override them
+order of unfreezing); the fourth is for pretrained transformers. A preset gives values; stages let a user override them
 one by one. Numbers are for data of IMDb's size; `scale_epochs` states how they change with less data.
 
 Sources: `paper` Howard & Ruder 2018, sections 3 and 4.1; `scripts-2018` the authors' imdb_scripts; `fastai` fastai
@@ -50,7 +50,7 @@ class Dropouts:
 
 @dataclass(frozen=True)
 class StageOptimizer:
-    """Adam's numbers for one stage.
+    """Adam's hyperparameters for one stage.
 
     Attributes:
         betas: Averages' coefficients; a one-cycle schedule cycles the first.
@@ -127,7 +127,7 @@ def scale_epochs(full_epochs: int, *, size: int, full_size: int) -> int:
 
     Args:
         full_epochs: Epochs at the full size.
-        size: Rows or tokens at hand.
+        size: Number of training rows or tokens.
         full_size: Rows or tokens the number was made for.
     """
     if size >= full_size:
@@ -137,7 +137,7 @@ def scale_epochs(full_epochs: int, *, size: int, full_size: int) -> int:
 
 
 def _or(given: Number | None, default: Number) -> Number:
-    """Return what was given, 0 too (it is refused further on), or the default where nothing was."""
+    """Return a given value (0 too, which is refused later), or the default for None."""
     return default if given is None else given
 
 
@@ -245,7 +245,7 @@ WARM_UP = Schedule.slanted_triangular()  # linear up for a tenth, then down: BER
 
 
 def _transformer_lm(num_groups: int, frozen: int | None, last: int | None, lr: float | None) -> list[Phase]:
-    """All layers at once and alike, 3 epochs at 5e-5.
+    """All layers at once at one rate, 3 epochs at 5e-5.
 
     Sources: rate and warm-up of further pretraining, Sun et al. 2019 (5e-5, a tenth). 3 epochs are ours.
     """
@@ -342,7 +342,7 @@ def resolve_preset(name: str, model_type: str) -> str:
         model_type: transformers' name of the architecture.
 
     Raises:
-        ValueError: There is none of that name, or it has no numbers for this architecture.
+        ValueError: No preset has this name, or it has no hyperparameters for this architecture.
     """
     if name == AUTO:
         return "fastai" if model_type == AWD_LSTM else TRANSFORMER
@@ -358,7 +358,7 @@ def load_preset(name: str) -> Preset:
     """Return a preset by name.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: No preset has this name.
     """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")

@@ -161,7 +161,7 @@ def _needs_code(name: ModelName, folder: Path, *, images: bool) -> str:
 
 
 def find_beside(name: ModelName, file: str) -> Path | None:
-    """Return where a further file of a model is, or None where the model has none of that name.
+    """Return the path of a further file of a model, or None if the model has no file of that name.
 
     Args:
         name: A folder, a built-in name or a hub id.

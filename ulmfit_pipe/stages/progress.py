@@ -62,7 +62,7 @@ def keep_progress(
 
 
 def epochs_of_checkpoint(phases: Sequence[Phase], output_dir: Path | str) -> list[Phase] | None:
-    """Return the phases that an unfinished training runs in, with the epochs that its time allowed it; None of none.
+    """Return an unfinished training's phases, with the epochs that its time allowed; None if there is no such training.
 
     Args:
         phases: The phases as the settings have them.
@@ -151,7 +151,7 @@ def _differences(checkpoints: Sequence[Path], identity: dict[str, Any]) -> list[
 
 
 def refuse_unbegun(steps: int, output_dir: Path | str, context: RunContext) -> None:
-    """Raise where a classifier's time was over before its first step; of such a training nothing is left behind.
+    """Raise if a classifier's time was over before its first step, and delete what such a training left.
 
     Args:
         steps: Steps that were taken.
@@ -159,7 +159,7 @@ def refuse_unbegun(steps: int, output_dir: Path | str, context: RunContext) -> N
         context: The processes.
 
     Raises:
-        ValueError: There were none.
+        ValueError: No step was taken.
     """
     if steps:
         return

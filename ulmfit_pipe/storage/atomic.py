@@ -154,14 +154,14 @@ def _mount_points() -> list[str]:
 
 
 def progress_folder(output_dir: Path | str) -> Path:
-    """Return where the checkpoints of a stage are until it is finished: hidden beside it, or in a fixed folder."""
+    """Return the folder of a stage's checkpoints until it is finished: hidden beside it, or in a mounted folder."""
     path = Path(output_dir).resolve()
     name = f".{hidden_name(path.name)}.progress"
     return path / name if is_fixed(path) else path.with_name(name)
 
 
 def contents_of(path: Path) -> list[str]:
-    """Return the names in a folder; what a disk or this package keeps in a mounted one does not count."""
+    """Return the names in a folder, without what a mounted disk or this package keeps there."""
     return _own_contents(path) if is_fixed(path) else sorted(os.listdir(path))
 
 
@@ -235,7 +235,7 @@ def _finish_filling(path: Path) -> None:
 
 
 def recover_folder(path: Path | str) -> None:
-    """Finish what a process left that was killed at the very end of `atomic_folder`, where the disk lets it.
+    """Finish what a process left that was killed at the very end of `atomic_folder`, if the disk is writable.
 
     The old folder, which it had renamed, gets its name back; a fixed folder gets the files that are still to be moved.
     """
@@ -261,8 +261,7 @@ def write_atomic(path: Path | str, content: bytes) -> None:
     """Write a file so that either the old content or all of the new is there.
 
     Raises:
-        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is
-            untouched.
+        CheckpointError: The path is a pipe or a device, or the disk is full or not writable; the old file is untouched.
     """
     _refuse_streams(path)
     path = Path(path)

@@ -39,7 +39,7 @@ def differences(old: Any, new: Any, name: str = "", *, places: tuple[str, str] =
 
 
 def as_json(record: Any) -> Any:
-    """Return a record as JSON would give it back: tuples are lists, keys are strings, what it cannot hold is text."""
+    """Return a record as read back from JSON: tuples are lists, keys are strings, other objects are text."""
     return json.loads(json.dumps(record, default=str))
 
 

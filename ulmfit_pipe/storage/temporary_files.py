@@ -140,7 +140,7 @@ def remove(path: Path) -> None:
 
 
 def _lock(path: Path, *, wait: bool) -> int | None:
-    """Lock a file or folder and return the descriptor that holds the lock; None where the disk knows none.
+    """Lock a file or folder and return the descriptor that holds the lock; None where the disk has no locks.
 
     Raises:
         BlockingIOError: Another process holds it.

@@ -86,7 +86,7 @@ def run_ablation(settings: AblationSettings, *, context: RunContext | None = Non
 
 
 def variant_settings(settings: AblationSettings, name: str, context: RunContext) -> ClassifierSettings:
-    """Return a variant's numbers: the shared ones, its changes, and epochs that add up to the shared budget.
+    """Return a variant's settings: the shared ones, its changes, and epochs that add up to the shared budget.
 
     Raises:
         ValueError: The budget leaves chain-thaw no epoch with all groups.
@@ -97,9 +97,9 @@ def variant_settings(settings: AblationSettings, name: str, context: RunContext)
         return numbers
     gradual = dataclasses.replace(shared, plan="gradual")
     phases = phases_of(settings.model, gradual, context, rows=1)
-    budget, thawing = total_epochs(phases), total_epochs(phases[:-1])
+    budget, unfreezing = total_epochs(phases), total_epochs(phases[:-1])
     if numbers.plan == "lp-ft":
-        return dataclasses.replace(numbers, epochs_per_phase=thawing, rest_lr=shared.lr)
+        return dataclasses.replace(numbers, epochs_per_phase=unfreezing, rest_lr=shared.lr)
     if numbers.plan == "chain-thaw":
         left = budget - len(phases) * phases[0].epochs  # one phase a group, gradual has one fewer before its last
         if left < 1:

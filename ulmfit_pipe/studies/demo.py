@@ -1,8 +1,8 @@
 """The embedded default: the whole method on docstring paragraphs, beside what else one would try on the same labels.
 
 The built-in language model (or a small one, pretrained here on some libraries' docstrings) is fine-tuned on the
-unlabelled paragraphs of other libraries, and classified with few labels a class. On the same labels: TF-IDF with
-logistic regression, and a pretrained sentence encoder where one is at hand, frozen and trained. The full demonstration
+unlabelled paragraphs of other libraries, and classified with few labels per class. On the same labels: TF-IDF with
+logistic regression, and a pretrained sentence encoder if one is installed, frozen and trained. The full demonstration
 also has the network from scratch, with the same epochs and the best of a few learning rates by validation, and the
 built-in model without fine-tuning on the texts.
 """
@@ -66,7 +66,7 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much of everything: what fits five minutes or half an hour on two cores."""
+    """Sizes of the demonstration, for five minutes or half an hour on two cores."""
 
     seeds: int
     fine_tuning: LanguageModelSettings

@@ -67,6 +67,7 @@ class _Grid:
 
     @property
     def cells(self) -> CellFolder:
+        """Return the folder of finished cells."""
         return CellFolder(self.output / "cells")
 
 
@@ -197,7 +198,7 @@ def _run_cell(grid: _Grid, cell: Cell, place: int) -> dict[str, Any] | None:
     settings = _classifier(grid.settings, place)
     training = Training(train, test, grid.models[cell.method], settings, context)
     if cell.method == "scratch":
-        training = dataclasses.replace(training, settings=_twin(grid, cell, place, rows=len(train)))
+        training = dataclasses.replace(training, settings=_scratch_settings(grid, cell, place, rows=len(train)))
         if cell.size not in grid.rates:
             grid.rates[cell.size] = _rate_of_scratch(grid, cell, training)
         training = dataclasses.replace(
@@ -214,8 +215,8 @@ def _classifier(settings: LowShotSettings, place: int) -> ClassifierSettings:
     return dataclasses.replace(settings.classifier, final_epochs=settings.final_epochs[place])
 
 
-def _twin(grid: _Grid, cell: Cell, place: int, *, rows: int) -> ClassifierSettings:
-    """Return the numbers of the network from scratch; what they leave open is as the method has it."""
+def _scratch_settings(grid: _Grid, cell: Cell, place: int, *, rows: int) -> ClassifierSettings:
+    """Return the settings of the network from scratch; null ones are those of the method."""
     settings, given = grid.settings, grid.settings.scratch
     method = _classifier(settings, place)
     phases = phases_of(settings.model, method, grid.context, rows=rows)

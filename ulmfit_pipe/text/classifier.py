@@ -64,7 +64,7 @@ class ClassifierParts:
 
     @property
     def network(self) -> Any:
-        """The classifier that is saved: the learner's model, or what is inside it where that reads in windows."""
+        """Return the classifier that is saved: the learner's model, without the wrapper that reads windows."""
         return bare_classifier(self.learner.model)
 
 
@@ -86,7 +86,7 @@ def train_classifier(
             last epoch is kept anyway: then nothing is measured, and a label counts as given from 0.5 on.
         model: Folder or name of a language model, of an encoder, or of a classifier with the same labels.
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset, seed, precision, time.
 
     Returns:
@@ -199,7 +199,7 @@ def _unfreezing_pays(
     Args:
         train: Columns ``text`` and ``label``.
         model: What the classifier is put on.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Seed, precision, time and processes.
         probe: What the head starts from.
         phases: What would be trained from there.
@@ -256,7 +256,7 @@ def scores_on_folds(
     Args:
         train: Columns ``text`` and ``label``.
         model: What the classifier is put on.
-        settings: Numbers of the stage, with a plan that resumes from the probe.
+        settings: Settings of the stage, with a plan that resumes from the probe.
         context: Seed, precision and processes; nothing is reported from here.
 
     Returns:
@@ -342,7 +342,7 @@ def build_classifier_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
-        TypeError: A table is none of `load_table`.
+        TypeError: A table is not from `load_table`.
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
         ValueError: The best epoch is to be kept, and there are no validation rows; a setting has no meaning for
             the model; or the model has no two layer groups to unfreeze one after the other.

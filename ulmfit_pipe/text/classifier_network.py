@@ -22,7 +22,7 @@ def load_as_classifier(
         model: Folder or name of a language model, an encoder, or a classifier with the same labels.
         names: The labels.
         multi_label: Whether a text may have several.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset and log.
 
     Raises:
@@ -50,7 +50,7 @@ def count_layer_groups(model: ModelName, settings: "ClassifierSettings") -> int:
 
     Args:
         model: As in `load_as_classifier`.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
 
     Raises:
         ArtifactError: The model cannot classify texts.

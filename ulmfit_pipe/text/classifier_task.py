@@ -22,7 +22,7 @@ from ulmfit_pipe.training.records import Batches, Task
 EVALUATION_ROWS = 256  # rows of an evaluation batch, and its tokens, padding included: memory, not result
 EVALUATION_TOKENS = 16_384
 LEAST_BATCH = 8  # rows; the batch is not narrowed below it
-STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about so many steps; ours
+STEPS_PER_EPOCH = 25  # small data narrow the batch until an epoch has about this many steps; ours
 
 
 def build_classifier_task(
@@ -35,7 +35,7 @@ def build_classifier_task(
     settings: "ClassifierSettings",
     context: RunContext,
 ) -> Task:
-    """Tokenize labelled texts and put them into batches, with the loss and the metric that their labels call for.
+    """Tokenize labelled texts and put them into batches, with the loss and the metric for their kind of labels.
 
     Args:
         train: Columns ``text`` and ``label``.
@@ -43,7 +43,7 @@ def build_classifier_task(
         network: The classifier.
         tokenizer: Its tokenizer.
         reading: How it reads documents; for a transformer, how many are truncated or read in windows is logged.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset, seed and log.
     """
     names, multi_label = label_names_of(train)

@@ -57,7 +57,7 @@ def find_head(network: nn.Module, num_labels: int) -> nn.Linear | PoolingClassif
     for module in reversed(modules):
         if isinstance(module, nn.Linear) and module.out_features == num_labels:
             return module
-    raise ProbeError(f"a {type(network).__name__} has no linear layer that gives {num_labels} scores")
+    raise ProbeError(f"a {type(network).__name__} has no linear layer with {num_labels} outputs")
 
 
 @torch.no_grad()
@@ -144,12 +144,12 @@ class _Speed:
 
 
 def _size(batch: Batch) -> int:
-    """Return how many numbers the largest tensor of a batch holds."""
+    """Return the number of elements of a batch's largest tensor."""
     return max(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
 def _of_documents(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """Return a row a document, float (documents, width), of what went into the head.
+    """Return the head's input, float (documents, width), one row per document.
 
     A decoder's head reads every position; the last real one counts.
     """
@@ -166,7 +166,7 @@ def _check(head: nn.Module, values: Tensor, logits: Tensor, accelerator: Acceler
     scale = max(float(logits.abs().max()), 1e-6)
     tolerance = CHECK_TOLERANCE if accelerator.mixed_precision == "no" else ROUNDED_TOLERANCE
     if again.shape != logits.shape or float((again - logits).abs().max()) > tolerance * scale:
-        raise ProbeError("the scores are not what its last layer makes of one vector per text")
+        raise ProbeError("the scores are not the output of its last layer for one vector per text")
 
 
 def _gathered(parts: Sequence[NDArray[Any]], accelerator: Accelerator) -> tuple[NDArray[Any], ...]:
@@ -199,7 +199,7 @@ def main_number(number: float, accelerator: Accelerator) -> float:
 def set_head(
     head: nn.Linear | PoolingClassifierHead, probe: LinearProbe, features: Features, *, scale: float = 1.0
 ) -> None:
-    """Give a head the scores of a linear probe.
+    """Initialize a head so that its outputs are the scores of a linear probe.
 
     Args:
         head: One linear layer, or ULMFiT's two blocks.
@@ -220,7 +220,7 @@ def _set_blocks(head: PoolingClassifierHead, probe: LinearProbe, x: Tensor) -> N
     """Put a linear map into two blocks: a pair of hidden units for each direction, one for the bias.
 
     max(0, z) - max(0, -z) = z; with more labels than pairs the largest directions are taken. The batch norms get the
-    statistics of the texts at hand, so that training and prediction begin with the same scores.
+    statistics of the training texts, so that training and prediction begin with the same scores.
     """
     blocks: Any = head.blocks
     first, second = blocks

@@ -51,7 +51,7 @@ def train_language_model(
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         model: Pretrained language model or text encoder: a folder, a built-in name or a hub id; None trains an AWD-LSTM
             from scratch.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset, seed, precision, time.
         train_files: Where the texts came from, for the record: base names are kept.
 
@@ -88,7 +88,7 @@ def _train(parts: LanguageModelParts, context: RunContext) -> History:
     history = parts.learner.fit_plan(parts.phases)
     if not history.steps:
         left = "as the pretrained one was" if parts.pretrained else "random"
-        context.tell(f"language model: max_seconds were over before the first step, so it stays {left}")
+        context.tell(f"language model: max_seconds ran out before the first step, so it stays {left}")
     return history
 
 
@@ -129,8 +129,8 @@ def build_language_model_learner(
     """Prepare tokenizer, batches, model and phases, without training anything.
 
     Raises:
-        TypeError: A table is none of `load_table`.
-        ArtifactError: The model is none that could be a language model, or its tokenizer is another's.
+        TypeError: A table is not from `load_table`.
+        ArtifactError: The model cannot be a language model, or its tokenizer is another's.
         ValueError: There is too little text for one batch, or a setting has no meaning for the model.
     """
     _check_tables(train, validation, of="build_language_model_learner")

@@ -52,11 +52,11 @@ def build_learner(
     Args:
         network: The model.
         task: Its data and objective.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset, device, precision.
         pretrained: Whether its weights were trained before.
         phases_for: Makes the phases for this many layer groups.
-        max_blocks: Bundle a transformer's blocks into so many groups.
+        max_blocks: Bundle a transformer's blocks into this many groups.
     """
     groups = groups_of(network, max_blocks=max_blocks)
     learner = Learner(

@@ -39,7 +39,7 @@ def lineage_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the training runs in a language-model stage's record; an older record is turned into one run."""
     if "lineage" in record:
         return list(record["lineage"])
-    return [_leg_of_older_record(record)] if "metrics" in record and "tokens" in record else []
+    return [_run_of_older_record(record)] if "metrics" in record and "tokens" in record else []
 
 
 def lineage_after(
@@ -141,11 +141,11 @@ def processor_name(device: torch.device | None = None) -> str:
 
 
 def precision_name(mixed_precision: str) -> str:
-    """Return what a precision means for the numbers, in a word."""
+    """Return the name of Accelerate's precision: "no" is "fp32"."""
     return "fp32" if mixed_precision == "no" else mixed_precision
 
 
-def _leg_of_older_record(record: dict[str, Any]) -> dict[str, Any]:
+def _run_of_older_record(record: dict[str, Any]) -> dict[str, Any]:
     """Return a training run made from a record older than this field; what it lacks is None."""
     identity = record.get("identity", {})
     settings = identity.get("settings", {})

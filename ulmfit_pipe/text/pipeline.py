@@ -124,18 +124,7 @@ def run_pipeline(
     context = context.for_model(model_type_of(start))
     if reason:
         context.tell(reason)
-    tables = load_run_tables(
-        **{name: (in_memory or {}).get(name, getattr(settings, name)) for name in TABLES},
-        validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
-        seed=settings.seed,
-        include_test_text=settings.include_test_text,
-        max_rows=settings.max_rows,
-        **columns_of(settings),
-        say=context.tell,
-    )
-    if settings.folds is not None:
-        tables = fold_of(tables, settings, say=context.tell)
-    check_tables_alike(tables, context)
+    tables = _load_tables(settings, in_memory or {}, context)
     _check_known(settings, tables, context, start)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
@@ -150,6 +139,23 @@ def run_pipeline(
     for direction, model in starts.items():
         _run_direction(given, tables, context, model, direction=direction, deadline=deadline, results=results)
     return _finish(settings, tables, context, results=results, model_type=model_type_of(start), report=report)
+
+
+def _load_tables(settings: PipelineSettings, in_memory: Mapping[str, Any], context: RunContext) -> RunTables:
+    """Return the tables of the run, or of its fold, which are the same on every process."""
+    tables = load_run_tables(
+        **{name: in_memory.get(name, getattr(settings, name)) for name in TABLES},
+        validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
+        seed=settings.seed,
+        include_test_text=settings.include_test_text,
+        max_rows=settings.max_rows,
+        **columns_of(settings),
+        say=context.tell,
+    )
+    if settings.folds is not None:
+        tables = fold_of(tables, settings, say=context.tell)
+    check_tables_alike(tables, context)
+    return tables
 
 
 def fine_tunes_language_model(settings: PipelineSettings, model: ResolvedModel | None) -> tuple[bool, str]:

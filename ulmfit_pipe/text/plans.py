@@ -1,4 +1,4 @@
-"""Which layer groups of the classifier train when: the preset's phases, or a named plan with the preset's numbers."""
+"""Which layer groups of the classifier train when: the preset's phases, or a named plan with its rates."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ PROBED = ("probe-full", "probe")  # plans that begin with logistic regression on
 AUTO_LR, AUTO_LR_DECAY = 1e-4, LAYER_DECAY  # of the last group of a transformer once all train
 LSTM_LR, LSTM_LR_DECAY = 5e-3, 1.3  # the same of an AWD-LSTM
 AUTO_EPOCHS = 4  # of a table with many rows
-AUTO_STEPS = 100  # of a table with few: as many epochs as have so many steps, up to
+AUTO_STEPS = 100  # of a table with few rows: as many epochs as have this many steps, up to
 AUTO_MOST_EPOCHS = 25
 BACKWARD_COST = 2.5  # what a training step takes beside its forward pass, in forward passes, optimizer included
 
@@ -39,7 +39,7 @@ def settled(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, row
     """Return settings whose ``auto`` is replaced by what it means for a preset and a table.
 
     Args:
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         recipe: The preset.
         held_out: Whether there are validation rows.
         rows: Labelled rows to train on.
@@ -78,7 +78,7 @@ def possible_epochs(reading_seconds: float, deadline: float | None) -> float:
 
 
 def within_time(phases: Sequence[Phase], possible: float) -> tuple[list[Phase], str]:
-    """Return phases that have so many epochs at most, with their schedules; and a line on what is left out, if any.
+    """Return phases that have at most this many epochs, with their schedules; and a line on what is left out, if any.
 
     Args:
         phases: The phases.
@@ -100,7 +100,7 @@ def classifier_phases(
 
     Args:
         num_groups: Layer groups of the classifier.
-        settings: Numbers of the stage; None takes the preset's.
+        settings: Settings of the stage; None takes the preset's.
         recipe: The preset.
         rows: Labelled rows to train on.
         batch_size: Rows of a step.

@@ -140,12 +140,12 @@ def _tell_of_shared(facts: Mapping[str, TextFacts], say: Say) -> None:
         exact, alike = count_shared(facts[name], facts["training"])
         if exact:
             say(
-                f"note: {exact:,} of {len(facts[name]):,} {name} texts also are in the training table, word for "
+                f"note: {exact:,} of {len(facts[name]):,} {name} texts are also in the training table, word for "
                 f"word; the {name} metrics are flattered by as much"
             )
         if alike:
             say(
-                f"note: {alike:,} {'more ' if exact else ''}of {len(facts[name]):,} {name} texts also are in the "
+                f"note: {alike:,} {'more ' if exact else ''}of {len(facts[name]):,} {name} texts are also in the "
                 f"training table, apart from capitals and spaces; the {name} metrics are flattered by as much"
             )
 

@@ -57,7 +57,7 @@ class RunTables:
         return f"rows: {', '.join(sizes)}; labels: {list_labels(label_names_of(self.train)[0], SHOWN_LABELS)}"
 
     def named(self) -> dict[str, Dataset]:
-        """Return the tables that there are, by their names in words."""
+        """Return the tables that are not None, by their names in messages."""
         tables = {
             "training": self.train,
             "validation": self.validation,

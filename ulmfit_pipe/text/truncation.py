@@ -120,7 +120,7 @@ def reading_for(
     """Return how the settings want documents read by a network.
 
     Args:
-        settings: Numbers of the classifier stage.
+        settings: Settings of the classifier stage.
         network: The classifier.
         tokenizer: Its tokenizer.
         model: What the user calls it, for messages.
@@ -162,7 +162,7 @@ def _check_length(name: str, given: int | None, longest: int | None, special: in
 
 
 def saved_reading(network: Any, tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """Return how a saved classifier reads: as it was trained, or, if of another program, truncated when necessary."""
+    """Return a saved classifier's truncation strategy: that of training, or for other programs' the longest input."""
     notes = notes_of(network.config)
     names = [field.name for field in dataclasses.fields(Reading)]
     if names[0] in notes:

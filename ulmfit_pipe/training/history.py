@@ -39,7 +39,7 @@ class EpochTable:
         self.metrics: list[str] | None = None
 
     def line(self, record: EpochRecord) -> str:
-        """Return the line of an epoch that has ended; the first one has the header above it."""
+        """Return an epoch's row of the table; before the first one comes the header."""
         first = self.metrics is None
         if self.metrics is None:
             self.metrics = list(record.metrics)

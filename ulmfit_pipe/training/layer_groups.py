@@ -93,7 +93,7 @@ def split_layer_groups(
 
     Args:
         model: Any module.
-        prefixes: One list of module- or parameter-name prefixes a group, the input side first.
+        prefixes: One list of module- or parameter-name prefixes per group, input side first.
         names: Names of the groups; by default the first prefix of each.
 
     Returns:
@@ -153,7 +153,7 @@ def _owners(model: nn.Module, prefixes: Sequence[Sequence[str]], names: Sequence
 
 
 def _check_running_norms(model: nn.Module, prefixes: Sequence[Sequence[str]], names: Sequence[str]) -> None:
-    """Refuse a norm layer with running statistics, but no parameters, that no group would freeze."""
+    """Raise for a norm layer with running statistics but no parameters, which no group would freeze."""
     for key, module in model.named_modules():
         running = is_norm(module) and any(True for _ in module.buffers(recurse=False))
         if running and next(module.parameters(recurse=False), None) is None:

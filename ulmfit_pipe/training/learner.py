@@ -326,12 +326,12 @@ class Learner:
         return evaluate(self.model, batches, self.task.objective, self.task.new_metric(), self.accelerator)
 
     def recompute_norm_statistics(self) -> list[str]:
-        """Take the statistics of every batch norm anew from the training data; weights stay.
+        """Recompute the statistics of every batch norm from the training data; weights stay.
 
         Call it when training is over. Metrics measured before it are those of the old statistics.
 
         Returns:
-            Names of the norms that have them; empty where the model has none.
+            Names of the recomputed norms; empty if the model has no batch norms.
         """
         names = recompute_norm_statistics(self.model, self.task.train_batches, self.task.objective, self.accelerator)
         self.say(f"batch-norm statistics taken anew from the training data: {', '.join(names) or 'the model has none'}")

@@ -32,7 +32,7 @@ class Features:
     """What a frozen network gives its head.
 
     Attributes:
-        values: float32 (rows, width), a row a text, in the table's order.
+        values: float32 (rows, width), one row per text, in the table's order.
         labels: int64 (rows,), or float32 (rows, num_labels) of 0 and 1.
         seconds: Time that reading the texts took.
         skipped: Texts that were too long for the time there was.

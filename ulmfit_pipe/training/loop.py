@@ -353,7 +353,7 @@ def count_steps(batches: Batches, epochs: int, accumulation_steps: int, *, first
 def batches_from(batches: Batches, first: int) -> Iterator[Batch]:
     """Iterate over the batches of the current epoch from a certain one on.
 
-    Those before it are passed over, or not made at all where the batches know how (``from_batch``).
+    Earlier batches are skipped, or not built if the batches have ``from_batch``.
     """
     begin = getattr(batches, "from_batch", None)
     if begin is not None:

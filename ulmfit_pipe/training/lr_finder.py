@@ -33,7 +33,7 @@ from ulmfit_pipe.training.schedules import exponential_sweep
 if TYPE_CHECKING:
     from ulmfit_pipe.reports.plots import Picture
 
-DIVERGED = 4.0  # the sweep ends where the smoothed loss exceeds so many times its best, fastai 2.8 schedule.py
+DIVERGED = 4.0  # the sweep ends where the smoothed loss exceeds this many times its best, fastai 2.8 schedule.py
 SHORTEST_SWEEP = 6  # fastai 2.8 floors num_it to this
 
 
@@ -202,7 +202,7 @@ def _endless(run: Run, batches: Batches, num_steps: int) -> Iterator[tuple[list[
 
 @contextlib.contextmanager
 def restored(model: nn.Module, groups: Sequence[LayerGroup]) -> Iterator[None]:
-    """Put back weights, buffers, gradients, freeze state, training flags and random state after the block.
+    """Restore weights, buffers, gradients, freeze state, training flags and random state after the block.
 
     The block starts without gradients. Buffers are kept one by one, since a state dict leaves some of them out.
     """

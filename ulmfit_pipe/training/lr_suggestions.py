@@ -28,7 +28,7 @@ def smooth_losses(losses: Sequence[float], *, beta: float = SMOOTHING) -> list[f
     """Return the running mean of the losses, corrected for its start at 0.
 
     Args:
-        losses: One loss a batch.
+        losses: One loss per batch.
         beta: Weight of the past, in [0, 1).
 
     Returns:
@@ -49,8 +49,7 @@ def smooth_losses(losses: Sequence[float], *, beta: float = SMOOTHING) -> list[f
 def usable_part(lrs: Sequence[float], losses: Sequence[float], *, num_it: int) -> tuple[list[float], list[float]]:
     """Trim a recorded curve to the part that suggestions are read from.
 
-    Leaves out the first `num_it // 10` and the last 5 records, and everything from the first loss that is not
-    finite.
+    Leaves out the first `num_it // 10` and the last 5 records, and everything from the first loss that is not finite.
 
     Args:
         lrs: Learning rate of each recorded batch.

@@ -188,8 +188,8 @@ class LanguageModelMetric:
     """Loss per token, perplexity and accuracy of the tokens asked for.
 
     Args:
-        masked: The tokens are behind masks, with what follows them in sight: it is a pseudo-perplexity then, which
-            no perplexity can be compared with.
+        masked: The tokens are masked and the model sees those after them: the result is a pseudo-perplexity, which
+            is not comparable with a perplexity.
     """
 
     def __init__(self, *, masked: bool = False) -> None:

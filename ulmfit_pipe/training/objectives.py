@@ -143,7 +143,7 @@ class SequenceObjective:
         self.beta = beta
 
     def count(self, batch: Batch) -> float:
-        """Return the number of targets that count."""
+        """Return the number of targets that are not ignored."""
         return float((batch["targets"] != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
@@ -302,7 +302,7 @@ class TokenObjective:
         self.logits_at = logits_at
 
     def count(self, batch: Batch) -> float:
-        """Return the number of targets that count."""
+        """Return the number of targets that are not ignored."""
         return float((batch["targets"] != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:

@@ -52,7 +52,7 @@ def spread_lrs(lr: LearningRates, names: Sequence[str]) -> list[float]:
 
     Args:
         lr: One number (all groups alike), ``slice(lo, hi)`` (geometric, lo at the input), ``slice(hi)`` (hi for the
-            last group, hi / 10 for the others), a sequence (one number a group), or a mapping from group name to
+            last group, hi / 10 for the others), a sequence (one number per group), or a mapping from group name to
             number (every group named).
         names: Names of the layer groups, input side first.
 

@@ -272,8 +272,8 @@ def run_phases(
         options: Hyperparameters of the loop.
         monitor: Validation metric that selects the best epoch.
         keep_best: End with the best epoch's weights (needs validation data).
-        first_epoch: Number of the first epoch for the data's order.
-        first_step: Number of the first step for `TrainingOptions.trackers`.
+        first_epoch: Index of the first epoch, for the data's order.
+        first_step: Index of the first step, for `TrainingOptions.trackers`.
         start: Validation record of the initial weights, or None; the first record of the history.
         on_epoch: Called after every epoch.
         say: Receives a log line on whether `TrainingOptions.cache_frozen` takes effect.

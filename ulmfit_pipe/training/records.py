@@ -98,7 +98,7 @@ class Tracker(Protocol):
         ...
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Take the numbers of a step, or of an epoch that ended with it (they have ``epoch``); some may be NaN."""
+        """Log the metrics of a step, or of an epoch that ended with it (they have ``epoch``); some may be NaN."""
         ...
 
     def finish(self) -> None:
@@ -116,7 +116,7 @@ class TrainingOptions:
         eps: Adam's epsilon; 1e-5 is fastai's.
         decoupled: AdamW (True) or Adam with L2 (False).
         max_grad_norm: Clip the gradient's L2 norm over all parameters to this, or None.
-        accumulation_steps: Micro-batches per optimizer step: the same as one batch so many times as large, but for what
+        accumulation_steps: Micro-batches per optimizer step: the same as one batch that many times larger, but for what
             is taken over a batch (statistics of batch norms; AR and TAR over texts of unequal length).
         train_norm: Train norm layers inside frozen groups (preset ``fastai``).
         frozen_dropout: ``on`` or ``off`` in frozen groups.
@@ -197,7 +197,7 @@ class Phase:
         lrs: Base learning rate of every layer group; those of frozen groups are not used.
         schedule: Curve that multiplies the base rates over the phase's steps.
         epochs: Epochs the schedule spans, at least 1.
-        start_epoch: Skip so many epochs of the schedule and resume from there.
+        start_epoch: Skip this many epochs of the schedule and continue from there.
         patience: End the phase after this many epochs without a better validation value than its own best.
         from_best: Start from the best weights seen so far instead of the latest ones.
     """

@@ -58,7 +58,7 @@ class Run:
 
 
 class Observer(Protocol):
-    """Observes the run of a phase, on every process: the log of its numbers, the checkpoints it is resumed from."""
+    """Observes the run of a phase, on every process: the log of its metrics, the checkpoints it is resumed from."""
 
     def enter_phase(self, run: Run, phase: Phase, position: Position) -> None:
         """Begin with a phase; the last observer is asked first, so that the others see where it put the run."""

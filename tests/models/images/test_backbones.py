@@ -105,7 +105,7 @@ def test_a_model_that_draws_what_it_sees_is_refused():
 def test_a_model_that_puts_the_images_of_a_batch_together_is_refused():
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     backbone = build_backbone(AutoConfig.for_model("pixtral", image_size=16, patch_size=8, **sizes))
-    with pytest.raises(ValueError, match="PixtralVisionModel gives out 1 rows for 2 images: .*give an image model"):
+    with pytest.raises(ValueError, match="PixtralVisionModel outputs 1 rows for 2 images: .*give an image model"):
         facts_of(backbone, size=16)
 
 

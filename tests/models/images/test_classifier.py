@@ -137,7 +137,7 @@ class Linear(nn.Module):
 
 
 def test_a_custom_head_that_does_not_fit_is_refused_with_the_shape_it_gets():
-    shapes = r"a last_hidden_state of shape \(2, 20, 1, 1\) for 2 images, .* logits of shape \(2, 3\), a number a class"
+    shapes = r"a last_hidden_state of shape \(2, 20, 1, 1\) for 2 images, .* logits of shape \(2, 3\), one per class"
     with pytest.raises(
         ValueError, match=shapes + r"; Linear fails on it \(mat1 and mat2 .*\): make its layers as wide"
     ):

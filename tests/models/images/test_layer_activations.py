@@ -116,7 +116,10 @@ def test_an_unknown_layer_is_refused_with_the_nearest_real_names(name, near):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("backbone.encoder.stages", r"\(a ModuleList\) gives nothing itself in a forward pass; take one that gives a"),
+        (
+            "backbone.encoder.stages",
+            r"\(a ModuleList\) has no output of its own in a forward pass; take one that gives a",
+        ),
         ("head", r"outputs \(2, 3\), which is not the shape of a map; take .* such as 'backbone.encoder.stages.2'"),
     ],
 )

@@ -350,7 +350,9 @@ def test_max_blocks_is_a_whole_number_of_1_or_more(max_blocks):
 
 def test_an_lstm_has_no_blocks_to_bundle():
     config = AwdLstmConfig(vocab_size=11, embedding_size=5, hidden_size=7, num_hidden_layers=2, num_labels=4)
-    with pytest.raises(ValueError, match="max_blocks=2 bundles the blocks of a text transformer, and AwdLstmForSequ"):
+    with pytest.raises(
+        ValueError, match="max_blocks=2 bundles the blocks of a text transformer, not of AwdLstmForSequ"
+    ):
         layer_group_specs(AwdLstmForSequenceClassification(config), max_blocks=2)
 
 
@@ -358,7 +360,7 @@ def test_an_image_model_has_the_groups_of_image_models_and_no_bundles():
     config = transformers.ViTConfig(**{**BERT_SIZES, "image_size": 4, "patch_size": 2})
     model = transformers.ViTForImageClassification(config)
     assert group_names(model) == [spec.name for spec in image_group_specs(model)]
-    with pytest.raises(ValueError, match="max_blocks=2 bundles .*, and ViTForImageClassification is none; leave it"):
+    with pytest.raises(ValueError, match="max_blocks=2 bundles .*, not of ViTForImageClassification; leave it"):
         layer_group_specs(model, max_blocks=2)
 
 
@@ -388,7 +390,9 @@ def test_a_model_of_text_and_pictures_is_refused_as_its_stacks_have_no_order():
     config = transformers.Gemma3Config(text_config={**LLAMA_SIZES, "vocab_size": VOCAB}, vision_config=vision)
     with torch.device("meta"):
         model = transformers.Gemma3ForSequenceClassification(config)
-    with pytest.raises(ValueError, match=r"has 2 stacks of blocks \(vision_tower\S*, language_model\S*\), and nothing"):
+    with pytest.raises(
+        ValueError, match=r"has 2 stacks of blocks \(vision_tower\S*, language_model\S*\), and their order"
+    ):
         layer_group_specs(model)
 
 
@@ -410,7 +414,7 @@ class Blockless(transformers.PreTrainedModel):
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(ValueError, match="Blockless has no list of blocks, so its layer groups cannot be told; give"):
+    with pytest.raises(ValueError, match="Blockless has no list of blocks, so its layer groups cannot be found; give"):
         layer_group_specs(Blockless(transformers.BertConfig()))
 
 

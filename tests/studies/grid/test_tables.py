@@ -112,7 +112,7 @@ def test_test_texts_that_are_labelled_rows_too_are_told(tmp_path):
     ]
     said = []
     load_labelled_tables([str(files[0])], str(files[1]), say=said.append)
-    assert said[0] == "note: 3 of the 7 test texts also are in the labelled table, word for word"
+    assert said[0] == "note: 3 of the 7 test texts are also in the labelled table, word for word"
 
 
 def test_sizes_that_cannot_be_drawn_are_refused(load):

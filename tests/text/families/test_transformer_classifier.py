@@ -521,7 +521,7 @@ def test_a_learner_that_was_saved_with_its_tokenizer_comes_back_and_predicts(pre
         ),
         (
             {"gradient_window": 70},
-            "gradient_window 70 is for an AWD-LSTM, which carries a state past it; .* is a 'bert'",
+            "gradient_window 70 is for an AWD-LSTM's recurrent state; .* is a 'bert'",
         ),
         ({"max_length": 65}, "max_length 65 is more than .*bert reads, 64 tokens"),
     ],

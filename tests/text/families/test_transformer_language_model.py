@@ -245,7 +245,7 @@ def test_a_time_limit_that_is_over_leaves_the_pretrained_model_and_says_so(folde
     said, context = heard()
     context.deadline = deadline_after(1e-9)
     train_language_model(TRAIN, VALIDATION, output_dir=tmp_path / "lm", model=folders["gpt2"], context=context)
-    assert "language model: max_seconds were over before the first step, so it stays as the pretrained one was" in said
+    assert "language model: max_seconds ran out before the first step, so it stays as the pretrained one was" in said
     stored, kept = (load_file(f"{folder}/model.safetensors") for folder in (folders["gpt2"], tmp_path / "lm"))
     assert all(torch.equal(kept[key], value) for key, value in stored.items())
 

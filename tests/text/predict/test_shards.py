@@ -201,7 +201,7 @@ def test_the_summary_counts_labels_skipped_rows_and_those_finished_before(predic
         assert (summary.rows, summary.skipped, summary.done_before) == (6, 1, before)
         assert summary.labels == {name: wanted.count(name) for name in ("bad", "fair", "good")}
     assert str(summary).startswith("6 rows, 1 of them without text, 6 of them finished before in ")
-    assert " s (0.00 s predicting, 0 a second)\n" in str(summary)
+    assert " s (0.00 s predicting, 0 per second)\n" in str(summary)
 
 
 def test_the_speed_counts_the_prediction_alone(predict, table_csv, monkeypatch):
@@ -211,7 +211,7 @@ def test_the_speed_counts_the_prediction_alone(predict, table_csv, monkeypatch):
     single = predict(table_csv, output_dir=None, output_file="single.csv")
     assert 3 * 0.2 <= parts.predicting < parts.seconds
     assert 4 * 0.2 <= single.predicting < single.seconds
-    words = f" s ({parts.predicting:.2f} s predicting, {5 / parts.predicting:,.0f} a second)"
+    words = f" s ({parts.predicting:.2f} s predicting, {5 / parts.predicting:,.0f} per second)"
     assert words in str(parts).splitlines()[0]
 
 

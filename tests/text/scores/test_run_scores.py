@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.tiny_runs import heard, reviews, table
 from ulmfit_pipe.text.scores import run_scores
-from ulmfit_pipe.text.scores.run_scores import judge, majority_share, per_class, plain_scores
+from ulmfit_pipe.text.scores.run_scores import majority_share, more_scores, per_class, plain_scores
 from ulmfit_pipe.text.scores.tfidf import fit_tfidf
 from ulmfit_pipe.text.tables import RunTables
 
@@ -52,12 +52,12 @@ def test_the_majority_is_that_of_training_counted_in_the_table():
 def test_the_baseline_is_scored_on_the_same_rows_and_told_apart_from_the_classifier():
     rival = fit_tfidf(TRAIN, seed=0)
     labels = np.array(TEST["label"][:])
-    judged = judge(1 - labels, TEST, TRAIN, names=["bad", "good"], tfidf=rival, seed=0)
+    judged = more_scores(1 - labels, TEST, TRAIN, names=["bad", "good"], tfidf=rival, seed=0)
     assert (judged["majority"], judged["baseline"]["rows"]) == (0.5, 40)
     assert judged["baseline"]["accuracy"] > 0.8  # three words of each row tell its label
     assert judged["baseline"]["ahead"] == pytest.approx(-judged["baseline"]["accuracy"])
     assert judged["baseline"]["ahead_interval"][1] < 0
-    assert judge(labels, TEST, TRAIN, names=["bad", "good"], tfidf=None, seed=0)["baseline"] is None
+    assert more_scores(labels, TEST, TRAIN, names=["bad", "good"], tfidf=None, seed=0)["baseline"] is None
 
 
 class Answers:

@@ -288,7 +288,7 @@ def test_files_that_do_not_belong_together_are_refused(importing):
         ),
         ("0.encoder.weight", torch.zeros(11), r"model.embeddings.weight must have the axes \(vocab, embedding\)"),
         ("1.decoder.bias", torch.full((11,), torch.nan), "11 of the 11 numbers under '1.decoder.bias' are NaN"),
-        ("0.encoder.weight", torch.eye(11, 5).to_sparse(), "under '0.encoder.weight' stands a sparse"),
+        ("0.encoder.weight", torch.eye(11, 5).to_sparse(), "under '0.encoder.weight' is a sparse"),
     ):
         with pytest.raises(ValueError, match=words):
             importing({**weights, key: wrong}, OLD_TOKENS)

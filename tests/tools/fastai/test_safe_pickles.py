@@ -118,7 +118,7 @@ def test_what_is_no_pickle_or_cut_short_is_refused(tmp_path, content):
         (["the", 5], "token 1 is the int 5, not a string; every token must be one: save it again as plain lists"),
         (["the", 10**5000], "token 1 is the int, not a string"),
         (["the", ["a"]], "token 1 is the list, not a string"),
-        (["the", "a\ud800"], r"token 1 is the str 'a\\ud800', which holds half of a character .*; replace it and save"),
+        (["the", "a\ud800"], r"token 1 is the str 'a\\ud800', which holds half of a character; replace it and save"),
         ([["the"], ["\udfff"]], r"label 0 is the str '\\udfff', which holds half of a character"),
         (["the", None], "token 1 is the NoneType None"),
         ([["the"], [0, 1]], "label 0 is the int 0, not a string; every label must be one"),
@@ -229,8 +229,8 @@ def test_a_name_that_is_torchs_own_but_not_allowed_is_told_too(tmp_path):
     ("content", "words"),
     [
         ([torch.ones(1)], "holds a list, not a dict of tensors by name"),
-        ({"a": 3}, "under 'a' stands the int 3, not a tensor"),
-        ({"a": {"b": 3}}, "under 'a' stands the dict, not a tensor"),
+        ({"a": 3}, "under 'a' is the int 3, not a tensor"),
+        ({"a": {"b": 3}}, "under 'a' is the dict, not a tensor"),
         ({0: torch.ones(1)}, "the int 0 is in place of a tensor's name, a string of at most 200 letters"),
         (
             {"e" * 201: torch.ones(1)},
@@ -273,7 +273,7 @@ def test_what_is_no_dict_of_tensors_is_refused(tmp_path, content, words):
 )
 def test_a_tensor_of_an_unusual_form_is_refused_by_its_key(tmp_path, change, words):
     torch.save({"fine": torch.ones(2), "0.encoder.weight": change(torch.eye(3))}, tmp_path / "w.pth")
-    with pytest.raises(UnsafePickleError, match=f"under '0.encoder.weight' stands {words}"):
+    with pytest.raises(UnsafePickleError, match=f"under '0.encoder.weight' is {words}"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -292,7 +292,7 @@ def test_numbers_that_are_none_are_refused_by_their_key(tmp_path, dtype):
 @pytest.mark.parametrize("value", [True, 1j])
 def test_a_count_is_a_whole_number(tmp_path, value):
     torch.save({"1.layers.0.0.num_batches_tracked": torch.tensor(value)}, tmp_path / "w.pth")
-    with pytest.raises(UnsafePickleError, match=r"under '1.layers.0.0.num_batches_tracked' stands a tensor of torch\."):
+    with pytest.raises(UnsafePickleError, match=r"under '1.layers.0.0.num_batches_tracked' is a tensor of torch\."):
         read_weights(tmp_path / "w.pth")
 
 
@@ -377,7 +377,7 @@ def test_lists_in_lists_are_not_written_out(tmp_path):
         read_vocabulary(tmp_path / "v.pkl")
     for content, words in (
         (lists + b".", "holds a list, not a dict of tensors"),
-        (lists + b"}U\x01ah\x17s.", "under 'a' stands the list, not a tensor"),
+        (lists + b"}U\x01ah\x17s.", "under 'a' is the list, not a tensor"),
         (lists + b")R.", "it calls something that is not a class or function; save the weights alone"),
     ):
         with pytest.raises(UnsafePickleError, match=words):
@@ -389,7 +389,7 @@ def test_a_list_a_hundred_thousand_deep_is_refused(tmp_path):
     (tmp_path / "v.pkl").write_bytes(b"\x80\x02" + deep + b".")
     with pytest.raises(UnsafePickleError, match="token 0 is the list, not a string"):
         read_vocabulary(tmp_path / "v.pkl")
-    with pytest.raises(UnsafePickleError, match="under 'a' stands the list, not a tensor"):
+    with pytest.raises(UnsafePickleError, match="under 'a' is the list, not a tensor"):
         read_weights(weights_of_pickle(tmp_path / "w.pth", b"\x80\x02}U\x01a" + deep + b"s."))
 
 
@@ -450,9 +450,7 @@ def test_a_zip_file_that_torch_did_not_write_is_refused_unread(tmp_path, monkeyp
 
 def test_a_tensor_of_more_numbers_than_the_file_has_is_refused(tmp_path):
     content = b"\x80\x02}U\x01actorch\nTensor\nJ\x00\x00\x10\x00\x85Rs."  # 4 MiB of whatever lies in memory
-    with pytest.raises(
-        UnsafePickleError, match=r"under 'a' stands a tensor of shape \(1048576,\) that has fewer numbers"
-    ):
+    with pytest.raises(UnsafePickleError, match=r"under 'a' is a tensor of shape \(1048576,\) that has fewer numbers"):
         read_weights(weights_of_pickle(tmp_path / "w.pth", content))
 
 

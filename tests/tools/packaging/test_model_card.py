@@ -132,9 +132,9 @@ def test_the_front_matter_is_the_hubs():
         "| 1 | 2026-11-23 | random weights | wiki-0.parquet, wiki-1.parquet | 1,234,567 | 9,876,543 | 4,321 | 1.50 "
         "| bf16 | 61.25 | 123.5 | 1.457 | 3 |",
         "| 2 | 2026-11-23 | en_lm |",
-        "| perplexity per token | 60.50 |",
-        "| perplexity per word (words as white space cuts them) | 120.2 |",
-        "| bits per character | 1.432 |",
+        "| perplexity a token | 60.50 |",
+        "| perplexity a word (words as white space cuts them) | 120.2 |",
+        "| bits a character | 1.432 |",
         "| next token right | 31.4% |",
         "Measured with these float16 weights, computing in fp32, on `validation.parquet`.",
         "`generate` with seed 9, temperature 0.7, the 40 likeliest tokens and\n5 new tokens",
@@ -158,7 +158,7 @@ def test_what_the_record_does_not_know_is_not_recorded():
         assert line in text
     row = "| 1 | not recorded | random weights | not recorded | 1,234,567 | 9,876,543 | 4,321 | not recorded |"
     assert row in text
-    assert "| bits per character | not recorded |" in text
+    assert "| bits a character | not recorded |" in text
     assert "Measured by the training stage on the text it held out, before the weights were rounded" in text
 
 

@@ -153,7 +153,7 @@ def test_the_record_and_the_card_tell_the_training(models, packaged):
     assert record["lineage"] == lineage_of(json.loads((models / "lm/stage.json").read_text()))
     assert {"torch", "python"} <= set(record["trained_with"])
     card = (packaged[0] / "README.md").read_text()
-    assert f"| perplexity per token | {record['metrics']['perplexity']:.2f} |" in card
+    assert f"| perplexity a token | {record['metrics']['perplexity']:.2f} |" in card
     assert f"- Tokens seen: {record['lineage'][0]['tokens_seen']:,} (over 1 leg of training)." in card
     assert "CC BY-SA 4.0" in card
 
@@ -205,8 +205,8 @@ def test_what_is_replaced_is_told_beside_what_replaces_it(models, packaged, tmp_
     package_language_model(settings, context=context)
     token, word = (packaged[1]["metrics"][name] for name in ("perplexity", "perplexity_per_word"))
     assert said == [
-        f"replaced {folder}: validation perplexity {token:.2f} -> {token:.2f} a token (no change), "
-        f"{word:.2f} -> {word:.2f} a word (no change)"
+        f"replaced {folder}: validation perplexity {token:.2f} -> {token:.2f} per token (no change), "
+        f"{word:.2f} -> {word:.2f} per word (no change)"
     ]
 
 

@@ -14,7 +14,7 @@ from tests.support.processes.two_process_runs import ORDERS
 from tests.support.toy_models import NAMES, ToyLanguageModel, groups_of, lm_groups_of, new_model
 from ulmfit_pipe.training.compute.accelerator_checks import UnsupportedAcceleratorError
 from ulmfit_pipe.training.compute.wrapping import prepared
-from ulmfit_pipe.training.distributed.sharding import is_sharded, modules_of_group, wants_pieces
+from ulmfit_pipe.training.distributed.sharding import is_sharded, modules_of_group, wants_sharding
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.records import Checkpoints, TrainingOptions
 
@@ -116,22 +116,22 @@ def test_what_pieces_cannot_do_is_refused_on_every_process(pieces):
         found = result["refusals"]
         assert found["compiled"].startswith("a sharded model is not compiled here: leave compile out")
         assert found["uneven"].startswith("ToyClassifier reads a text in as many windows as it is long, so processes")
-        assert "before they part their weights the processes no longer hold the same weights" in found["other weights"]
+        assert "before they shard their weights the processes no longer hold the same weights" in found["other weights"]
         assert "fsdp_cpu_ram_efficient_loading gives all processes but the first empty" in found["empty weights"]
         assert found["cached"] == (
-            "cache_frozen: off in phase 'some', frozen groups run in every epoch: the weights are sharded on the "
+            "cache_frozen: off in phase 'some', frozen groups run in every epoch: the weights are sharded over the "
             "processes, which must run all layers equally often"
         )
 
 
 def test_one_process_has_nothing_to_part(accelerator):
-    assert not wants_pieces(accelerator, TrainingOptions(shard=True))
+    assert not wants_sharding(accelerator, TrainingOptions(shard=True))
     assert not is_sharded(new_model())
 
 
 def test_accelerates_second_fsdp_asks_for_pieces_too():
-    assert wants_pieces(SimpleNamespace(num_processes=2, is_fsdp2=True), TrainingOptions())
-    assert not wants_pieces(SimpleNamespace(num_processes=2, is_fsdp2=False), TrainingOptions())
+    assert wants_sharding(SimpleNamespace(num_processes=2, is_fsdp2=True), TrainingOptions())
+    assert not wants_sharding(SimpleNamespace(num_processes=2, is_fsdp2=False), TrainingOptions())
 
 
 def test_a_whole_model_is_not_handed_to_accelerate_to_be_parted_in_place(accelerator, monkeypatch):

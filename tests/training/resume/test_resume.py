@@ -571,7 +571,9 @@ def test_a_full_disk_stops_the_run_says_how_much_is_needed_and_the_one_before_st
     words = str(caught.value)
     assert words.startswith(f"could not save checkpoint {tmp_path / 'run'}/step-")
     assert "No space left on device; it takes about 1 MB and" in words
-    assert f"are free; the one before, {last.name}, stands. The disk is full: free some space, then run the sa" in words
+    assert (
+        f"are free; the one before, {last.name}, remains. The disk is full: free some space, then run the sa" in words
+    )
     assert words.endswith("with --resume true")
     assert not list((tmp_path / "run").glob(".*"))
     assert_same(

@@ -35,7 +35,7 @@ class Augmentation:
             height: Height of the result, in pixels.
             width: Width of the result.
             resample: Pillow's number of the filter.
-            chance: The random numbers; they alone decide what happens.
+            chance: The random generator, the only source of randomness.
         """
         box = self._box(image, shape=width / height, chance=chance)
         changed = image.resize((width, height), Image.Resampling(resample), box=box)

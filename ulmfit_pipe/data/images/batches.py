@@ -152,7 +152,7 @@ class ImageBatches:
         return self.augmentation is None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and changes the next iteration gives."""
+        """Set the epoch of the next iteration, which seeds its order and augmentation."""
         if epoch < 0:
             raise ValueError(f"epoch must be 0 or more, got {epoch}")
         self.epoch = epoch

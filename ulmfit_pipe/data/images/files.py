@@ -53,7 +53,7 @@ class ImageScan:
     Attributes:
         table: The images that open.
         digests: SHA-256 of each of their files.
-        skipped: What was wrong with the others, a line an image.
+        skipped: What was wrong with the others, one line per image.
     """
 
     table: datasets.Dataset
@@ -151,7 +151,7 @@ def _table(images: list[dict[str, Any]], labels: list[int], names: list[str]) ->
 
 
 def image_table(files: Sequence[bytes], labels: Sequence[int], names: Sequence[str]) -> datasets.Dataset:
-    """Return a table of images whose files are at hand as bytes.
+    """Return a table of images from the bytes of their files.
 
     Args:
         files: The content of each image's file.
@@ -220,7 +220,7 @@ def _from_dataset(
 def _labels_of(
     dataset: datasets.Dataset, column: str, name: str, label_names: Sequence[str] | None
 ) -> tuple[list[int], list[str]]:
-    """Return class numbers by the names that training knows, or by those of the dataset."""
+    """Return class ids by the label names of training, or by those of the dataset."""
     feature, values = dataset.features[column], dataset.with_format(None)[column][:]
     given: list[str | None] = []
     for row, value in enumerate(values, start=1):
@@ -256,7 +256,7 @@ def describe_source(example: Mapping[str, Any], row: int) -> str:
 
     Args:
         example: The row of the table.
-        row: Its number there, from 0; taken where the table does not know its source's.
+        row: Its index in the table, from 0; used if the table does not record the source's row.
     """
     path, row = (example["image"] or {}).get("path"), example.get(SOURCE_ROW, row)
     return f"{path} (row {row + 1})" if path else f"the image of row {row + 1}"

@@ -104,6 +104,7 @@ class _ParagraphSplitter:
         self._in_fence = False
 
     def paragraphs(self) -> list[str]:
+        """Return the paragraphs of prose, in order, without code, tables, lists of arguments and markup blocks."""
         for number, line in enumerate(self._lines):
             stripped = line.strip()
             indent = len(line) - len(line.lstrip())

@@ -100,12 +100,12 @@ def build_corpus(
     """Read the docstring paragraphs of some libraries.
 
     A paragraph that occurs again, but for case, digits and punctuation, is left out, also across libraries (the
-    first one in order stays). The order is fixed: by library as given, by source file, by place in the file.
+    first one in order stays). The order is fixed: by library as given, by source file, by position in the file.
 
     Args:
         libraries: Labels from `available_libraries()`; None takes all of them.
         min_words: Leave out shorter paragraphs; below `MIN_WORDS` it changes nothing. Half of all paragraphs have
-            15 words or fewer, a quarter 26 or more: longer ones are easier to tell apart.
+            15 words or fewer, a quarter 26 or more: longer ones are easier to classify.
         cache_dir: Folder of the Arrow files; None takes a folder inside the cache of `datasets`.
         num_workers: Processes that read source files; None takes one per usable core, 1 starts none.
 
@@ -205,7 +205,7 @@ def _source_files(label: str) -> list[tuple[str, Path]]:
 
 @cache
 def _rules_hash() -> str:
-    """Changes whenever the code that reads and cleans does, so that no stale file is taken from the cache."""
+    """Return a digest of the code that reads and cleans, so that no stale file is taken from the cache."""
     rules = b"".join(Path(file).read_bytes() for file in (__file__, docstring_text.__file__))
     return hashlib.sha256(rules).hexdigest()[:12]
 
@@ -226,7 +226,7 @@ def _load_table(file: Path) -> pa.Table | None:
 
 
 def _save_table(table: pa.Table, file: Path) -> None:
-    """Write a library's table, which no reader finds half written."""
+    """Write a library's table atomically."""
     with whole_file(file) as unfinished, pa.OSFile(str(unfinished), "wb") as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -279,7 +279,7 @@ def _read_files(label: str, files: list[tuple[str, Path]]) -> list[tuple[str, st
 
 
 def _letters_key(text: str) -> int:
-    """A number that two texts share if they differ in case, digits and punctuation only."""
+    """Return a 64-bit hash of a text's letters: equal for texts that differ in case, digits and punctuation only."""
     letters = "".join(character for character in text.casefold() if character.isalpha())
     return int.from_bytes(hashlib.blake2b(letters.encode(), digest_size=8).digest(), "little", signed=True)
 

@@ -61,7 +61,7 @@ class BackboneBatches:
         self.documents, self.special, self.windows, self.pad_left = documents, special, windows, pad_left
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives, on this object alone."""
+        """Set the epoch of the next iteration, which seeds its order, on this object only."""
         self.documents = copy.copy(self.documents)
         self.documents.set_epoch(epoch)
 
@@ -71,7 +71,7 @@ class BackboneBatches:
         return self.documents.batch_size
 
     def batches_in_epoch(self, epoch: int) -> int:
-        """Number of batches of any epoch, the same on every rank."""
+        """Return the number of batches of every epoch, the same on every rank."""
         return self.documents.batches_in_epoch(epoch)
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class BackboneBatches:
         return self.from_batch(0)
 
     def from_batch(self, first: int) -> Iterator[dict[str, Tensor]]:
-        """Yield the same from a certain batch on; those before it are not made."""
+        """Yield an epoch's batches from a given one on, to resume inside it; earlier ones are not built."""
         for batch in self.documents.from_batch(first):
             yield type(batch)(self._finished(batch))
 

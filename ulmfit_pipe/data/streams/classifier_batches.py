@@ -102,7 +102,7 @@ class ClassifierBatches:
         return int((self._documents.lengths > length).sum())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
+        """Set the epoch of the next iteration, which seeds its order."""
         self._plan = self._plan_epoch(epoch)
 
     def batches_in_epoch(self, epoch: int) -> int:
@@ -196,7 +196,7 @@ def _take_labels(labels: np.ndarray | TokenArrays, rows: np.ndarray, *, width: i
 
 
 def _read_labels(dataset: Dataset, num_labels: int | None) -> tuple[np.ndarray | TokenArrays | None, int | None]:
-    """Labels of a table, checked, and how many there are; None and the number where there is no column `label`."""
+    """Return a table's checked labels and their number; None and the given number if there is no column `label`."""
     if "label" not in dataset.column_names:
         return None, num_labels
     feature = dataset.features["label"]

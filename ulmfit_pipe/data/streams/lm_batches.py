@@ -1,9 +1,8 @@
 """One stream of tokens -> (batch, bptt) windows for a language model, the share of each process.
 
-All documents, in an order drawn anew each epoch, form one stream. It is split into `batch_size` rows of
-equal length; batch k holds the k-th window of every row, so that row r of batch k continues row r of batch
-k - 1 and the hidden state can be carried. Processes take blocks of rows of the same windows: the carried
-state stays true.
+All documents, in an order drawn anew each epoch, form one stream. It is split into `batch_size` rows of equal length;
+batch k holds the k-th window of every row, so that row r of batch k continues row r of batch k - 1 and the hidden state
+can be carried. Processes take blocks of rows of the same windows: the carried state stays true.
 
 Source: the stream order of fastai 2.8 `LMDataLoader`; varying windows from Merity et al. 2017, section 4.1.
 """
@@ -90,7 +89,7 @@ class LanguageModelBatches:
         return self.batch_size * self.row_length
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and windows the next iteration gives."""
+        """Set the epoch of the next iteration, which seeds its order and windows."""
         self._stream = order_documents(self._documents, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         self._windows = self._window_starts(epoch)
 
@@ -107,7 +106,7 @@ class LanguageModelBatches:
         return self.from_batch(0)
 
     def from_batch(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the same from a certain window on; those before it are not made."""
+        """Yield an epoch's windows from a given one on, to resume inside it; earlier ones are not built."""
         row_starts = self._rows[:, None] * self.row_length  # (rows, 1)
         stream, windows = self._stream, self._windows  # the epoch that this iteration began with
         for start, stop in zip(windows[first:-1], windows[first + 1 :], strict=True):

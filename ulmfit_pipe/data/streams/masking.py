@@ -100,7 +100,7 @@ class TokenMasking:
 
 
 def _draw_words(candidates: np.ndarray, words: np.ndarray, number: int, random: np.random.Generator) -> np.ndarray:
-    """Draw whole words until they have so many tokens; one that would exceed them is passed over.
+    """Draw whole words until they have this many tokens; a word that would exceed it is skipped.
 
     Where every word is longer than that, the shortest is drawn.
 

@@ -32,7 +32,7 @@ class BlockLayout:
 
     Attributes:
         frame: Tokens around every block, never asked for.
-        skipped: So many tokens at each document's start are left out of the stream.
+        skipped: Number of tokens at each document's start that are left out of the stream.
         border: Ids put behind each document in the stream.
     """
 
@@ -140,7 +140,7 @@ class TokenBlockBatches:
         return len(self._starts)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and masks the next iteration gives."""
+        """Set the epoch of the next iteration, which seeds its order and masks."""
         self._stream = order_documents(self._documents, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         self._epoch = epoch if self.shuffle else 0
         order = np.arange(self.num_blocks)

@@ -38,7 +38,7 @@ class TextFormat:
         escape: Escape character before a quote that is text, besides doubling the quote.
         skipped: Lines before the first row, such as Excel's ``sep=;``.
         has_header: The first row names the columns.
-        notes: What a user should know of it.
+        notes: Log lines on the format.
     """
 
     delimiter: str

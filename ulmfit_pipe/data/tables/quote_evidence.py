@@ -349,7 +349,7 @@ class Evidence:
         before = [(column.asked, column.words + column.figures) for column in self.columns]
         bad = 0
         for number, line in enumerate(span.lines):
-            places = self._telling(span, number)
+            places = self._columns_of_evidence(span, number)
             self.seen += bool(places)
             allowed = [self.columns[at].compare(line[at]) for at in places]
             bad += not all(allowed)
@@ -364,7 +364,7 @@ class Evidence:
         if not bad and ((repeats and span.fits) or known):
             self._swallowed = self._swallowed or span.place
 
-    def _telling(self, span: _Span, number: int) -> range:
+    def _columns_of_evidence(self, span: _Span, number: int) -> range:
         """Return the columns in which a line is evidence: all but those before and after the quoted field."""
         begin = span.last + 1 if number == 0 else 0
         end = span.first + 1 if number == len(span.lines) - 1 else len(self.columns)

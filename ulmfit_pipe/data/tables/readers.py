@@ -176,7 +176,7 @@ def _open_text(path: Path, suffix: str, reading: TableReading) -> RowSource:
 
 
 def _delimited(file: TextFile, table_format: TextFormat, reading: TableReading, *, plain: bool) -> RowSource:
-    """A CSV-like table."""
+    """Open a CSV-like table whose format is known."""
     path, notes = file.path, [*file.notes, *table_format.notes]
     try:
         first = next(table_format.records(TextLines(path) if plain else file.lines()), None)

@@ -5,17 +5,16 @@ table of exceptions is left ("don't" is "do" + "n't", "u.s." stays whole); then 
 Texts are in lower case here, so the rules for capitals are left out.
 
 Source: spaCy 3.8.18, ``tokenizer.pyx``, ``lang/punctuation.py``, ``lang/char_classes.py``,
-``lang/tokenizer_exceptions.py`` and ``lang/en``, rewritten.
-Copyright (C) 2016-2024 ExplosionAI GmbH, 2016 spaCy GmbH, 2015 Matthew Honnibal; MIT License: permission is hereby
-granted, free of charge, to any person obtaining a copy of this software and associated documentation files (the
-"Software"), to deal in the Software without restriction, including without limitation the rights to use, copy, modify,
-merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the Software
-is furnished to do so, subject to the following conditions: the above copyright notice and this permission notice shall
-be included in all copies or substantial portions of the Software. The Software is provided "as is", without warranty
-of any kind, express or implied, including but not limited to the warranties of merchantability, fitness for a
-particular purpose and noninfringement. In no event shall the authors or copyright holders be liable for any claim,
-damages or other liability, whether in an action of contract, tort or otherwise, arising from, out of or in connection
-with the Software or the use or other dealings in the Software.
+``lang/tokenizer_exceptions.py`` and ``lang/en``, rewritten. Copyright (C) 2016-2024 ExplosionAI GmbH, 2016 spaCy GmbH,
+2015 Matthew Honnibal; MIT License: permission is hereby granted, free of charge, to any person obtaining a copy of this
+software and associated documentation files (the "Software"), to deal in the Software without restriction, including
+without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the
+Software, and to permit persons to whom the Software is furnished to do so, subject to the following conditions: the
+above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software. The Software is provided "as is", without warranty of any kind, express or implied, including but not limited
+to the warranties of merchantability, fitness for a particular purpose and noninfringement. In no event shall the
+authors or copyright holders be liable for any claim, damages or other liability, whether in an action of contract, tort
+or otherwise, arising from, out of or in connection with the Software or the use or other dealings in the Software.
 """
 
 import re

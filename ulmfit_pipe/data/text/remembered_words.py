@@ -1,4 +1,4 @@
-"""What was found out about words, for the next time that they come: as much as fits into so many bytes."""
+"""A cache of results per word, up to a number of bytes."""
 
 import sys
 from collections.abc import Sequence

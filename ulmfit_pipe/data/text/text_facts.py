@@ -107,7 +107,7 @@ def count_repeats(facts: TextFacts) -> tuple[int, int]:
 
 
 def count_shared(facts: TextFacts, known: TextFacts) -> tuple[int, int]:
-    """Return how many texts also are in another table, and how many more do but for capitals and spaces."""
+    """Return how many texts are also in another table, and how many more do but for capitals and spaces."""
     exact, alike = set(known.exact), set(known.alike)
     same = sum(value in exact for value in facts.exact)
     return same, sum(value in alike for value in facts.alike) - same

@@ -62,8 +62,7 @@ def apply_rules(text: str) -> str:
         text: A document as it came, or several fields put together by :func:`join_fields`.
 
     Returns:
-        The text in lower case that starts with ``xxbos``; nothing marks its end. An empty text gives
-        ``"xxbos "``.
+        The text in lower case that starts with ``xxbos``; nothing marks its end. An empty text gives ``"xxbos "``.
 
     Source: fastai 2.8.12, ``defaults.text_proc_rules``.
     """

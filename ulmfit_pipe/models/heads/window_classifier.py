@@ -47,7 +47,7 @@ class WindowsForSequenceClassification(nn.Module):
             input_ids: int64 (windows, seq_len).
             document: int64 (windows,), which document each window is of, from 0 and none left out; None takes each row
                 for a document of its own.
-            **inputs: What else the classifier takes, a row a window.
+            **inputs: Further inputs of the classifier, one row per window.
 
         Returns:
             ``logits`` float (documents, num_labels).

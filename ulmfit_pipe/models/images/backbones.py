@@ -37,7 +37,7 @@ DERIVED = ("stage_names", "out_features", "out_indices", "_out_features", "_out_
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What a head has to know of a backbone.
+    """Facts of a backbone that a head depends on.
 
     Attributes:
         feature_size: Channels of ``last_hidden_state``.
@@ -247,7 +247,7 @@ def rebuild_backbone(backbone: Any, *, stages: int | None = None, channels: int 
 
     Args:
         backbone: The pretrained backbone.
-        stages: Keep so many stages (a transformer's blocks), counted from the input; negative drops so many at the
+        stages: Number of stages (a transformer's blocks) to keep, from the input; negative drops that many at the
             end, as fastai's ``cut``. None keeps all.
         channels: Channels of the images; None keeps those it has.
 

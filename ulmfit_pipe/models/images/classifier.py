@@ -59,7 +59,7 @@ class UlmfitImageConfig(PreTrainedConfig):
         **kwargs: What every transformers configuration takes (id2label, ...).
 
     Raises:
-        ValueError: The numbers of the head do not fit together, or `head_init` is unknown.
+        ValueError: The sizes of the head contradict one another, or `head_init` is unknown.
     """
 
     model_type = "ulmfit_image"
@@ -309,7 +309,7 @@ def build_image_classifier(
 
 @torch.no_grad()
 def _try_head(model: UlmfitForImageClassification, head: nn.Module, *, height: int, width: int) -> None:
-    """Raise unless a head that somebody made turns what the backbone gives into a number a class."""
+    """Raise unless a custom head turns the backbone's output into one logit per class."""
     channels, labels = channels_of(model.backbone.config), len(model.config.id2label or {})
     image = torch.zeros(2, channels, height, width, device=model.device, dtype=model.dtype)
     modes = [(module, module.training) for module in model.modules()]
@@ -326,6 +326,6 @@ def _try_head(model: UlmfitForImageClassification, head: nn.Module, *, height: i
     if found != f"gives {(2, labels)}":
         raise ValueError(
             f"the backbone gives a last_hidden_state of shape {tuple(hidden.shape)} for 2 images, of which the custom "
-            f"head must make logits of shape {(2, labels)}, a number a class; {type(head).__name__} {found}: make its "
+            f"head must make logits of shape {(2, labels)}, one per class; {type(head).__name__} {found}: make its "
             "layers as wide"
         ) from cause

@@ -111,7 +111,7 @@ def _as_map(model: Any, name: str, output: Any, *, height: int, width: int) -> T
     advice = f"take one that gives a map or tokens, such as {default_layers(model)[-1]!r}"
     if hidden is None:
         kind = type(model.get_submodule(name)).__name__
-        raise ValueError(f"layer {name!r} (a {kind}) gives nothing itself in a forward pass; {advice}")
+        raise ValueError(f"layer {name!r} (a {kind}) has no output of its own in a forward pass; {advice}")
     if hidden.ndim == 4:
         return hidden.permute(0, 3, 1, 2) if getattr(model.config, "channels_last", False) else hidden
     if hidden.ndim != 3:

@@ -1,4 +1,4 @@
-"""Models with adapters of peft in them (LoRA, IA3, ...): which parameters are the adapters', which are held still.
+"""Models with adapters of peft in them (LoRA, IA3, ...): which parameters are the adapters', which stay frozen.
 
 An adapter belongs to the layer it sits in, so that the layer groups are those of the model below. Of each group only
 the adapters may move: the pretrained weights stay as peft froze them, whatever is unfrozen. peft itself is not imported

@@ -38,7 +38,7 @@ def layer_group_specs(model: nn.Module, *, max_blocks: int | None = None) -> lis
 def _refuse_bundles(model: nn.Module, max_blocks: int | None) -> None:
     if max_blocks is not None:
         raise ValueError(
-            f"max_blocks={max_blocks!r} bundles the blocks of a text transformer, and {type(model).__name__} is none; "
+            f"max_blocks={max_blocks!r} bundles the blocks of a text transformer, not of {type(model).__name__}; "
             "leave it out"
         )
 

@@ -37,7 +37,7 @@ def write_results(
     Args:
         output: Folder of the grid; its cells are in ``cells/``.
         title: Name of the data.
-        about: What a reader must know of the numbers.
+        about: Text that explains the results.
         order: Methods in the order to show them.
         table: Makes the Markdown table of a summary.
         settings: Settings of the run, a dataclass.

@@ -137,7 +137,7 @@ def load_labelled_tables(
     known = set(train["text"])
     repeats = sum(text in known for text in test["text"])
     if repeats:
-        say(f"note: {repeats:,} of the {len(test):,} test texts also are in the labelled table, word for word")
+        say(f"note: {repeats:,} of the {len(test):,} test texts are also in the labelled table, word for word")
     say(
         f"rows: {len(train):,} labelled ({len(train) - len(pool):,} of them for development), {len(test):,} of "
         f"{len(whole_test):,} to test on; labels: {list_labels(names)}"

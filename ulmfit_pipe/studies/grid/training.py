@@ -41,7 +41,7 @@ class Training:
         train: Labelled rows.
         test: Rows to test on.
         model: Folder or name of the model to start from.
-        settings: Numbers of the classifier stage; ``keep`` is always last.
+        settings: Settings of the classifier stage; ``keep`` is always last.
         context: Preset, seed, precision.
     """
 

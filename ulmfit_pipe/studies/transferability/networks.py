@@ -47,7 +47,7 @@ from ulmfit_pipe.training.schedules import Schedule
 CURVES = ("BnB", "BnB+", "AnB", "AnB+", "random")  # as the paper has them
 BASE_A, BASE_B, NEW = "baseA", "baseB", "new"
 DONORS = {"BnB": BASE_B, "BnB+": BASE_B, "AnB": BASE_A, "AnB+": BASE_A}  # where a curve's layers come from
-THAWED = ("BnB+", "AnB+")
+UNFROZEN = ("BnB+", "AnB+")
 NEW_START = 10_000  # added to the seed: the new layers on top of a copy do not start where those of its base did
 SMALL_SIDE = 32  # pixels of an image for the small ResNet, which reduces it four times before its first stage
 IMAGE_LR, LSTM_LR, TRANSFORMER_LR = 4e-3, 5e-3, 3e-4  # of all groups alike, as they are trained from random weights
@@ -269,7 +269,7 @@ def network_phases(num_groups: int, network: Network, settings: "Transferability
     """
     new = tuple(range(network.n, num_groups))
     rates = (rate_of(settings),) * num_groups
-    last = tuple(range(num_groups)) if network.curve in THAWED else new
+    last = tuple(range(num_groups)) if network.curve in UNFROZEN else new
     first, then = settings.frozen_epochs or 0, settings.final_epochs or 1  # the settings have both by now
     curve = Schedule.one_cycle()
     phases = [Phase("all" if len(last) == num_groups else "on", last, rates, curve, epochs=then)]
@@ -293,9 +293,9 @@ def copy_groups(learner: Learner, weights: Mapping[str, Tensor], *, n: int) -> N
 
 
 def settle_norms(learner: Learner, *, n: int) -> None:
-    """Give the batch norms of the first n groups, which are random and stay, the statistics of the training data.
+    """Set the batch norms of the first n groups, which are random and stay so, to the training data's statistics.
 
-    Without them a frozen random network would pass on numbers of no usable scale, and lose by that alone.
+    Without them a frozen random network would pass on activations of no usable scale, and lose by that alone.
     """
     model = learner.model
     before = {name: value.clone() for name, value in model.named_buffers()}

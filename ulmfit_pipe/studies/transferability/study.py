@@ -109,11 +109,11 @@ def group_names(settings: TransferabilitySettings, train: Examples, test: Exampl
 
 
 def checked_layers(groups: Sequence[str], layers: Sequence[int] | None) -> list[int]:
-    """Return the numbers n of layer groups to copy, rising.
+    """Return the numbers n of layer groups to copy, in increasing order.
 
     Args:
         groups: Names of the layer groups; the last is the head, which is always new.
-        layers: The numbers wanted; None takes all.
+        layers: The numbers to use; None takes all.
 
     Raises:
         ValueError: There is one layer group only, or a number is out of range.

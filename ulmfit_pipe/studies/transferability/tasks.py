@@ -38,7 +38,7 @@ class Examples:
 
     @property
     def names(self) -> list[str]:
-        """The class names."""
+        """Return the class names."""
         return label_names_of(self.table)[0]
 
     def digest(self) -> str:
@@ -82,7 +82,7 @@ class HalfTask:
 
     @property
     def names(self) -> list[str]:
-        """The class names."""
+        """Return the class names."""
         return self.train.names
 
 

@@ -57,7 +57,7 @@ def build_awd_lstm_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure on.
         model: Pretrained language model; None is from scratch.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset and environment.
 
     Raises:
@@ -234,7 +234,7 @@ def build_awd_lstm_classifier(
     Args:
         model: Folder or name of a language model or classifier.
         labels: The configuration's entries on the labels.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset.
 
     Raises:

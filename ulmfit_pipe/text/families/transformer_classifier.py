@@ -66,7 +66,7 @@ def choose_head(model: ResolvedModel, settings: "ClassifierSettings") -> Head:
 
     Args:
         model: Folder or name of any text model of transformers.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
 
     Raises:
         ArtifactError: A sentence encoder's files cannot be read, or name what a classifier here does not have.
@@ -102,7 +102,7 @@ def build_transformer_classifier(
     Args:
         model: Folder or name of any text model of transformers: an encoder, a language model, a classifier.
         labels: The configuration's entries on the labels.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Logs what the tokenizer lacks and which weights start at random.
 
     Raises:
@@ -155,7 +155,7 @@ def count_transformer_groups(model: ResolvedModel, settings: "ClassifierSettings
 
     Args:
         model: Any text model of transformers; its weights are not read.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
 
     Raises:
         ArtifactError: It is not a text model that could classify.
@@ -184,7 +184,7 @@ def _refuse_settings_of_awd_lstm(model: ResolvedModel, settings: "ClassifierSett
         )
     if settings.gradient_window is not None:
         raise ValueError(
-            f"gradient_window {settings.gradient_window} is for an AWD-LSTM, which carries a state past it; {model} is "
+            f"gradient_window {settings.gradient_window} is for an AWD-LSTM's recurrent state; {model} is "
             f"a {kind!r} model: leave it out, max_length bounds what is read of a document"
         )
 

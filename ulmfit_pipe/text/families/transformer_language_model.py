@@ -51,7 +51,7 @@ from ulmfit_pipe.training.records import Phase, Task
 from ulmfit_pipe.training.schedules import Schedule
 
 BLOCK_SIZE = 128  # tokens: Sun et al. 2019 for further pretraining; nine tenths of BERT's own (Devlin et al. 2019, A.2)
-STEPS_PER_EPOCH = 25  # little text narrows the batch until an epoch has about so many steps; ours, as the classifier's
+STEPS_PER_EPOCH = 25  # little text narrows the batch until an epoch has about as many steps; ours, as the classifier's
 LEAST_BATCH = 8  # blocks; the batch is not narrowed below it
 BUNDLES = 3  # of a transformer's blocks where the language model is unfrozen gradually; ours
 EVALUATION_SEED = 0  # of the validation's masks: the same in every run, so that runs can be compared
@@ -87,7 +87,7 @@ def build_transformer_language_model(
         train: Column ``text``; what to train on.
         validation: Column ``text``; what to measure on.
         model: Folder or name of any text model of transformers.
-        settings: Numbers of the stage.
+        settings: Settings of the stage.
         context: Preset and environment.
 
     Raises:
@@ -299,10 +299,10 @@ def _phases(num_groups: int, *, settings: "LanguageModelSettings", context: RunC
         phases = [dataclasses.replace(last, name="full")]
     elif settings.plan == "gradual":
         frozen = settings.frozen_epochs or 1
-        thawing = gradual_unfreezing(
+        unfreezing = gradual_unfreezing(
             num_groups, lr=lr, epochs_per_phase=frozen, final_epochs=last.epochs, schedule=last.schedule
         )
-        phases = [dataclasses.replace(phase, lrs=last.lrs) for phase in thawing]
+        phases = [dataclasses.replace(phase, lrs=last.lrs) for phase in unfreezing]
     if settings.frozen_epochs is not None and len(phases) == 1:
         raise ValueError(
             f"frozen_epochs {settings.frozen_epochs} has no meaning where all layer groups train from the start; leave "

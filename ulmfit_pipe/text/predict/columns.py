@@ -107,7 +107,7 @@ class PredictedColumns:
         return pa.schema([*fields, *((name, column.type) for name, column in added.items())], metadata=metadata)
 
     def predict(self, chunk: Chunk, counts: Counts) -> Chunk:
-        """Return rows with their predictions; the labels are counted."""
+        """Return a chunk of rows with columns of predictions; add the predicted labels to `counts`."""
         columns = [[_text_of(value) for value in column_values(chunk[name])] for name in self.text_column]
         texts = [None if is_empty(row) else join_fields(row) for row in zip(*columns, strict=True)]
         given = chunk.get(LABEL)
@@ -233,7 +233,7 @@ def check_row(values: Sequence[Any], number: int, *, name: str, columns: Sequenc
         skip_empty: A row without text may pass.
 
     Raises:
-        TableError: A text is not a string or cannot be encoded, or there is none.
+        TableError: A text is missing, is not a string or cannot be encoded.
     """
     texts = [text_of(value, Place(name, number, column)) for column, value in zip(columns, values, strict=True)]
     if is_empty(texts) and not skip_empty:

@@ -74,8 +74,7 @@ class PredictSummary:
         speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
         return (
             f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({self.predicting:.2f} s predicting, "
-            f"{speed:,.0f} a second)\n"
-            f"labels: {counts or 'none'}\nwritten to {in_one_line(self.output_file)}"
+            f"{speed:,.0f} per second)\nlabels: {counts or 'none'}\nwritten to {in_one_line(self.output_file)}"
         )
 
 
@@ -226,7 +225,7 @@ def _predict_one(
 
 
 def _checked_paths(settings: PredictFileSettings) -> tuple[list[str], Path | None]:
-    """Return the tables to read, and the one to write if there is one."""
+    """Return the paths of the tables to read, and of the one to write or None."""
     given = [settings.input_file] if isinstance(settings.input_file, str) else settings.input_file
     sources = [each for name in given for each in _fitting(str(name))]
     if not sources:

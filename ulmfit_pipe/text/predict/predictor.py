@@ -132,16 +132,16 @@ class Predictor:
         """Return label, score and all scores of each text, in order.
 
         Args:
-            texts: Texts of any length; none may be empty. A column of a table will do, the table itself not.
+            texts: Texts of any length; none may be empty. A column of a table is allowed, a table is not.
 
         Returns:
-            ``{"label", "score", "scores"}`` a text; for multi-label ``label`` is a list of labels and ``score`` the
+            ``{"label", "score", "scores"}`` per text; for multi-label ``label`` is a list of labels and ``score`` the
             lowest probability among them (or the highest of all where no label is given). Labels, also as keys of
             ``scores``, have the type that training had: 1 for the integer 1, True for true.
 
         Raises:
             TypeError: A table, a mapping, a bare string, or something in the list that is not a string.
-            ValueError: A text is empty, or the model gives no number for it.
+            ValueError: A text is empty, or the model's output for it is NaN.
         """
         checked = check_texts(texts)
         if not checked:
@@ -317,7 +317,7 @@ def _vocabulary_of(config: Any) -> tuple[str | None, str | None]:
 
 
 def _load_whole_classifier(path: ResolvedModel, config: Any) -> Any:
-    """Load a classifier all of whose weights are in the file; transformers would fill a gap with random ones."""
+    """Load a classifier; raise if weights are missing from the file, which transformers would fill with random ones."""
     loaded: Any = load_model(path, AutoModelForSequenceClassification, config=config, output_loading_info=True)
     model, found = loaded
     if found["missing_keys"]:

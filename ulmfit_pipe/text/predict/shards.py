@@ -363,7 +363,7 @@ def _state_of(source: Path) -> tuple[int, int]:
 
 
 def _json_in(path: Path) -> Any:
-    """Return what a JSON file holds; None where there is none, or a damaged one, or a link."""
+    """Return a JSON file's content; None if it does not exist, is damaged, or is a link."""
     try:
         return json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
     except (ValueError, OSError, RecursionError):

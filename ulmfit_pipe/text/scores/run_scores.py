@@ -47,8 +47,8 @@ def score_tables(
         tfidf = None if baseline == "none" else _baseline(tables.train, context)
         for name, own in answers.items():
             table = getattr(tables, name)
-            further = judge(own, table, tables.train, names=predictor.label_names, tfidf=tfidf, seed=context.seed)
-            found[name] = {**(found[name] or {}), **further}
+            extra = more_scores(own, table, tables.train, names=predictor.label_names, tfidf=tfidf, seed=context.seed)
+            found[name] = {**(found[name] or {}), **extra}
     content = gather_bytes(json.dumps(found).encode() if main else b"", context.accelerator)[0]
     shared: dict[str, dict[str, Any] | None] = json.loads(content)
     return shared
@@ -68,7 +68,7 @@ def _baseline(train: Dataset, context: RunContext) -> Tfidf | None:
     return fitted
 
 
-def judge(
+def more_scores(
     answers: np.ndarray, table: Dataset, train: Dataset, *, names: Sequence[str], tfidf: Tfidf | None, seed: int
 ) -> dict[str, Any]:
     """Return interval, majority, per-class scores and baseline of the answers to a table's rows.
@@ -82,7 +82,7 @@ def judge(
         seed: Seed of the resamples.
     """
     labels = label_array(table)
-    judged: dict[str, Any] = {
+    scores: dict[str, Any] = {
         "interval": score_intervals(labels, answers, num_labels=len(names), seed=seed),
         "majority": majority_share(label_array(train), labels),
         "per_class": per_class(labels, answers, names=names),
@@ -92,8 +92,8 @@ def judge(
         others = tfidf.answers(table)
         ahead, interval = paired_difference(labels, answers, others, seed=seed)
         details = {**tfidf.details, "ahead": ahead, "ahead_interval": interval}
-        judged["baseline"] = {"name": TITLE, **plain_scores(labels, others), **details}
-    return judged
+        scores["baseline"] = {"name": TITLE, **plain_scores(labels, others), **details}
+    return scores
 
 
 def majority_share(train: np.ndarray, labels: np.ndarray) -> float:

@@ -43,7 +43,7 @@ def settle_thresholds(
 
 
 def _listed(thresholds: Sequence[float], labels: np.ndarray, names: Sequence[str]) -> str:
-    """Return labels with their thresholds, the first ones of many."""
+    """Return labels with their thresholds in words; only the first ones if there are many."""
     rows = np.minimum(labels.sum(axis=0), (~labels).sum(axis=0))  # (num_labels,)
     parts = [
         f"{shown_label(name)} {threshold:.2g}{' (too few rows)' if count < LEAST_ROWS else ''}"

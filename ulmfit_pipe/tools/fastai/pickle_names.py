@@ -114,7 +114,7 @@ def _pickles_in(path: Path) -> Iterator[bytes]:
 
 
 def _list_names(stream: io.BytesIO, budget: Iterator[int]) -> PickleNames | None:
-    """List what the next pickle of a file names; None if it is none: it neither says that it is one nor ends as one."""
+    """List what the next pickle of a file names; None if it is not a pickle, by its first and last opcodes."""
     names: list[str] = []
     protocol, kind, odd = 0, "", None
     is_pickle = False
@@ -164,7 +164,7 @@ def _follow(instruction: pickletools.OpcodeInfo, value: Any, stack: list[Any], m
 
 
 def _take(stack: list[Any], before: list[Any]) -> list[Any]:
-    """Take what an instruction asks for off the stack: so many values, and those back to the last mark."""
+    """Take what an instruction asks for off the stack: a number of values, and those back to the last mark."""
     above: list[Any] = []
     if pickletools.stackslice in before:
         before = before[: before.index(pickletools.markobject)]

@@ -35,7 +35,7 @@ _OPTIMIZER_NAMES = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
 )
-# What a file of tensors names; `torch.storage._load_from_bytes`, which unpickles what it is given, is none of them.
+# What a file of tensors names; not `torch.storage._load_from_bytes`, which unpickles its argument.
 _TENSOR_NAMES = re.compile(
     r"collections\.OrderedDict|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\.(storage\.|cuda\.)?\w*Storage|"
     r"torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout|torch\.nn\.parameter\.Parameter|"
@@ -65,7 +65,7 @@ class Vocabulary:
     """What a vocabulary file holds.
 
     Attributes:
-        tokens: Position = id.
+        tokens: The tokens; position = id.
         labels: Names of a classifier's labels, position = output; None where the file has tokens alone.
     """
 

@@ -50,8 +50,8 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
         tied weight stays in it under its own name.
 
     Raises:
-        ValueError: A key is none of the known layouts', two keys would become one or are copies that differ (both
-            are named), or a head has not two blocks.
+        ValueError: A key is not of a known layout, two keys would become one or are copies that differ (both
+            are named), or a head does not have two blocks.
     """
     if isinstance(inner := state_dict.get("model"), Mapping):
         state_dict = inner
@@ -65,7 +65,7 @@ def from_fastai_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
         if name is None:
             continue
         if name in origin:
-            raise ValueError(f"fastai keys {origin[name]!r} and {key!r} both become {name!r}; which one is meant?")
+            raise ValueError(f"fastai keys {origin[name]!r} and {key!r} both become {name!r}; remove one of them")
         ours[name], origin[name] = tensor, key
     return ours
 

@@ -94,7 +94,7 @@ def _how_to_load(record: Mapping[str, Any]) -> str:
     start = "awd-lstm-en" if backward else name
     return f"""## How to load it
 
-It is in the package, so no network is asked:
+It lies in the package, so no network is asked:
 
 ```python
 from ulmfit_pipe import TextPipeline
@@ -182,9 +182,9 @@ def _legs_table(legs: Sequence[Mapping[str, Any]]) -> str:
         "steps",
         "hours",
         "precision",
-        "perplexity per token",
+        "perplexity a token",
         "a word",
-        "bits per character",
+        "bits a character",
         "seed",
     )
     rows = [
@@ -224,13 +224,13 @@ def _measured(record: Mapping[str, Any]) -> str:
 
 | on held-out text | |
 | --- | --- |
-| perplexity per token | {_cell(metrics.get("perplexity"), ".2f")} |
-| perplexity per word (words as white space cuts them) | {_cell(metrics.get("perplexity_per_word"), ".1f")} |
-| bits per character | {_cell(metrics.get("bits_per_character"), ".3f")} |
+| perplexity a token | {_cell(metrics.get("perplexity"), ".2f")} |
+| perplexity a word (words as white space cuts them) | {_cell(metrics.get("perplexity_per_word"), ".1f")} |
+| bits a character | {_cell(metrics.get("bits_per_character"), ".3f")} |
 | next token right | {_cell(metrics.get("token_accuracy"), ".1%")} |
 | tokens measured | {_cell(metrics.get("n"), ",.0f")} |
 
-{how} The perplexity per token depends on the vocabulary; compare with other models by word or by character."""
+{how} The perplexity a token depends on the vocabulary; compare with other models by word or by character."""
 
 
 def _sample(record: Mapping[str, Any]) -> str:

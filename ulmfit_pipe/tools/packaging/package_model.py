@@ -133,7 +133,7 @@ def _training_record_of(source: Path) -> dict[str, Any]:
 
 
 def _settings_of(trained: dict[str, Any]) -> dict[str, Any]:
-    """Return the training's numbers: of a stage's record, or of one that was packaged before."""
+    """Return the training's settings and metrics, from a stage's record or that of a packaged model."""
     return trained["identity"]["settings"] if "identity" in trained else trained.get("settings", {})
 
 

@@ -27,7 +27,7 @@ def tensors_of(tree: Any) -> dict[Place, Tensor]:
 def with_tensors(tree: Any, change: Callable[[Place, Tensor], Tensor], place: Place = ()) -> Any:
     """Return a tree with every tensor replaced by what ``change`` makes of its path and itself.
 
-    Branches in which nothing changes are those of the given tree.
+    Unchanged branches are shared with the given tree.
     """
     if isinstance(tree, Tensor):
         return change(place, tree)

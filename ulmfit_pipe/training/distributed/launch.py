@@ -104,7 +104,7 @@ def share_of_work() -> Iterator[tuple[int, int] | None]:
     Within the block such a process is a single one to Accelerate. With a launcher's address the block gets None.
 
     Raises:
-        LaunchError: The number is missing, or is none of them.
+        LaunchError: The rank is missing or out of range.
     """
     count = started_processes()
     if count == 1 or OF_SEVERAL in os.environ:
@@ -180,8 +180,7 @@ def missing_processes() -> str:
         return ""
     return (
         f"accelerate launch was asked for {asked or 'several'} processes and started one, as its version 1.15 does "
-        "with --cpu. Continuing with one: it reaches the same result, in more time. "
-        f"{ADVICE.format(count=asked or 2)}"
+        f"with --cpu. Continuing with one: it reaches the same result, in more time. {ADVICE.format(count=asked or 2)}"
     )
 
 

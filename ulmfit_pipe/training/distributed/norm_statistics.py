@@ -26,12 +26,14 @@ class _Moments:
         self.counted = True  # False for dummy rows of an empty share
 
     def add(self, _norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Add a norm's input, float (batch, features, ...); a forward pre-hook."""
         if not self.counted:
             return
         rows = inputs[0].detach().transpose(1, -1).flatten(0, -2).double().cpu()  # (rows, features)
         self.totals += torch.cat([rows.sum(0), rows.square().sum(0), rows.new_full((1,), len(rows))])
 
     def mean_and_variance(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and unbiased variance, float64 (features,), of the totals of all processes."""
         (total, squares), count = totals[:-1].chunk(2), totals[-1]
         mean = total / count
         biased = (squares / count - mean.square()).clamp(min=0.0)

@@ -151,7 +151,7 @@ def _ask_store(gone: str) -> str:
 
 
 def _store() -> Any:
-    """Return the store by which the processes found one another; None where there is none."""
+    """Return the store by which the processes found one another, or None."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     store = distributed_c10d._get_default_store()

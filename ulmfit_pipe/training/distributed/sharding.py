@@ -27,7 +27,7 @@ UNEVEN = "runs_unevenly"  # attribute of a model whose layers run as often as it
 AfterEpoch = Callable[[EpochRecord], bool] | None  # hears of every epoch; True ends the phase
 
 
-def wants_pieces(accelerator: Accelerator, options: TrainingOptions) -> bool:
+def wants_sharding(accelerator: Accelerator, options: TrainingOptions) -> bool:
     """Return whether a training is to shard its weights: by its options, or because Accelerate was set up for FSDP2."""
     return accelerator.num_processes > 1 and (options.shard or bool(getattr(accelerator, "is_fsdp2", False)))
 
@@ -95,16 +95,16 @@ def phase_model(
         UnsupportedAcceleratorError: Processes would hold other weights, or wait for one another for ever.
         DisagreementError: The processes do not start from the same weights.
     """
-    if not wants_pieces(accelerator, options):
+    if not wants_sharding(accelerator, options):
         model.to(accelerator.device)
         yield PhaseModel(model, groups, model)
         return
     _check_parts(model, accelerator)
-    check_agreement(model.cpu(), accelerator, where="before they part their weights")
-    twin = copy.deepcopy(model)
-    _part(twin, groups, accelerator)
-    own = split_layer_groups(twin, [group.prefixes for group in groups], names=[group.name for group in groups])
-    yield PhaseModel(twin, own, model)
+    check_agreement(model.cpu(), accelerator, where="before they shard their weights")
+    sharded = copy.deepcopy(model)
+    _shard(sharded, groups, accelerator)
+    own = split_layer_groups(sharded, [group.prefixes for group in groups], names=[group.name for group in groups])
+    yield PhaseModel(sharded, own, model)
 
 
 def _check_parts(model: nn.Module, accelerator: Accelerator) -> None:
@@ -121,7 +121,7 @@ def _check_parts(model: nn.Module, accelerator: Accelerator) -> None:
         )
 
 
-def _part(model: nn.Module, groups: Sequence[LayerGroup], accelerator: Accelerator) -> None:
+def _shard(model: nn.Module, groups: Sequence[LayerGroup], accelerator: Accelerator) -> None:
     """Shard a model's weights over the processes, in place: first its layer groups, then what is in none."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -185,7 +185,7 @@ def refuse_whole(model: nn.Module, accelerator: Accelerator, options: TrainingOp
     Raises:
         UnsupportedAcceleratorError: Accelerate would shard the bare model in place, or both is asked for.
     """
-    if wants_pieces(accelerator, options) and not is_sharded(model):
+    if wants_sharding(accelerator, options) and not is_sharded(model):
         raise UnsupportedAcceleratorError(
             "the training is to part its weights over the processes, and was given a whole model; hand it to fit or "
             "lr_find, which part it"

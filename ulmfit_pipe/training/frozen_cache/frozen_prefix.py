@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ulmfit_pipe.training.distributed.global_norms import batch_norms_of
 from ulmfit_pipe.training.distributed.processes import is_filler, to_device
-from ulmfit_pipe.training.distributed.sharding import wants_pieces
+from ulmfit_pipe.training.distributed.sharding import wants_sharding
 from ulmfit_pipe.training.frozen_cache.activation_store import ActivationStore, StoreFullError
 from ulmfit_pipe.training.frozen_cache.prefix_boundary import Boundary, find_boundary, frozen_below, left_as_found
 from ulmfit_pipe.training.frozen_cache.row_tensors import (
@@ -299,7 +299,7 @@ def _check_alone(accelerator: Accelerator, options: TrainingOptions) -> None:
         raise PrefixError("gradient_checkpointing runs layers again, when what was kept is no longer put into them")
     if options.compile:
         raise PrefixError("the model is compiled (compile), and compiled code cannot leave its frozen part out")
-    if wants_pieces(accelerator, options):
+    if wants_sharding(accelerator, options):
         raise PrefixError("the weights are sharded over the processes, which must run all layers equally often")
 
 

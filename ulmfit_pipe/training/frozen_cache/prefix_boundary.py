@@ -96,7 +96,7 @@ def _sources(size: int, inputs: dict[Place, Tensor]) -> set[Any]:
 
 @dataclass
 class Boundary:
-    """The module that is called first behind the frozen groups, which of its arguments is kept, and what is frozen."""
+    """The first module called after the frozen groups, its argument that is cached, and the frozen part."""
 
     name: str
     module: nn.Module

@@ -81,7 +81,7 @@ def picked(batch: Batch, rows: Sequence[int]) -> dict[str, Tensor]:
 
 
 def about_equal(first: Any, second: Any) -> bool:
-    """Return whether two tensors are the same up to rounding; NaN is like nothing."""
+    """Return whether two tensors are the same up to rounding; NaN equals nothing."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     if first.numel() == 0 or not first.is_floating_point():

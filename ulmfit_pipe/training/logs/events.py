@@ -45,7 +45,7 @@ STATM = Path("/proc/self/statm")  # sizes of this process in pages, resident one
 
 
 class JsonlLog:
-    """A tracker that writes one JSON object a line: ``step``, ``time`` (seconds since 1970), and the numbers.
+    """A tracker that writes one JSON object per line: ``step``, ``time`` (seconds since 1970), and the metrics.
 
     NaN and infinity become null. A line is with the system once it is logged, so a killed process loses none.
 
@@ -275,17 +275,17 @@ def gradient_norms(optimizer: Any, groups: Sequence[LayerGroup], accelerator: Ac
         parameters[parameter_group["layer_group"]].extend(parameter_group["params"])
     gradients = [[one.grad for one in own if one.grad is not None] for own in parameters]
     device = accelerator.device
-    whole = [_norm([one for one in own if not _in_pieces(one)], device) for own in gradients]
-    pieces = [_norm([_own_piece(one) for one in own if _in_pieces(one)], device) for own in gradients]
-    squares = torch.stack([*whole, *pieces]).cpu().double().square().reshape(2, len(groups))
-    of_pieces = torch.cat([squares[1], torch.tensor([float(len(own)) for own in gradients], dtype=torch.float64)])
-    if any(_in_pieces(one) for own in parameters for one in own):  # the same on all processes
-        of_pieces = reduce_sum(accelerator)(of_pieces)
+    whole = [_norm([one for one in own if not _is_shard(one)], device) for own in gradients]
+    shards = [_norm([_own_shard(one) for one in own if _is_shard(one)], device) for own in gradients]
+    squares = torch.stack([*whole, *shards]).cpu().double().square().reshape(2, len(groups))
+    of_shards = torch.cat([squares[1], torch.tensor([float(len(own)) for own in gradients], dtype=torch.float64)])
+    if any(_is_shard(one) for own in parameters for one in own):  # the same on all processes
+        of_shards = reduce_sum(accelerator)(of_shards)
     scale = 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
-    total = (squares[0] + of_pieces[: len(groups)]).tolist()
+    total = (squares[0] + of_shards[: len(groups)]).tolist()
     norms = {
         f"grad_norm/{group.name}": math.sqrt(total[group.index]) / scale
-        for group, count in zip(groups, of_pieces[len(groups) :].tolist(), strict=True)
+        for group, count in zip(groups, of_shards[len(groups) :].tolist(), strict=True)
         if count > 0
     }
     return {"grad_norm": math.sqrt(sum(total)) / scale, **norms}
@@ -296,12 +296,12 @@ def _norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.nn.utils.get_total_norm(tensors).to(device) if tensors else torch.zeros((), device=device)
 
 
-def _in_pieces(tensor: Tensor) -> bool:
+def _is_shard(tensor: Tensor) -> bool:
     module = sys.modules.get("torch.distributed.tensor")  # it takes half a second to load: who has such tensors did
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def _own_piece(gradient: Any) -> Tensor:
+def _own_shard(gradient: Any) -> Tensor:
     """Return this process's shard, scaled down where others hold the same: all squares then add up to the whole's."""
     sizes = [gradient.device_mesh.size(axis) for axis, one in enumerate(gradient.placements) if one.is_replicate()]
     return gradient.to_local() / math.sqrt(math.prod(sizes))

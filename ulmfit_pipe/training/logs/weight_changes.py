@@ -29,12 +29,12 @@ PIECE = 1 << 22  # numbers turned to float64 at a time, so that large embeddings
 
 @dataclass(frozen=True)
 class WeightChange:
-    """How far a tensor, or all tensors of a layer group together, moved.
+    """Change of a tensor, or of all tensors of a layer group together, in training.
 
     Attributes:
-        name: Of the tensor or the group.
+        name: Name of the tensor or the group.
         group: The layer group.
-        size: Its numbers.
+        size: Number of elements.
         norm_before: ``||before||`` of what could be compared; None where there was nothing before.
         norm_change: ``||after - before||``, likewise.
     """
@@ -55,7 +55,7 @@ class WeightChange:
         return self.norm_change / self.norm_before if self.norm_before > 0 else math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as strict JSON takes them; an infinite ``relative`` is null."""
+        """Return the values for strict JSON; an infinite ``relative`` is null."""
         finite = self.relative if self.relative is not None and math.isfinite(self.relative) else None
         return {
             "name": self.name,
@@ -73,8 +73,8 @@ class WeightChanges:
 
     Attributes:
         groups: A row a layer group, input side first.
-        tensors: A row a parameter, in the order of the groups.
-        buffers: A row a buffer of floating numbers (running statistics), apart from the rest.
+        tensors: One row per parameter, in the order of the groups.
+        buffers: One row per floating-point buffer (running statistics), separate from the rest.
     """
 
     groups: tuple[WeightChange, ...]
@@ -172,7 +172,7 @@ def _new(name: str, group: str, parameter: Tensor) -> WeightChange:
 
 
 def _buffers_of(group: LayerGroup, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of a group's buffers of floating numbers that both states keep."""
+    """Return the names of a group's floating-point buffers that both states keep."""
     names = [
         f"{owner}.{name}" if owner else name
         for owner, module in group.modules

@@ -193,7 +193,7 @@ def tidy(folder: Path) -> None:
 
 
 def drop_all_but(newest: Path, *, keep: int) -> None:
-    """Keep the checkpoint just written and those before it, so many in all; later ones are of a future given up."""
+    """Keep the newest `keep` checkpoints up to the one just written; later ones, of an abandoned run, are deleted."""
     paths = checkpoints_in(newest.parent)
     before = [path for path in paths if path.name < newest.name]
     kept = {newest, *before[len(before) - keep + 1 :]} if keep > 1 else {newest}

@@ -59,7 +59,7 @@ def refuse_impossible(state: Mapping[str, Any], plan: Mapping[str, Any], path: P
 
 
 def _first_wrong(state: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    """Return in words what a state has that no training of the plan could have; empty where it is possible."""
+    """Return the first entry of a state that is impossible in this plan, in words; "" if all are possible."""
     position, sums, phases = state["position"], state["sums"], plan["phases"]
     number, epoch, step = position["phase"], position["epoch"], position["step"]
     for name, value in {"phase": number, "step": step, "steps_of_phase": position["steps_of_phase"]}.items():

@@ -150,7 +150,7 @@ def flatten_carry(carry: Any) -> tuple[dict[str, Tensor], str]:
     tensors: dict[str, Tensor] = {}
 
     def outline(part: Any) -> Any:
-        """Note the tensors of a part, and return its shape with their numbers in their places."""
+        """Collect the tensors of a part of a state, and return the part with their indices instead."""
         if part is None:
             return None
         if isinstance(part, Tensor):
