@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import re
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -239,6 +240,20 @@ def test_parameters_are_kept_as_they_are_and_cloned(estimator):
     assert UlmfitClassifier().get_params()["model"] == "awd-lstm-en"
 
 
+def test_one_setting_of_a_group_is_set_and_what_was_given_is_left_as_it_is(estimator):
+    made = UlmfitClassifier(classifier=HEAD).set_params(classifier__lr=0.1, language_model__epochs=2, random_state=3)
+    assert made.classifier == {**HEAD, "lr": 0.1} and "lr" not in HEAD
+    assert (made.language_model, made.random_state) == ({"epochs": 2}, 3)
+    assert made.set_params(classifier={"lr": 1}, classifier__batch_size=4).classifier == {"lr": 1, "batch_size": 4}
+    assert UlmfitClassifier(classifier=CLASSIFIER).set_params(classifier__lr=0.1).classifier == replace(
+        CLASSIFIER, lr=0.1
+    )
+    with pytest.raises(ValueError, match="Invalid parameter 'lr' for estimator UlmfitClassifier"):
+        made.set_params(lr=0.1)
+    with pytest.raises(ValueError, match="classifier has no setting 'lrr'; did you mean 'lr'"):
+        estimator.set_params(classifier__lrr=0.1).fit(TEXTS, LABELS)
+
+
 def test_a_seed_gives_the_same_result_and_another_another(estimator):
     def probabilities(random_state):
         return clone(estimator).set_params(random_state=random_state).fit(TEXTS, LABELS).predict_proba(TEXTS)
@@ -293,10 +308,11 @@ def test_it_is_cross_validated(estimator):
 
 
 def test_its_settings_are_searched(estimator, place):
-    grid = {"classifier": [HEAD, {**HEAD, "lr": 0.1}], "random_state": [0]}
+    grid = {"classifier__lr": [0.001, 0.1]}
     search = GridSearchCV(estimator, grid, cv=2, scoring="neg_log_loss", error_score="raise").fit(TEXTS, LABELS)
     scores = search.cv_results_["mean_test_score"]
-    assert scores[0] != scores[1] and search.best_params_["classifier"] == grid["classifier"][scores.argmax()]
+    assert scores[0] != scores[1] and search.best_params_ == {"classifier__lr": grid["classifier__lr"][scores.argmax()]}
+    assert search.best_estimator_.classifier == {**HEAD, "lr": search.best_params_["classifier__lr"]}
     assert len(os.listdir(place / "tmp")) == 1  # the best one's
     assert set(search.predict(TEXTS)) <= {"bad", "good"}
 

@@ -5,6 +5,7 @@
 the saved classifier (safetensors and JSON), no module.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ulmfit_pipe.text.predict.predictor import Predictor
 
 TEXT = "text"  # name of the column of texts; labels of several are named by their number
 LARGEST_SEED = 2**31 - 1  # of those that a generator gives
+GROUPS = ("classifier", "language_model", "settings")
 AS_THEY_ARE = "preset fine_tune_language_model validation_fraction max_seconds trust_remote_code".split()
 NOT_SETTINGS = {  # of `PipelineSettings`: how they are given
     **{
@@ -51,8 +53,9 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
     Args:
         model: A built-in name, a folder or a hub id of a pretrained model; None trains an AWD-LSTM from scratch.
         preset: Recipe.
-        classifier: Settings of the classifier stage (`ClassifierSettings`) as a dict, such as ``{"lr": 1e-3}``.
-        language_model: Settings of the language-model stage (`LanguageModelSettings`) as a dict.
+        classifier: Settings of the classifier stage (`ClassifierSettings`) as a dict, such as ``{"lr": 1e-3}``; in a
+            search ``classifier__lr`` is one of them.
+        language_model: Settings of the language-model stage (`LanguageModelSettings`) as a dict; the same holds.
         fine_tune_language_model: Fine-tune the language model first; None does so where it pays.
         validation_fraction: Part of the rows that chooses the best epoch; None holds out a tenth of 500 rows or more.
         max_seconds: Time limit of one fit.
@@ -96,6 +99,19 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         self.trust_remote_code = trust_remote_code
         self.settings = settings
         self.verbose = verbose
+
+    def set_params(self, **params: Any) -> "UlmfitClassifier":
+        """Set parameters; ``classifier__lr`` sets one setting of the group ``classifier``, for a search."""
+        own = {}
+        for name, value in params.items():
+            group, _, field = name.partition("__")
+            if not field or group not in GROUPS:
+                own[name] = value
+                continue
+            given = own.get(group, getattr(self, group))
+            is_class = dataclasses.is_dataclass(given) and not isinstance(given, type)
+            own[group] = dataclasses.replace(given, **{field: value}) if is_class else {**(given or {}), field: value}
+        return super().set_params(**own)
 
     def fit(self, X: Any, y: Any, *, unlabelled: Any = None) -> "UlmfitClassifier":
         """Train a classifier.

@@ -214,6 +214,19 @@ def test_labels_come_back_in_the_type_that_they_were_given_in(kind, base, place)
         assert [type(label) for label in (row["label"], *row["scores"])] == [kind] * 3
 
 
+def test_a_finished_classifier_that_returns_the_labels_in_another_type_is_told_of(base, place, capsys):
+    rows = TRAIN.assign(label=(TRAIN["label"] == "good").astype(int))
+    line = (
+        "note: the labels of the table are text, and the finished classifier returns them as integers; another output"
+    )
+    TextPipeline(base).fit(rows, output_dir="run", **HEAD)
+    assert "note: the labels of the table are" not in capsys.readouterr().out
+    pipe = TextPipeline(base)
+    pipe.fit(rows.astype({"label": str}), output_dir="run", **HEAD)
+    assert line in capsys.readouterr().out
+    assert pipe.predict(["fine"])[0]["label"] in (0, 1)
+
+
 def test_several_columns_of_labels_and_rare_rows_of_a_data_frame(base, place, capsys):
     frame = TRAIN.assign(toxic=[0, 1, 1] * 10, long=[True, False] * 15, text=[None, *TRAIN["text"][1:]])
     pipe = TextPipeline(base)

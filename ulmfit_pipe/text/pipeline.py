@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 from datasets import Dataset
 
 from ulmfit_pipe.console import print_line
+from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
 from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
@@ -75,6 +76,7 @@ Direction: TypeAlias = Literal["forward", "backward"]
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head
 LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
+LABEL_TYPES = {None: "text", INTEGERS: "integers", BOOLS: "bools"}
 TABLES = ("train_file", "validation_file", "test_file", "unlabelled_file")
 GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, or not at all
     "train_file": "fit(train, ...), the first argument",
@@ -280,6 +282,7 @@ def _finish(
             shutil.copytree(output / f"classifier_{BACKWARD}", whole, dirs_exist_ok=True)
     context.accelerator.wait_for_everyone()
     predictor = Predictor.load(folder, accelerator=context.accelerator)
+    _tell_of_other_types(predictor, tables, context)
     scores = score_tables(predictor, tables, context, baseline=settings.baseline)
     judged = "validation" if scores["test"] is None else "test"
     warnings = [] if scores[judged] is None else warnings_of(scores[judged] or {}, table=judged)
@@ -306,6 +309,17 @@ def _finish(
             write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
             context.tell(report_line(output / REPORT_FILE))
     return metrics
+
+
+def _tell_of_other_types(predictor: Predictor, tables: RunTables, context: RunContext) -> None:
+    """Log where a classifier that was finished before has the same labels in another type than this table."""
+    now = label_type_of(tables.train.features["label"])
+    if predictor.label_type != now:
+        finished, given = (LABEL_TYPES[kind] for kind in (predictor.label_type, now))
+        context.tell(
+            f"note: the labels of the table are {given}, and the finished classifier returns them as {finished}; "
+            "another output folder trains one that returns them as they are"
+        )
 
 
 class TextPipeline:
