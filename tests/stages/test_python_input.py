@@ -261,8 +261,9 @@ def test_what_is_neither_a_table_nor_texts_is_refused_as_unlabelled(given, words
         ),
         (
             ([LONG], np.eye(2)),
-            "got a ndarray of 2 axes; for a column for each label give a DataFrame and label_column=[",
+            "labels of train must be a list, a Series or an array of one axis, got a ndarray of 2 axes; give",
         ),
+        ((np.array([[LONG]]), ["good"]), "got a ndarray of 2 axes; write texts[:, 0]"),
         (([LONG], {"good"}), "labels of train must be a list, a Series or an array of one axis, got a set"),
         (([LONG], None), "labels of train must be a list, a Series or an array of one axis, got None"),
         (([LONG], 3), "labels of train must be a list, a Series or an array of one axis, got a int"),

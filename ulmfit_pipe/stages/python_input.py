@@ -207,10 +207,9 @@ def _column(value: Any, what: str) -> Sequence[Any]:
     if names is not None:
         raise TypeError(f"{takes}, got {_article(value)}; write {_subscript(value, names, of='text')}")
     if axes != 1:
-        raise TypeError(
-            f"{takes}, got {_article(value)} of {axes} axes; for a column for each label give a DataFrame and "
-            "label_column=[...]"
-        )
+        several = "give a DataFrame and label_column=[...] for a column for each label"
+        advice = several if what.startswith("labels") else "write texts[:, 0]"
+        raise TypeError(f"{takes}, got {_article(value)} of {axes} axes; {advice}")
     no_column = isinstance(value, str | bytes | bytearray | os.PathLike | io.IOBase | Set)
     if no_column or not isinstance(value, Iterable):
         raise TypeError(f"{takes}, got {_article(value)}")

@@ -41,7 +41,8 @@ def shown_name(name: str) -> str:
 def shown_names(names: Sequence[str]) -> str:
     """Return a list of names, truncated so that a message stays one line."""
     more = len(names) - SHOWN_COLUMNS
-    return ", ".join(map(shown_name, names[:SHOWN_COLUMNS])) + (f" and {more:,} more" if more > 0 else "")
+    shown = ", ".join(map(shown_name, names[:SHOWN_COLUMNS])) or "none"
+    return shown + (f" and {more:,} more" if more > 0 else "")
 
 
 def check_wanted(rows: RowSource, text_columns: Sequence[str], label_columns: Sequence[str] = ()) -> None:

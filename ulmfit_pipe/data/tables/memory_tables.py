@@ -14,6 +14,7 @@ import pyarrow as pa
 from ulmfit_pipe.data.labels import can_be, typed_label
 from ulmfit_pipe.data.tables.row_sources import RowSource, unique_names
 from ulmfit_pipe.data.tables.saved_datasets import open_dataset
+from ulmfit_pipe.data.tables.text_files import TableError
 
 CHUNK_ROWS = 4096  # rows of which the cells become Python's values at once
 
@@ -27,6 +28,9 @@ def open_memory_table(table: Any, name: str) -> RowSource | None:
     Args:
         table: What may be a table.
         name: What messages call it.
+
+    Raises:
+        TableError: It is a dataset with a transform.
     """
     pandas = sys.modules.get("pandas")  # who has a DataFrame has imported it
     if pandas is not None and isinstance(table, pandas.DataFrame):
@@ -72,7 +76,7 @@ def _open_columns(name: str, names: Sequence[Any], columns: Sequence[Any], *, wh
 
     def read(wanted: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         chosen = [columns[places[one]] for one in wanted]
-        for start in range(0, len(chosen[0]), CHUNK_ROWS):
+        for start in range(0, len(chosen[0]) if chosen else 0, CHUNK_ROWS):
             yield from zip(*(_cells(column, start) for column in chosen), strict=True)
 
     return RowSource(name, own_names, read, repeated=repeated, in_memory=what)
@@ -89,7 +93,16 @@ def _cells(column: Any, start: int) -> list[Any]:
 
 
 def _open_dataset(name: str, table: datasets.Dataset) -> RowSource:
-    """Open a dataset; labels of `load_table` that were integers or bools are those again."""
+    """Open a dataset; labels of `load_table` that were integers or bools are those again.
+
+    Raises:
+        TableError: Its rows are made by a function as they are read.
+    """
+    if table.format["type"] == "custom":
+        raise TableError(
+            f"{name} is a Dataset with a transform, which is applied only where rows are looked at; write data.map(...) "
+            "with a function for it, or data.with_format(None) to have it left out"
+        )
     source = open_dataset(name, table)
     kinds = {column: kind for column, feature in table.features.items() if (kind := _given_type(feature))}
 
