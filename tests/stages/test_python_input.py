@@ -357,14 +357,14 @@ def test_settings_in_python_are_checked_as_those_of_the_command_line(settings, w
 
 def test_what_is_given_to_fit_by_place_or_without_a_folder_is_told_how_to_write_it(nothing_is_read):
     calls = {
-        "fit takes a labelled table first and all else by name, got 1 more; write fit((texts, labels))": (
+        "fit takes a labelled table first and all else by name, got 1 more positional; write fit((texts, labels))": (
             lambda: TextPipeline(None).fit(["good film"], ["good"])
         ),
-        "got 2 more; write fit((texts": lambda: TextPipeline(None).fit(FRAME, FRAME, 3, output_dir="run"),
+        "got 2 more positional; write fit((texts": lambda: TextPipeline(None).fit(FRAME, FRAME, 3, output_dir="run"),
         "fit has no setting 'ouput_dir'; did you mean 'output_dir'": (
             lambda: TextPipeline(None).fit("train.csv", ouput_dir="run")
         ),
-        "fit takes labelled images first and all else by name, got 1 more; lay images out": (
+        "fit takes labelled images first and all else by name, got 1 more positional; lay images out": (
             lambda: ImagePipeline().fit(["1.png"], ["dark"], output_dir="run")
         ),
         "fit needs output_dir, the folder for everything that the run writes; write fit": (

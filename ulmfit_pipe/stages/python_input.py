@@ -255,12 +255,12 @@ def check_call(misplaced: Sequence[Any], output_dir: Any, *, table: bool = True)
     line = 'write fit("images/train", output_dir="runs/mine")'
     if misplaced and table:
         raise TypeError(
-            f"fit takes a labelled table first and all else by name, got {len(misplaced)} more; write "
+            f"fit takes a labelled table first and all else by name, got {len(misplaced)} more positional; write "
             "fit((texts, labels)), or fit(train, test=test)"
         )
     if misplaced:
         raise TypeError(
-            f"fit takes labelled images first and all else by name, got {len(misplaced)} more; lay images "
+            f"fit takes labelled images first and all else by name, got {len(misplaced)} more positional; lay images "
             f"out in a folder per class, then {line}"
         )
     if output_dir is None and not table:

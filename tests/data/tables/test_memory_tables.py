@@ -267,9 +267,7 @@ def test_a_table_without_columns_is_refused():
 
 def test_a_dataset_with_a_transform_is_refused_and_a_format_makes_no_difference():
     table = Dataset.from_dict({"text": TEXTS, "label": [1, 0, 1, 0]})
-    with pytest.raises(
-        TableError, match=r"^the table is a Dataset with a transform, which is applied only .* data.map"
-    ):
+    with pytest.raises(TableError, match=r"^the table is a Dataset with a transform, applied only .* data.map"):
         load_table(table.with_transform(lambda rows: {name: values[::-1] for name, values in rows.items()}))
     for kind in ("numpy", "torch", "pandas"):
         assert rows_of(load_table(table.with_format(kind))) == list(zip(TEXTS, [1, 0, 1, 0], strict=True))

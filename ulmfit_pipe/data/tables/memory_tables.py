@@ -100,7 +100,7 @@ def _open_dataset(name: str, table: datasets.Dataset) -> RowSource:
     """
     if table.format["type"] == "custom":
         raise TableError(
-            f"{name} is a Dataset with a transform, which is applied only where rows are looked at; write data.map(...) "
+            f"{name} is a Dataset with a transform, applied only where rows are looked at; write data.map(...) "
             "with a function for it, or data.with_format(None) to have it left out"
         )
     source = open_dataset(name, table)
