@@ -271,6 +271,7 @@ def test_a_seed_gives_the_same_result_and_another_another(estimator):
         ({"settings": {"seed": 3}}, "fit has no setting 'seed'; write UlmfitClassifier(random_state=...)"),
         ({"settings": {"preset": "paper"}}, "write UlmfitClassifier(preset=...)"),
         ({"settings": {"folds": 3}}, "fit has no setting 'folds'; write cross_val_score(estimator, X, y)"),
+        ({"settings": {"min_rows_per_class": 3}}, "write fit(X, y) with the rows and the classes that count"),
         ({"settings": {"zzz": 3}}, "fit has no setting 'zzz'. There are"),
         ({"classifier": {"final_epoch": 3}}, "classifier has no setting 'final_epoch'; did you mean 'final_epochs'?"),
         ({"random_state": -1}, "seed must be 0..2**32-1, got -1"),

@@ -41,6 +41,10 @@ NOT_SETTINGS = {  # of `PipelineSettings`: how they are given
     "seed": "UlmfitClassifier(random_state=...)",
     "progress": "UlmfitClassifier(verbose=1)",
     **dict.fromkeys(("train_file", "text_column", "label_column", "multi_label", "label_separator"), "fit(X, y)"),
+    **dict.fromkeys(  # they would leave classes or rows out that X and y have
+        ("min_rows_per_class", "max_rows", "label_names", "label_threshold", "empty_text"),
+        "fit(X, y) with the rows and the classes that count",
+    ),
     **dict.fromkeys(("test_file", "folds", "fold", "seeds"), "cross_val_score(estimator, X, y)"),
     "validation_file": "UlmfitClassifier(validation_fraction=...)",
     "unlabelled_file": "fit(X, y, unlabelled=texts)",
