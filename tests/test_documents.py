@@ -16,22 +16,25 @@ from tests.support.tiny_models import (  # noqa: F401
 )
 from tests.support.tiny_runs import reviews, write_csv
 from tests.support.tiny_transformers import save_bert, save_gpt2
+from ulmfit_pipe.stages import presets
+from ulmfit_pipe.text.families import awd_lstm
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SAVED = {"bert-base-uncased": save_bert, "gpt2": save_gpt2, "microsoft/resnet-18": save_backbone}  # small, from configs
+STORED = {"runs/reviews/language_model": "tiny_language_model", "runs/mine/classifier": "tiny_classifier"}
 README_LINES = 100  # a screen and a half, with the table
 NEEDS = {"import peft": "peft", "polars": "polars"}
 pytestmark = pytest.mark.usefixtures("quick_ends_of_phases")
 
 
-def blocks() -> list:
-    """Return page and number of every Python block, and its text."""
-    found = []
-    for page in PAGES:
-        for number, text in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL), 1):
-            found.append(pytest.param(text, id=f"{page.name}, block {number}"))
-    return found
+def pages() -> list:
+    """Return the Python blocks of every page that has some."""
+    found = {page: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in PAGES}
+    slow = {"in_memory.md": pytest.mark.slow}  # trains a dozen classifiers
+    return [
+        pytest.param(blocks, id=page.name, marks=slow.get(page.name, ())) for page, blocks in found.items() if blocks
+    ]
 
 
 @pytest.fixture
@@ -48,21 +51,23 @@ def place(tmp_path, monkeypatch, builtin, tiny_language_model_folder, tiny_class
     Image.open(next((place / "photos/test").glob("*/*"))).convert("RGB").save(place / "a.jpg")
     (place / "tiny_language_model").symlink_to(tiny_language_model_folder)
     (place / "tiny_classifier").symlink_to(tiny_classifier_folder)
+    for name, save in SAVED.items():
+        save(place / name.replace("/", "-"))
     return place
 
 
-@pytest.mark.parametrize("block", blocks())
-def test_a_python_block_of_the_documents_runs(place, block):
-    for words, package in NEEDS.items():
-        if words in block:
-            pytest.importorskip(package)
-    block = block.replace('model="runs/reviews/language_model"', 'model="tiny_language_model"')
-    block = block.replace('model="runs/mine/classifier"', 'model="tiny_classifier"')
-    for name, save in SAVED.items():
-        if f'"{name}"' in block:
-            save(place / "pretrained")
-            block = block.replace(name, "pretrained")
-    exec(compile(block, "block", "exec"), {})  # noqa: S102
+@pytest.mark.parametrize("blocks", pages())
+def test_the_python_blocks_of_a_page_run_one_after_the_other(place, monkeypatch, blocks):
+    monkeypatch.setattr(presets, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(awd_lstm, "scale_epochs", lambda *_args, **_sizes: 1)
+    names: dict = {}
+    for block in blocks:
+        for words, package in NEEDS.items():
+            if words in block:
+                pytest.importorskip(package)
+        for name, instead in {**STORED, **{name: name for name in SAVED}}.items():
+            block = block.replace(f'"{name}"', f'"{instead.replace("/", "-")}"')
+        exec(compile(block.replace("cv=3", "cv=2"), "block", "exec"), names)  # noqa: S102
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

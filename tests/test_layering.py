@@ -13,7 +13,7 @@ LEVELS = {
     "__main__": 8,
     "cli": 7,
     "program": 6,
-    **dict.fromkeys(("studies", "tools"), 5),
+    **dict.fromkeys(("studies", "tools", "sklearn"), 5),
     **dict.fromkeys(("text", "images"), 4),
     "stages": 3,
     **dict.fromkeys(("training", "models", "data"), 2),

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from tests.support.tiny_runs import reviews, table, write_csv
+from tests.support.tiny_runs import reviews, table
 from ulmfit_pipe import ImagePipeline, TextPipeline
 from ulmfit_pipe.data.splits import split_train_validation
 from ulmfit_pipe.data.tables.tables import check_table
@@ -158,8 +158,17 @@ def test_a_column_of_images_is_taken_as_it_is():
 def nothing_is_read(monkeypatch, tmp_path):
     """Make every way to read a table or to train fail, and stand in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: pytest.fail("it ran"))
+    monkeypatch.setattr(pipeline_module, "run_pipeline", lambda *a, **k: pytest.fail("it ran"))
     monkeypatch.setattr(images_pipeline, "run_image_pipeline", lambda *a, **k: pytest.fail("it ran"))
+
+
+class LazyFrame:
+    """A query of polars, which has the columns of a table and no rows yet."""
+
+    columns = ("text", "label")
+
+    def collect(self):
+        """Not called."""
 
 
 LONG = "What a lovely film this is, said nobody at all"
@@ -169,53 +178,141 @@ LONG = "What a lovely film this is, said nobody at all"
     ("given", "words"),
     [
         (
-            (FRAME,),
-            "train takes a file (CSV, TSV, JSONL or Parquet), or a list of files, got a DataFrame; write df.to_c",
+            FRAME["text"].rename("x"),
+            "takes a file (CSV, TSV, JSONL or Parquet), a list of files, a DataFrame, a Dataset or (texts, labels),",
         ),
-        ((FRAME["text"],), 'got a Series; write df.to_csv("train.csv", index=False) and give "train.csv"'),
-        ((Dataset.from_dict(COLUMNS),), 'got a Dataset; write data.save_to_disk("train") and give "train"'),
-        (
-            (DatasetDict(train=Dataset.from_dict(COLUMNS)),),
-            'write data["train"].save_to_disk("train") and give "train"',
-        ),
-        ((COLUMNS,), 'got a dict; write pandas.DataFrame({"text": texts, "label": labels}).to_csv("train.csv"'),
-        ((([LONG], ["good"]),), "got a list that holds a list; write pandas.DataFrame({"),
-        (([FRAME],), "got a list that holds a DataFrame; write df.to_csv("),
-        (
-            ([LONG, "short"],),
-            "there is no file or folder 'What a lovely film this is, said nobody at all'. If it is a t",
-        ),
-        ((LONG,), 'write pandas.DataFrame({"text": texts, "label": labels}).to_csv("train.csv", index=False)'),
-        ((Row("a.csv", "b.csv"),), "got a Row"),
-        (([],), "got an empty list"),
-        (("",), "got ''"),
-        (([" "],), "got ' '"),
-        (({"a.csv"},), "got a set"),
-        (((name for name in ["a.csv"]),), "got a generator"),
-        ((b"a.csv",), "got a bytes"),
-        ((3,), "got a int"),
-        ((np.array(["a.csv"]),), "got a ndarray"),
+        (pa.array(["a"]), "got a StringArray; write fit((texts, labels))"),
+        (DatasetDict(valid=Dataset.from_dict(COLUMNS)), "got a DatasetDict; write fit(data['valid'])"),
+        (Dataset.from_dict(COLUMNS).to_iterable_dataset(), "write fit(datasets.Dataset.from_list(list(data)))"),
+        (COLUMNS, "got a dict; write fit(datasets.Dataset.from_dict(data))"),
+        (LazyFrame(), "got a LazyFrame; write fit(data.collect())"),
+        ([COLUMNS], "got a list that holds a dict; write fit(datasets.Dataset.from_list(rows))"),
+        ([FRAME, FRAME], "got a list that holds a DataFrame; write fit(pandas.concat(tables))"),
+        ([(LONG, "good"), (LONG, "bad")], "got a list that holds a tuple; write fit(tuple(zip(*rows)))"),
+        ([[LONG], ["good"]], "got a list that holds a list; write fit((texts, labels))"),
+        ([LONG, "short"], "there is no file or folder 'What a lovely film this is, said nobody at all'. If it is a t"),
+        (LONG, "If it is a text, write fit((texts, labels))"),
+        (Row("a.csv", "b.csv"), "got a Row"),
+        ([], "got an empty list"),
+        ("", "got ''"),
+        ([" "], "got ' '"),
+        ({"a.csv"}, "got a set"),
+        ((name for name in ["a.csv"]), "got a generator"),
+        (b"a.csv", "got a bytes"),
+        (3, "got a int"),
+        (None, "got None"),
+        (np.array(["a.csv"]), "got a ndarray; write fit((texts, labels))"),
     ],
-    ids=lambda value: value[:20] if isinstance(value, str) else type(value[0]).__name__,
+    ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
 )
-def test_what_names_no_file_is_refused_before_any_work(given, words, nothing_is_read):
-    for argument in ("train", "unlabelled"):
-        files = {"train": "train.csv", argument: given[0]}
+def test_what_is_no_table_is_refused_before_any_work(given, words, nothing_is_read):
+    for argument in ("train", "test", "validation"):
+        if given is None and argument != "train":
+            continue
+        expected = words if argument == "train" else re.sub(r"write fit\((.*)\)", rf"write {argument}=\1", words)
         with pytest.raises((TypeError, ValueError), match=f"^{argument} takes a file") as refused:
-            TextPipeline(None).fit(**files, output_dir="run")
-        expected = words.replace("train takes", f"{argument} takes")
-        if argument == "unlabelled":
-            expected = expected.replace(', "label": labels', "").replace("train.csv", "unlabelled.csv")
-            expected = expected.replace('("train")', '("unlabelled")').replace('give "train"', 'give "unlabelled"')
+            TextPipeline(None).fit(**{"train": "train.csv", argument: given})
         assert expected in str(refused.value)
         assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["test", "validation_file"])
-@pytest.mark.parametrize("given", [FRAME, Dataset.from_dict(COLUMNS), ["a.csv"], ("a.csv", "b.csv"), LONG, 3])
-def test_one_file_is_one_path(name, given, nothing_is_read):
-    with pytest.raises((TypeError, ValueError), match=rf"^{name} takes a file \(CSV, TSV, JSONL or Parquet\)[,;] "):
-        TextPipeline(None).fit("train.csv", output_dir="run", **{name: given})
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            ([LONG], ["good"]),
+            "takes a file (CSV, TSV, JSONL or Parquet), a list of files, a DataFrame, a Dataset or a li",
+        ),
+        (COLUMNS, "got a dict; write unlabelled=datasets.Dataset.from_dict(data)"),
+        (LONG, "If it is a text, write unlabelled=list(texts)"),
+        ([], "got an empty list"),
+        ({"a.csv"}, "got a set; write unlabelled=list(texts)"),
+        ((name for name in ["a.csv"]), "got a generator; write unlabelled=list(texts)"),
+        (3, "got a int"),
+        (np.array([["a b"]]), "got a ndarray"),
+        (np.array(["a.csv"]), "holds names of files, such as 'a.csv'; give files alone in a list, and texts alone"),
+        (pd.Series(["a.csv", "b.CSV", None]), "holds names of files, such as 'a.csv'"),
+        ([LONG, __file__], f"holds names of files, such as '{__file__[:20]}"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_neither_a_table_nor_texts_is_refused_as_unlabelled(given, words, nothing_is_read):
+    with pytest.raises((TypeError, ValueError), match="^unlabelled ") as refused:
+        TextPipeline(None).fit("train.csv", unlabelled=given)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (([LONG], ["good", "bad"]), "train has 1 texts and 2 labels; give one label for each text"),
+        (
+            (FRAME, FRAME["id"]),
+            "texts of train must be a list, a Series or an array of one axis, got a DataFrame; write df",
+        ),
+        (
+            (FRAME["text"], FRAME),
+            "labels of train must be a list, a Series or an array of one axis, got a DataFrame; write",
+        ),
+        (
+            (COLUMNS, [1]),
+            "texts of train must be a list, a Series or an array of one axis, got a dict; write data['text']",
+        ),
+        (
+            ([LONG], np.eye(2)),
+            "labels of train must be a list, a Series or an array of one axis, got a ndarray of 2 axes; give",
+        ),
+        ((np.array([[LONG]]), ["good"]), "got a ndarray of 2 axes; write texts[:, 0]"),
+        (([LONG], {"good"}), "labels of train must be a list, a Series or an array of one axis, got a set"),
+        (([LONG], None), "labels of train must be a list, a Series or an array of one axis, got None"),
+        (([LONG], 3), "labels of train must be a list, a Series or an array of one axis, got a int"),
+    ],
+)
+def test_texts_and_labels_that_are_no_columns_of_one_length_are_refused(given, words, nothing_is_read):
+    with pytest.raises((TypeError, ValueError)) as refused:
+        TextPipeline(None).fit(given)
+    assert words in str(refused.value)
+
+
+def test_a_pair_and_a_column_of_texts_are_refused_where_several_columns_are_named(nothing_is_read):
+    for given, words in (
+        (
+            {"text_column": ["title", "text"]},
+            r"train is \(texts, labels\) and text_column names 2 columns; give a DataFrame",
+        ),
+        (
+            {"label_column": ["a", "b"]},
+            r"train is \(texts, labels\) and label_column names 2 columns; give a DataFrame",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            TextPipeline(None).fit(([LONG], ["good"]), **given)
+    with pytest.raises(ValueError, match="unlabelled is a column of texts and text_column names 2 columns"):
+        TextPipeline(None).fit("train.csv", unlabelled=[LONG], text_column=["title", "text"])
+
+
+def test_tables_in_memory_reach_the_run_and_the_settings_say_what_they_were(monkeypatch):
+    runs = []
+    monkeypatch.setattr(
+        pipeline_module,
+        "run_pipeline",
+        lambda settings, **given: runs.append((settings, given)) or {"classifier": None},
+    )
+    labelled = (FRAME["text"], [1, 0])
+    TextPipeline(None).fit(labelled, test=FRAME, validation=["a.csv", Path("b.csv")], unlabelled=[LONG, "short"])
+    TextPipeline(None).fit(
+        ("a.csv", "b.csv"), test=["c.csv"], unlabelled=FRAME["text"], text_column="review", output_dir="o"
+    )
+    (first, given), (second, others) = runs
+    assert first.train_file == ["(in memory) (texts, labels) of 2 rows"]
+    assert (first.test_file, first.validation_file) == ("(in memory) DataFrame of 2 rows", ["a.csv", "b.csv"])
+    assert first.unlabelled_file == ["(in memory) list of 2 rows"]
+    assert set(given["in_memory"]) == {"train_file", "test_file", "unlabelled_file"}
+    assert [*given["in_memory"]["train_file"].read(["label", "text"])] == [(1, "a cold soup"), (0, "a warm soup")]
+    assert (second.train_file, second.test_file, second.output_dir) == (["a.csv", "b.csv"], "c.csv", "o")
+    assert others["in_memory"]["unlabelled_file"].columns == ["review"]
+    assert [*others["in_memory"]["unlabelled_file"].read(["review"])] == [("a cold soup",), ("a warm soup",)]
 
 
 @pytest.mark.parametrize(
@@ -241,8 +338,12 @@ def test_one_file_is_one_path(name, given, nothing_is_read):
         ({"language_model": {"epochs": 0}}, "language_model: epochs must be a whole number of 1 or more, got 0"),
         ({"max_rows": 5}, "max_rows must be RowLimits(...) or a dict of its settings, got 5"),
         ({"preset": "fast"}, "preset must be one of auto, paper,"),
-        ({"output_dir": None}, "fit needs output_dir, the folder for everything that the run writes; write fit("),
-        ({"labels": ["good"]}, "fit has no setting 'labels'; write pandas.DataFrame({"),
+        ({"labels": ["good"]}, "fit has no setting 'labels'; write fit((texts, labels), ...)"),
+        ({"train_dataset": FRAME}, "fit has no setting 'train_dataset'; write fit(train, ...), the first argument"),
+        (
+            {"validation": FRAME, "validation_file": "v.csv"},
+            "validation and validation_file are the same; give validation alone",
+        ),
         ({"output_dir": FRAME}, "output_dir takes the name of a folder or model, got a DataFrame"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
@@ -256,11 +357,10 @@ def test_settings_in_python_are_checked_as_those_of_the_command_line(settings, w
 
 def test_what_is_given_to_fit_by_place_or_without_a_folder_is_told_how_to_write_it(nothing_is_read):
     calls = {
-        "fit takes a labelled file or files first and all else by name, got 1 more positional; write pandas.": (
+        "fit takes a labelled table first and all else by name, got 1 more positional; write fit((texts, labels))": (
             lambda: TextPipeline(None).fit(["good film"], ["good"])
         ),
-        "got 2 more positional; write df.to_csv": lambda: TextPipeline(None).fit(FRAME, FRAME, 3, output_dir="run"),
-        "fit needs output_dir": lambda: TextPipeline(None).fit("train.csv"),
+        "got 2 more positional; write fit((texts": lambda: TextPipeline(None).fit(FRAME, FRAME, 3, output_dir="run"),
         "fit has no setting 'ouput_dir'; did you mean 'output_dir'": (
             lambda: TextPipeline(None).fit("train.csv", ouput_dir="run")
         ),
@@ -277,16 +377,11 @@ def test_what_is_given_to_fit_by_place_or_without_a_folder_is_told_how_to_write_
         assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_table_to_train_on_is_needed(nothing_is_read):
-    with pytest.raises(
-        TypeError, match=r"^train takes a file .*, or a list of files, got None; write pandas.DataFrame"
-    ):
-        TextPipeline(None).fit(None, output_dir="run")
-
-
 def test_groups_may_be_dicts_and_numbers_numpys(monkeypatch):
     given = []
-    monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: given.append(settings) or {"classifier": "x"})
+    monkeypatch.setattr(
+        pipeline_module, "run_pipeline", lambda settings, **_: given.append(settings) or {"classifier": "x"}
+    )
     monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder, **options: None)
     files = {"test": Path("t.csv"), "unlabelled": ("u.csv", Path("v.csv")), "text_column": "body"}
     numbers = {"seed": np.int64(3), "classifier": {"lr": np.float32(0.5)}, "max_rows": {"train": 9}}
@@ -300,7 +395,9 @@ def test_groups_may_be_dicts_and_numbers_numpys(monkeypatch):
 
 def test_files_that_may_be_there_pass(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(pipeline_module, "run_pipeline", lambda settings: given.append(settings) or {"classifier": "x"})
+    monkeypatch.setattr(
+        pipeline_module, "run_pipeline", lambda settings, **_: given.append(settings) or {"classifier": "x"}
+    )
     monkeypatch.setattr(pipeline_module.Predictor, "load", lambda folder, **options: None)
     (tmp_path / "my own rows").mkdir()
     for path in (tmp_path / "my own rows", "my rows.csv", "owner/name", "owner/name:train", "rows", "data/*.csv"):
@@ -345,21 +442,11 @@ def test_a_model_is_given_by_name(pipeline):
             make(torch.nn.Linear(1, 1))
 
 
-def test_a_table_in_memory_never_reaches_the_hub_or_the_working_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_csv(tmp_path / "base.csv", reviews(24))
-    (tmp_path / "secret.md").write_text("password hunter2\n" * 30)
-    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
-    with pytest.raises(TypeError, match=r'^unlabelled takes .*, got a DataFrame; write df.to_csv\("unlabelled.csv"'):
-        TextPipeline(None).fit("base.csv", output_dir="out", unlabelled=FRAME)
-    assert not (tmp_path / "out").exists()
-
-
 # Tables for the functions beneath fit
 
 TABLE = table(reviews(6))
 NO_TABLES = [
-    (FRAME, 'got DataFrame; write it to a file and load that: df.to_csv("train.csv", index=False), then load_'),
+    (FRAME, "got DataFrame; load it first: load_table(df)"),
     (["a cold soup"], 'got list; load one with load_table("train.csv")'),
     (None, "got NoneType; load one with load_"),
     ("train.csv", "got str; load it first: load_table('train.csv')"),
@@ -411,7 +498,14 @@ def test_labels_without_names_are_refused_with_the_line_to_write(tiny_language_m
     check_table(named, what="train", columns=("text", "label"))
 
 
-@pytest.mark.parametrize(("given", "words"), NO_TABLES[:2] + NO_TABLES[3:4], ids=lambda each: type(each).__name__)
+NO_IMAGES = [
+    (FRAME, 'got DataFrame; write it to a file and load that: df.to_csv("train.csv", index=False), then load_'),
+    NO_TABLES[1],
+    NO_TABLES[3],
+]
+
+
+@pytest.mark.parametrize(("given", "words"), NO_IMAGES, ids=lambda each: type(each).__name__)
 def test_what_is_no_table_of_images_is_refused(given, words):
     told = words.replace("load_table('", "load_images('").replace(
         'load_table("train.csv")', 'load_images("images/train")'

@@ -67,10 +67,12 @@ class Place:
     file: str
     row: int
     column: str
+    in_memory: bool = False
 
     def error(self, what: str) -> TableError:
-        """Return an error that names this position."""
-        return TableError(f"{self.file}, row {self.row} (header not counted), column {self.column!r}: {what}")
+        """Return an error that names this position; rows of a table in memory count from 0, as in `iloc`."""
+        row = f"row {self.row - 1} (counted from 0)" if self.in_memory else f"row {self.row} (header not counted)"
+        return TableError(f"{self.file}, {row}, column {self.column!r}: {what}")
 
 
 # Names

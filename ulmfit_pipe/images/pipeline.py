@@ -271,7 +271,7 @@ class ImagePipeline:
         """
         names = [each.name for each in dataclasses.fields(ImageSettings) if each.name not in GIVEN_TO_FIT]
         check_names(settings, ImageSettings, elsewhere=GIVEN_TO_FIT, meant=lambda name: meant_setting(name, names))
-        check_call(train, misplaced, output_dir, table=False)
+        check_call(misplaced, output_dir, table=False)
         held_out = settings.pop("validation_images", None)
         given = ImageSettings(
             output_dir=check_folder(output_dir, "output_dir"),
@@ -312,4 +312,4 @@ def _path_or_none(source: str | Path | Dataset | None, name: str) -> str | None:
 
 
 def _checked_path(source: Any, name: str) -> str:
-    return check_files(source, name, several=False, table=False)[0]
+    return check_files(source, name, table=False)[0]

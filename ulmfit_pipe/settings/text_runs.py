@@ -39,9 +39,11 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
             dataset's folder, or a hub name; NAME:SPLIT takes one split, else train is taken where there are several.
         output_dir: Folder for everything the run writes.
         model: Pretrained language model or text encoder, a built-in name, a folder or a hub id; any text model of
-            transformers will do. null trains an AWD-LSTM from scratch on the texts at hand.
-        test_file: Labelled table that is scored once at the end; its split test is taken where it has several.
-        validation_file: Labelled table that chooses the best epoch; without it a part of train_file is held out.
+            transformers will do. null trains an AWD-LSTM from scratch on the training texts.
+        test_file: Labelled table or tables that are scored once at the end; of a table with several splits test is
+            taken.
+        validation_file: Labelled table or tables that choose the best epoch; without it a part of train_file is held
+            out.
         unlabelled_file: Further texts for the language model.
         unknown_text: Texts in a language or script that the pretrained model does not know: error stops before any
             training, allow trains on them all the same.
@@ -69,8 +71,8 @@ class PipelineSettings(LabelledTables, TextModelOptions, RunSettings):
     train_file: list[str]
     output_dir: str
     model: str | None = DEFAULT_MODEL
-    test_file: str | None = None
-    validation_file: str | None = None
+    test_file: str | list[str] | None = None
+    validation_file: str | list[str] | None = None
     unlabelled_file: list[str] | None = None
     unknown_text: UnknownText = "error"
     validation_fraction: float | None = None

@@ -1,26 +1,30 @@
-"""What the Python classes are handed: texts or images to predict, files to train on.
+"""What the Python classes are handed: texts or images to predict, files and tables in memory to train on.
 
-A table in memory, a mapping or an array looks like a list of its column names to Python; each is refused before any
-work, with the line to write instead.
+Where texts are wanted, a table or a mapping looks like a list of its column names to Python; what cannot be used is
+refused before any work, with the line to write in its place.
 """
 
 import io
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from ulmfit_pipe.data.labels import is_blank
+from ulmfit_pipe.data.tables.memory_tables import listed, open_memory_columns, open_memory_table
+from ulmfit_pipe.data.tables.readers import KNOWN_SUFFIXES
+from ulmfit_pipe.data.tables.row_sources import RowSource
 from ulmfit_pipe.settings.parsing import ordered_fields
 from ulmfit_pipe.settings.values import SettingsError, shorten
 
 SHOWN_COLUMNS = 8
-AT_HAND = dict.fromkeys(  # names that other libraries have for data in memory
-    ("texts", "X", "x", "data", "df", "dataset", "train_dataset", "labels", "y"),
-    'pandas.DataFrame({"text": texts, "label": labels}).to_csv("train.csv", index=False), then fit("train.csv", '
-    'output_dir="runs/mine")',
-)
+AT_HAND = {  # names that other libraries have for what is trained on
+    **dict.fromkeys(("data", "df", "dataset", "train_dataset"), "fit(train, ...), the first argument"),
+    **dict.fromkeys(("texts", "X", "x", "labels", "y"), "fit((texts, labels), ...)"),
+}
+LOOKED_AT = 100  # items of a column of texts that might be names of files
 _FILE_ENDING = re.compile(r"\.\w{1,8}$")
 
 
@@ -98,52 +102,149 @@ def check_folder(value: Any, what: str) -> str:
     return os.fspath(value)
 
 
-def check_files(value: Any, name: str, *, several: bool = True, table: bool = True) -> list[str]:
+def check_tables(
+    value: Any, name: str, *, text_columns: Sequence[str], label_columns: Sequence[str]
+) -> list[str] | RowSource:
+    """Return what `fit` was given as a table: the files that it names, or its rows where it is in memory.
+
+    Args:
+        value: What the caller gave.
+        name: The argument.
+        text_columns: Names of the columns of text.
+        label_columns: Those of the columns of labels; empty for text without labels.
+
+    Raises:
+        TypeError: It is nothing that rows can be read from.
+        ValueError: A list is empty, columns differ in length, or texts are where names of files are wanted.
+    """
+    if label_columns and _is_pair(value):
+        return _open_pair(value, name, text_columns, label_columns)
+    if not label_columns and _is_column_of_texts(value, name):
+        _refuse_several(name, "a column of texts", "text_column", text_columns)
+        return open_memory_columns({text_columns[0]: listed(value)}, name, kind=type(value).__name__)
+    rows = open_memory_table(value, name)
+    return check_files(value, name, labelled=bool(label_columns)) if rows is None else rows
+
+
+def check_files(value: Any, name: str, *, labelled: bool = True, table: bool = True) -> list[str]:
     """Return the files that an argument of `fit` names.
 
     Args:
         value: What the caller gave.
         name: The argument.
-        several: Whether a list of files is taken as well.
-        table: Whether the files are tables; otherwise the argument names a folder of images.
+        labelled: Whether the tables have labels, for messages.
+        table: Whether tables of texts are wanted; otherwise the argument names one folder or table of images.
 
     Raises:
-        TypeError: It is neither a path nor a list of paths, such as a table in memory.
+        TypeError: It is neither a path nor a list of paths.
         ValueError: The list is empty, or it holds texts where names of files are wanted.
     """
-    kind = "a file (CSV, TSV, JSONL or Parquet)" if table else "a folder of images (a folder per class) or a table"
-    takes = f"{name} takes {kind}{', or a list of files' if several else ''}"
+    takes = f"{name} takes a folder of images (a folder per class) or a table"
+    if table:
+        last = "(texts, labels)" if labelled else "a list of texts"
+        takes = f"{name} takes a file (CSV, TSV, JSONL or Parquet), a list of files, a DataFrame, a Dataset or {last}"
+    advice = partial(_memory_line, labelled=labelled) if table else _saving_line
     if isinstance(value, str | os.PathLike):
         paths = [value]
-    elif several and isinstance(value, list | tuple) and _names_in(value) is None:
+    elif table and isinstance(value, list | tuple) and _names_in(value) is None:
         paths = list(value)
     else:
-        raise TypeError(f"{takes}, got {_article(value)}; {_saving_line(value, name)}")
+        raise TypeError(f"{takes}, got {_article(value)}; {advice(value, name)}")
     if not paths:
         raise ValueError(f"{takes}, got an empty list")
     for path in paths:
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"{takes}, got a list that holds {_article(path)}; {_saving_line(path, name)}")
-        _refuse_text(os.fspath(path), takes, name)
+            raise TypeError(f"{takes}, got a list that holds {_article(path)}; {advice(value, name)}")
+        if not os.fspath(path).strip():
+            raise ValueError(f"{takes}, got {path!r}")
+        if _reads_as_text(path):
+            raise ValueError(
+                f"{takes}; there is no file or folder {shorten(path)}. If it is a text, {advice([path], name)}"
+            )
     return [os.fspath(path) for path in paths]
 
 
-def _refuse_text(path: str, takes: str, name: str) -> None:
-    """Refuse a text given in place of a file's name; anything that may be a file, pattern or hub name passes."""
-    if not path.strip():
-        raise ValueError(f"{takes}, got {path!r}")
-    words = len(path.split()) > 1 and not _FILE_ENDING.search(path)
-    if words and not os.path.exists(os.path.expanduser(path)):
+def _reads_as_text(item: Any) -> bool:
+    """Whether an item is several words and names nothing that is there; a pattern or a hub name may be a file."""
+    if not isinstance(item, str) or len(item.split()) < 2 or _FILE_ENDING.search(item):
+        return False
+    return not os.path.exists(os.path.expanduser(item))
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is (texts, labels), and not two files."""
+    if not isinstance(value, tuple) or len(value) != 2 or hasattr(value, "_fields"):
+        return False
+    return not any(isinstance(each, str | os.PathLike) for each in value)
+
+
+def _open_pair(
+    pair: tuple[Any, Any], name: str, text_columns: Sequence[str], label_columns: Sequence[str]
+) -> RowSource:
+    _refuse_several(name, "(texts, labels)", "text_column", text_columns)
+    _refuse_several(name, "(texts, labels)", "label_column", label_columns)
+    texts, labels = (_column(each, f"{what} of {name}") for each, what in zip(pair, ("texts", "labels"), strict=True))
+    if len(texts) != len(labels):
+        raise ValueError(f"{name} has {len(texts):,} texts and {len(labels):,} labels; give one label for each text")
+    return open_memory_columns({text_columns[0]: texts, label_columns[0]: labels}, name, kind="(texts, labels)")
+
+
+def _refuse_several(name: str, given: str, setting: str, columns: Sequence[str]) -> None:
+    if len(columns) > 1:
         raise ValueError(
-            f"{takes}; there is no file or folder {shorten(path)}. If it is a text, {_saving_line([path], name)}"
+            f"{name} is {given} and {setting} names {len(columns)} columns; give a DataFrame that has these columns"
         )
 
 
-def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: bool = True) -> None:
-    """Raise unless `fit` was given one positional argument to train on, and the output folder by name.
+def _column(value: Any, what: str) -> Sequence[Any]:
+    """Return one of two columns.
+
+    Raises:
+        TypeError: It is a table, a text or something else that is no column.
+    """
+    takes = f"{what} must be a list, a Series or an array of one axis"
+    names, axes = _names_in(value), getattr(value, "ndim", 1)
+    if names is not None:
+        raise TypeError(f"{takes}, got {_article(value)}; write {_subscript(value, names, of='text')}")
+    if axes != 1:
+        several = "give a DataFrame and label_column=[...] for a column for each label"
+        advice = several if what.startswith("labels") else "write texts[:, 0]"
+        raise TypeError(f"{takes}, got {_article(value)} of {axes} axes; {advice}")
+    no_column = isinstance(value, str | bytes | bytearray | os.PathLike | io.IOBase | Set)
+    if no_column or not isinstance(value, Iterable):
+        raise TypeError(f"{takes}, got {_article(value)}")
+    return listed(value)
+
+
+def _is_column_of_texts(value: Any, name: str) -> bool:
+    """Whether further texts were given themselves, and not the files that hold them.
+
+    Raises:
+        ValueError: It cannot be told: some are files, others texts.
+    """
+    if isinstance(value, str | bytes | os.PathLike | Mapping | Set) or not hasattr(value, "__getitem__"):
+        return False
+    if _names_in(value) is not None or getattr(value, "ndim", 1) != 1:
+        return False
+    if isinstance(value, list | tuple):
+        is_texts = any(map(_reads_as_text, value))
+        files = [one for one in value if is_texts and isinstance(one, str | os.PathLike) and os.path.isfile(one)]
+    else:
+        is_texts, first = True, [one for one in listed(value)[:LOOKED_AT] if isinstance(one, str)]
+        files = [one for one in first if one.lower().endswith(KNOWN_SUFFIXES)]
+        files = files if len(files) == len(first) else []
+    if files:
+        raise ValueError(
+            f"{name} holds names of files, such as {shorten(str(files[0]))}; give files alone in a list, and texts "
+            "alone in a list or a Series; if these are texts, give pandas.DataFrame({'text': texts})"
+        )
+    return is_texts
+
+
+def check_call(misplaced: Sequence[Any], output_dir: Any, *, table: bool = True) -> None:
+    """Raise unless `fit` was given one positional argument to train on, and for images the output folder by name.
 
     Args:
-        train: The first argument.
         misplaced: Further positional arguments.
         output_dir: The folder; None if there is none.
         table: Whether tables of texts are trained on; otherwise images.
@@ -151,16 +252,18 @@ def check_call(train: Any, misplaced: Sequence[Any], output_dir: Any, *, table: 
     Raises:
         TypeError: It was not; the message has the line to write.
     """
-    source = '"train.csv"' if table else '"images/train"'
-    line = f'write fit({source}, output_dir="runs/mine")'
-    takes = f"fit takes {'a labelled file or files' if table else 'labelled images'} first and all else by name"
+    line = 'write fit("images/train", output_dir="runs/mine")'
     if misplaced and table:
-        raise TypeError(f"{takes}, got {len(misplaced)} more positional; {_saving_line(train, 'train')}, then {line}")
+        raise TypeError(
+            f"fit takes a labelled table first and all else by name, got {len(misplaced)} more positional; write "
+            "fit((texts, labels)), or fit(train, test=test)"
+        )
     if misplaced:
         raise TypeError(
-            f"{takes}, got {len(misplaced)} more positional; lay images out in a folder per class, then {line}"
+            f"fit takes labelled images first and all else by name, got {len(misplaced)} more positional; lay images "
+            f"out in a folder per class, then {line}"
         )
-    if output_dir is None:
+    if output_dir is None and not table:
         raise TypeError(f"fit needs output_dir, the folder for everything that the run writes; {line}")
 
 
@@ -218,6 +321,11 @@ def _short(name: Any) -> str:
     return shorten(name, 40)
 
 
+def _subscript(values: Any, names: list[Any], *, of: str) -> str:
+    """Return how to get the column that was likely meant: the one with a name, or the first."""
+    return _predict_line(values, names, of=of).removeprefix("predict(").removesuffix(")")
+
+
 def _predict_line(values: Any, names: list[Any] | None, *, of: str) -> str:
     """Return the call that was likely meant: of the column with the name of what is predicted, or of the first."""
     name = of if not names or of in names else names[0]
@@ -243,9 +351,36 @@ def _item_advice(item: Any) -> str:
     return "write str(item) if it is a text"
 
 
+def _memory_line(value: Any, name: str, *, labelled: bool) -> str:
+    """Return how something in memory becomes a table that `fit` takes."""
+    what = f"write {name}=" if name != "train" else "write fit("
+    end = "" if name != "train" else ")"
+    if isinstance(value, Mapping):
+        is_dataset = hasattr(value, "save_to_disk")  # a DatasetDict
+        return (
+            f"{what}data[{next(iter(value), name)!r:.40}]{end}" if is_dataset else _made("from_dict(data)", what, end)
+        )
+    if hasattr(value, "collect"):  # a LazyFrame
+        return f"{what}data.collect(){end}"
+    if hasattr(value, "column_names"):  # an IterableDataset
+        return _made("from_list(list(data))", what, end)
+    if isinstance(value, list | tuple) and len(value):
+        if isinstance(value[0], Mapping):
+            return _made("from_list(rows)", what, end)
+        if _names_in(value[0]) is not None:
+            return f"{what}pandas.concat(tables){end}"
+    if labelled and isinstance(value, list) and value and isinstance(value[0], tuple) and len(value[0]) == 2:
+        return f"{what}tuple(zip(*rows)){end}"
+    return f"{what}{'(texts, labels)' if labelled else 'list(texts)'}{end}"
+
+
+def _made(how: str, what: str, end: str) -> str:
+    return f"{what}datasets.Dataset.{how}{end}"
+
+
 def _saving_line(value: Any, name: str) -> str:
-    """Return how something in memory becomes a file that `fit` takes."""
-    stem = name.removesuffix("_file")
+    """Return how a table of images in memory becomes a file that `fit` takes."""
+    stem = name.removesuffix("_images")
     if hasattr(value, "save_to_disk"):
         split = '["train"]' if isinstance(value, Mapping) else ""
         return f'write data{split}.save_to_disk("{stem}") and give "{stem}"'
@@ -253,8 +388,7 @@ def _saving_line(value: Any, name: str) -> str:
         return f'write df.to_csv("{stem}.csv", index=False) and give "{stem}.csv"'
     if hasattr(value, "write_csv"):
         return f'write df.write_csv("{stem}.csv") and give "{stem}.csv"'
-    columns = '{"text": texts}' if stem == "unlabelled" else '{"text": texts, "label": labels}'
-    return f'write pandas.DataFrame({columns}).to_csv("{stem}.csv", index=False) and give "{stem}.csv"'
+    return f'write pandas.DataFrame({{"image": paths, "label": labels}}).to_csv("{stem}.csv", index=False)'
 
 
 def _article(value: Any) -> str:

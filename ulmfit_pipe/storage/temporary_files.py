@@ -11,10 +11,13 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -62,6 +65,25 @@ def temporary_beside(path: Path, *, folder: bool = False, mode: int = 0o777) -> 
     finally:
         _let_go(lock)
         remove(temporary)
+
+
+def folder_of_owner(owner: Any) -> tuple[str, weakref.finalize]:
+    """Make a temporary folder that is removed with its owner, at the latest when Python ends.
+
+    Args:
+        owner: Any object.
+
+    Returns:
+        The folder, and what removes it when it is called.
+    """
+    folder = tempfile.mkdtemp(prefix="ulmfit_pipe_")
+    return folder, weakref.finalize(owner, _remove_own, folder, os.getpid())
+
+
+def _remove_own(folder: str, process: int) -> None:
+    """Remove a folder, unless this is a fork of the process that made it."""
+    if os.getpid() == process:
+        remove(Path(folder))
 
 
 def remove_left_overs(path: Path, *, kinds: str = "tmp") -> None:

@@ -6,20 +6,27 @@ data is skipped, with a log line.
 
 import dataclasses
 import json
+import os
 import shutil
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from datasets import Dataset
 
+from ulmfit_pipe.console import print_line
+from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
+from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
 from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.settings.text import LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings
+from ulmfit_pipe.settings.values import SettingsError
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     ResolvedModel,
@@ -33,7 +40,7 @@ from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, e
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_files, check_folder, check_names
+from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_folder, check_names, check_tables
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -42,8 +49,9 @@ from ulmfit_pipe.stages.report import (
     report_line,
     write_report,
 )
-from ulmfit_pipe.storage.atomic import atomic_folder, write_atomic
+from ulmfit_pipe.storage.atomic import atomic_folder, contents_of, write_atomic
 from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.temporary_files import folder_of_owner
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.text.language_model import train_language_model
@@ -62,12 +70,15 @@ from ulmfit_pipe.text.tables import (
     split_texts,
 )
 from ulmfit_pipe.text.unknown_text import check_known_texts
+from ulmfit_pipe.training.distributed.launch import started_processes
 
 Direction: TypeAlias = Literal["forward", "backward"]
 
 LM_SHARE = 0.5  # of max_seconds goes to the language models, what is left to the classifiers
 GUESS_TOKENS = ("MaskedLM", "CausalLM", "LMHead", "PreTraining")  # parts of the names of classes with such a head
 LM_HELD_OUT = 0.1  # of the texts, where no labelled rows are held out
+LABEL_TYPES = {None: "text", INTEGERS: "integers", BOOLS: "bools"}
+TABLES = ("train_file", "validation_file", "test_file", "unlabelled_file")
 GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, or not at all
     "train_file": "fit(train, ...), the first argument",
     "test_file": "test=",
@@ -78,12 +89,20 @@ GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, o
 
 @exclusive_run()
 @trusting_run
-def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = None) -> dict[str, Any]:
+def run_pipeline(
+    settings: PipelineSettings,
+    *,
+    context: RunContext | None = None,
+    in_memory: Mapping[str, Any] | None = None,
+    report: bool = True,
+) -> dict[str, Any]:
     """Run every stage and return what ``metrics.json`` holds.
 
     Args:
         settings: Settings of the run.
         context: Environment of the run; made from the settings by default.
+        in_memory: Tables that are no files, as `load_table` takes them, by the names of the settings that they replace.
+        report: Whether the page that shows the run is written; its pictures take seconds.
 
     Returns:
         ``test`` and ``validation`` metrics (``test`` is None without a test file), ``seconds`` per stage,
@@ -93,7 +112,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         ValueError: The settings contradict each other, or a table or model cannot be used.
     """
     if is_repeated(settings):
-        return run_repeated(settings, context, run=run_pipeline)
+        return run_repeated(settings, context, run=partial(run_pipeline, in_memory=in_memory, report=report))
     settings = with_builtin_backward(settings)
     _check(settings)
     starts = starting_models(settings)
@@ -108,21 +127,7 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     context = context.for_model(model_type_of(start))
     if reason:
         context.tell(reason)
-    tables = load_run_tables(
-        settings.train_file,
-        validation_file=settings.validation_file,
-        test_file=settings.test_file,
-        unlabelled_file=settings.unlabelled_file,
-        validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
-        seed=settings.seed,
-        include_test_text=settings.include_test_text,
-        max_rows=settings.max_rows,
-        **columns_of(settings),
-        say=context.tell,
-    )
-    if settings.folds is not None:
-        tables = fold_of(tables, settings, say=context.tell)
-    check_tables_alike(tables, context)
+    tables = _load_tables(settings, in_memory or {}, context)
     _check_known(settings, tables, context, start)
     settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
@@ -136,7 +141,24 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
     given = dataclasses.replace(settings, fine_tune_language_model=fine_tunes)
     for direction, model in starts.items():
         _run_direction(given, tables, context, model, direction=direction, deadline=deadline, results=results)
-    return _finish(settings, tables, context, results=results, model_type=model_type_of(start))
+    return _finish(settings, tables, context, results=results, model_type=model_type_of(start), report=report)
+
+
+def _load_tables(settings: PipelineSettings, in_memory: Mapping[str, Any], context: RunContext) -> RunTables:
+    """Return the tables of the run, or of its fold, which are the same on every process."""
+    tables = load_run_tables(
+        **{name: in_memory.get(name, getattr(settings, name)) for name in TABLES},
+        validation_fraction=settings.validation_fraction if settings.folds is None else 0.0,
+        seed=settings.seed,
+        include_test_text=settings.include_test_text,
+        max_rows=settings.max_rows,
+        **columns_of(settings),
+        say=context.tell,
+    )
+    if settings.folds is not None:
+        tables = fold_of(tables, settings, say=context.tell)
+    check_tables_alike(tables, context)
+    return tables
 
 
 def fine_tunes_language_model(settings: PipelineSettings, model: ResolvedModel | None) -> tuple[bool, str]:
@@ -251,6 +273,7 @@ def _finish(
     *,
     results: dict[str, StageResult],
     model_type: str,
+    report: bool,
 ) -> dict[str, Any]:
     """Score the finished classifier, put an ensemble together, and write ``metrics.json`` and the report."""
     started, output = time.perf_counter(), Path(settings.output_dir)
@@ -260,6 +283,7 @@ def _finish(
             shutil.copytree(output / f"classifier_{BACKWARD}", whole, dirs_exist_ok=True)
     context.accelerator.wait_for_everyone()
     predictor = Predictor.load(folder, accelerator=context.accelerator)
+    _tell_of_other_types(predictor, tables, context)
     scores = score_tables(predictor, tables, context, baseline=settings.baseline)
     judged = "validation" if scores["test"] is None else "test"
     warnings = [] if scores[judged] is None else warnings_of(scores[judged] or {}, table=judged)
@@ -282,9 +306,21 @@ def _finish(
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
         write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
-        write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
-        context.tell(report_line(output / REPORT_FILE))
+        if report:
+            write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
+            context.tell(report_line(output / REPORT_FILE))
     return metrics
+
+
+def _tell_of_other_types(predictor: Predictor, tables: RunTables, context: RunContext) -> None:
+    """Log where a classifier that was finished before has the same labels in another type than this table."""
+    now = label_type_of(tables.train.features["label"])
+    if predictor.label_type != now:
+        finished, given = (LABEL_TYPES[kind] for kind in (predictor.label_type, now))
+        context.tell(
+            f"note: the labels of the table are {given}, and the finished classifier returns them as {finished}; "
+            "another output folder trains one that returns them as they are"
+        )
 
 
 class TextPipeline:
@@ -306,6 +342,8 @@ class TextPipeline:
         self.trust_remote_code = trust_remote_code
         self.metrics: dict[str, Any] | None = None
         self._predictor: Predictor | None = None
+        self._folder: str | None = None  # of the classifier
+        self._temporary: tuple[str, weakref.finalize] | None = None  # folder of a run without output_dir
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextPipeline":
@@ -313,26 +351,32 @@ class TextPipeline:
         pipeline = cls(model=None, trust_remote_code=trust_remote_code)
         folder = check_folder(folder, "TextPipeline.load")
         pipeline._predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
+        pipeline._folder = os.path.abspath(folder) if os.path.isdir(folder) else folder
         return pipeline
 
     def fit(
         self,
-        train: str | Path | Sequence[str | Path] | None = None,
+        train: Any = None,
         *misplaced: Any,
         output_dir: str | Path | None = None,
-        test: str | Path | None = None,
-        unlabelled: str | Path | Sequence[str | Path] | None = None,
+        test: Any = None,
+        validation: Any = None,
+        unlabelled: Any = None,
         preset: PresetName = "auto",
         **settings: Any,
     ) -> dict[str, Any]:
-        """Run the whole method on files and keep the classifier for `predict`.
+        """Run the whole method and keep the classifier for `predict`.
+
+        A table is a file of any kind in docs/tables.md or a list of files, a DataFrame (of pandas, polars, ...), a
+        `datasets.Dataset`, or ``(texts, labels)``. ``text_column`` and ``label_column`` name its columns.
 
         Args:
-            train: Labelled file or files.
+            train: Labelled table.
             misplaced: Must be empty: all other arguments are keyword-only.
-            output_dir: Folder for everything the run writes.
-            test: Labelled file that is scored once.
-            unlabelled: Further text for the language model.
+            output_dir: Folder for all that the run writes; None takes a temporary one (`save` keeps the classifier).
+            test: Labelled table that is scored once.
+            validation: Labelled table that chooses the best epoch.
+            unlabelled: Further text for the language model: a table, or the texts themselves.
             preset: Recipe.
             **settings: Any other field of `PipelineSettings`; a group as its class or a dict. ``label_names`` may be
                 a mapping.
@@ -341,30 +385,73 @@ class TextPipeline:
             What ``metrics.json`` holds.
 
         Raises:
-            TypeError: A table in memory or anything else that is not a path; positional arguments; no output folder.
+            TypeError: Something is not a table; further positional arguments.
             ValueError: A setting, table or model cannot be used.
         """
         check_names(settings, PipelineSettings, elsewhere={**AT_HAND, **GIVEN_TO_FIT}, meant=_meant_setting)
-        check_call(train, misplaced, output_dir)
-        held_out = settings.pop("validation_file", None)
+        check_call(misplaced, output_dir)
         if isinstance(names := settings.get("label_names"), Mapping):
-            as_text = {str(value): name for value, name in names.items()}
-            settings["label_names"] = json.dumps(as_text, ensure_ascii=False)
+            settings["label_names"] = _as_json(names)
+        if validation is not None and "validation_file" in settings:
+            raise SettingsError("validation and validation_file are the same; give validation alone")
+        validation = settings.pop("validation_file", validation)
+        tables = _tables_given(settings, train=train, test=test, validation=validation, unlabelled=unlabelled)
         given = PipelineSettings(
-            train_file=check_files(train, "train"),
-            output_dir=check_folder(output_dir, "output_dir"),
+            output_dir="." if output_dir is None else check_folder(output_dir, "output_dir"),
             model=self.model,
-            test_file=None if test is None else check_files(test, "test", several=False)[0],
-            validation_file=None if held_out is None else check_files(held_out, "validation_file", several=False)[0],
-            unlabelled_file=None if unlabelled is None else check_files(unlabelled, "unlabelled"),
             preset=preset,
+            **recorded_tables(tables),
             **{"trust_remote_code": self.trust_remote_code, **settings},
         )
-        self.metrics = run_pipeline(given)
-        self._predictor = None  # cross-validation leaves no single classifier
-        if folder := self.metrics["classifier"]:
-            self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code)
+        before = self._temporary
+        if output_dir is None:
+            given = dataclasses.replace(given, output_dir=self._temporary_folder(again=given.resume))
+        rows = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
+        self.metrics = run_pipeline(given, in_memory=rows)
+        folder = self.metrics["classifier"]  # cross-validation leaves no single classifier
+        self._folder = folder and os.path.abspath(folder)
+        self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code) if folder else None
+        if before is not None and before != self._temporary:
+            before[1]()
         return self.metrics
+
+    def _temporary_folder(self, *, again: bool) -> str:
+        """Return a folder that goes with the pipeline, the one before where its run is to go on; say where it is."""
+        if started_processes() > 1:
+            raise ValueError("in several processes fit needs output_dir, the one folder that all of them know")
+        if self._temporary is None or not again:
+            self._temporary = folder_of_owner(self)
+        folder = self._temporary[0]
+        print_line(
+            f"output_dir: {folder}, which is temporary: it goes when this pipeline is fitted again or Python ends "
+            "(pipe.save(DIR) keeps the classifier, output_dir=DIR the run)"
+        )
+        return folder
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the classifier's folder, complete, to a new folder that `load` takes.
+
+        Returns:
+            The new folder.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ArtifactError: Something is there already, or the classifier's own folder is gone.
+        """
+        target = Path(home_path(check_folder(folder, "TextPipeline.save")))
+        source = Path(self._folder or "") if self.predictor else Path()
+        if target.exists() and (not target.is_dir() or contents_of(target)):
+            what = "is not empty" if target.is_dir() else "is a file"
+            raise ArtifactError(f"{target} {what}; save to a new folder, such as {target.with_name('classifier-2')}")
+        if not source.is_dir():
+            raise ArtifactError(
+                f"the classifier's folder {source} is not there to be copied; fit again, or load it anew"
+            )
+        if source.resolve() in target.resolve().parents:
+            raise ArtifactError(f"{target} is inside of the classifier's own folder; save to a folder beside it")
+        with atomic_folder(target) as whole:
+            shutil.copytree(source, whole, dirs_exist_ok=True)
+        return target
 
     @property
     def predictor(self) -> Predictor:
@@ -387,6 +474,44 @@ class TextPipeline:
     def explain(self, text: str, *, label: Any = None) -> Explanation:
         """Return how much each word of a text moves the classifier towards a label, by default the predicted one."""
         return explain(self.predictor, text, label=label)
+
+
+def _as_json(names: Mapping[Any, str]) -> str:
+    return json.dumps({str(value): name for value, name in names.items()}, ensure_ascii=False)
+
+
+def _tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:
+    """Return what `fit` was given as tables, by the names of the settings that hold their files."""
+    text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
+    return {
+        f"{name}_file": check_tables(
+            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
+        )
+        for name, value in given.items()
+        if value is not None or name == "train"
+    }
+
+
+def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list[str]:
+    """Return the columns that a setting names, as far as it is what it should be: the settings check that."""
+    value = settings.get(name, default)
+    return (
+        [value] if isinstance(value, str) else list(value) if value and isinstance(value, list | tuple) else [default]
+    )
+
+
+def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
+    """Return what settings hold of a run's tables: their files, or in place of one what was in memory.
+
+    Args:
+        tables: Files, or a table in memory, by the name of the setting.
+    """
+    named = {
+        name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
+        for name, table in tables.items()
+    }
+    single = ("test_file", "validation_file")
+    return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
 
 
 def _meant_setting(name: str) -> str | None:

@@ -126,11 +126,11 @@ def _listed(columns: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def load_run_tables(
-    train_file: Sequence[str] | str,
+    train_file: Any,
     *,
-    validation_file: str | None = None,
-    test_file: str | None = None,
-    unlabelled_file: Sequence[str] | str | None = None,
+    validation_file: Any = None,
+    test_file: Any = None,
+    unlabelled_file: Any = None,
     validation_fraction: float | None = 0.1,
     seed: int = 0,
     include_test_text: bool = False,
@@ -141,10 +141,10 @@ def load_run_tables(
     """Load and split the tables of a run, and report what they hold.
 
     Args:
-        train_file: Labelled file or files.
-        validation_file: Held-out file; without it a stratified part of the training rows is held out.
-        test_file: Test file, or None.
-        unlabelled_file: Further text for the language model, or None.
+        train_file: Labelled file or files, or anything else that `load_table` takes.
+        validation_file: The same, held out; without it a stratified part of the training rows is.
+        test_file: The same, for the test, or None.
+        unlabelled_file: The same, further text for the language model, or None.
         validation_fraction: Part held out where no validation file is given; None is a tenth of 500 rows or more.
         seed: Seed of the split.
         include_test_text: Keep unlabelled texts that are also in validation or test.
@@ -218,7 +218,7 @@ class _Loader:
         self.names: list[str] | None = None  # the labels that training knows, once it was read
         self.files: dict[str, list[FileFacts]] = {}
 
-    def labelled(self, name: str, file: Sequence[str] | str) -> Dataset:
+    def labelled(self, name: str, file: Any) -> Dataset:
         """Return a labelled table."""
         facts = self.files.setdefault(name, [])
         given = {**self.columns, **self.how, "label_names": self.names, "usual_splits": SPLITS[name]}
@@ -226,7 +226,7 @@ class _Loader:
         limit = {"training": self.limits.train, "test": self.limits.test}.get(name)
         return some_rows(table, limit, seed=self.seed)
 
-    def unlabelled(self, file: Sequence[str] | str) -> Dataset:
+    def unlabelled(self, file: Any) -> Dataset:
         """Return further texts."""
         facts = self.files.setdefault("unlabelled", [])
         columns = self.columns["text_columns"]
@@ -278,7 +278,7 @@ def _not_held_out(texts: Dataset, held_out: Sequence[Dataset | None], say: Calla
     return without_texts_of(texts, held_out, what="unlabelled texts", where=where, say=say)
 
 
-def refuse_unvalidated_best(validation_file: str | None, validation_fraction: float | None, *, keep: str) -> None:
+def refuse_unvalidated_best(validation_file: Any, validation_fraction: float | None, *, keep: str) -> None:
     """Refuse, before any training, to keep a classifier's best epoch where no rows are held out to select it by.
 
     Raises:

@@ -213,11 +213,19 @@ def test_no_source_is_refused():
         load_table([])
 
 
-def test_a_table_in_memory_is_refused_with_the_line_to_write():
+def test_what_is_no_table_is_refused_with_the_line_to_write():
     frame = pd.DataFrame({"text": ["a"], "label": ["b"]})
-    for use in (load_table, split_train_validation, load_images):
-        with pytest.raises(TypeError, match=rf"{use.__name__} (takes|must be) .*, got DataFrame; write .* df.to_csv\("):
-            use(frame)
+    with pytest.raises(TypeError, match=r"load_images takes .*, got DataFrame; write .* df.to_csv\("):
+        load_images(frame)
+    with pytest.raises(
+        TypeError, match=r"split_train_validation must be .*, got DataFrame; load it first: load_table\(df"
+    ):
+        split_train_validation(frame)
+    for columns in ({"text": ["a"]}, [{"text": ["a"]}]):
+        with pytest.raises(
+            TypeError, match=r"load_table takes a file, a DataFrame, .*, got dict; write pandas.DataFrame\("
+        ):
+            load_table(columns)
 
 
 def test_a_pattern_is_refused_in_a_line(tmp_path):

@@ -87,3 +87,16 @@ def test_settings_that_only_an_awd_lstm_takes_go_with_it(results):
     assert words_of(next_steps(settings, results, rows=10, model_type="awd_lstm"))[0] == (
         "--model distilbert-base-uncased --preset auto --ensemble false --model_backward null"
     )
+
+
+def test_a_run_on_a_table_in_memory_gets_calls_in_place_of_commands(results):
+    settings = PipelineSettings(["(in memory) DataFrame of 900 rows"], "a run", None, preset="paper", ensemble=True)
+    found = next_steps(settings, results, rows=900, model_type="awd_lstm")
+    assert [line.split("  # ")[0] for line in found] == [
+        "TextPipeline('distilbert-base-uncased').fit(..., preset='auto', ensemble=False, model_backward=None)",
+        "pipe.fit(..., unlabelled=texts)",
+        "pipe.fit(..., classifier={'final_epochs': 8})",
+        "pipe.fit(..., max_rows={'train': 450})",
+    ]
+    tested = PipelineSettings(["t.csv"], "a run", "bert", test_file="(in memory) Dataset of 9 rows")
+    assert all(line.startswith("pipe.fit(") for line in next_steps(tested, results, rows=900, model_type="bert"))

@@ -41,7 +41,8 @@ def shown_name(name: str) -> str:
 def shown_names(names: Sequence[str]) -> str:
     """Return a list of names, truncated so that a message stays one line."""
     more = len(names) - SHOWN_COLUMNS
-    return ", ".join(map(shown_name, names[:SHOWN_COLUMNS])) + (f" and {more:,} more" if more > 0 else "")
+    shown = ", ".join(map(shown_name, names[:SHOWN_COLUMNS])) or "none"
+    return shown + (f" and {more:,} more" if more > 0 else "")
 
 
 def check_wanted(rows: RowSource, text_columns: Sequence[str], label_columns: Sequence[str] = ()) -> None:
@@ -82,8 +83,11 @@ def _advice(rows: RowSource, name: str, role: str) -> str:
     if not matter and role == "label" and len(flags) > 1:
         more = " ..." if len(flags) > SHOWN_FLAGS else ""
         listed = " ".join(f"--label_column {shown_name(flag)}" for flag in flags[:SHOWN_FLAGS])
+        if rows.in_memory:
+            listed = f"label_column={list(map(shown_name, flags[:SHOWN_FLAGS]))}"
         return f"{near}; for columns of 0 and 1 that are one label each give them all: {listed}{more}"
-    option = f"--{role}_column names the column of {role}{'s' if role == 'label' else ''}"
+    setting = f"{role}_column=" if rows.in_memory else f"--{role}_column"
+    option = f"{setting} names the column of {role}{'s' if role == 'label' else ''}"
     is_only = role == "text" and not near and rows.untyped and len(rows.columns) == 1
     if is_only and (not matter or matter.startswith("the header holds spaces")):
         given = "--no_header true --text_column 1"

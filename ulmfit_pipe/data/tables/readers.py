@@ -17,7 +17,7 @@ from typing import Any
 from ulmfit_pipe.data.tables.binary_tables import BATCH_ROWS, open_arrow, open_excel, open_parquet, open_sqlite
 from ulmfit_pipe.data.tables.column_names import nearest
 from ulmfit_pipe.data.tables.formats import TextFormat, find_format
-from ulmfit_pipe.data.tables.row_sources import RowSource, TableReading, unique_names
+from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource, TableReading, unique_names
 from ulmfit_pipe.data.tables.saved_datasets import is_hub_name, open_hub, open_saved, was_saved
 from ulmfit_pipe.data.tables.text_files import TableError, TextFile, TextLines, find_text_file, unpacked_name
 from ulmfit_pipe.data.tables.text_folders import open_text_folder
@@ -68,6 +68,11 @@ def open_rows(
     """
     if not str(source).strip():
         raise TableError(f"the name of a table is empty, got {str(source)!r:.60}; give a file, a folder or a dataset")
+    if str(source).startswith(IN_MEMORY):
+        raise TableError(
+            f"{source} was a table in memory, which settings cannot hold; give it to TextPipeline.fit again, or save "
+            "it in a file and give that as --train_file (--test_file, ...)"
+        )
     if "://" in str(source):
         raise TableError(f"{source} is an address and not a file; download the file first")
     path, named = _path_and_part(str(source))

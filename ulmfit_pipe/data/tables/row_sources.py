@@ -11,6 +11,7 @@ import pyarrow as pa
 from ulmfit_pipe.data.tables.text_files import TableError
 
 NO_QUOTE = "none"
+IN_MEMORY = "(in memory)"  # so begins what settings have in place of a file's name
 _DELIMITER_WORDS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 _QUOTE_WORDS = {"double": '"', "single": "'", NO_QUOTE: NO_QUOTE}
 
@@ -90,6 +91,7 @@ class RowSource:
         schema: Arrow types of its columns, where it has them.
         objects: Its rows as lines of JSON, where rows may differ in their names.
         files: The file of each row, where a row is a file.
+        in_memory: What it is and how many rows it has, for a table in memory; empty for any other.
     """
 
     name: str
@@ -102,6 +104,7 @@ class RowSource:
     schema: pa.Schema | None = None
     objects: Callable[[], Iterator[str]] | None = None
     files: Sequence[str] = ()
+    in_memory: str = ""
 
 
 def unique_names(header: Sequence[str]) -> tuple[list[str], frozenset[str]]:

@@ -44,7 +44,7 @@ def open_saved(path: Path, split: str | None, usual_splits: Sequence[str]) -> Ro
         raise TableError(
             f"the folder {path} cannot be read as a dataset that datasets saved: {_line(error)}"
         ) from error
-    return _open_dataset(str(path), loaded, split, usual_splits)
+    return _open_split(str(path), loaded, split, usual_splits)
 
 
 def open_hub(name: str, split: str | None, usual_splits: Sequence[str]) -> RowSource:
@@ -70,7 +70,7 @@ def open_hub(name: str, split: str | None, usual_splits: Sequence[str]) -> RowSo
     except Exception as error:  # every layer below raises its own kind when the network is missing
         reason = "HF_HUB_OFFLINE is set and it is not in the cache" if is_offline_mode() else _line(error)
         raise TableError(f"{advice}. The hub could not give it: {reason}") from error
-    return _open_dataset(name, loaded, split, usual_splits)
+    return _open_split(name, loaded, split, usual_splits)
 
 
 def _line(error: Exception) -> str:
@@ -96,7 +96,7 @@ def choose_split(name: str, splits: Sequence[str], split: str | None, usual_spli
     return found
 
 
-def _open_dataset(
+def _open_split(
     name: str, loaded: datasets.Dataset | datasets.DatasetDict, split: str | None, usual_splits: Sequence[str]
 ) -> RowSource:
     if isinstance(loaded, datasets.DatasetDict):
@@ -104,6 +104,16 @@ def _open_dataset(
         loaded, name = loaded[chosen], f"{name}:{chosen}"
     elif split is not None:
         raise TableError(f"{name} has no splits, so there is no {split!r:.80}; leave out what follows the colon")
+    return open_dataset(name, loaded)
+
+
+def open_dataset(name: str, loaded: datasets.Dataset) -> RowSource:
+    """Open a dataset that is loaded.
+
+    Args:
+        name: What messages call it.
+        loaded: The dataset.
+    """
 
     def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         decode = [label_decoder(loaded.features[column]) for column in columns]

@@ -23,6 +23,7 @@ import pyarrow as pa
 from ulmfit_pipe.data.labels import LabelColumn, Place, is_blank
 from ulmfit_pipe.data.run_files import run_folder
 from ulmfit_pipe.data.tables.column_names import check_wanted
+from ulmfit_pipe.data.tables.memory_tables import open_memory_table
 from ulmfit_pipe.data.tables.readers import TableError, open_rows
 from ulmfit_pipe.data.tables.row_sources import RowSource, TableReading
 from ulmfit_pipe.data.text.text_rules import join_fields
@@ -52,7 +53,7 @@ class FileFacts:
 
 
 def load_table(
-    source: str | Path | Sequence[str | Path],
+    source: Any,
     *,
     text_columns: Sequence[str] = ("text",),
     label_column: str | Sequence[str] | None = "label",
@@ -72,7 +73,7 @@ def load_table(
 
     Args:
         source: A file (docs/tables.md lists the kinds), a folder saved by ``datasets`` or of texts per class, a hub
-            name, or a list of these, which are concatenated.
+            name; or a DataFrame, Arrow table or `datasets.Dataset`. Of a list of these, the rows are concatenated.
         text_columns: The text; a number counts as its text. Several are joined as ``xxfld 1 ... xxfld 2 ...``.
         label_column: The label: a name, an integer or a bool; spaces and invisible characters are stripped from names.
             Several columns are one label each (multi-label), given where the column holds 1 or true. None for text
@@ -93,7 +94,7 @@ def load_table(
         ``text`` and, with labels, ``label`` (ClassLabel, or a list of them; ``id`` "int" or "bool" where they are).
 
     Raises:
-        TypeError: It is a table in memory.
+        TypeError: It is neither a name nor a table.
         TableError: The table does not exist or cannot be read, or a row cannot be used; the message names it.
         ValueError: Settings contradict one another or are empty.
     """
@@ -114,7 +115,7 @@ def load_table(
 
 
 def _read_table(
-    sources: Sequence[str | Path],
+    sources: Sequence[str | Path | RowSource],
     reader: "_RowReader",
     open_one: Callable[[str | Path], RowSource],
     *,
@@ -123,7 +124,7 @@ def _read_table(
 ) -> datasets.Dataset:
     def texts() -> Iterator[str]:
         for one in sources:
-            rows = open_one(one)
+            rows = one if isinstance(one, RowSource) else open_one(one)
             check_wanted(rows, reader.columns, reader.label_columns)
             facts.append(FileFacts(rows.name))
             opened = len(rows.notes)
@@ -138,7 +139,8 @@ def _read_table(
 
     table = _write_texts(texts())
     if not len(table):
-        raise TableError(f"{', '.join(map(str, sources))}: the table is empty, it has no rows to use")
+        names = ", ".join(each.name if isinstance(each, RowSource) else str(each) for each in sources)
+        raise TableError(f"{names}: the table is empty, it has no rows to use")
     if not reader.label_columns:
         return table
     return datasets.concatenate_datasets([table, reader.labels.column()], axis=1)
@@ -182,20 +184,28 @@ def _table_advice(given: Any, loading: str) -> str:
         return f"give one of its parts: data[{next(iter(given), 'train')!r}]"
     if isinstance(given, str | os.PathLike):
         return f"load it first: {loading.partition('(')[0]}({os.fspath(given)!r:.80})"
+    if hasattr(given, "to_csv") and loading.startswith("load_table("):
+        return "load it first: load_table(df)"
     if hasattr(given, "to_csv"):
         return f'write it to a file and load that: df.to_csv("train.csv", index=False), then {loading}'
     return f"load one with {loading}"
 
 
 def _named(source: Any) -> list[Any]:
-    """Return the names of tables as a list, ``~`` replaced."""
-    if not isinstance(source, str | Path | list | tuple):
+    """Return the names of tables as a list, ``~`` replaced; a table in memory as its rows."""
+    return [_named_one(one) for one in (source if isinstance(source, list | tuple) else [source])]
+
+
+def _named_one(source: Any) -> Any:
+    if isinstance(source, str | Path):
+        return os.path.expanduser(source)
+    rows = source if isinstance(source, RowSource) else open_memory_table(source, "the table")
+    if rows is None:
         raise TypeError(
-            f"load_table takes a file or a list of files, got {type(source).__name__}; write a table in memory to a "
-            'file first: df.to_csv("train.csv", index=False)'
+            f"load_table takes a file, a DataFrame, a Dataset or a list of these, got {type(source).__name__}; write "
+            "pandas.DataFrame(...) around columns"
         )
-    given = [source] if isinstance(source, str | Path) else source
-    return [os.path.expanduser(one) if isinstance(one, str | Path) else one for one in given]
+    return rows
 
 
 def _listed(names: str | Sequence[str] | None) -> list[str]:
@@ -245,15 +255,15 @@ class _RowReader:
 
     def texts(self, rows: RowSource, facts: FileFacts) -> Iterator[str]:
         """Yield the text of each row that is used."""
-        width = len(self.columns)
+        width, memory = len(self.columns), bool(rows.in_memory)
         for number, values in enumerate(rows.read([*self.columns, *self.label_columns]), start=1):
             name = f"{rows.name}, file {rows.files[number - 1]}" if rows.files else rows.name
             fields = [
-                text_of(value, Place(name, number, column))
+                text_of(value, Place(name, number, column, memory))
                 for value, column in zip(values[:width], self.columns, strict=True)
             ]
             if all(map(is_blank, fields)):
-                self._pass_over(values[:width], Place(name, number, ", ".join(self.columns)))
+                self._pass_over(values[:width], Place(name, number, ", ".join(self.columns), memory))
                 facts.blank += 1
                 continue
             facts.numbers += any(not isinstance(value, str) and value is not None for value in values[:width])
@@ -274,7 +284,7 @@ class _RowReader:
         )
 
     def _keep_label(self, values: Sequence[Any], rows: RowSource, number: int) -> None:
-        places = [Place(rows.name, number, column) for column in self.label_columns]
+        places = [Place(rows.name, number, column, bool(rows.in_memory)) for column in self.label_columns]
         if len(places) == 1:
             self.labels.add(values[0], places[0], untyped=rows.untyped)
         else:

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ulmfit_pipe.data.tables.row_sources import IN_MEMORY
 from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.presets import AUTO, AWD_LSTM
@@ -58,7 +61,29 @@ def next_steps(settings: Any, results: Mapping[str, StageResult], *, rows: int, 
         _longer(results),
         _labels(settings, rows),
     ]
+    if any(name.startswith(IN_MEMORY) for name in _tables_of(settings)):  # which no command can read again
+        return [f"{_python_call(words)}  # {why}" for words, why in filter(None, steps)]
     return [f"{shlex.join([*start, *words])}  # {why}" for words, why in filter(None, steps)]
+
+
+def _tables_of(settings: Any) -> list[str]:
+    given = (settings.train_file, settings.test_file, settings.validation_file, settings.unlabelled_file)
+    return [name for names in given for name in ([names] if isinstance(names, str) else names or [])]
+
+
+def _python_call(words: list[str]) -> str:
+    """Return the call that changes what the words of a command line change."""
+    start, arguments = "pipe.fit(...", ""
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        group, _, field = name.removeprefix("--").rpartition(".")
+        shown = repr(yaml.safe_load(value))
+        if field == "model":
+            start = f"TextPipeline({shown}).fit(..."
+        elif field == "unlabelled_file":
+            arguments += ", unlabelled=texts"
+        else:
+            arguments += f", {group}={{{field!r}: {shown}}}" if group else f", {field}={shown}"
+    return f"{start}{arguments})"
 
 
 def _other_model(settings: Any) -> list[tuple[list[str], str]]:
