@@ -67,7 +67,7 @@ def temporary_beside(path: Path, *, folder: bool = False, mode: int = 0o777) -> 
         remove(temporary)
 
 
-def folder_of_owner(owner: Any) -> tuple[str, weakref.finalize]:
+def folder_of_owner(owner: Any) -> tuple[str, "weakref.finalize[..., Any]"]:
     """Make a temporary folder that is removed with its owner, at the latest when Python ends.
 
     Args:
