@@ -343,7 +343,7 @@ class TextPipeline:
         self.metrics: dict[str, Any] | None = None
         self._predictor: Predictor | None = None
         self._folder: str | None = None  # of the classifier
-        self._temporary: tuple[str, "weakref.finalize[..., Any]"] | None = None  # folder of a run without output_dir
+        self._temporary: tuple[str, weakref.finalize[..., Any]] | None = None  # folder of a run without output_dir
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextPipeline":
