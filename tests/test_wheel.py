@@ -47,7 +47,7 @@ def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         shutil.copy(ROOT / name, folder / name)
-    for name in ("ulmfit_pipe", "recipes", "tests"):
+    for name in ("ulmfit_pipe", "recipes", "tests", "LICENSES"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     pretrained = folder / "ulmfit_pipe/models/pretrained"
     if not any(pretrained.glob("*/config.json")):
@@ -83,6 +83,8 @@ def test_the_wheel_is_the_package_with_its_built_in_models_and_nothing_else(sour
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert found == expected
+        licences = {Path(name).name for name in archive.namelist() if ".dist-info/licenses/" in name}
+        assert licences == {"LICENSE", "CC-BY-SA-4.0.txt", "MIT.txt"}
         for file in (package / "models/pretrained").rglob("*"):
             if file.is_file():
                 stored = hashlib.sha256(archive.read(str(file.relative_to(sources)))).digest()
