@@ -151,6 +151,9 @@ class ClassifierSettings:
             logged.
         new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false keeps
             its head, for the same labels.
+        calibrate: Divide the logits by a temperature that makes the scores as right as they look (docs/scores.md): one,
+            or one a label where a text may have several. Fitted on 100 or more validation rows, or on the probe's
+            held-out folds; labels stay what they are.
     """
 
     plan: Literal["auto", "preset", "probe", "probe-full", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "auto"
@@ -182,6 +185,7 @@ class ClassifierSettings:
     block_groups: int | None = added_setting(None)
     cache_frozen: bool = added_setting(False)
     new_head: bool = added_setting(False)
+    calibrate: bool = added_setting(True)
 
     def __post_init__(self) -> None:
         """Refuse settings that no training can use, before it begins."""

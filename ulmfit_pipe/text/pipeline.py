@@ -267,6 +267,7 @@ def _finish(
     metrics = {
         **scores,
         "cross_validation": records["classifier"].get("probe", {}).get("held_out"),
+        "calibration": records["classifier"].get("calibration"),
         "cut_short": [name for name, record in records.items() if record.get("cut_short")],
         "warnings": warnings,
         "try_next": next_steps(settings, results, rows=len(tables.train), model_type=model_type) if warnings else [],
