@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.model_files import PackageSettings as PackageSettings
     from ulmfit_pipe.settings.model_files import ShowFiltersSettings as ShowFiltersSettings
     from ulmfit_pipe.settings.parsing import parse_settings as parse_settings
+    from ulmfit_pipe.settings.prediction import EvaluateSettings as EvaluateSettings
     from ulmfit_pipe.settings.prediction import PredictFileSettings as PredictFileSettings
     from ulmfit_pipe.settings.studies import AblationSettings as AblationSettings
     from ulmfit_pipe.settings.studies import LowShotSettings as LowShotSettings
@@ -114,6 +115,8 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.language_model_scores import describe_perplexity as describe_perplexity
     from ulmfit_pipe.text.pipeline import TextPipeline as TextPipeline
     from ulmfit_pipe.text.pipeline import run_pipeline as run_pipeline
+    from ulmfit_pipe.text.predict.evaluation import evaluate_file as evaluate_file
+    from ulmfit_pipe.text.predict.evaluation import evaluate_table as evaluate_table
     from ulmfit_pipe.text.predict.files import PredictSummary as PredictSummary
     from ulmfit_pipe.text.predict.files import predict_file as predict_file
     from ulmfit_pipe.text.predict.predictor import Predictor as Predictor
@@ -223,7 +226,7 @@ _HOMES = {
         "ShowFiltersSettings",
     ],
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
-    "ulmfit_pipe.settings.prediction": ["PredictFileSettings"],
+    "ulmfit_pipe.settings.prediction": ["EvaluateSettings", "PredictFileSettings"],
     "ulmfit_pipe.settings.studies": ["AblationSettings", "LowShotSettings", "TransferabilitySettings"],
     "ulmfit_pipe.settings.tables": ["RowLimits"],
     "ulmfit_pipe.settings.text": ["ClassifierSettings", "LanguageModelSettings"],
@@ -252,6 +255,7 @@ _HOMES = {
     "ulmfit_pipe.text.language_model_parts": ["LanguageModelParts"],
     "ulmfit_pipe.text.language_model_scores": ["describe_perplexity"],
     "ulmfit_pipe.text.pipeline": ["TextPipeline", "run_pipeline"],
+    "ulmfit_pipe.text.predict.evaluation": ["evaluate_file", "evaluate_table"],
     "ulmfit_pipe.text.predict.files": ["PredictSummary", "predict_file"],
     "ulmfit_pipe.text.predict.predictor": ["Predictor"],
     "ulmfit_pipe.tools.fastai.export_fastai": ["ExportSummary", "export_fastai"],

@@ -47,6 +47,7 @@ from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.text.predict.evaluation import evaluate_table
 from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
 from ulmfit_pipe.text.scores.repeated_runs import fold_of, is_repeated, run_repeated
@@ -380,9 +381,15 @@ class TextPipeline:
             )
         return self._predictor
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Return ``{"label", "score", "scores"}`` for each text, in order."""
-        return self.predictor.predict(texts)
+    def predict(self, texts: Sequence[str], *, abstain_below: float | None = None) -> list[dict[str, Any]]:
+        """Return ``{"label", "score", "scores"}`` for each text, in order; see `Predictor.predict`."""
+        return self.predictor.predict(texts, abstain_below=abstain_below)
+
+    def evaluate(
+        self, table: str | Path | Dataset, *, precision: float | None = None, **columns: Any
+    ) -> dict[str, Any]:
+        """Score the classifier on a labelled table; see `evaluate_table`."""
+        return evaluate_table(self.predictor, table, precision=precision, **columns)
 
 
 def _meant_setting(name: str) -> str | None:
