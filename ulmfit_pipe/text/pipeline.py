@@ -124,7 +124,9 @@ def run_pipeline(settings: PipelineSettings, *, context: RunContext | None = Non
         tables = fold_of(tables, settings, say=context.tell)
     check_tables_alike(tables, context)
     _check_known(settings, tables, context, start)
-    settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
+    names, several = label_names_of(tables.train)
+    settings.classifier.checked_monitor(multi_label=several)
+    settings.classifier.check_classes(names)
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
         refuse_other_run(
             output / f"classifier{suffix}",
