@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.model_files import PackageSettings as PackageSettings
     from ulmfit_pipe.settings.model_files import ShowFiltersSettings as ShowFiltersSettings
     from ulmfit_pipe.settings.parsing import parse_settings as parse_settings
+    from ulmfit_pipe.settings.prediction import EvaluateSettings as EvaluateSettings
     from ulmfit_pipe.settings.prediction import ExplainSettings as ExplainSettings
     from ulmfit_pipe.settings.prediction import PredictFileSettings as PredictFileSettings
     from ulmfit_pipe.settings.studies import AblationSettings as AblationSettings
@@ -116,6 +117,8 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.language_model_scores import describe_perplexity as describe_perplexity
     from ulmfit_pipe.text.pipeline import TextPipeline as TextPipeline
     from ulmfit_pipe.text.pipeline import run_pipeline as run_pipeline
+    from ulmfit_pipe.text.predict.evaluation import evaluate_file as evaluate_file
+    from ulmfit_pipe.text.predict.evaluation import evaluate_table as evaluate_table
     from ulmfit_pipe.text.predict.explain import Explanation as Explanation
     from ulmfit_pipe.text.predict.explain import explain as explain
     from ulmfit_pipe.text.predict.explain import explain_texts as explain_texts
@@ -231,7 +234,7 @@ _HOMES = {
         "ShowFiltersSettings",
     ],
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
-    "ulmfit_pipe.settings.prediction": ["ExplainSettings", "PredictFileSettings"],
+    "ulmfit_pipe.settings.prediction": ["EvaluateSettings", "ExplainSettings", "PredictFileSettings"],
     "ulmfit_pipe.settings.studies": ["AblationSettings", "LowShotSettings", "TransferabilitySettings"],
     "ulmfit_pipe.settings.tables": ["CheckDataSettings", "RowLimits"],
     "ulmfit_pipe.settings.text": ["ClassifierSettings", "LanguageModelSettings"],
@@ -261,6 +264,7 @@ _HOMES = {
     "ulmfit_pipe.text.language_model_scores": ["describe_perplexity"],
     "ulmfit_pipe.text.pipeline": ["TextPipeline", "run_pipeline"],
     "ulmfit_pipe.text.predict.explain": ["Explanation", "explain", "explain_texts"],
+    "ulmfit_pipe.text.predict.evaluation": ["evaluate_file", "evaluate_table"],
     "ulmfit_pipe.text.predict.files": ["PredictSummary", "predict_file"],
     "ulmfit_pipe.text.predict.predictor": ["Predictor"],
     "ulmfit_pipe.tools.fastai.export_fastai": ["ExportSummary", "export_fastai"],

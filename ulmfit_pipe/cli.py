@@ -139,6 +139,16 @@ def _explain(settings: Any) -> None:
         print(f"page: {settings.output_file}")
 
 
+def _evaluate(settings: Any) -> None:
+    scores = ulmfit_pipe.evaluate_file(settings)
+    wish = scores.pop("at_precision", None)
+    print(ulmfit_pipe.metrics_table({"test": scores}))
+    if wish is not None:
+        print(f"precision   {wish['line']}")
+    if settings.output_file is not None:
+        print(f"written to {settings.output_file}")
+
+
 def _pretrain_language_model(job: Any) -> None:
     if job.model is not None and job.language_model.plan == "preset":
         job = replace(job, language_model=replace(job.language_model, plan="pretrain"))
@@ -291,6 +301,7 @@ COMMANDS = {
     "check-data": Command(
         "CheckDataSettings", _check_data, "Name the rows of a labelled table that may be wrong: repeats, label errors."
     ),
+    "evaluate": Command("EvaluateSettings", _evaluate, "Score a classifier on a labelled table, with intervals."),
     "demo": Command("DemoSettings", _demo, "Run ULMFiT on docstrings of the installed libraries, beside baselines."),
     "finetune-lm": Command(
         "LanguageModelJob", _finetune_language_model, "Fine-tune a pretrained language model on the text of a task."

@@ -204,6 +204,21 @@ def test_balanced_weights_of_several_labels_weigh_the_texts_that_have_them(tiny_
     assert objective.class_weights.tolist() == pytest.approx([(24 - count) / count for count in counts])
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_class_that_is_named_has_the_weight_given_and_the_others_one(tiny_language_model_folder, several):
+    tables = {"train": multi_label_table(24), "validation": multi_label_table(6)} if several else {}
+    objective = build(tiny_language_model_folder, **tables, class_weights={"good": 3}).learner.task.objective
+    assert objective.class_weights.tolist() == ([1, 1, 3] if several else [1, 3])
+
+
+def test_a_weight_of_a_class_that_there_is_not_is_refused(tiny_language_model_folder):
+    words = (
+        "class_weights names 'God', and the training table has no such class; did you mean 'good'? It has 'bad', 'good'"
+    )
+    with pytest.raises(ValueError, match=re.escape(words)):
+        build(tiny_language_model_folder, class_weights={"God": 3})
+
+
 def test_the_type_of_the_labels_is_saved_with_the_classifier(tiny_language_model_folder, tmp_path):
     train = table(reviews(16))
     numbers = train.cast_column("label", ClassLabel(names=["0", "1"], id="int"))

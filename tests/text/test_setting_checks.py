@@ -37,7 +37,8 @@ from ulmfit_pipe.settings.checks import (
     home_path,
     with_absolute_paths,
 )
-from ulmfit_pipe.settings.parsing import load_settings
+from ulmfit_pipe.settings.parsing import load_settings, settings_to_yaml
+from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.model_names import resolve_model
 from ulmfit_pipe.stages.report import report_line
 
@@ -363,3 +364,39 @@ def test_an_empty_path_or_model_is_refused_by_functions_too():
         for blank in ("", "\n"):
             with pytest.raises(ValueError, match=words):
                 use(blank)
+
+
+# Weights of classes
+
+
+def test_weights_of_classes_are_read_from_a_file_the_command_line_and_python(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("classifier:\n  class_weights: {spam: 3, 1: 0.5}\n")
+    needed = ["--train_file", "t.csv", "--output_dir", "runs/x"]
+    from_file = parse_settings(PipelineSettings, [*needed, "--config", str(file)], description="")
+    given = parse_settings(
+        PipelineSettings, [*needed, "--classifier.class_weights", '{"spam": 3, "1": 0.5}'], description=""
+    )
+    in_python = ClassifierSettings(class_weights={"spam": 3, 1: 0.5})
+    wanted = {"spam": 3.0, "1": 0.5}
+    assert from_file.classifier.class_weights == given.classifier.class_weights == in_python.class_weights == wanted
+    file.write_text(settings_to_yaml(given))
+    assert load_settings(PipelineSettings, file) == given
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"spam": 0}, "class_weights of 'spam' must be a number above 0, got 0; 1 is what a class that is not named"),
+        ({"spam": float("inf")}, "class_weights of 'spam' must be a number above 0, got inf"),
+        ({}, "class_weights is an empty mapping; name a class, {spam: 3}, or leave it out"),
+        (
+            {"spam": "3"},
+            "class_weights must be one of none, balanced or a mapping of names, each a number, got {'spam'",
+        ),
+        ("balance", "class_weights must be one of none, balanced, got 'balance'; did you mean 'balanced'?"),
+    ],
+)
+def test_weights_that_no_training_can_use_are_refused(weights, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ClassifierSettings(class_weights=weights)

@@ -153,7 +153,7 @@ def check_choices(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         allowed = _choices(hints[field.name])
         value = getattr(settings, field.name)
-        if allowed and value not in allowed:
+        if allowed and value not in allowed and not isinstance(value, Mapping):
             close = difflib.get_close_matches(str(value), [str(one) for one in allowed], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}{hint}")

@@ -1,11 +1,11 @@
-"""Settings of predicting files."""
+"""Settings of predicting files, and of scoring a classifier on a labelled one."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ulmfit_pipe.settings.checks import with_home_paths
+from ulmfit_pipe.settings.checks import check_seed, with_home_paths
 from ulmfit_pipe.settings.choices import Precision
-from ulmfit_pipe.settings.tables import TableOptions
+from ulmfit_pipe.settings.tables import LabelledTables, TableOptions
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class PredictFileSettings(TableOptions):
             and Excel, Parquet for other tables with types, else JSONL).
         part_rows: Rows of a part; null takes 1,024, or more where there would be over 1,000 parts.
         all_scores: Add a column score_LABEL for every label.
+        abstain_below: Leave the label of a row empty where its score is lower, and keep the score; for one label a
+            row.
+        precision: Find the lowest score from which this share of labels was right on the classifier's held-out rows,
+            report how many rows have it, and abstain below it.
         escape_formulas: In CSV and TSV, write an apostrophe before cells that begin with = + - @, a tab or a carriage
             return, which a spreadsheet would run as a formula (all labels and texts; of other columns all but numbers).
         empty_text: skip leaves the label of a row without text empty, and logs how many there are; error names the
@@ -46,12 +50,48 @@ class PredictFileSettings(TableOptions):
     part_format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     part_rows: int | None = None
     all_scores: bool = False
+    abstain_below: float | None = None
+    precision: float | None = None
     escape_formulas: bool = False
     empty_text: Literal["error", "skip"] = "skip"
     chunk_rows: int = 2048
     mixed_precision: Precision = "no"
     progress: bool | None = None
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+@with_home_paths
+class EvaluateSettings(LabelledTables):
+    """Settings of scoring a classifier on a labelled table.
+
+    Attributes:
+        model: Folder of a classifier; one that holds a backward classifier is averaged with it.
+        test_file: A labelled table of any kind that training reads (docs/tables.md).
+        output_file: JSON file for the scores; null only prints them.
+        precision: Report also from which score on this share of the labels is right, and how many rows have it.
+        seed: Of the resamples that the intervals are taken from.
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
+    """
+
+    model: str
+    test_file: str
+    output_file: str | None = None
+    precision: float | None = None
+    seed: int = 0
+    mixed_precision: Precision = "no"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the seed and what has no meaning here."""
+        check_seed(self)
+        if self.min_rows_per_class != 1:
+            raise ValueError(
+                f"min_rows_per_class {self.min_rows_per_class} is for training; leave it out: the classifier knows its "
+                "labels"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Hyperparameters of the two text stages: language model and classifier."""
 
+import difflib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ulmfit_pipe.settings.checks import (
     added_setting,
@@ -10,6 +13,9 @@ from ulmfit_pipe.settings.checks import (
     check_whole,
     with_home_paths,
 )
+from ulmfit_pipe.settings.values import shorten
+
+SHOWN_CLASSES = 12  # listed in a message
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ class ClassifierSettings:
         max_length: Truncate documents to this many tokens; null reads them whole, or up to a transformer's limit.
         gradient_window: Tokens at a document's end that keep gradients; null takes the model's. For an AWD-LSTM.
         class_weights: balanced weighs each class by the inverse of its frequency; where a text may have several labels,
-            the texts with a label as much in all as those without it.
+            the texts with a label as much in all as those without it. Or a weight for each class by its name,
+            {spam: 3}; a class that is not named weighs 1.
         label_smoothing: In [0, 1).
         monitor: Validation metric that chooses the best epoch; null takes accuracy (micro_f1 for multi-label).
         keep: End with the weights of the best epoch on validation data, or of the last epoch; auto takes the best
@@ -151,6 +158,9 @@ class ClassifierSettings:
             logged.
         new_head: Put a new head on the encoder of a saved classifier, for other labels than its own; false keeps
             its head, for the same labels.
+        calibrate: Divide the logits by a temperature that makes the scores as right as they look (docs/scores.md): one,
+            or one a label where a text may have several. Fitted on 100 or more validation rows, or on the probe's
+            held-out folds; labels stay what they are.
     """
 
     plan: Literal["auto", "preset", "probe", "probe-full", "gradual", "chain-thaw", "lp-ft", "head", "full"] = "auto"
@@ -165,7 +175,7 @@ class ClassifierSettings:
     drop_mult: float = 1.0
     max_length: int | None = None
     gradient_window: int | None = None
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     label_smoothing: float = 0.0
     monitor: Literal["loss", "accuracy", "macro_f1", "micro_f1", "mean_average_precision"] | None = None
     keep: Literal["auto", "best", "last"] = "auto"
@@ -182,6 +192,7 @@ class ClassifierSettings:
     block_groups: int | None = added_setting(None)
     cache_frozen: bool = added_setting(False)
     new_head: bool = added_setting(False)
+    calibrate: bool = added_setting(True)
 
     def __post_init__(self) -> None:
         """Refuse settings that no training can use, before it begins."""
@@ -196,6 +207,7 @@ class ClassifierSettings:
                     f"{self.long_documents!r}; set it, or leave {name} out (max_length truncates documents)"
                 )
         check_above_zero(self, "lr", "rest_lr", "lr_decay")
+        _check_weights(self.class_weights)
         if self.batch_size == 1:
             raise ValueError(
                 "batch_size must be 2 or more, got 1: the head's batch norm takes a variance over the batch"
@@ -205,6 +217,21 @@ class ClassifierSettings:
             raise ValueError(f"drop_mult must be 0 or more, got {self.drop_mult!r}; 1 keeps the preset's dropouts")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing!r}; 0.1 is common")
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raise unless every class that has a weight is one of the training table's.
+
+        Raises:
+            ValueError: It is not; the nearest one is named.
+        """
+        for name in self.class_weights if isinstance(self.class_weights, dict) else ():
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                advice = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(
+                    f"class_weights names {shorten(name)}, and the training table has no such class{advice} It has "
+                    f"{', '.join(map(shorten, names[:SHOWN_CLASSES]))}{', ...' if len(names) > SHOWN_CLASSES else ''}"
+                )
 
     def checked_monitor(self, *, multi_label: bool) -> str:
         """Return the metric that chooses the best epoch.
@@ -220,3 +247,16 @@ class ClassifierSettings:
                 f"monitor {monitor!r} is not a metric of a table with {kind}; choose one of {', '.join(known)}"
             )
         return monitor
+
+
+def _check_weights(weights: Any) -> None:
+    if isinstance(weights, str):
+        return
+    if not weights:
+        raise ValueError("class_weights is an empty mapping; name a class, {spam: 3}, or leave it out")
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(
+                f"class_weights of {shorten(name)} must be a number above 0, got {weight!r}; 1 is what a class that is "
+                "not named weighs"
+            )

@@ -94,6 +94,8 @@ def _read_words(value: Any, hint: Any) -> Any:
             for i, item in enumerate(value)
         ]
         return UNFIT if any(item is UNFIT for item in items) else items
+    if isinstance(value, Mapping) and any(typing.get_origin(option) is dict for option in _options(hint)):
+        return {str(key): one for key, one in value.items()}  # YAML reads 1: 3 as a number's
     if origin is Literal and "no" in args and not {"true", "false"} & {str(arg) for arg in args}:
         if value is False or (isinstance(value, str) and WORDS_FOR_BOOL.get(value.lower()) is False):
             return "no"  # `false`, by someone who knows what YAML makes of `no`; or No, off
@@ -164,6 +166,8 @@ def _settle(value: Any, hint: Any) -> Any:
         return value if type(value) in map(type, args) else UNFIT
     if origin in (list, tuple):
         return _settle_items(value, origin, args)
+    if origin is dict:
+        return _settle_mapping(value, *args)
     if hint in (int, float):
         return _settle_number(value, hint)
     if hint is bool and type(value).__name__ in ("bool", "bool_"):  # Python's and NumPy's
@@ -178,6 +182,15 @@ def _settle_number(value: Any, hint: type) -> Any:
         return UNFIT
     plain: Any = int(value) if isinstance(value, numbers.Integral) else float(value)
     return value if type(value) is type(plain) else plain
+
+
+def _settle_mapping(value: Any, key_hint: Any, hint: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return UNFIT
+    settled = {str(key) if key_hint is str else key: _settle(one, hint) for key, one in value.items()}
+    if any(one is UNFIT for one in settled.values()):
+        return UNFIT
+    return value if type(value) is dict and value == settled and list(value) == list(settled) else settled
 
 
 def _settle_items(value: Any, kind: type, args: tuple[Any, ...]) -> Any:
@@ -238,6 +251,8 @@ def describe_type(hint: Any) -> str:
         return f"a list, each item {describe_type(args[0])}"
     if origin is tuple:
         return f"a list of {len(args)}: {', '.join(map(describe_type, args))}"
+    if origin is dict:
+        return f"a mapping of names, each {describe_type(args[1])}"
     return TYPE_WORDS.get(hint) or str(getattr(hint, "__name__", hint))
 
 

@@ -39,6 +39,7 @@ from ulmfit_pipe.text.families.family import family_of
 from ulmfit_pipe.text.head_probe import HeadStart, ProbeError, main_number, start_head
 from ulmfit_pipe.text.plans import PROBED, classifier_phases, decided_by_folds, possible_epochs, settled, within_time
 from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.text.scores.calibrated_head import calibrate_classifier
 from ulmfit_pipe.text.scores.thresholds import settle_thresholds
 from ulmfit_pipe.text.tables import label_names_of
 from ulmfit_pipe.training.history import History
@@ -107,9 +108,15 @@ def train_classifier(
     phases, history = _train(parts, probe, settings, context, output_dir, pays)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
-    metrics = {} if validation is None else _final_metrics(parts, validation, context)
+    predictor = Predictor([parts.network], parts.tokenizer, accelerator=context.accelerator)
+    left = None if phases else probe  # the probe is what is saved
+    calibrated = calibrate_classifier(
+        predictor, train, validation, wanted=settings.calibrate, probe=left, context=context
+    )
+    metrics = {} if validation is None else _final_metrics(parts, predictor, validation, context)
     record = {
         "labels": parts.label_names,
+        **calibrated,
         **({} if probe is None else {"probe": probe.record}),
         **({"thresholds": thresholds_of(parts.network.config)} if parts.multi_label else {}),
     }
@@ -305,9 +312,10 @@ def classifier_identity(
     return {name: value for name, value in identity.items() if name != "model"}
 
 
-def _final_metrics(parts: ClassifierParts, validation: Dataset, context: RunContext) -> dict[str, float]:
+def _final_metrics(
+    parts: ClassifierParts, predictor: Predictor, validation: Dataset, context: RunContext
+) -> dict[str, float]:
     """Choose thresholds where several labels are possible, then score the kept weights on validation."""
-    predictor = Predictor([parts.network], parts.tokenizer, accelerator=context.accelerator)
     if parts.multi_label:
         _set_thresholds(parts, predictor, validation, context)
     return predictor.score(validation)

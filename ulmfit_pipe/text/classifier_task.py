@@ -1,6 +1,7 @@
 """What a classifier is trained on and measured by: batches of labelled texts, a loss, a metric."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,9 +63,7 @@ def build_classifier_task(
     return Task(
         train_batches=batches(train, "training texts", batch_size=wanted, **training),
         objective=ClassificationObjective(
-            class_weights=None
-            if settings.class_weights == "none"
-            else _class_weights(train, len(names), multi_label=multi_label),
+            class_weights=_class_weights(train, settings, names, multi_label=multi_label),
             label_smoothing=settings.label_smoothing,
             multi_label=multi_label,
             alpha=context.recipe.alpha,
@@ -77,12 +76,20 @@ def build_classifier_task(
     )
 
 
-def _class_weights(train: Dataset, num_labels: int, *, multi_label: bool) -> Tensor:
-    """Weigh each class by n / (classes * count), scikit-learn's ``balanced``.
+def _class_weights(
+    train: Dataset, settings: ClassifierSettings, names: Sequence[str], *, multi_label: bool
+) -> Tensor | None:
+    """Return the weights of a mapping, or of each class n / (classes * count), scikit-learn's ``balanced``.
 
-    In multi-label a label's rows weigh as much as all rows without it: (n - count) / count, torch's ``pos_weight``.
+    In multi-label the weight is torch's ``pos_weight``, of the rows with a label against those without it; balanced it
+    makes both weigh the same: (n - count) / count.
     """
-    counts = Counter(label for row in labels_of_rows(train) for label in row)
+    settings.check_classes(names)
+    if isinstance(settings.class_weights, dict):
+        return torch.tensor([float(settings.class_weights.get(name, 1.0)) for name in names])
+    if settings.class_weights == "none":
+        return None
+    counts, num_labels = Counter(label for row in labels_of_rows(train) for label in row), len(names)
     if multi_label:
         present = [max(counts[index], 1) for index in range(num_labels)]
         return torch.tensor([max(len(train) - count, 1) / count for count in present])

@@ -262,12 +262,15 @@ class HeadStart:
         seconds: Time that a forward pass over all training rows takes.
         record: What ``stage.json`` keeps of it.
         set_scale: Sets the head to the probe's weights times a factor.
+        out_of_fold: Probabilities, float64 (rows, num_labels), of rows that folds held out, with their labels, int64
+            (rows,) or bool (rows, num_labels); None where nothing was held out.
     """
 
     start: EpochRecord
     seconds: float
     record: dict[str, Any]
     set_scale: Callable[[float], None]
+    out_of_fold: tuple[NDArray[Any], NDArray[Any]] | None = None
 
 
 def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num_labels: int, rows: int) -> HeadStart:
@@ -313,4 +316,6 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
         items_per_second=read / seconds,
     )
     whole = features.seconds * (rows - features.skipped) / read + features.skipped_seconds
-    return HeadStart(start, whole, record, lambda scale: set_head(head, probe, features, scale=scale))
+    labels = features.labels > 0.5 if features.labels.ndim == 2 else features.labels
+    out_of_fold = None if probe.held_out is None else (probe.held_out, labels)
+    return HeadStart(start, whole, record, lambda scale: set_head(head, probe, features, scale=scale), out_of_fold)

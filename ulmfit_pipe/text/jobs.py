@@ -17,7 +17,7 @@ from ulmfit_pipe.data.tables.tables import load_table
 from ulmfit_pipe.settings.checks import with_absolute_paths
 from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob
-from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, ResolvedModel, find_model, model_type_of
+from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, ResolvedModel, find_model, model_type_of, read_stage
 from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.model_folder import trusting_run
@@ -147,7 +147,7 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     if line := predictor.describe_cut():
         context.tell(line)
     seconds = {"classifier": result.seconds, "scoring": time.perf_counter() - started}
-    more = predictor.named_thresholds()
+    more = {"calibration": (read_stage(result.path) or {}).get("calibration"), **predictor.named_thresholds()}
     metrics = _write_metrics(job, context, test=test, validation=result.metrics or None, seconds=seconds, **more)
     _write_report(job, context, metrics, {"classifier": result})
     return metrics

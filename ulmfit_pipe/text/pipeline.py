@@ -55,6 +55,7 @@ from ulmfit_pipe.storage.temporary_files import folder_of_owner
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.text.language_model import train_language_model
+from ulmfit_pipe.text.predict.evaluation import evaluate_table
 from ulmfit_pipe.text.predict.explain import Explanation, explain
 from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
@@ -129,7 +130,9 @@ def run_pipeline(
         context.tell(reason)
     tables = _load_tables(settings, in_memory or {}, context)
     _check_known(settings, tables, context, start)
-    settings.classifier.checked_monitor(multi_label=label_names_of(tables.train)[1])
+    names, several = label_names_of(tables.train)
+    settings.classifier.checked_monitor(multi_label=several)
+    settings.classifier.check_classes(names)
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
         refuse_other_run(
             output / f"classifier{suffix}",
@@ -292,6 +295,7 @@ def _finish(
     metrics = {
         **scores,
         "cross_validation": records["classifier"].get("probe", {}).get("held_out"),
+        "calibration": records["classifier"].get("calibration"),
         "cut_short": [name for name, record in records.items() if record.get("cut_short")],
         "warnings": warnings,
         "try_next": next_steps(settings, results, rows=len(tables.train), model_type=model_type) if warnings else [],
@@ -467,9 +471,15 @@ class TextPipeline:
             )
         return self._predictor
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Return ``{"label", "score", "scores"}`` for each text, in order."""
-        return self.predictor.predict(texts)
+    def predict(self, texts: Sequence[str], *, abstain_below: float | None = None) -> list[dict[str, Any]]:
+        """Return ``{"label", "score", "scores"}`` for each text, in order; see `Predictor.predict`."""
+        return self.predictor.predict(texts, abstain_below=abstain_below)
+
+    def evaluate(
+        self, table: str | Path | Dataset, *, precision: float | None = None, **columns: Any
+    ) -> dict[str, Any]:
+        """Score the classifier on a labelled table; see `evaluate_table`."""
+        return evaluate_table(self.predictor, table, precision=precision, **columns)
 
     def explain(self, text: str, *, label: Any = None) -> Explanation:
         """Return how much each word of a text moves the classifier towards a label, by default the predicted one."""

@@ -183,6 +183,26 @@ def load_run_tables(
     return tables
 
 
+def load_labelled_table(
+    file: str, *, known: Sequence[str], say: Callable[[str], None] = print_line, **columns: Any
+) -> Dataset:
+    """Return a labelled table, read as a run reads its test table.
+
+    Args:
+        file: The table.
+        known: Names that the labels must have, in order.
+        say: Called with each log line.
+        **columns: Fields of `LabelledTables`.
+
+    Raises:
+        TableError: The table cannot be used; file, row and column are named.
+    """
+    given = LabelledTables(**columns)
+    loader = _Loader(_for_loading(given), RowLimits(), 0, how={"reading": reading_of(given), "say": say})
+    loader.names = list(known)
+    return loader.labelled("test", file)
+
+
 def hold_out(
     train: Dataset, fraction: float | None, *, seed: int, say: Callable[[str], None]
 ) -> tuple[Dataset, Dataset | None]:

@@ -103,6 +103,18 @@ def test_the_pieces_in_which_a_file_is_read_do_not_change_it(predict, table_csv)
 
 
 @pytest.mark.parametrize("written", SUFFIXES)
+def test_a_label_below_the_score_asked_for_is_empty_and_counted(predict, expected, tmp_path, written):
+    source = write_table(tmp_path / "in.jsonl", {"text": [*TEXTS, ""]})
+    cut = sorted(row["score"] for row in expected)[2] - 1e-6
+    rows = predict(source, f"out{written}", abstain_below=cut)
+    none = "" if written in (".csv", ".tsv") else None
+    assert [row["label"] for row in rows] == [row["label"] if row["score"] > cut else none for row in expected] + [none]
+    assert [float(row["score"]) for row in rows[:-1]] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+    assert (predict.summary.rows, predict.summary.skipped, predict.summary.abstained) == (6, 1, 2)
+    assert "; 2 rows left without one, their score is too low\n" in str(predict.summary)
+
+
+@pytest.mark.parametrize("written", SUFFIXES)
 def test_all_scores_adds_a_column_for_every_label(predict, table_csv, expected, written):
     rows = predict(table_csv, f"out{written}", all_scores=True)
     assert list(rows[0])[2:] == ["label", "score", "score_bad", "score_fair", "score_good"]

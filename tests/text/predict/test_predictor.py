@@ -51,6 +51,23 @@ def labelled(texts, labels, feature) -> Dataset:
 # What comes out
 
 
+def test_a_label_below_the_score_asked_for_is_none_and_its_score_is_kept(predictor):
+    texts = make_texts(30, longest=20)
+    plain = predictor.predict(texts)
+    cut = sorted(row["score"] for row in plain)[10]
+    found = predictor.predict(texts, abstain_below=cut)
+    assert [row["label"] is None for row in found] == [row["score"] < cut for row in plain]
+    assert sum(row["label"] is None for row in found) == 10
+    assert [row | {"label": 0} for row in found] == [row | {"label": 0} for row in plain]
+
+
+def test_a_score_to_abstain_below_must_have_a_meaning(predictor, multi_label_predictor):
+    with pytest.raises(ValueError, match=r"abstain_below must lie in 0..1, got 80; 0.8 leaves out labels below .8"):
+        predictor.predict(["It works."], abstain_below=80)
+    with pytest.raises(ValueError, match=r"abstain_below 0.8 is for one label a text, .* leave abstain_below out"):
+        multi_label_predictor.predict([], abstain_below=0.8)
+
+
 def test_a_row_holds_the_best_label_its_score_and_all_scores(predictor):
     (row,) = predictor.predict(["It works."])
     assert list(row) == ["label", "score", "scores"]

@@ -204,6 +204,16 @@ def test_the_summary_counts_labels_skipped_rows_and_those_finished_before(predic
     assert " s (0.00 s predicting, 0 per second)\n" in str(summary)
 
 
+def test_rows_without_a_label_for_their_low_score_are_counted_over_all_parts(predict, table_csv, tmp_path, loaded):
+    scores = sorted(row["score"] for row in loaded.predict(TEXTS))
+    summary = predict(table_csv, abstain_below=scores[3] - 1e-6, output_file="all.csv")
+    assert (summary.abstained, sum(summary.labels.values())) == (3, 2)
+    assert sum(row["label"] == "" for row in read_table(tmp_path / "all.csv")) == 3
+    assert predict(table_csv, abstain_below=scores[3] - 1e-6).abstained == 3  # all parts are there already
+    with pytest.raises(ArtifactError, match="it differs in settings.abstain_below"):
+        predict(table_csv)
+
+
 def test_the_speed_counts_the_prediction_alone(predict, table_csv, monkeypatch):
     original = Predictor.predict
     monkeypatch.setattr(Predictor, "predict", lambda *given: (time.sleep(0.2), original(*given))[1])

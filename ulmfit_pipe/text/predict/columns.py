@@ -16,7 +16,7 @@ from ulmfit_pipe.data.tables.readers import TableError
 from ulmfit_pipe.data.tables.row_streams import FORMULA_STARTS, Chunk, Column, JsonText, RowWriter, column_values
 from ulmfit_pipe.data.tables.tables import text_of
 from ulmfit_pipe.data.text.text_rules import join_fields
-from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.text.predict.predictor import Predictor, without_unsure
 
 LABEL, SCORE = "label", "score"
 GIVEN = "_given"  # an input column that is called like one of ours is kept under its name with this after it
@@ -35,6 +35,7 @@ class PredictedColumns:
         text_column: The columns of text.
         all_scores: Add a column for every label.
         suffix: The kind of file that is written.
+        abstain_below: Score below which a row gets no label, or None.
 
     Attributes:
         renamed: Columns of the table that are called like one of ours, and what they are called in the output.
@@ -53,7 +54,9 @@ class PredictedColumns:
         text_column: Sequence[str],
         all_scores: bool,
         suffix: str,
+        abstain_below: float | None = None,
     ) -> None:
+        self._abstain_below = abstain_below
         self.predictor, self.source, self.suffix, self.text_column = predictor, source, suffix, text_column
         self._joined = predictor.multi_label and suffix in (".csv", ".tsv")
         self._scored = predictor.label_names if all_scores else []
@@ -151,11 +154,13 @@ class PredictedColumns:
 
     def _added(self, texts: Sequence[str | None], counts: Counts, kind: str | None) -> dict[str, pa.Array]:
         """Predict a chunk; return the new columns and count the labels."""
-        found = iter(self.predictor.predict([text for text in texts if text is not None]))
+        given = [text for text in texts if text is not None]
+        found = iter(without_unsure(self.predictor.predict(given), self._abstain_below))
         rows: list[dict[str, Any] | None] = [None if text is None else next(found) for text in texts]
         names: list[Any] = [None if row is None else _names_of(row["label"]) for row in rows]
-        for name in names:
-            counts.update(name if isinstance(name, list) else [name])
+        for row, name in zip(rows, names, strict=True):
+            if row is None or name is not None:  # a row with a text and no label is counted by what is left over
+                counts.update(name if isinstance(name, list) else [name])
         added: dict[str, pa.Array] = {LABEL: self._label_column(names, kind)}
         added[SCORE] = _score_column(None if row is None else row["score"] for row in rows)
         for name, label in zip(self._scored, self.predictor.labels, strict=False):
@@ -175,7 +180,9 @@ class PredictedColumns:
 
 
 def _names_of(label: Any) -> Any:
-    return [str(one) for one in label] if isinstance(label, list) else str(label)
+    if isinstance(label, list):
+        return [str(one) for one in label]
+    return None if label is None else str(label)
 
 
 def _type_of(column: Column) -> pa.DataType | None:

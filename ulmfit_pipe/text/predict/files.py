@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from ulmfit_pipe.console import in_one_line, on_terminal
@@ -28,6 +29,7 @@ from ulmfit_pipe.stages.context import RunContext, context_of
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.storage.atomic import whole_file
 from ulmfit_pipe.text.predict.columns import Counts, PredictedColumns, check_row
+from ulmfit_pipe.text.predict.evaluation import with_cut
 from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.text.predict.shards import ShardedJob
 from ulmfit_pipe.training.distributed.agreement import find_alike
@@ -50,6 +52,7 @@ class PredictSummary:
         labels: How often each label was given, in the model's order.
         output_file: Path of the rows: a file, or a folder of parts.
         done_before: Rows among them that an earlier start had finished.
+        abstained: Rows whose label is empty because its score is too low.
     """
 
     rows: int
@@ -59,6 +62,7 @@ class PredictSummary:
     labels: dict[str, int]
     output_file: Path
     done_before: int = 0
+    abstained: int = 0
 
     def __str__(self) -> str:
         """The summary as a few lines of text."""
@@ -71,10 +75,11 @@ class PredictSummary:
             counts += f", and {len(given) - len(shown):,} more, down to {min(count for _, count in given):,}"
         empty = f", {self.skipped:,} of them without text" if self.skipped else ""
         before = f", {self.done_before:,} of them finished before" if self.done_before else ""
+        left = f"; {self.abstained:,} rows left without one, their score is too low" if self.abstained else ""
         speed = (self.rows - self.done_before) / max(self.predicting, 1e-9)
         return (
             f"{self.rows:,} rows{empty}{before} in {self.seconds:.1f} s ({self.predicting:.2f} s predicting, "
-            f"{speed:,.0f} per second)\nlabels: {counts or 'none'}\nwritten to {in_one_line(self.output_file)}"
+            f"{speed:,.0f} per second)\nlabels: {counts or 'none'}{left}\nwritten to {in_one_line(self.output_file)}"
         )
 
 
@@ -99,6 +104,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
     started = time.perf_counter()
     check_choices(settings)
     context = context or context_of(settings)
+    settings = with_cut(settings, say=context.tell)
     shown = on_terminal() if context.progress is None else context.progress
     with share_of_work() as given:
         accelerator = context.accelerator
@@ -112,7 +118,7 @@ def predict_file(settings: PredictFileSettings, *, context: RunContext | None = 
         opened = [_opened(sources[0], settings)]
         (table,) = copies.enter_context(plain_tables(opened))
         _tell_notes(opened, context)
-        predictor = Predictor.load(settings.model, accelerator=accelerator)
+        predictor = _load(settings, accelerator)
         rows = _count_rows(_plain(table), settings, say=context.tell)
         began = time.perf_counter()
         counts = _predict_one(settings, table, place, predictor, context=context, total=rows, shown=shown)
@@ -136,7 +142,7 @@ def _predict_parts(
         opened = [_opened(source, settings) for source in sources]
         tables = copies.enter_context(plain_tables(opened))
         _tell_notes(opened, context)
-        predictor = Predictor.load(settings.model, accelerator=context.accelerator)
+        predictor = _load(settings, context.accelerator)
         return ShardedJob(
             settings,
             tables,
@@ -154,6 +160,13 @@ def _predict_parts(
             job.join(place)
     rows, seconds = sum(part.rows for part in job.parts), (time.perf_counter() - started, job.seconds)
     return _summary(context, job.predictor, rows, counts, place, seconds=seconds, done_before=job.done_before)
+
+
+def _load(settings: PredictFileSettings, accelerator: Accelerator) -> Predictor:
+    predictor = Predictor.load(settings.model, accelerator=accelerator)
+    if settings.abstain_below is not None:
+        predictor.check_abstention(settings.abstain_below)
+    return predictor
 
 
 def _plain(table: PlainTable) -> RowSource:
@@ -180,7 +193,8 @@ def _summary(
     if counts[None]:
         context.tell(f"note: {counts[None]:,} of {rows:,} rows have no text; their label and score are empty")
     labels = {name: counts[name] for name in predictor.label_names}
-    return PredictSummary(rows, counts[None], *seconds, labels, place, done_before)
+    abstained = 0 if predictor.multi_label else rows - counts[None] - sum(labels.values())
+    return PredictSummary(rows, counts[None], *seconds, labels, place, done_before, abstained)
 
 
 def _predict_one(
@@ -202,6 +216,7 @@ def _predict_one(
         text_column=settings.text_column,
         all_scores=settings.all_scores,
         suffix=suffix,
+        abstain_below=settings.abstain_below,
     )
     for line in [*columns.describe_renamed(), *([] if settings.escape_formulas else columns.describe_formulas())]:
         context.tell(line)

@@ -129,11 +129,12 @@ class Predictor:
         columns = [name for name in ("text", "label") if name in table.column_names]
         return tokenize_dataset(table.select_columns(columns), self.tokenizer)
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[str], *, abstain_below: float | None = None) -> list[dict[str, Any]]:
         """Return label, score and all scores of each text, in order.
 
         Args:
             texts: Texts of any length; none may be empty. A column of a table is allowed, a table is not.
+            abstain_below: With one label a text: ``label`` is None where ``score`` is lower; the scores are kept.
 
         Returns:
             ``{"label", "score", "scores"}`` per text; for multi-label ``label`` is a list of labels and ``score`` the
@@ -142,13 +143,30 @@ class Predictor:
 
         Raises:
             TypeError: A table, a mapping, a bare string, or something in the list that is not a string.
-            ValueError: A text is empty, or the model's output for it is NaN.
+            ValueError: A text is empty, the model's output for it is NaN, or `abstain_below` has no meaning here.
         """
+        self.check_abstention(abstain_below)
         checked = check_texts(texts)
         if not checked:
             return []
         ids = encode_documents(self.tokenizer, checked)
-        return [self._row(row) for row in self.probabilities(ids)]
+        return without_unsure([self._row(row) for row in self.probabilities(ids)], abstain_below)
+
+    def check_abstention(self, abstain_below: float | None) -> None:
+        """Raise unless this is None, or a score that the label of a text can be asked to have.
+
+        Raises:
+            ValueError: It is not in 0..1, or a text may have several labels.
+        """
+        if abstain_below is None:
+            return
+        if isinstance(abstain_below, bool) or not 0 <= abstain_below <= 1:
+            raise ValueError(f"abstain_below must lie in 0..1, got {abstain_below!r}; 0.8 leaves out labels below .8")
+        if self.multi_label:
+            raise ValueError(
+                f"abstain_below {abstain_below} is for one label a text, and this classifier gives several: a label "
+                "below its threshold is left out already, see thresholds in metrics.json; leave abstain_below out"
+            )
 
     def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
         scores = {label: float(value) for label, value in zip(self.labels, probabilities, strict=True)}
@@ -246,6 +264,10 @@ class Predictor:
             TypeError: It is not a table of `load_table`.
             ValueError: The table's label names are not the classifier's, in its order.
         """
+        return self.score_and_probabilities(table)[:2]
+
+    def score_and_probabilities(self, table: Dataset) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+        """Return what `score_rows` returns, and the probabilities of each row, float64 (rows, num_labels)."""
         check_table(table, what="the table to score")
         _check_label_names(table, self.label_names)
         accelerator = self.accelerator
@@ -260,6 +282,7 @@ class Predictor:
         )
         thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
         answers: list[torch.Tensor] = []
+        kept: list[torch.Tensor] = []
         for batch in batches:
             probabilities, labels = self._batch_probabilities(batch), batch["labels"]
             if self.multi_label:
@@ -273,9 +296,18 @@ class Predictor:
                 loss_sum = torch.nn.functional.nll_loss(logits, labels, reduction="sum")
             metric.update(logits, labels, loss_sum, float(len(labels)))
             answers.append(torch.cat([batch["row"][:, None], given], dim=1))
+            kept.append(probabilities)
         rows = gather_rows(torch.cat(answers)).cpu().numpy()
-        ordered = rows[rows[:, 0].argsort(), 1:]
-        return metric.compute(reduce_sum(accelerator)), ordered > 0 if self.multi_label else ordered[:, 0]
+        order = rows[:, 0].argsort()
+        ordered, scores = rows[order, 1:], gather_rows(torch.cat(kept)).cpu().numpy()[order]
+        return metric.compute(reduce_sum(accelerator)), ordered > 0 if self.multi_label else ordered[:, 0], scores
+
+
+def without_unsure(rows: list[dict[str, Any]], abstain_below: float | None) -> list[dict[str, Any]]:
+    """Return rows of `Predictor.predict` with the label None where the score is lower than this, if it is not None."""
+    if abstain_below is None:
+        return rows
+    return [row if row["score"] >= abstain_below else {**row, "label": None} for row in rows]
 
 
 def _classifier_folder(folder: Path | str) -> Path | str:

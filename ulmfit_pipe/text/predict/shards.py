@@ -115,6 +115,7 @@ class ShardedJob:
             text_column=settings.text_column,
             all_scores=settings.all_scores,
             suffix=self.suffix,
+            abstain_below=settings.abstain_below,
         )
         self._schema = self.columns.schema(given)
         escaped = self.columns.escaped if settings.escape_formulas else None
@@ -247,6 +248,8 @@ class ShardedJob:
     def _identity(self) -> dict[str, Any]:
         """Return all that the parts depend on."""
         model, settings = Path(self.settings.model), {name: getattr(self.settings, name) for name in COUNTED}
+        if self.settings.abstain_below is not None:  # parts of before there was this setting can be continued
+            settings["abstain_below"] = self.settings.abstain_below
         settings |= {"part_format": self.suffix[1:], "mixed_precision": self.context.mixed_precision}
         inputs: dict[str, Any] = {"number": len(self.sources)}
         for number, source in enumerate(self.sources, start=1):

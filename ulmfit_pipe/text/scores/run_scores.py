@@ -82,10 +82,11 @@ def more_scores(
         seed: Seed of the resamples.
     """
     labels = label_array(table)
+    own = answer_scores(labels, answers, names=names, seed=seed)
     scores: dict[str, Any] = {
-        "interval": score_intervals(labels, answers, num_labels=len(names), seed=seed),
+        "interval": own["interval"],
         "majority": majority_share(label_array(train), labels),
-        "per_class": per_class(labels, answers, names=names),
+        "per_class": own["per_class"],
         "baseline": None,
     }
     if tfidf is not None:
@@ -94,6 +95,14 @@ def more_scores(
         details = {**tfidf.details, "ahead": ahead, "ahead_interval": interval}
         scores["baseline"] = {"name": TITLE, **plain_scores(labels, others), **details}
     return scores
+
+
+def answer_scores(labels: np.ndarray, answers: np.ndarray, *, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return ``interval`` and ``per_class`` of the answers to rows, as `more_scores` does."""
+    return {
+        "interval": score_intervals(labels, answers, num_labels=len(names), seed=seed),
+        "per_class": per_class(labels, answers, names=names),
+    }
 
 
 def majority_share(train: np.ndarray, labels: np.ndarray) -> float:
