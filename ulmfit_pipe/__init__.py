@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.model_files import ShowFiltersSettings as ShowFiltersSettings
     from ulmfit_pipe.settings.parsing import parse_settings as parse_settings
     from ulmfit_pipe.settings.prediction import PredictFileSettings as PredictFileSettings
+    from ulmfit_pipe.settings.reports import ReportSettings as ReportSettings
     from ulmfit_pipe.settings.studies import AblationSettings as AblationSettings
     from ulmfit_pipe.settings.studies import LowShotSettings as LowShotSettings
     from ulmfit_pipe.settings.studies import TransferabilitySettings as TransferabilitySettings
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.stages.presets import Dropouts as Dropouts
     from ulmfit_pipe.stages.presets import Preset as Preset
     from ulmfit_pipe.stages.presets import StageOptimizer as StageOptimizer
+    from ulmfit_pipe.stages.report import make_report as make_report
     from ulmfit_pipe.stages.saved_learner import groups_of as groups_of
     from ulmfit_pipe.stages.saved_learner import load_learner as load_learner
     from ulmfit_pipe.storage.atomic import CheckpointError as CheckpointError
@@ -117,6 +119,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.predict.files import PredictSummary as PredictSummary
     from ulmfit_pipe.text.predict.files import predict_file as predict_file
     from ulmfit_pipe.text.predict.predictor import Predictor as Predictor
+    from ulmfit_pipe.text.predict.predictor import ScoredRows as ScoredRows
     from ulmfit_pipe.tools.fastai.export_fastai import ExportSummary as ExportSummary
     from ulmfit_pipe.tools.fastai.export_fastai import export_fastai as export_fastai
     from ulmfit_pipe.tools.fastai.import_fastai import ImportSummary as ImportSummary
@@ -224,6 +227,7 @@ _HOMES = {
     ],
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
     "ulmfit_pipe.settings.prediction": ["PredictFileSettings"],
+    "ulmfit_pipe.settings.reports": ["ReportSettings"],
     "ulmfit_pipe.settings.studies": ["AblationSettings", "LowShotSettings", "TransferabilitySettings"],
     "ulmfit_pipe.settings.tables": ["RowLimits"],
     "ulmfit_pipe.settings.text": ["ClassifierSettings", "LanguageModelSettings"],
@@ -239,6 +243,7 @@ _HOMES = {
     "ulmfit_pipe.stages.finished": ["StageResult"],
     "ulmfit_pipe.stages.model_names": ["ArtifactError", "ResolvedModel"],
     "ulmfit_pipe.stages.presets": ["Dropouts", "Preset", "StageOptimizer"],
+    "ulmfit_pipe.stages.report": ["make_report"],
     "ulmfit_pipe.stages.saved_learner": ["groups_of", "load_learner"],
     "ulmfit_pipe.storage.atomic": ["CheckpointError", "OutputError"],
     "ulmfit_pipe.studies.ablation": ["run_ablation"],
@@ -253,7 +258,7 @@ _HOMES = {
     "ulmfit_pipe.text.language_model_scores": ["describe_perplexity"],
     "ulmfit_pipe.text.pipeline": ["TextPipeline", "run_pipeline"],
     "ulmfit_pipe.text.predict.files": ["PredictSummary", "predict_file"],
-    "ulmfit_pipe.text.predict.predictor": ["Predictor"],
+    "ulmfit_pipe.text.predict.predictor": ["Predictor", "ScoredRows"],
     "ulmfit_pipe.tools.fastai.export_fastai": ["ExportSummary", "export_fastai"],
     "ulmfit_pipe.tools.fastai.import_fastai": ["ImportSummary", "import_fastai"],
     "ulmfit_pipe.tools.fastai.safe_pickles": ["UnsafePickleError"],

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Command:
         settings: Public name of the settings class; its fields are the command's options.
         run: Does the work and prints the result.
         help: One line.
-        first: The setting whose name need not be written before its value.
+        first: The setting whose name need not be written before its value, or values.
     """
 
     settings: str
@@ -47,8 +48,8 @@ def main() -> None:
         print(f"ulmfit_pipe {ulmfit_pipe.__version__}")
     elif word in COMMANDS:
         rest, first = sys.argv[2:], COMMANDS[word].first
-        if first is not None and rest and not rest[0].startswith("-"):
-            rest.insert(0, f"--{first}")
+        for place, value in enumerate(takewhile(lambda word: not word.startswith("-"), [*rest]) if first else ()):
+            rest[2 * place : 2 * place + 1] = [f"--{first}", value]
         sys.argv[:] = [f"ulmfit {word}", *rest]  # the name in its messages and in --help
         run_recipe(partial(run_command, word))
     else:
@@ -102,6 +103,10 @@ def _run(settings: Any) -> None:
 
 def _predict(settings: Any) -> None:
     print(ulmfit_pipe.predict_file(settings))
+
+
+def _report(settings: Any) -> None:
+    print(ulmfit_pipe.make_report(settings))
 
 
 def _pretrain_language_model(job: Any) -> None:
@@ -250,6 +255,12 @@ COMMANDS = {
         "PipelineSettings", _run, "Train a text classifier by ULMFiT: language model, then gradual unfreezing."
     ),
     "predict": Command("PredictFileSettings", _predict, "Predict every row of a table, or of several as one."),
+    "report": Command(
+        "ReportSettings",
+        _report,
+        "Make a finished run's report.html again, or compare runs: ulmfit report DIR [DIR ...].",
+        first="run_dir",
+    ),
     "demo": Command("DemoSettings", _demo, "Run ULMFiT on docstrings of the installed libraries, beside baselines."),
     "finetune-lm": Command(
         "LanguageModelJob", _finetune_language_model, "Fine-tune a pretrained language model on the text of a task."
