@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.support.run_records import predictions, run_record, stage
+from tests.support.run_records import hostile_record, predictions, run_record, stage
 from ulmfit_pipe.reports.charts import curves, freeze_map
 from ulmfit_pipe.reports.comparison import compare_runs, comparison_table
 from ulmfit_pipe.reports.number_words import duration, number, percent
@@ -16,7 +16,6 @@ from ulmfit_pipe.reports.run_report import run_report
 from ulmfit_pipe.reports.run_view import verdict, view_of
 
 VOID = ("meta", "input", "stop", "rect", "line", "circle", "polyline")
-HOSTILE = "<script>alert('1')</script>&\"x\""
 
 
 class Page(HTMLParser):
@@ -174,22 +173,6 @@ def test_the_page_loads_nothing_from_outside_and_runs_only_its_own_script(page):
     assert policy.replace("&#39;", "'") == (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
-
-
-def hostile_record():
-    """Return a record with what would do harm in every place that a user, a file or a model fills."""
-    text = f"{HOSTILE} \x1b[2J \u202e RTL \u05e9\u05dc\u05d5\u05dd 👩‍🚀 " + "w" * 3000 + " \ud800"
-    rows = [Prediction(1, text, HOSTILE, f"{HOSTILE}2", 0.9), Prediction(2, text, HOSTILE, HOSTILE, 0.5)]
-    record = run_record(names=(HOSTILE, f"{HOSTILE}2"), predictions=rows, name=HOSTILE, folder=HOSTILE)
-    record["metrics"] |= dict.fromkeys(("command", "classifier", "preset"), HOSTILE)
-    record["metrics"] |= {"warnings": [HOSTILE], "try_next": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
-    record["settings"] = {HOSTILE: HOSTILE, "model": HOSTILE, "train_file": [HOSTILE]}
-    named = {"groups": [{"group": HOSTILE, "parameters": 1}] * 4, "plan": HOSTILE, "labels": [HOSTILE, f"{HOSTILE}2"]}
-    whole = stage(**named)
-    for epoch in whole["epochs"]:
-        epoch["phase"] = HOSTILE
-    record["stages"] = {"classifier": whole}
-    return record
 
 
 def test_hostile_labels_texts_and_names_are_shown_and_do_nothing():

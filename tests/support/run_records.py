@@ -6,6 +6,7 @@ from typing import Any
 from ulmfit_pipe.reports.predictions import Prediction
 
 GROUPS = ("embeddings", "lstm0", "lstm1", "head")
+HOSTILE = "<script>alert('1')</script>&\"x\""
 PHASES = (("last 1", 3), ("last 2", 2), ("all", 1))  # name, frozen groups
 
 
@@ -85,3 +86,19 @@ def run_record(*, names: tuple[str, ...] = ("bad", "good"), rows: int = 40, **ch
         "predictions": found,
     }
     return {**record, **changes}
+
+
+def hostile_record() -> dict[str, Any]:
+    """Return a record with what would do harm in every place that a user, a file or a model fills."""
+    text = f"{HOSTILE} \x1b[2J \u202e RTL \u05e9\u05dc\u05d5\u05dd 👩‍🚀 " + "w" * 3000 + " \ud800"
+    rows = [Prediction(1, text, HOSTILE, f"{HOSTILE}2", 0.9), Prediction(2, text, HOSTILE, HOSTILE, 0.5)]
+    record = run_record(names=(HOSTILE, f"{HOSTILE}2"), predictions=rows, name=HOSTILE, folder=HOSTILE)
+    record["metrics"] |= dict.fromkeys(("command", "classifier", "preset"), HOSTILE)
+    record["metrics"] |= {"warnings": [HOSTILE], "try_next": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
+    record["settings"] = {HOSTILE: HOSTILE, "model": HOSTILE, "train_file": [HOSTILE]}
+    named = {"groups": [{"group": HOSTILE, "parameters": 1}] * 4, "plan": HOSTILE, "labels": [HOSTILE, f"{HOSTILE}2"]}
+    whole = stage(**named)
+    for epoch in whole["epochs"]:
+        epoch["phase"] = HOSTILE
+    record["stages"] = {"classifier": whole}
+    return record
