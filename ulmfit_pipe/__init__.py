@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.prediction import EvaluateSettings as EvaluateSettings
     from ulmfit_pipe.settings.prediction import ExplainSettings as ExplainSettings
     from ulmfit_pipe.settings.prediction import PredictFileSettings as PredictFileSettings
+    from ulmfit_pipe.settings.reports import ReportSettings as ReportSettings
     from ulmfit_pipe.settings.studies import AblationSettings as AblationSettings
     from ulmfit_pipe.settings.studies import LowShotSettings as LowShotSettings
     from ulmfit_pipe.settings.studies import TransferabilitySettings as TransferabilitySettings
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.stages.presets import Dropouts as Dropouts
     from ulmfit_pipe.stages.presets import Preset as Preset
     from ulmfit_pipe.stages.presets import StageOptimizer as StageOptimizer
+    from ulmfit_pipe.stages.report import make_report as make_report
     from ulmfit_pipe.stages.saved_learner import groups_of as groups_of
     from ulmfit_pipe.stages.saved_learner import load_learner as load_learner
     from ulmfit_pipe.storage.atomic import CheckpointError as CheckpointError
@@ -125,6 +127,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.predict.files import PredictSummary as PredictSummary
     from ulmfit_pipe.text.predict.files import predict_file as predict_file
     from ulmfit_pipe.text.predict.predictor import Predictor as Predictor
+    from ulmfit_pipe.text.predict.predictor import ScoredRows as ScoredRows
     from ulmfit_pipe.tools.fastai.export_fastai import ExportSummary as ExportSummary
     from ulmfit_pipe.tools.fastai.export_fastai import export_fastai as export_fastai
     from ulmfit_pipe.tools.fastai.import_fastai import ImportSummary as ImportSummary
@@ -235,6 +238,7 @@ _HOMES = {
     ],
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
     "ulmfit_pipe.settings.prediction": ["EvaluateSettings", "ExplainSettings", "PredictFileSettings"],
+    "ulmfit_pipe.settings.reports": ["ReportSettings"],
     "ulmfit_pipe.settings.studies": ["AblationSettings", "LowShotSettings", "TransferabilitySettings"],
     "ulmfit_pipe.settings.tables": ["CheckDataSettings", "RowLimits"],
     "ulmfit_pipe.settings.text": ["ClassifierSettings", "LanguageModelSettings"],
@@ -250,6 +254,7 @@ _HOMES = {
     "ulmfit_pipe.stages.finished": ["StageResult"],
     "ulmfit_pipe.stages.model_names": ["ArtifactError", "ResolvedModel"],
     "ulmfit_pipe.stages.presets": ["Dropouts", "Preset", "StageOptimizer"],
+    "ulmfit_pipe.stages.report": ["make_report"],
     "ulmfit_pipe.stages.saved_learner": ["groups_of", "load_learner"],
     "ulmfit_pipe.storage.atomic": ["CheckpointError", "OutputError"],
     "ulmfit_pipe.studies.ablation": ["run_ablation"],
@@ -266,7 +271,7 @@ _HOMES = {
     "ulmfit_pipe.text.predict.explain": ["Explanation", "explain", "explain_texts"],
     "ulmfit_pipe.text.predict.evaluation": ["evaluate_file", "evaluate_table"],
     "ulmfit_pipe.text.predict.files": ["PredictSummary", "predict_file"],
-    "ulmfit_pipe.text.predict.predictor": ["Predictor"],
+    "ulmfit_pipe.text.predict.predictor": ["Predictor", "ScoredRows"],
     "ulmfit_pipe.tools.fastai.export_fastai": ["ExportSummary", "export_fastai"],
     "ulmfit_pipe.tools.fastai.import_fastai": ["ImportSummary", "import_fastai"],
     "ulmfit_pipe.tools.fastai.safe_pickles": ["UnsafePickleError"],

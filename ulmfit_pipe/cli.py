@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Command:
         settings: Public name of the settings class; its fields are the command's options.
         run: Does the work and prints the result.
         help: One line.
-        first: The setting whose name need not be written before its value.
+        first: The setting whose name need not be written before its value, or values.
     """
 
     settings: str
@@ -50,8 +51,8 @@ def main() -> None:
         print(f"ulmfit_pipe {ulmfit_pipe.__version__}")
     elif word in COMMANDS:
         rest, first = sys.argv[2:], COMMANDS[word].first
-        if first is not None and rest and not rest[0].startswith("-"):
-            rest.insert(0, f"--{first}")
+        for place, value in enumerate(takewhile(lambda word: not word.startswith("-"), [*rest]) if first else ()):
+            rest[2 * place : 2 * place + 1] = [f"--{first}", value]
         sys.argv[:] = [f"ulmfit {word}", *rest]  # the name in its messages and in --help
         run_recipe(partial(run_command, word))
     else:
@@ -147,6 +148,10 @@ def _evaluate(settings: Any) -> None:
         print(f"precision   {wish['line']}")
     if settings.output_file is not None:
         print(f"written to {settings.output_file}")
+
+
+def _report(settings: Any) -> None:
+    print(ulmfit_pipe.make_report(settings))
 
 
 def _pretrain_language_model(job: Any) -> None:
@@ -302,6 +307,12 @@ COMMANDS = {
         "CheckDataSettings", _check_data, "Name the rows of a labelled table that may be wrong: repeats, label errors."
     ),
     "evaluate": Command("EvaluateSettings", _evaluate, "Score a classifier on a labelled table, with intervals."),
+    "report": Command(
+        "ReportSettings",
+        _report,
+        "Make a finished run's report.html again, or compare runs: ulmfit report DIR [DIR ...].",
+        first="run_dir",
+    ),
     "demo": Command("DemoSettings", _demo, "Run ULMFiT on docstrings of the installed libraries, beside baselines."),
     "finetune-lm": Command(
         "LanguageModelJob", _finetune_language_model, "Fine-tune a pretrained language model on the text of a task."

@@ -57,7 +57,8 @@ def test_a_run_leaves_classifier_metrics_settings_and_report(whole_run):
     assert metrics["pretraining"] is None
     assert set(metrics["seconds"]) == {"classifier", "scoring"}
     page = (output / "report.html").read_text()
-    assert "learning rate of each layer group" in page
+    assert "of 6 test images are right" in page
+    assert "phase all, steps" in page
     assert load_settings(ImageSettings, output / "settings.yaml").classifier == QUICK
 
 

@@ -5,15 +5,12 @@ import warnings
 
 import pytest
 from matplotlib import image
-from matplotlib.colors import to_hex
 
 from ulmfit_pipe.reports.plots import (
     LABEL_GAP,
     _kept_apart,
-    plot_history,
     plot_label_curves,
     plot_lr_find,
-    plot_schedule,
 )
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -68,69 +65,11 @@ def test_lr_find_pictures_that_cannot_be_drawn_are_refused():
         plot_lr_find([1e-3, 1e-2], [math.nan, math.inf], {})
 
 
-def test_a_schedule_draws_one_line_a_group_and_gaps_where_frozen(tmp_path):
-    rates = {"embeddings": [0, 0, 1e-4], "head": [1e-3, 5e-4, 1e-3]}
-    figure = plot_schedule(rates, phases=[("head only", 0), ("all", 2)], path=tmp_path / "rates.png")
-    axes = figure.axes[0]
-    assert legend_texts(axes) == ["head", "embeddings"]
-    assert [math.isnan(value) for value in axes.get_lines()[0].get_ydata()] == [True, True, False]
-    names = [label.get_text() for child in axes.child_axes for label in child.get_xticklabels()]
-    assert names == ["head only", "all"]
-    assert [list(line.get_xdata()) for line in axes.get_lines()[2:]] == [[2, 2]]
-    assert (tmp_path / "rates.png").stat().st_size > 5000
-
-
-def test_groups_have_different_colours():
-    figure = plot_schedule({f"lstm{i}": [1e-3, 1e-4] for i in range(5)})
-    assert len({to_hex(line.get_color()) for line in figure.axes[0].get_lines()}) == 5
-
-
-def test_schedules_that_cannot_be_drawn_are_refused():
-    with pytest.raises(ValueError, match=r"one rate per step for every group and one above 0, got steps \[1, 2\]"):
-        plot_schedule({"a": [1e-3], "b": [1e-3, 1e-4]})
-    with pytest.raises(ValueError, match=r"one above 0, got steps \[2\]"):
-        plot_schedule({"a": [0.0, 0.0]})
-    with pytest.raises(ValueError, match=r"got steps \[\]"):
-        plot_schedule({})
-
-
-def test_a_history_shows_losses_and_scores_of_all_phases(tmp_path):
-    records = [
-        {"phase": "head", "epoch": 0, "train_loss": 1.2, "metrics": {"loss": 1.0, "accuracy": 0.5, "n": 11}},
-        {"phase": "all", "epoch": 0, "train_loss": 0.8, "metrics": {"loss": 0.9, "accuracy": 0.7, "n": 11}},
-        {"phase": "all", "epoch": 1, "train_loss": 0.6, "metrics": {"loss": 0.7, "accuracy": 0.8, "n": 11}},
-    ]
-    figure = plot_history(records, path=tmp_path / "history.png")
-    losses, scores = figure.axes[:2]
-    assert [axes.get_title() for axes in (losses, scores)] == ["Loss", "Validation scores"]
-    assert legend_texts(losses) == ["training", "validation"]
-    assert legend_texts(scores) == ["accuracy"]
-    assert list(losses.get_lines()[1].get_ydata()) == [1.0, 0.9, 0.7]
-    assert list(losses.get_lines()[2].get_xdata()) == [1.5, 1.5]  # between the phases
-    assert (tmp_path / "history.png").read_bytes().startswith(PNG_SIGNATURE)
-
-
-def test_a_language_models_history_leaves_perplexity_to_the_loss():
-    figure = plot_history([{"train_loss": 5.0, "metrics": {"loss": 4.9, "perplexity": 134.3, "token_accuracy": 0.2}}])
-    assert legend_texts(figure.axes[1]) == ["token accuracy"]
-
-
-def test_a_history_without_validation_has_one_panel():
-    figure = plot_history([{"train_loss": 2.0, "metrics": {}}, {"train_loss": 1.0}])
-    assert len(figure.axes) == 1
-    assert legend_texts(figure.axes[0]) == ["training"]
-
-
-def test_an_empty_history_is_refused():
-    with pytest.raises(ValueError, match=r"needs at least one epoch, got none; was anything trained\?"):
-        plot_history([])
-
-
 def test_pictures_need_no_window_no_pyplot_and_no_torch():
     code = (
         "import sys\n"
-        "from ulmfit_pipe.reports.plots import plot_history\n"
-        "plot_history([{'train_loss': 0.5}]).canvas.draw()\n"
+        "from ulmfit_pipe.reports.plots import plot_lr_find\n"
+        "plot_lr_find([1e-3, 1e-2], [2.0, 1.0], {}).canvas.draw()\n"
         "print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -140,8 +79,6 @@ def test_pictures_need_no_window_no_pyplot_and_no_torch():
 def test_drawing_gives_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_schedule({"all": [1e-3]}, phases=[("all", 0)], path=tmp_path / "one.png")
-        plot_history([{"phase": "all", "train_loss": math.nan}], path=tmp_path / "nan.png")
         plot_lr_find([1e-3], [1.0], {"valley": 1e-3}, path=tmp_path / "point.png")
 
 

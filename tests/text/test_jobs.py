@@ -12,7 +12,7 @@ from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.text import jobs
 from ulmfit_pipe.text.jobs import find_learning_rate, run_classifier, run_language_model
 
-REPORTED = {"test", "validation", "seconds", "versions", "seed", "preset"}
+REPORTED = {"test", "validation", "seconds", "versions", "seed", "preset", "tables", "command"}
 
 
 @pytest.fixture
@@ -56,7 +56,10 @@ def test_a_classifier_job_scores_the_test_file(train_csv, tmp_path, tiny_languag
     assert set(metrics["seconds"]) == {"classifier", "scoring"}
     assert (tmp_path / "c/stage.json").is_file()
     assert load_settings(ClassifierJob, tmp_path / "c/settings.yaml") == job
-    assert "classifier: loss and validation scores" in (tmp_path / "c/report.html").read_text()
+    page = (tmp_path / "c/report.html").read_text()
+    assert "of 6 test texts are right" in page
+    assert "lstm1, phase last 2, steps" in page
+    assert len((tmp_path / "c/predictions.csv").read_text().splitlines()) == 7
     assert run_classifier(job)["test"] == metrics["test"]  # finished: scored again, not trained again
 
 
@@ -90,7 +93,7 @@ def test_a_sweep_of_the_classifier_writes_curve_picture_and_metrics(
     assert len(record["lrs"]) == len(record["losses"]) == len(result.lrs)
     assert (tmp_path / "lr/learning_rate.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((tmp_path / "lr/metrics.json").read_text())
-    assert set(metrics) == REPORTED | {"suggestions"}
+    assert set(metrics) == REPORTED - {"tables", "command"} | {"suggestions"}
     assert (metrics["test"], metrics["validation"]) == (None, None)
 
 

@@ -29,8 +29,8 @@ from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.python_input import check_call, check_files, check_folder, check_names
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
-    REPORT_FILE,
     SETTINGS_FILE,
+    command_line,
     refuse_foreign_output,
     report_line,
     write_report,
@@ -178,12 +178,12 @@ def _finish(
         "versions": library_versions(),
         "seed": settings.seed,
         "classifier": str(folder),
+        "command": command_line(),
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
         write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
-        write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
-        context.tell(report_line(output / REPORT_FILE))
+        context.tell(report_line(write_report(output)))
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""Pictures from plain lists and dictionaries: learning-rate finder, schedule, history, label curves.
+"""Pictures from plain lists and dictionaries: learning-rate finder, label curves.
 
 Every function returns a `Picture`, a matplotlib figure that a notebook shows, and saves a PNG where `path` is given.
 Figures are built by matplotlib's object interface: no window, no global state, safe on servers and in threads.
@@ -8,17 +8,14 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 WIDTH = 8.0  # inches
 DOTS_PER_INCH = 150
 INK, MUTED, GRID = "#222222", "#6b7280", "#e5e7eb"
-BLUE, ORANGE = "#2563eb", "#d97706"  # training, validation
+BLUE, ORANGE = "#2563eb", "#d97706"
 MARKED = ("#d97706", "#059669", "#c026d3", "#dc2626", "#0891b2", "#65a30d")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PRINTED_DOTS_PER_INCH = 200  # of a picture for a page
@@ -33,14 +30,9 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         """Return the figure as PNG."""
-        return png_of(self)
-
-
-def png_of(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
 
 
 def plot_lr_find(
@@ -84,87 +76,6 @@ def plot_lr_find(
     axes.set(xlabel="learning rate", ylabel="loss (smoothed)", title="Learning-rate finder")
     if suggestions:
         axes.legend(loc="best", framealpha=0.9, edgecolor="white")
-    return finish_figure(figure, path)
-
-
-def plot_schedule(
-    rates: Mapping[str, Sequence[float]],
-    *,
-    phases: Sequence[tuple[str, int]] = (),
-    path: str | Path | None = None,
-) -> Picture:
-    """Draw the learning rate of each layer group over the steps (log axis), with the phases' boundaries.
-
-    Args:
-        rates: Group name, input side first, to its learning rate at every step; 0 where it is frozen, which is
-            drawn as a gap.
-        phases: Name and first step of each phase.
-        path: Where to save a PNG, or None.
-
-    Raises:
-        ValueError: No group has a rate at any step, or groups differ in their number of steps.
-    """
-    lengths = {len(values) for values in rates.values()}
-    if len(lengths) != 1 or not any(value > 0 for values in rates.values() for value in values):
-        raise ValueError(
-            f"a schedule's picture needs one rate per step for every group and one above 0, got steps {sorted(lengths)}"
-        )
-    figure, axes = new_figure(height=4.2)
-    for color, (name, values) in zip(_ordered_colors(len(rates)), rates.items(), strict=True):
-        drawn = [value if value > 0 else math.nan for value in values]
-        axes.plot(drawn, color=color, linewidth=1.8, marker="." if len(drawn) < 40 else None, label=name)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="optimizer step", ylabel="learning rate", title="Learning rates")
-    _mark_phases(axes, phases)
-    axes.legend(
-        *_reversed_legend(axes),
-        frameon=False,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        title="head on top" if len(rates) > 1 else None,
-    )
-    return finish_figure(figure, path)
-
-
-def plot_history(records: Sequence[Mapping[str, Any]], *, path: str | Path | None = None) -> Picture:
-    """Draw losses, and the scores beside them, over the epochs of all phases.
-
-    Args:
-        records: One mapping an epoch: `train_loss`, optionally `phase` (a name) and `metrics` (validation: `loss`
-            and scores between 0 and 1; whatever else it holds is left out).
-        path: Where to save a PNG, or None.
-
-    Raises:
-        ValueError: There is no record.
-    """
-    if not records:
-        raise ValueError("a history's picture needs at least one epoch, got none; was anything trained?")
-    names = [
-        name
-        for name in dict.fromkeys(name for record in records for name in _metrics(record))
-        if name not in ("loss", "n") and all(0 <= _metrics(record).get(name, 0) <= 1 for record in records)
-    ]
-    figure = Picture(figsize=(WIDTH, 4.0), dpi=DOTS_PER_INCH, layout="constrained")
-    panels = figure.subplots(1, 2 if names else 1, squeeze=False)[0]
-    epochs = range(1, len(records) + 1)
-    _line(panels[0], epochs, [record.get("train_loss", math.nan) for record in records], "training", BLUE, "o")
-    if any("loss" in _metrics(record) for record in records):
-        values = [_metrics(record).get("loss", math.nan) for record in records]
-        _line(panels[0], epochs, values, "validation", ORANGE, "s")
-    panels[0].set(title="Loss")
-    for index, name in enumerate(names):
-        values = [_metrics(record).get(name, math.nan) for record in records]
-        label, marker = name.replace("_", " "), MARKERS[index % len(MARKERS)]
-        _line(panels[1], epochs, values, label, MARKED[index % len(MARKED)], marker)
-        panels[1].set(title="Validation scores")
-    for axes in panels:
-        style_axes(axes)
-        axes.set_xlabel("epoch")
-        axes.set_xlim(0.5, len(records) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _mark_phases(axes, _phase_starts(records))
-        axes.legend(framealpha=0.9, edgecolor="white")
     return finish_figure(figure, path)
 
 
@@ -261,46 +172,6 @@ def style_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(colors=INK, labelsize=9)
-
-
-def _line(axes: Axes, xs: Sequence[int], ys: Sequence[float], label: str, color: str, marker: str) -> None:
-    shape = marker if len(xs) <= 40 else ""
-    axes.plot(xs, ys, color=color, marker=shape, markersize=5, linewidth=1.8, label=label)
-
-
-def _mark_phases(axes: Axes, phases: Sequence[tuple[str, float]]) -> None:
-    """Draw a line where each phase but the first starts, and each phase's name above it, outside the axes."""
-    if not phases:
-        return
-    for _, start in phases[1:]:
-        axes.axvline(start, color=MUTED, linewidth=0.8, linestyle="--", zorder=1)
-    names = axes.secondary_xaxis("top")
-    names.set_ticks([start for _, start in phases], [name for name, _ in phases])
-    names.tick_params(length=0, pad=1, labelsize=8, labelcolor=MUTED, labelrotation=25)
-    for label in names.get_xticklabels():
-        label.set(ha="left", rotation_mode="anchor")
-    names.spines["top"].set_visible(False)
-
-
-def _phase_starts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    """Return name and left edge (half an epoch before its first point) of each run of epochs of one phase."""
-    names = [record.get("phase") for record in records]
-    starts = [i for i, name in enumerate(names) if name is not None and (i == 0 or name != names[i - 1])]
-    return [(str(names[i]), i + 0.5) for i in starts] if len(starts) > 1 else []
-
-
-def _metrics(record: Mapping[str, Any]) -> Mapping[str, float]:
-    return record.get("metrics") or {}
-
-
-def _reversed_legend(axes: Axes) -> tuple[list[Any], list[str]]:
-    handles, labels = axes.get_legend_handles_labels()
-    return handles[::-1], labels[::-1]
-
-
-def _ordered_colors(count: int) -> list[Any]:
-    """Return colours from dark (input side) to light (head)."""
-    return [colormaps["viridis"](0.85 * index / max(1, count - 1)) for index in range(count)]
 
 
 def _finite_points(xs: Sequence[float], ys: Sequence[float], *, what: str) -> list[tuple[float, float]]:

@@ -1,24 +1,43 @@
-"""What a run leaves beside its stages: the page that shows it, and the check that a folder is free for it."""
+"""What a run leaves beside its stages: the page that shows it, and the check that a folder is free for it.
 
-import dataclasses
-import math
-from collections.abc import Mapping
+The page is made from the run's files alone: ``metrics.json``, ``settings.yaml``, ``predictions.csv`` and the stages'
+``stage.json``.
+"""
+
+import csv
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ulmfit_pipe.console import in_one_line
-from ulmfit_pipe.reports.plots import Picture, plot_history, plot_schedule
+from ulmfit_pipe.data.tables.row_streams import FORMULA_STARTS
+from ulmfit_pipe.reports.comparison import compare_runs, comparison_table
+from ulmfit_pipe.reports.predictions import Prediction
 from ulmfit_pipe.reports.run_report import run_report
+from ulmfit_pipe.settings.images import ImageSettings
+from ulmfit_pipe.settings.parsing import list_settings
+from ulmfit_pipe.settings.reports import ReportSettings
+from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, PipelineSettings
 from ulmfit_pipe.settings.values import to_plain
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
-from ulmfit_pipe.stages.finished import StageResult
-from ulmfit_pipe.storage.atomic import write_atomic
+from ulmfit_pipe.stages.presets import PRESETS
+from ulmfit_pipe.storage.atomic import CheckpointError, write_atomic
+from ulmfit_pipe.storage.json_files import read_json
 
 METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
 SETTINGS_FILE = "settings.yaml"
-RUN_FILES = (METRICS_FILE, REPORT_FILE, SETTINGS_FILE)
+RUN_FILES = (METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, SETTINGS_FILE)
 BACKWARD = "backward"
+STAGES = ("pretraining", "language_model", f"language_model_{BACKWARD}", "classifier", f"classifier_{BACKWARD}")
+UNKNOWN = (None, "auto")
+OPEN = (*UNKNOWN, "preset")  # values of a setting that something else decides
+OF_PRESET = ("bptt", "lr_decay", "alpha", "beta", "train_norm")  # settings that a preset has under the same name
 
 
 def refuse_foreign_output(output: Path, *, ensemble: bool) -> None:
@@ -45,91 +64,175 @@ def refuse_foreign_output(output: Path, *, ensemble: bool) -> None:
         )
 
 
-def write_report(path: Path, *, settings: Any, metrics: Mapping[str, Any], results: Mapping[str, StageResult]) -> Path:
-    """Write the run's page: results, pictures, plans, epochs, layer groups, settings.
-
-    Args:
-        path: The HTML file.
-        settings: Settings of the run, a dataclass.
-        metrics: What ``metrics.json`` holds.
-        results: The stages by name, in their order.
+def write_report(folder: Path | str) -> Path:
+    """Write the page of a finished run, or of a single stage's, into its folder.
 
     Returns:
-        The path.
+        Path of the page.
+
+    Raises:
+        ArtifactError: The folder does not hold the records of a run, or one of them was altered.
     """
-    records = {name: read_stage(result.path) or {} for name, result in results.items()}
-    pictures: dict[str, Picture | str | Path] = {}
-    for name, record in records.items():
-        pictures.update(_pictures(name.replace("_", " "), record))
-    page = run_report(
-        title=f"ULMFiT run {path.parent.name}",
-        metrics=metrics,
-        settings=to_plain(dataclasses.asdict(settings)),
-        plan_table="\n\n".join(f"{name}\n{record['plan']}" for name, record in records.items() if "plan" in record),
-        history=[row for name, record in records.items() for row in _epoch_rows(name, record)],
-        group_table=[
-            {"stage": name, **group} for name, record in records.items() for group in record.get("groups", [])
-        ],
-        pictures=pictures,
-    )
-    write_atomic(path, page)
+    path = Path(folder) / REPORT_FILE
+    write_atomic(path, run_report(run_record(folder)))
     return path
+
+
+def make_report(settings: ReportSettings) -> str:
+    """Make the page of a run again, or compare several runs; return what to print.
+
+    Raises:
+        ArtifactError: A folder does not hold the records of a run.
+    """
+    if len(settings.run_dir) == 1:
+        page = run_report(run_record(settings.run_dir[0]))
+        path = Path(settings.output_file or Path(settings.run_dir[0]) / REPORT_FILE)
+        write_atomic(path, page)
+        return f"report: {in_one_line(path)}"
+    records = [run_record(folder) for folder in settings.run_dir]
+    lines = [comparison_table(records)]
+    if settings.output_file is not None:
+        write_atomic(Path(settings.output_file), compare_runs(records))
+        lines.append(f"page: {in_one_line(settings.output_file)}")
+    else:
+        lines.append("--output_file FILE.html writes it as a page")
+    return "\n".join(lines)
+
+
+def run_record(folder: Path | str) -> dict[str, Any]:
+    """Return all that the files of a run say, as plain values.
+
+    Returns:
+        ``name``, ``folder``, ``metrics``, ``settings``, ``defaults`` and ``effective`` (by dotted names), ``stages``
+        (by name, in their order) and ``predictions``.
+
+    Raises:
+        ArtifactError: There is no ``metrics.json`` that can be read, or a stage's record was altered.
+    """
+    folder = Path(folder)
+    try:
+        metrics = read_json(folder / METRICS_FILE)
+        if not isinstance(metrics, dict):
+            raise CheckpointError(f"{folder / METRICS_FILE} holds no run's metrics")
+    except (CheckpointError, OSError) as error:
+        raise ArtifactError(
+            f"{folder} is not the folder of a finished run: it has no {METRICS_FILE} that can be read; give the "
+            "output_dir of a run"
+        ) from error
+    single = read_stage(folder)
+    if single is not None:
+        stages = {str(single["stage"]).removeprefix("image_"): single}
+    else:
+        found = {name: read_stage(folder / name) for name in STAGES}
+        stages = {name: record for name, record in found.items() if record is not None}
+    settings = _flat(_settings_in(folder / SETTINGS_FILE))
+    return {
+        "name": folder.resolve().name,
+        "folder": str(folder),
+        "metrics": metrics,
+        "settings": settings,
+        "defaults": _defaults(settings, single=None if single is None else str(single["stage"])),
+        "effective": _effective(settings, stages, metrics),
+        "stages": stages,
+        "predictions": list(_read_predictions(folder / PREDICTIONS_FILE)),
+    }
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _defaults(settings: Mapping[str, Any], *, single: str | None) -> dict[str, Any]:
+    """Return the defaults of the settings that have one."""
+    if "train_images" in settings:
+        kind: type = ImageSettings
+    elif single is not None:
+        kind = LanguageModelJob if single == "language_model" else ClassifierJob
+    else:
+        kind = PipelineSettings
+    return {field.name: to_plain(field.default) for field in list_settings(kind) if not field.required}
+
+
+def _effective(
+    settings: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what settings that were left to the preset came to, as far as the records know."""
+    values: dict[str, Any] = {"preset": metrics.get("preset")}
+    for stage, record in stages.items():
+        known = _known_values(record, PRESETS.get(str(metrics.get("preset"))))
+        for name, value in known.items():
+            values[f"{stage}.{name}"] = value
+    return {
+        name: value
+        for name, value in values.items()
+        if name in settings and settings[name] in OPEN and value not in UNKNOWN and value != settings[name]
+    }
+
+
+def _known_values(record: Mapping[str, Any], preset: Any) -> dict[str, Any]:
+    """Return hyperparameters of a stage: the preset's, those in its fingerprint, and what its epochs show."""
+    known = {name: getattr(preset, name) for name in OF_PRESET if getattr(preset, name, None)}
+    known.update(
+        {name: value for name, value in record["identity"].get("settings", {}).items() if value not in UNKNOWN}
+    )
+    epochs: dict[str, int] = {}
+    for epoch in record.get("epochs", []):
+        if epoch["total_steps"]:
+            epochs[epoch["phase"]] = epoch["epoch"] + 1
+    counts = list(epochs.values())
+    if counts:
+        known.update({"epochs": counts[-1], "final_epochs": counts[-1]})
+    if len(counts) > 1:
+        known.update({"frozen_epochs": counts[0], "epochs_per_phase": counts[0]})
+    if record.get("batch_size"):
+        known["batch_size"] = record["batch_size"]
+    rates = [rate for step in record.get("rates", {}).get("values", []) for rate in step[-1:]]
+    if rates and max(rates) > 0:
+        known["lr"] = max(rates)
+    return known
+
+
+def _read_predictions(path: Path) -> Iterator[Prediction]:
+    """Yield the rows of ``predictions.csv``; nothing where there is none, or it is another program's."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                scores = {name: float(value) for name, value in row.items() if name.startswith("score_")}
+                text, truth, given = (_unescaped(row[name]) for name in ("text", "truth", "prediction"))
+                yield Prediction(int(row["row"]), text, truth, given, float(row["score"]), scores)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                return
+
+
+def _unescaped(cell: str) -> str:
+    """Return a cell without the apostrophe that keeps spreadsheets from taking it for a formula."""
+    return cell[1:] if cell.startswith(tuple(f"'{start}" for start in FORMULA_STARTS)) else cell
+
+
+def command_line() -> str | None:
+    """Return the command `ulmfit ...` that runs here, or None where Python or another program does."""
+    name, words = sys.argv[0], sys.argv[1:]
+    return shlex.join([*name.split(), *words]) if name.startswith("ulmfit ") else None
 
 
 def report_line(path: Path) -> str:
     """Return the log line with the page's path, and how to reach it and the paths below the line."""
     seen_from = "" if path.is_absolute() else f" (it and the paths below are seen from {Path.cwd()})"
     return f"report: {in_one_line(path)}{in_one_line(seen_from)}"
-
-
-def _epoch_rows(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for epoch in record.get("epochs", []):
-        best = record.get("best") == {"phase": epoch["phase"], "epoch": epoch["epoch"]}
-        rows.append(
-            {
-                "stage": name,
-                "phase": epoch["phase"],
-                "epoch": epoch["epoch"] + 1,
-                "kept": "best" if best else "",
-                "seconds": epoch["seconds"],
-                "train loss": epoch["train_loss"],
-                **{key: value for key, value in epoch["metrics"].items() if key != "n"},
-            }
-        )
-    return rows
-
-
-def _pictures(name: str, record: Mapping[str, Any]) -> dict[str, Picture]:
-    epochs = [_drawable(epoch) for epoch in record.get("epochs", [])]
-    if not epochs:
-        return {}
-    pictures = {f"{name}: loss and validation scores": plot_history(epochs)}
-    stride, values = record["rates"]["stride"], record["rates"]["values"]
-    if not any(rate for step in values for rate in step):
-        return pictures
-    groups = [group["group"] for group in record["groups"]]
-    rates = {group: [step[index] for step in values] for index, group in enumerate(groups)}
-    figure = plot_schedule(rates, phases=_phase_starts(epochs, stride))
-    if stride > 1:
-        figure.axes[0].set_xlabel(f"optimizer step / {stride}")
-    return {**pictures, f"{name}: learning rate of each layer group": figure}
-
-
-def _drawable(epoch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an epoch with NaN where JSON has null: a loss of no step, a metric of no value."""
-    metrics = {key: math.nan if value is None else value for key, value in epoch["metrics"].items()}
-    loss = math.nan if epoch["train_loss"] is None else epoch["train_loss"]
-    return {**epoch, "train_loss": loss, "metrics": metrics}
-
-
-def _phase_starts(epochs: list[dict[str, Any]], stride: int) -> list[tuple[str, int]]:
-    """Return name and first step of each phase; an epoch's step counts from its phase's start."""
-    steps: dict[str, int] = {}
-    for epoch in epochs:
-        steps[epoch["phase"]] = epoch["step"]
-    starts, first = [], 0
-    for name, count in steps.items():
-        starts.append((name, first // stride))
-        first += count
-    return starts

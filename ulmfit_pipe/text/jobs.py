@@ -19,19 +19,27 @@ from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, ResolvedModel, find_model, model_type_of, read_stage
 from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, exclusive_run
-from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.model_folder import trusting_run
-from ulmfit_pipe.stages.report import METRICS_FILE, REPORT_FILE, SETTINGS_FILE, report_line, write_report
+from ulmfit_pipe.stages.report import (
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    SETTINGS_FILE,
+    command_line,
+    report_line,
+    write_report,
+)
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.text.language_model import build_language_model_learner, train_language_model
 from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.text.scores.predictions import record_of, write_predictions
 from ulmfit_pipe.text.table_account import tell_of_texts
 from ulmfit_pipe.text.tables import (
     TRAIN,
     VALIDATION,
+    RunTables,
     check_tables_alike,
     columns_of,
     load_run_tables,
@@ -104,8 +112,11 @@ def run_language_model(job: LanguageModelJob) -> dict[str, Any]:
         train_files=job.train_file,
     )
     seconds = {"language_model": result.seconds}
-    metrics = _write_metrics(job, context, test=None, validation=result.metrics, seconds=seconds)
-    _write_report(job, context, metrics, {"language_model": result})
+    record = record_of({"training": train, "validation": validation}, names=[])
+    metrics = _write_metrics(
+        job, context, test=None, validation=result.metrics, seconds=seconds, tables=record, command=command_line()
+    )
+    _write_report(job, context)
     return metrics
 
 
@@ -143,14 +154,35 @@ def run_classifier(job: ClassifierJob) -> dict[str, Any]:
     )
     started = time.perf_counter()
     predictor = Predictor.load(job.output_dir, accelerator=context.accelerator)
-    test = None if tables.test is None else predictor.score(tables.test)
+    test = _scored(job, predictor, tables, context)
     if line := predictor.describe_cut():
         context.tell(line)
     seconds = {"classifier": result.seconds, "scoring": time.perf_counter() - started}
-    more = {"calibration": (read_stage(result.path) or {}).get("calibration"), **predictor.named_thresholds()}
+    record = record_of(tables.named(), names=predictor.label_names)
+    more = {
+        "calibration": (read_stage(result.path) or {}).get("calibration"),
+        "tables": record,
+        "command": command_line(),
+        **predictor.named_thresholds(),
+    }
     metrics = _write_metrics(job, context, test=test, validation=result.metrics or None, seconds=seconds, **more)
-    _write_report(job, context, metrics, {"classifier": result})
+    _write_report(job, context)
     return metrics
+
+
+def _scored(
+    job: ClassifierJob, predictor: Predictor, tables: RunTables, context: RunContext
+) -> dict[str, float] | None:
+    """Return the scores of the test table, and write the answers to its rows, or to the validation rows without it."""
+    path = Path(job.output_dir) / PREDICTIONS_FILE
+    table = tables.validation if tables.test is None else tables.test
+    if table is None:
+        path.unlink(missing_ok=True)
+        return None
+    scores, scored = predictor.score_rows(table)
+    if context.accelerator.is_main_process:
+        write_predictions(path, table, scored, names=predictor.label_names)
+    return None if tables.test is None else scores
 
 
 def _write_metrics(
@@ -177,15 +209,9 @@ def _write_metrics(
     return metrics
 
 
-def _write_report(
-    job: LanguageModelJob | ClassifierJob,
-    context: RunContext,
-    metrics: dict[str, Any],
-    results: dict[str, StageResult],
-) -> None:
+def _write_report(job: LanguageModelJob | ClassifierJob, context: RunContext) -> None:
     if context.accelerator.is_main_process:
-        path = write_report(Path(job.output_dir) / REPORT_FILE, settings=job, metrics=metrics, results=results)
-        context.tell(report_line(path))
+        context.tell(report_line(write_report(job.output_dir)))
 
 
 @exclusive_run()

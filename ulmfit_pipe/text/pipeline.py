@@ -43,8 +43,9 @@ from ulmfit_pipe.stages.presets import AWD_LSTM
 from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_folder, check_names, check_tables
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
-    REPORT_FILE,
+    PREDICTIONS_FILE,
     SETTINGS_FILE,
+    command_line,
     refuse_foreign_output,
     report_line,
     write_report,
@@ -59,6 +60,7 @@ from ulmfit_pipe.text.predict.evaluation import evaluate_table
 from ulmfit_pipe.text.predict.explain import Explanation, explain
 from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
+from ulmfit_pipe.text.scores.predictions import record_of
 from ulmfit_pipe.text.scores.repeated_runs import fold_of, is_repeated, run_repeated
 from ulmfit_pipe.text.scores.run_scores import score_tables
 from ulmfit_pipe.text.tables import (
@@ -287,7 +289,7 @@ def _finish(
     context.accelerator.wait_for_everyone()
     predictor = Predictor.load(folder, accelerator=context.accelerator)
     _tell_of_other_types(predictor, tables, context)
-    scores = score_tables(predictor, tables, context, baseline=settings.baseline)
+    scores = score_tables(predictor, tables, context, baseline=settings.baseline, predictions=output / PREDICTIONS_FILE)
     judged = "validation" if scores["test"] is None else "test"
     warnings = [] if scores[judged] is None else warnings_of(scores[judged] or {}, table=judged)
     seconds = {name: round(result.seconds, 2) for name, result in results.items()}
@@ -305,14 +307,15 @@ def _finish(
         "seed": settings.seed,
         "preset": context.preset,
         "classifier": str(folder),
+        "tables": record_of(tables.named(), names=predictor.label_names),
+        "command": command_line(),
         **predictor.named_thresholds(),
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
         write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
         if report:
-            write_report(output / REPORT_FILE, settings=settings, metrics=metrics, results=results)
-            context.tell(report_line(output / REPORT_FILE))
+            context.tell(report_line(write_report(output)))
     return metrics
 
 

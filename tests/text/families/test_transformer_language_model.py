@@ -262,7 +262,7 @@ def test_a_job_fine_tunes_on_files_and_reports(folders, tmp_path):
     metrics = run_language_model(job)
     assert metrics["preset"] == "transformer"
     assert describe_perplexity(metrics["validation"]).startswith("validation pseudo-perplexity ")
-    assert "pseudo_perplexity" in (tmp_path / "lm" / "report.html").read_text()
+    assert "pseudo-perplexity of the language model" in (tmp_path / "lm" / "report.html").read_text()
 
 
 def test_the_learning_rate_is_swept_on_masked_tokens(folders, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.tiny_runs import heard, reviews, table
+from ulmfit_pipe.text.predict.predictor import ScoredRows
 from ulmfit_pipe.text.scores import run_scores
 from ulmfit_pipe.text.scores.run_scores import majority_share, more_scores, per_class, plain_scores
 from ulmfit_pipe.text.scores.tfidf import fit_tfidf
@@ -66,7 +67,7 @@ class Answers:
     label_names = ("bad", "good")
 
     def score_rows(self, rows):
-        return {"accuracy": 0.5, "n": len(rows)}, np.zeros(len(rows), dtype=int)
+        return {"accuracy": 0.5, "n": len(rows)}, ScoredRows(np.zeros(len(rows), dtype=int), np.ones(len(rows)), None)
 
     def describe_cut(self):
         return "3 were cut"

@@ -14,8 +14,8 @@ from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.context import context_of
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.storage.json_files import write_json
-from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
-from ulmfit_pipe.text.scores.calibration import calibration_error, coverage_curve, cut_for_precision
+from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor, ScoredRows
+from ulmfit_pipe.text.scores.calibration import binned_error, coverage_curve, cut_for_precision
 from ulmfit_pipe.text.scores.run_scores import answer_scores
 from ulmfit_pipe.text.scores.tfidf import label_array
 from ulmfit_pipe.text.tables import columns_of, load_labelled_table
@@ -77,19 +77,26 @@ def evaluate_table(
         if predictor.multi_label and isinstance(given.label_column, list) and len(given.label_column) == 1:
             given = dataclasses.replace(given, multi_label=True)
         table = load_labelled_table(str(table), known=predictor.label_names, say=say, **columns_of(given))
-    scores, answers, probabilities = predictor.score_and_probabilities(table)
-    labels = label_array(table)
+    scores, scored = predictor.score_rows(table)
+    labels, answers = label_array(table), scored.answers
     found: dict[str, Any] = {
         **scores,
         **answer_scores(labels, answers, names=predictor.label_names, seed=seed),
-        "calibration_error": calibration_error(probabilities, labels),
+        "calibration_error": _calibration_error(scored, labels),
     }
     if precision is not None:
-        curve = coverage_curve(probabilities.max(1), answers == labels)
+        curve = coverage_curve(scored.scores, answers == labels)
         cut, line = _cut(curve, precision, rows=f"the {len(labels):,} rows")
         names = ("score", "coverage", "precision")
         found["at_precision"] = {**dict(zip(names, cut or (None,) * 3, strict=True)), "line": line}
     return found
+
+
+def _calibration_error(scored: ScoredRows, labels: Any) -> float | None:
+    """Return the expected calibration error; None where a row may have several of more labels than are kept."""
+    if labels.ndim == 1:
+        return binned_error(scored.scores, scored.answers == labels)
+    return None if scored.probabilities is None else binned_error(scored.probabilities.ravel(), labels.ravel())
 
 
 def with_cut(settings: PredictFileSettings, *, say: Callable[[str], None]) -> PredictFileSettings:

@@ -8,6 +8,7 @@ Files are read and written in chunks, so that their size does not matter.
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,24 @@ BATCH_TOKENS = 16_384  # tokens of a batch, padding included: memory, not result
 BATCH_ROWS = 256  # of short texts, more gain nothing
 BACKWARD = "backward"  # folder of the second model of an ensemble
 DEFAULT_THRESHOLD = 0.5
+MOST_SCORED = 20  # labels whose scores are all kept when a table is scored; of more the answer's alone
 LANGUAGE_MODELS = ("CausalLM", "MaskedLM", "LMHead")  # parts of the names that their classes have
 SMALLEST = torch.finfo(torch.float64).tiny  # keeps the logarithm of a probability finite
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """What a classifier answers to the rows of a table, in the table's order.
+
+    Attributes:
+        answers: Class of each row, int64 (rows,), or for multi-label the labels given, bool (rows, num_labels).
+        scores: Probability of the answer, float64 (rows,); for multi-label as in `Predictor.predict`.
+        probabilities: Of every label, float64 (rows, num_labels); None of more than 20 labels.
+    """
+
+    answers: np.ndarray
+    scores: np.ndarray
+    probabilities: np.ndarray | None
 
 
 class Predictor:
@@ -254,20 +271,13 @@ class Predictor:
         """
         return self.score_rows(table)[0]
 
-    def score_rows(self, table: Dataset) -> tuple[dict[str, float], np.ndarray]:
+    def score_rows(self, table: Dataset) -> tuple[dict[str, float], ScoredRows]:
         """Return what `score` returns, and the answer to each row, in the table's order, on every process.
-
-        Returns:
-            The scores, and int64 (rows,), or for multi-label bool (rows, num_labels).
 
         Raises:
             TypeError: It is not a table of `load_table`.
             ValueError: The table's label names are not the classifier's, in its order.
         """
-        return self.score_and_probabilities(table)[:2]
-
-    def score_and_probabilities(self, table: Dataset) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-        """Return what `score_rows` returns, and the probabilities of each row, float64 (rows, num_labels)."""
         check_table(table, what="the table to score")
         _check_label_names(table, self.label_names)
         accelerator = self.accelerator
@@ -281,26 +291,34 @@ class Predictor:
             self.tokenize(table), rank=accelerator.process_index, world_size=accelerator.num_processes
         )
         thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
-        answers: list[torch.Tensor] = []
-        kept: list[torch.Tensor] = []
+        found: list[torch.Tensor] = []
         for batch in batches:
             probabilities, labels = self._batch_probabilities(batch), batch["labels"]
             if self.multi_label:
                 given = (probabilities >= thresholds).long()  # (batch, num_labels)
+                lowest = probabilities.where(given > 0, torch.inf).amin(dim=1)
+                score = lowest.where(given.any(dim=1), probabilities.amax(dim=1))
                 logits = probabilities.logit(eps=torch.finfo(torch.float64).eps)
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
                 loss_sum = loss.mean(dim=1).sum()
             else:
                 given = probabilities.argmax(dim=1, keepdim=True)  # (batch, 1)
+                score = probabilities.amax(dim=1)
                 logits = probabilities.clamp(min=SMALLEST).log()
                 loss_sum = torch.nn.functional.nll_loss(logits, labels, reduction="sum")
             metric.update(logits, labels, loss_sum, float(len(labels)))
-            answers.append(torch.cat([batch["row"][:, None], given], dim=1))
-            kept.append(probabilities)
-        rows = gather_rows(torch.cat(answers)).cpu().numpy()
-        order = rows[:, 0].argsort()
-        ordered, scores = rows[order, 1:], gather_rows(torch.cat(kept)).cpu().numpy()[order]
-        return metric.compute(reduce_sum(accelerator)), ordered > 0 if self.multi_label else ordered[:, 0], scores
+            kept = probabilities[:, : num_labels if num_labels <= MOST_SCORED else 0]
+            found.append(torch.cat([batch["row"][:, None], score[:, None], kept, given], dim=1))
+        rows = gather_rows(torch.cat(found)).cpu().numpy()  # float64 holds row numbers and classes exactly
+        ordered = rows[rows[:, 0].argsort()]
+        width = kept.shape[1]
+        answers = ordered[:, 2 + width :].astype(np.int64)
+        scored = ScoredRows(
+            answers=answers > 0 if self.multi_label else answers[:, 0],
+            scores=ordered[:, 1],
+            probabilities=ordered[:, 2 : 2 + width] if width else None,
+        )
+        return metric.compute(reduce_sum(accelerator)), scored
 
 
 def without_unsure(rows: list[dict[str, Any]], abstain_below: float | None) -> list[dict[str, Any]]:

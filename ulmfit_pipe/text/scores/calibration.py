@@ -167,6 +167,11 @@ def calibration_error(probabilities: Floats, labels: NDArray[Any]) -> float:
         scores, right = probabilities.max(1), probabilities.argmax(1) == labels
     else:
         scores, right = probabilities.ravel(), labels.ravel()
+    return binned_error(scores, right)
+
+
+def binned_error(scores: Floats, right: NDArray[Any]) -> float:
+    """Return how far scores (rows,) are from how often they are right (rows,), on average over 15 bins of scores."""
     bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
     off = np.bincount(bins, weights=scores - right, minlength=BINS)
     return float(np.abs(off).sum() / len(scores))

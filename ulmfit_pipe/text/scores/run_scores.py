@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from ulmfit_pipe.settings.choices import BaselineName
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.text.predict.predictor import Predictor
+from ulmfit_pipe.text.predict.predictor import Predictor, ScoredRows
 from ulmfit_pipe.text.scores.bootstrap import paired_difference, score_intervals
+from ulmfit_pipe.text.scores.predictions import write_predictions
 from ulmfit_pipe.text.scores.tfidf import TITLE, Tfidf, fit_tfidf, label_array
 from ulmfit_pipe.text.tables import RunTables, label_names_of
 from ulmfit_pipe.training.distributed.processes import gather_bytes
@@ -23,11 +25,24 @@ MOST_BASELINE_CLASSES = 1_000  # more would take minutes
 
 
 def score_tables(
-    predictor: Predictor, tables: RunTables, context: RunContext, *, baseline: BaselineName
+    predictor: Predictor,
+    tables: RunTables,
+    context: RunContext,
+    *,
+    baseline: BaselineName,
+    predictions: Path | None = None,
 ) -> dict[str, dict[str, Any] | None]:
     """Return the scores of a run's test and validation table; None for a table that there is not.
 
     Every process predicts its share; the first one does the rest and hands it to the others.
+
+    Args:
+        predictor: The classifier.
+        tables: Tables of the run.
+        context: Seed, and where lines go.
+        baseline: What the scores are compared with.
+        predictions: CSV file for the answers to the test rows, or to the validation rows where there are none; one
+            that is there goes where there are neither.
 
     Returns:
         What `Predictor.score` gives, with ``interval`` (95 %), ``majority`` (the share of the class that is the most
@@ -35,7 +50,7 @@ def score_tables(
         its ``C``, and ``ahead``, ``ahead_interval``: how far the classifier is ahead by accuracy (micro F1).
     """
     found: dict[str, dict[str, Any] | None] = {"test": None, "validation": None}
-    answers: dict[str, np.ndarray] = {}
+    answers: dict[str, ScoredRows] = {}
     for name in found:
         table = getattr(tables, name)
         if table is not None:
@@ -43,11 +58,17 @@ def score_tables(
             if name == "test" and (line := predictor.describe_cut()):
                 context.tell(line)
     main = context.accelerator.is_main_process
+    if main and predictions is not None:
+        predictions.unlink(missing_ok=True)
+        for name in list(answers)[:1]:
+            write_predictions(predictions, getattr(tables, name), answers[name], names=predictor.label_names)
     if main and answers:
         tfidf = None if baseline == "none" else _baseline(tables.train, context)
         for name, own in answers.items():
             table = getattr(tables, name)
-            extra = more_scores(own, table, tables.train, names=predictor.label_names, tfidf=tfidf, seed=context.seed)
+            extra = more_scores(
+                own.answers, table, tables.train, names=predictor.label_names, tfidf=tfidf, seed=context.seed
+            )
             found[name] = {**(found[name] or {}), **extra}
     content = gather_bytes(json.dumps(found).encode() if main else b"", context.accelerator)[0]
     shared: dict[str, dict[str, Any] | None] = json.loads(content)

@@ -1,0 +1,57 @@
+"""Numbers as a person reads them: shares in percent, durations in words, none of a hundred digits."""
+
+import math
+from typing import Any
+
+BEYOND = 1e6  # a number that is not a count means no more above it
+
+
+def number(value: Any) -> str:
+    """Return a value of a record: counts with separators, others with four significant digits, a dash for none."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return _decimal(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(number, value)) or "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number(each)}" for name, each in value.items()) or "–"
+    return str(value)
+
+
+def _decimal(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    if abs(value) > BEYOND:
+        return f"{'below −' if value < 0 else 'over '}{BEYOND:,.0f}"
+    if value and abs(value) < 1e-3:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:,.0f}" if value.is_integer() or abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share as percent without its sign: whole, or with a digit where it is close to 0 or 100."""
+    if share is None or math.isnan(share):
+        return "–"
+    value = 100 * share
+    if value in (0, 100) or 1 <= value < 99:
+        return f"{value:.0f}"
+    return f"{min(max(value, 0.1), 99.9):.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in words of at most two units."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

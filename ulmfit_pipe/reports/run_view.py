@@ -1,0 +1,460 @@
+"""What a run's page shows, as plain values in the order of the page; the template only lays it out."""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from ulmfit_pipe.console import in_one_line, visible
+from ulmfit_pipe.reports.charts import coverage_picture, curves, freeze_map, phases_of, reliability_picture
+from ulmfit_pipe.reports.number_words import duration, number, percent
+from ulmfit_pipe.reports.predictions import (
+    Prediction,
+    calibration_error,
+    class_scores,
+    confusion,
+    coverage_curve,
+    decisions_of,
+    examples_of_confusions,
+    least_certain,
+    levels_of,
+    most_confident_mistakes,
+    most_confused,
+    reliability,
+)
+
+MOST_NAMED = 12  # classes listed in a line
+MOST_SQUARED = 20  # classes of a confusion matrix; of more there is the list of the most confused pairs
+MOST_PAIRS = 20
+LONGEST_TEXT = 400  # characters of a text
+LONGEST_NAME = 60  # characters of a class's name
+ASKED_SCORE = 0.8  # of the sentence on coverage
+LEAST_COVERAGE = 0.05  # of the same: a lower score is taken where fewer rows reach it
+WORDS = {"micro_f1": "micro F1", "macro_f1": "macro F1", "mean_average_precision": "mean average precision"}
+
+
+def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page of a run shows.
+
+    Args:
+        record: What the run's files say: ``name``, ``folder``, ``metrics``, ``settings``, ``defaults``, ``effective``,
+            ``stages`` and ``predictions``.
+    """
+    metrics, rows = record["metrics"], record["predictions"]
+    judged = judged_table(metrics)
+    scores = metrics.get(judged) or {}
+    several = "micro_f1" in scores or "thresholds" in metrics
+    names = class_names(record)
+    stages = sorted(record["stages"].items(), key=lambda item: not item[0].startswith("classifier"))
+    return {
+        "title": f"ULMFiT run {in_one_line(record['name'])}",
+        "judged": judged,
+        "things": things(record),
+        "lead": _lead(record),
+        "verdict": verdict(record),
+        "facts": list(_facts(record, names)),
+        "warnings": metrics.get("warnings") or [],
+        "try_next": metrics.get("try_next") or [],
+        "cut_short": metrics.get("cut_short") or [],
+        "scores": list(_score_rows(metrics)),
+        "classes": _class_rows(scores, rows, names, several=several, thresholds=metrics.get("thresholds") or {}),
+        **_confusions(rows, names, several=several),
+        "mistakes": None if not rows else _mistakes(rows, names),
+        "trust": None if not rows else _trust(rows, several=several, calibration=metrics.get("calibration")),
+        "stages": [_stage(name, stage) for name, stage in stages],
+        "tables": metrics.get("tables") or {},
+        "labels": _label_counts(metrics.get("tables") or {}),
+        **_run(record),
+    }
+
+
+def judged_table(metrics: Mapping[str, Any]) -> str:
+    """Return the table whose scores count: test, or where there is none validation, or nothing."""
+    return next((name for name in ("test", "validation") if metrics.get(name)), "")
+
+
+def class_names(record: Mapping[str, Any]) -> list[str]:
+    """Return the classes in the classifier's order, else those of the predictions."""
+    stages = record["stages"]
+    known = next((stages[name]["labels"] for name in ("classifier", *stages) if "labels" in stages.get(name, {})), None)
+    rows = record["predictions"]
+    return list(known or sorted({row.truth for row in rows} | {row.prediction for row in rows}))
+
+
+def things(record: Mapping[str, Any]) -> str:
+    """Return what is classified, in the plural."""
+    return "images" if "train_images" in record["settings"] else "texts"
+
+
+# The first screen
+
+
+def verdict(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return one sentence on the result in parts: what is emphasized, what it says, and what it is compared with."""
+    metrics = record["metrics"]
+    table = judged_table(metrics)
+    scores = metrics.get(table) or {}
+    if "accuracy" in scores:
+        return _classifier_verdict(record, table, scores)
+    for name in ("perplexity", "pseudo_perplexity"):
+        if name in scores:
+            words = f"is the {name.replace('_', '-')} of the language model on {table} text; lower is better."
+            return {"figure": number(scores[name]), "words": words, "beside": ""}
+    if pooled := metrics.get("cross_validation"):
+        low, high = pooled["interval"]
+        return {
+            "figure": f"{percent(pooled['accuracy'])} %",
+            "words": f"of {number(pooled['rows'])} training texts are right in cross-validation (95 % interval "
+            f"{percent(low)} to {percent(high)}); no table was held out.",
+            "beside": "",
+        }
+    return {"figure": "–", "words": "No rows were held out, so there is no score.", "beside": ""}
+
+
+def _classifier_verdict(record: Mapping[str, Any], table: str, scores: Mapping[str, Any]) -> dict[str, str]:
+    several = "micro_f1" in scores
+    subject = f"of {number(scores['n'])} {table} {things(record)}"
+    words = f"{subject} have all their labels right" if several else f"{subject} are right"
+    if interval := (scores.get("interval") or {}).get("accuracy"):
+        words += f" (95 % interval {percent(interval[0])} to {percent(interval[1])})"
+    beside = []
+    if baseline := scores.get("baseline"):
+        low, high = baseline["ahead_interval"]
+        how = "clearly more than" if low > 0 else "clearly less than" if high < 0 else "not clearly different from"
+        if several:
+            how, share = "its", f"micro F1 is {number(baseline.get('micro_f1'))}"
+            beside.append(f"Micro F1 is {number(scores['micro_f1'])}; {baseline['name']}: {share}")
+        else:
+            beside.append(f"That is {how} {baseline['name']} on the same rows: {percent(baseline['accuracy'])} %")
+    if "majority" in scores and not several:
+        beside.append(f"always the most frequent class: {percent(scores['majority'])} %")
+    if table == "validation":
+        words += "; they also chose the best epoch, so expect a little less on new ones"
+    return {
+        "figure": f"{percent(scores['accuracy'])} %",
+        "words": f"{words}.",
+        "beside": f"{'; '.join(beside)}." if beside else "",
+    }
+
+
+def _lead(record: Mapping[str, Any]) -> str:
+    rows = ((record["metrics"].get("tables") or {}).get("training") or {}).get("rows")
+    count = "" if rows is None else f"{number(rows)} {things(record)} of "
+    return f"{model_name(record)}, trained on {count}{_sources(record)}; {date_of(record)}"
+
+
+def model_name(record: Mapping[str, Any]) -> str:
+    """Return what the run started from, in short."""
+    model = record["settings"].get("model")
+    if model is None:
+        kind = "image model" if things(record) == "images" else "AWD-LSTM"
+        return f"{kind} from scratch"
+    parts = PurePath(str(model)).parts
+    return in_one_line(model if len(parts) < 3 else PurePath(*parts[-2:]))
+
+
+def _sources(record: Mapping[str, Any]) -> str:
+    settings = record["settings"]
+    files = settings.get("train_file") or settings.get("train_images") or settings.get("dataset") or "a table in memory"
+    listed = files if isinstance(files, list) else [files]
+    return in_one_line(", ".join(PurePath(str(name)).name or str(name) for name in listed[:3])) + (
+        f" and {len(listed) - 3} more files" if len(listed) > 3 else ""
+    )
+
+
+def date_of(record: Mapping[str, Any]) -> str:
+    """Return the day on which the last stage was finished."""
+    days = [str(stage.get("finished_at", ""))[:10] for stage in record["stages"].values()]
+    try:
+        day = datetime.date.fromisoformat(max(days, default=""))
+    except ValueError:
+        return "date unknown"
+    return f"{day.day} {day:%B %Y}"
+
+
+def _facts(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    metrics = record["metrics"]
+    for name, table in (metrics.get("tables") or {}).items():
+        lengths = table["characters"]
+        yield (
+            f"{name.capitalize()} rows",
+            f"{number(table['rows'])}; characters of a text: median {number(round(lengths['median']))}, longest "
+            f"{number(lengths['longest'])}",
+        )
+    if names:
+        more = f", and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        shown = ", ".join(short_name(name) for name in names[:MOST_NAMED])
+        yield f"{len(names):,} classes", f"{shown}{more}"
+    seconds = metrics.get("seconds") or {}
+    if seconds:
+        parts = ", ".join(f"{name.replace('_', ' ')} {duration(value)}" for name, value in seconds.items())
+        yield "Time", f"{duration(sum(seconds.values()))} ({parts})"
+
+
+def short_name(name: str) -> str:
+    """Return a class's name in one line of bounded length."""
+    shown = in_one_line(name)
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
+
+
+def _score_rows(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the scores of each table, and below each those of the baseline on the same rows."""
+    for table in ("test", "validation"):
+        scores = metrics.get(table) or {}
+        if not scores:
+            continue
+        measures = [
+            name for name, value in scores.items() if isinstance(value, int | float) and name not in ("majority", "n")
+        ]
+        cells = []
+        for name in measures:
+            low_high = (scores.get("interval") or {}).get(name)
+            interval = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
+            words = WORDS.get(name, name.replace("_", " "))
+            cells.append({"name": words, "value": _score(scores[name]), "interval": interval})
+        baseline = scores.get("baseline")
+        others = None if not baseline else [_score(baseline.get(name)) for name in measures]
+        yield {"table": table, "cells": cells, "baseline": baseline and baseline["name"], "others": others}
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if 0 <= value <= 1 else number(value)
+
+
+def _class_rows(
+    scores: Mapping[str, Any],
+    rows: Sequence[Prediction],
+    names: Sequence[str],
+    *,
+    several: bool,
+    thresholds: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    known = scores.get("per_class")
+    if not known and rows and not several:
+        known = class_scores(rows, names)
+    return [
+        {"class": short_name(name), "threshold": thresholds.get(name), **values}
+        for name, values in (known or {}).items()
+    ]
+
+
+def _confusions(rows: Sequence[Prediction], names: Sequence[str], *, several: bool) -> dict[str, Any]:
+    """Return the confusion matrix and the most confused pairs; none where a row may have several labels."""
+    if not rows or several:
+        return {"matrix": None, "pairs": []}
+    counts, places = confusion(rows), {name: place for place, name in enumerate(names)}
+    embedded = {(row.truth, row.prediction) for row in _embedded(rows)}
+    pairs = [
+        {
+            "truth": places.get(true),
+            "prediction": places.get(given),
+            "count": count,
+            "names": (short_name(true), short_name(given)),
+        }
+        for true, given, count in most_confused(rows)[:MOST_PAIRS]
+    ]
+    if len(names) > MOST_SQUARED:
+        return {"matrix": None, "pairs": pairs}
+    lines = []
+    for true in names:
+        total = sum(counts[true, given] for given in names)
+        cells = [
+            {
+                "truth": places[true],
+                "prediction": places[given],
+                "count": counts[true, given],
+                "share": counts[true, given] / total if total else 0.0,
+                "right": true == given,
+                "embedded": (true, given) in embedded,
+                "title": f"truth {short_name(true)}, predicted {short_name(given)}: {counts[true, given]:,} of "
+                f"{total:,}",
+            }
+            for given in names
+        ]
+        lines.append({"name": short_name(true), "cells": cells, "total": total})
+    return {"matrix": {"names": [short_name(name) for name in names], "lines": lines}, "pairs": pairs}
+
+
+# Mistakes and trust
+
+
+def _embedded(rows: Sequence[Prediction]) -> list[Prediction]:
+    """Return the rows whose text is in the page, each once."""
+    chosen = [*most_confident_mistakes(rows), *least_certain(rows), *examples_of_confusions(rows)]
+    return list({row.row: row for row in chosen}.values())
+
+
+def _mistakes(rows: Sequence[Prediction], names: Sequence[str]) -> dict[str, Any]:
+    wrong = {row.row: place for place, row in enumerate(most_confident_mistakes(rows))}
+    unsure = {row.row: place for place, row in enumerate(least_certain(rows))}
+    places = {name: place for place, name in enumerate(names)}
+    texts = []
+    for row in _embedded(rows):
+        shown = visible(row.text[:LONGEST_TEXT])
+        texts.append(
+            {
+                "row": row.row,
+                "text": shown,
+                "more": len(row.text) - LONGEST_TEXT,
+                "truth": in_one_line(row.truth) or "no label",
+                "prediction": in_one_line(row.prediction) or "no label",
+                "score": row.score,
+                "right": row.right,
+                "cell": f"{places.get(row.truth, '')},{places.get(row.prediction, '')}",
+                "wrong": wrong.get(row.row),
+                "unsure": unsure.get(row.row),
+            }
+        )
+    texts.sort(key=lambda text: (text["wrong"] is None, text["wrong"] or 0, text["row"]))
+    count = sum(not row.right for row in rows)
+    return {"texts": texts, "wrong": len(wrong), "unsure": len(unsure), "all_wrong": count, "rows": len(rows)}
+
+
+def _trust(rows: Sequence[Prediction], *, several: bool, calibration: Any) -> dict[str, Any] | None:
+    decisions = decisions_of(rows, several=several)
+    if not decisions:
+        return None
+    bins = reliability(decisions)
+    levels = [] if several else levels_of(rows)
+    known = calibration if isinstance(calibration, Mapping) else {}
+    return {
+        "error": calibration_error(bins),
+        "before": known.get("ece_before"),
+        "after": known.get("ece_after"),
+        "confidence": sum(score for score, _ in decisions) / len(decisions),
+        "accuracy": sum(right for _, right in decisions) / len(decisions),
+        "several": several,
+        "picture": reliability_picture(bins),
+        "coverage": None if several else coverage_picture(coverage_curve(rows), levels),
+        "levels": levels,
+        "chosen": next(
+            (level for level in reversed(levels) if level.score <= ASKED_SCORE and level.coverage >= LEAST_COVERAGE),
+            None,
+        ),
+    }
+
+
+# Training
+
+
+def _stage(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    epochs = record.get("epochs") or []
+    best = record.get("best")
+    kept = next(
+        (place for place, epoch in enumerate(epochs) if best == {"phase": epoch["phase"], "epoch": epoch["epoch"]}),
+        None,
+    )
+    losses = {
+        "training loss": [epoch["train_loss"] for epoch in epochs],
+        "validation loss": [epoch["metrics"].get("loss") for epoch in epochs],
+    }
+    measured = dict.fromkeys(key for epoch in epochs for key in epoch["metrics"] if key not in ("loss", "n"))
+    columns = {key: [epoch["metrics"].get(key) for epoch in epochs] for key in measured}
+    scores = {
+        WORDS.get(key, key.replace("_", " ")): values
+        for key, values in columns.items()
+        if all(value is None or 0 <= value <= 1 for value in values)
+    }
+    moved = len(epochs) > 1
+    return {
+        "title": name.replace("_", " ").capitalize(),
+        "map": freeze_map(record) if "rates" in record else None,
+        "losses": curves(epochs, losses, best=kept, title="Loss") if moved else None,
+        "scores": curves(epochs, scores, best=kept, title="Validation scores") if moved else None,
+        "phases": list(_phase_rows(record)),
+        "measured": list(measured),
+        "epochs": [{**epoch, "kept": place == kept} for place, epoch in enumerate(epochs)],
+        "groups": record.get("groups") or [],
+        "plan": record.get("plan", ""),
+        "probe": record.get("probe"),
+        "seconds": record.get("seconds"),
+        "cut_short": record.get("cut_short"),
+    }
+
+
+def _phase_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what each phase trained, how fast, how long, and the best it reached."""
+    epochs, groups = record.get("epochs") or [], [group["group"] for group in record.get("groups") or []]
+    rates = record.get("rates") or {"stride": 1, "values": []}
+    steps = {name: (start, end) for name, start, end in phases_of(epochs)}
+    for name in dict.fromkeys(epoch["phase"] for epoch in epochs):
+        own = [epoch for epoch in epochs if epoch["phase"] == name]
+        start, end = (place // rates["stride"] for place in steps.get(name, (0, 0)))
+        columns = list(zip(*rates["values"][start : max(end, start + 1)], strict=True)) if name in steps else []
+        highest = [max(column) for column in columns]
+        trained = [group for group, rate in zip(groups, highest, strict=False) if rate > 0]
+        key = next(
+            (
+                key
+                for key in ("micro_f1", "accuracy", "perplexity", "pseudo_perplexity", "loss")
+                if any(epoch["metrics"].get(key) is not None for epoch in own)
+            ),
+            None,
+        )
+        values = [epoch["metrics"][key] for epoch in own if key and epoch["metrics"].get(key) is not None]
+        yield {
+            "name": name,
+            "trained": "all groups" if len(trained) == len(groups) else ", ".join(trained) or "nothing unfrozen",
+            "epochs": len(own),
+            "rate": max(highest, default=None),
+            "measure": "" if key is None else WORDS.get(key, key.replace("_", " ")),
+            "best": None if not values else (max if key in ("micro_f1", "accuracy") else min)(values),
+            "seconds": sum(epoch["seconds"] for epoch in own),
+        }
+
+
+def _label_counts(tables: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the rows of each class in each table, the most frequent class first."""
+    labelled = {name: table["labels"] for name, table in tables.items() if "labels" in table}
+    if not labelled:
+        return None
+    first = next(iter(labelled.values()))
+    ranked = sorted(first, key=lambda name: -first[name])
+    most = max(first.values(), default=1) or 1
+    return {
+        "tables": list(labelled),
+        "rows": [
+            {
+                "name": short_name(name),
+                "counts": [counts.get(name, 0) for counts in labelled.values()],
+                "share": first[name] / most,
+            }
+            for name in ranked
+        ],
+    }
+
+
+# The run
+
+
+def _run(record: Mapping[str, Any]) -> dict[str, Any]:
+    settings, defaults, metrics = record["settings"], record["defaults"], record["metrics"]
+    changed: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for name, value in settings.items():
+        row = {"name": name, "value": value, "default": defaults.get(name), "came_to": record["effective"].get(name)}
+        (changed if name not in defaults or defaults[name] != value else others).append(row)
+    prints = []
+    for name, stage in record["stages"].items():
+        identity = stage.get("identity") or {}
+        weights = (stage.get("files") or {}).get("model.safetensors") or {}
+        prints += [
+            {"name": f"{name}: {what}", "value": value}
+            for what, value in (
+                ("data", identity.get("data")),
+                ("starts from", identity.get("model")),
+                ("weights (SHA-256)", weights.get("sha256")),
+            )
+            if value
+        ]
+    return {
+        "folder": record["folder"],
+        "command": metrics.get("command"),
+        "classifier": metrics.get("classifier"),
+        "changed": changed,
+        "others": others,
+        "versions": metrics.get("versions") or {},
+        "seed": metrics.get("seed"),
+        "preset": metrics.get("preset"),
+        "fingerprints": prints,
+    }
