@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 
 from ulmfit_pipe.training.linear_probe import (
     NO_ROW,
@@ -60,6 +61,21 @@ def test_no_row_takes_part_in_the_probe_that_scores_it():
     found = held_out_score(probe, flipped)
     assert (found.rows, found.accuracy) == (20, 0.95)
     assert found.describe() == "0.950 (95 % 0.764 to 0.991, 20 rows)"
+
+
+def test_its_growth_is_how_much_longer_its_weights_are_than_those_of_the_folds():
+    features = clouds(20, 2)
+    probe = fit_probe(features, num_labels=2, each_alone=False, bias=True, seed=0)
+    x = features.values.astype(float) - features.values.astype(float).mean(0)
+    x = x / np.sqrt((x**2).sum(1).mean())
+    folds = StratifiedKFold(5, shuffle=True, random_state=0).split(x, features.labels)
+    rows = [np.arange(20), *(fitted for fitted, _ in folds)]
+    whole, *parts = [
+        np.linalg.norm(LogisticRegression(C=probe.strength, max_iter=1000).fit(x[row], features.labels[row]).coef_)
+        for row in rows
+    ]
+    assert probe.growth == pytest.approx(whole / np.mean(parts), rel=1e-6)
+    assert probe.growth > 1
 
 
 def test_classes_of_one_row_each_leave_nothing_to_hold_out():

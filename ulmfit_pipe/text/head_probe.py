@@ -264,13 +264,15 @@ class HeadStart:
         set_scale: Sets the head to the probe's weights times a factor.
         out_of_fold: Probabilities, float64 (rows, num_labels), of rows that folds held out, with their labels, int64
             (rows,) or bool (rows, num_labels); None where nothing was held out.
+        growth: What their logits are to be multiplied by to be as large as the saved probe's.
     """
 
     start: EpochRecord
     seconds: float
     record: dict[str, Any]
     set_scale: Callable[[float], None]
-    out_of_fold: tuple[NDArray[Any], NDArray[Any]] | None = None
+    out_of_fold: tuple[NDArray[Any], NDArray[Any]] | None
+    growth: float
 
 
 def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num_labels: int, rows: int) -> HeadStart:
@@ -318,4 +320,8 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
     whole = features.seconds * (rows - features.skipped) / read + features.skipped_seconds
     labels = features.labels > 0.5 if features.labels.ndim == 2 else features.labels
     out_of_fold = None if probe.held_out is None else (probe.held_out, labels)
-    return HeadStart(start, whole, record, lambda scale: set_head(head, probe, features, scale=scale), out_of_fold)
+
+    def set_scale(scale: float) -> None:
+        set_head(head, probe, features, scale=scale)
+
+    return HeadStart(start, whole, record, set_scale, out_of_fold, probe.growth)

@@ -56,12 +56,15 @@ class LinearProbe:
         strength: Inverse of the regularization, C.
         held_out: float64 (rows, num_labels), probabilities of each row by a classifier made without it; None where
             nothing was held out.
+        growth: How many times as long its weights are as those of the classifiers that gave `held_out`, which were
+            made from fewer rows and are less certain.
     """
 
     weight: Floats
     bias: Floats
     strength: float
     held_out: Floats | None
+    growth: float = 1.0
 
     def loss(self, features: Features) -> float:
         """Return the mean log loss on features, in multi-label summed over the labels."""
@@ -88,10 +91,11 @@ def fit_probe(features: Features, *, num_labels: int, each_alone: bool, bias: bo
     length = math.sqrt(float((scaled**2).sum(1).mean())) or 1.0
     scaled, spread = scaled / length, spread * length
     targets = _targets(features.labels, num_labels)
-    strength, held_out = _choose_strength(scaled, targets, features.labels, bias=bias, seed=seed)
+    strength, held_out, length_of_others = _choose_strength(scaled, targets, features.labels, bias=bias, seed=seed)
     weight, intercept = _regress(scaled, targets, features.labels, strength=strength, bias=bias)
+    growth = float(np.linalg.norm(weight)) / length_of_others if length_of_others else 1.0
     weight = weight / spread
-    return LinearProbe(weight, intercept - weight @ centre, strength, held_out)
+    return LinearProbe(weight, intercept - weight @ centre, strength, held_out, growth)
 
 
 def _targets(labels: NDArray[Any], num_labels: int) -> NDArray[Any]:
@@ -101,27 +105,32 @@ def _targets(labels: NDArray[Any], num_labels: int) -> NDArray[Any]:
 
 def _choose_strength(
     x: Floats, targets: NDArray[Any], labels: NDArray[Any], *, bias: bool, seed: int
-) -> tuple[float, Floats | None]:
-    """Return the strength with the lowest log loss on held-out folds, and the probabilities there."""
+) -> tuple[float, Floats | None, float]:
+    """Return the strength with the lowest log loss on held-out folds, the probabilities there, and the weights' length.
+
+    The length is the mean over the folds, 0 where nothing was held out.
+    """
     counts = targets.sum(0)
     often = counts[counts >= 2]
     if len(often) < (1 if labels.ndim == 2 else 2):
-        return USUAL_STRENGTH, None
+        return USUAL_STRENGTH, None, 0.0
     folds = int(min(FOLDS, max(2, often.min())))
     strengths = STRENGTHS if x.size * targets.shape[1] * folds * len(STRENGTHS) <= MOST_WORK else (USUAL_STRENGTH,)
     groups = labels if labels.ndim == 1 else targets.argmax(1) * (targets.sum(1) > 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
         parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, groups))
-    several, found = labels.ndim == 2, {}
+    several, found, lengths = labels.ndim == 2, {}, {}
     for strength in strengths:
         held_out = np.empty(targets.shape)  # every row is in one of the folds
+        lengths[strength] = 0.0
         for train, test in parts:
             weight, intercept = _regress(x[train], targets[train], labels[train], strength=strength, bias=bias)
             held_out[test] = _probabilities(x[test] @ weight.T + intercept, several=several)
+            lengths[strength] += float(np.linalg.norm(weight)) / folds
         found[strength] = held_out
     best = min(found, key=lambda strength: _log_loss(found[strength], targets, several=several))
-    return best, found[best]
+    return best, found[best], lengths[best]
 
 
 def _regress(

@@ -94,6 +94,13 @@ def test_what_it_is_worth_is_measured_on_rows_that_it_was_not_fitted_on():
     assert "calibrated by a temperature of 2.98, fitted on 2,000 validation rows; expected" in found.describe()
 
 
+def test_a_classifier_that_is_more_certain_than_the_scores_is_divided_by_as_much_more():
+    scores, labels = drawn(2000, sharpness=2.0)
+    found, grown = (calibrate(scores, labels, source="out-of-fold", seed=0, growth=growth) for growth in (1.0, 1.5))
+    assert grown.temperature == pytest.approx(found.temperature * 1.5, rel=1e-3)
+    assert grown.ece_after == found.ece_after
+
+
 def test_scores_that_no_temperature_makes_better_stay():
     """Right and wrong scores look alike: what four folds say of the fifth is noise."""
     scores, labels = drawn(3000, sharpness=1.0, seed=3)

@@ -63,12 +63,14 @@ def calibrate_classifier(
     if reason := _refused(validation, probe):
         context.tell(f"{NOT} {reason}")
         return {}
-    source: Source = "out-of-fold" if validation is None else "validation"
-    if validation is None:
-        probabilities, labels = probe.out_of_fold  # type: ignore[union-attr, misc]
-    else:
+    source: Source = "validation"
+    growth = 1.0
+    if validation is not None:
         probabilities, labels = predictor.probabilities(predictor.tokenize(validation)), label_array(validation)
-    found = calibrate(probabilities, labels, source=source, seed=context.seed)
+    else:
+        source, growth = "out-of-fold", probe.growth  # type: ignore[union-attr]
+        probabilities, labels = probe.out_of_fold  # type: ignore[union-attr, misc]
+    found = calibrate(probabilities, labels, source=source, seed=context.seed, growth=growth)
     found = Calibration(**json.loads(gather_bytes(json.dumps(vars(found)).encode(), context.accelerator)[0]))
     temperatures = np.atleast_1d(np.asarray(found.temperature, dtype=np.float64))
     if found.changes_scores:
@@ -80,7 +82,7 @@ def calibrate_classifier(
     context.tell(found.describe())
     record: dict[str, Any] = {"calibration": found.record()}
     if labels.ndim == 1:
-        after = scaled(probabilities, temperatures)
+        after = scaled(probabilities, temperatures / growth)
         record["coverage"] = coverage_curve(after.max(1), after.argmax(1) == labels)
     return record
 

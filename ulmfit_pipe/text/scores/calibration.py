@@ -74,7 +74,9 @@ class Calibration:
         )
 
 
-def calibrate(probabilities: Floats, labels: NDArray[Any], *, source: Source, seed: int) -> Calibration:
+def calibrate(
+    probabilities: Floats, labels: NDArray[Any], *, source: Source, seed: int, growth: float = 1.0
+) -> Calibration:
     """Fit temperatures, and measure on held-out folds what they are worth; where they are worth nothing, all are 1.
 
     Args:
@@ -82,6 +84,8 @@ def calibrate(probabilities: Floats, labels: NDArray[Any], *, source: Source, se
         labels: int64 (rows,), or bool (rows, num_labels).
         source: Which rows these are.
         seed: Seed of the folds.
+        growth: What these rows' logits are to be multiplied by to be as large as those of the classifier that is
+            calibrated: one made from more rows is more certain.
     """
     wanted = max(LEAST_ROWS, MOST_NUMBERS // probabilities.shape[1])
     rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), wanted)).astype(np.int64))
@@ -93,8 +97,8 @@ def calibrate(probabilities: Floats, labels: NDArray[Any], *, source: Source, se
     before, after = (calibration_error(each, labels) for each in (probabilities, held_out))
     found = fit_temperatures(probabilities, labels)
     if not _log_loss(held_out, labels) < _log_loss(probabilities, labels):
-        found, after = np.ones_like(found), before
-    kept = [float(value) for value in found]
+        found, after, growth = np.ones_like(found), before, 1.0
+    kept = [float(f"{value * growth:.{DIGITS}g}") for value in found]
     return Calibration(kept if labels.ndim == 2 else kept[0], len(labels), before, after, source)
 
 
@@ -137,7 +141,7 @@ def _lowest(loss: Callable[[float], float]) -> float:
         method="bounded",
         options={"xatol": TOLERANCE},
     )
-    return float(f"{math.exp(found.x):.{DIGITS}g}")
+    return math.exp(float(found.x))
 
 
 def scaled(probabilities: Floats, temperatures: Floats) -> Floats:
