@@ -30,6 +30,7 @@ PUBLIC_NAMES = [
     "BlockLayout",
     "CheckpointError",
     "Checkpoints",
+    "ClassificationInterpretation",
     "ClassificationMetric",
     "ClassificationObjective",
     "ClassifierBatches",

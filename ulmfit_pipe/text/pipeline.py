@@ -49,6 +49,7 @@ from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.text.language_model import train_language_model
 from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
+from ulmfit_pipe.text.scores.interpretation import ClassificationInterpretation, interpret
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
 from ulmfit_pipe.text.scores.predictions import record_of
 from ulmfit_pipe.text.scores.repeated_runs import fold_of, is_repeated, run_repeated
@@ -385,6 +386,15 @@ class TextPipeline:
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Return ``{"label", "score", "scores"}`` for each text, in order."""
         return self.predictor.predict(texts)
+
+    def interpret(self, test: Any, **columns: Any) -> ClassificationInterpretation:
+        """Return what the classifier gets wrong on a labelled table, as `load_table` and its arguments take it.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ValueError: The table cannot be used, or has labels that the classifier does not know.
+        """
+        return interpret(self.predictor, test, **columns)
 
 
 def _meant_setting(name: str) -> str | None:
