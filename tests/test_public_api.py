@@ -31,6 +31,7 @@ PUBLIC_NAMES = [
     "CheckDataSettings",
     "CheckpointError",
     "Checkpoints",
+    "ClassificationInterpretation",
     "ClassificationMetric",
     "ClassificationObjective",
     "ClassifierBatches",

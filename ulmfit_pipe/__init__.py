@@ -128,6 +128,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.predict.files import predict_file as predict_file
     from ulmfit_pipe.text.predict.predictor import Predictor as Predictor
     from ulmfit_pipe.text.predict.predictor import ScoredRows as ScoredRows
+    from ulmfit_pipe.text.scores.interpretation import ClassificationInterpretation as ClassificationInterpretation
     from ulmfit_pipe.tools.fastai.export_fastai import ExportSummary as ExportSummary
     from ulmfit_pipe.tools.fastai.export_fastai import export_fastai as export_fastai
     from ulmfit_pipe.tools.fastai.import_fastai import ImportSummary as ImportSummary
@@ -263,6 +264,7 @@ _HOMES = {
     "ulmfit_pipe.studies.transferability.study": ["run_transferability"],
     "ulmfit_pipe.text.classifier": ["ClassifierParts", "build_classifier_learner", "train_classifier"],
     "ulmfit_pipe.text.head_probe": ["ProbeError"],
+    "ulmfit_pipe.text.scores.interpretation": ["ClassificationInterpretation"],
     "ulmfit_pipe.text.jobs": ["find_learning_rate", "run_classifier", "run_language_model"],
     "ulmfit_pipe.text.language_model": ["build_language_model_learner", "train_language_model"],
     "ulmfit_pipe.text.language_model_parts": ["LanguageModelParts"],

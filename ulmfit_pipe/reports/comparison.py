@@ -7,31 +7,51 @@ from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.reports.charts import interval_bar
 from ulmfit_pipe.reports.number_words import duration, number, percent
 from ulmfit_pipe.reports.run_report import render
-from ulmfit_pipe.reports.run_view import date_of, judged_table, model_name, things
+from ulmfit_pipe.reports.run_view import WORDS, date_of, judged_table, model_name, things
 from ulmfit_pipe.reports.text_tables import format_table
 
 OF_THE_PLACE = ("output_dir",)  # settings in which any two runs differ
 MEASURED = ("accuracy", "perplexity", "pseudo_perplexity")
 
 
-def compare_runs(records: Sequence[Mapping[str, Any]]) -> bytes:
+def compare_runs(records: Sequence[Mapping[str, Any]], *, whole: Mapping[str, Any] | None = None) -> bytes:
     """Return a page that compares runs.
 
     Args:
         records: What each run's files say, as `run_view.view_of` takes it.
+        whole: The same of the run that they are the folds or seeds of.
     """
     rows = [_row(record) for record in records]
     names = _names(records)
     return render(
         "comparison.html",
         {
-            "title": f"{len(records)} ULMFiT runs",
+            "title": f"{len(records)} ULMFiT runs" if whole is None else f"ULMFiT run {whole['name']}",
+            "summary": [] if whole is None else _summary(whole["metrics"]),
             "rows": [{**row, "name": name} for row, name in zip(rows, names, strict=True)],
             "names": names,
             "tables": sorted({row["on"] for row in rows}),
             "differing": [(name, values) for name, values in _differing(records).items()],
         },
     )
+
+
+def _summary(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what the folds or seeds of a run come to together: pooled accuracy, mean and range of each score."""
+    lines = []
+    if pooled := metrics.get("out_of_fold"):
+        low, high = pooled["interval"]["accuracy"]
+        lines.append(
+            f"{percent(pooled['accuracy'])} % of {number(pooled['n'])} rows are right, each predicted by the run that "
+            f"did not train on it (95 % interval {percent(low)} to {percent(high)})."
+        )
+    for table, measures in (metrics.get("spread") or {}).items():
+        found = "; ".join(
+            f"{WORDS.get(name, name)} {value['mean']:.3f} ({value['lowest']:.3f} to {value['highest']:.3f})"
+            for name, value in measures.items()
+        )
+        lines.append(f"{table.capitalize()} rows, mean and range over the runs: {found}.")
+    return lines
 
 
 def comparison_table(records: Sequence[Mapping[str, Any]]) -> str:

@@ -74,8 +74,16 @@ def write_report(folder: Path | str) -> Path:
         ArtifactError: The folder does not hold the records of a run, or one of them was altered.
     """
     path = Path(folder) / REPORT_FILE
-    write_atomic(path, run_report(run_record(folder)))
+    write_atomic(path, _page_of(folder))
     return path
+
+
+def _page_of(folder: Path | str) -> bytes:
+    """Return a run's page; of one that was repeated over folds or seeds the comparison of its runs."""
+    record = run_record(folder)
+    if parts := record["metrics"].get("runs"):
+        return compare_runs([run_record(Path(folder) / name) for name in parts], whole=record)
+    return run_report(record)
 
 
 def make_report(settings: ReportSettings) -> str:
@@ -85,9 +93,8 @@ def make_report(settings: ReportSettings) -> str:
         ArtifactError: A folder does not hold the records of a run.
     """
     if len(settings.run_dir) == 1:
-        page = run_report(run_record(settings.run_dir[0]))
         path = Path(settings.output_file or Path(settings.run_dir[0]) / REPORT_FILE)
-        write_atomic(path, page)
+        write_atomic(path, _page_of(settings.run_dir[0]))
         return f"report: {in_one_line(path)}"
     records = [run_record(folder) for folder in settings.run_dir]
     lines = [comparison_table(records)]

@@ -59,6 +59,7 @@ from ulmfit_pipe.text.language_model import train_language_model
 from ulmfit_pipe.text.predict.evaluation import evaluate_table
 from ulmfit_pipe.text.predict.explain import Explanation, explain
 from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor
+from ulmfit_pipe.text.scores.interpretation import ClassificationInterpretation, interpret
 from ulmfit_pipe.text.scores.next_steps import next_steps, warnings_of
 from ulmfit_pipe.text.scores.predictions import record_of
 from ulmfit_pipe.text.scores.repeated_runs import fold_of, is_repeated, run_repeated
@@ -525,6 +526,15 @@ def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, An
     }
     single = ("test_file", "validation_file")
     return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
+
+    def interpret(self, test: Any, **columns: Any) -> ClassificationInterpretation:
+        """Return what the classifier gets wrong on a labelled table, as `load_table` and its arguments take it.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ValueError: The table cannot be used, or has labels that the classifier does not know.
+        """
+        return interpret(self.predictor, test, **columns)
 
 
 def _meant_setting(name: str) -> str | None:

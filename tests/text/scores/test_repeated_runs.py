@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from tests.support.tiny_runs import CLASSIFIER, LM, heard, multi_label_table, re
 from ulmfit_pipe import metrics_table
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
+from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.text.pipeline import run_pipeline
 from ulmfit_pipe.text.scores.repeated_runs import fold_of, run_repeated, summary_of
 from ulmfit_pipe.text.tables import RunTables
@@ -94,7 +96,9 @@ def test_seeds_are_counted_up_from_the_seed_and_the_first_ones_classifier_is_nam
 
     def run(settings, *, context):
         seen.append((settings.seed, context.seed, settings.output_dir, settings.seeds))
-        return {"classifier": f"{settings.output_dir}/classifier", "test": {"accuracy": settings.seed / 10, "n": 5}}
+        found = {"classifier": f"{settings.output_dir}/classifier", "test": {"accuracy": settings.seed / 10, "n": 5}}
+        write_json(Path(settings.output_dir) / "metrics.json", found)
+        return found
 
     settings = settings_for(tmp_path / "run", seed=4, seeds=2)
     metrics = run_repeated(settings, heard()[1], run=run)
@@ -102,7 +106,11 @@ def test_seeds_are_counted_up_from_the_seed_and_the_first_ones_classifier_is_nam
     assert metrics["spread"]["test"]["accuracy"] == {"mean": 0.45, "lowest": 0.4, "highest": 0.5}
     assert metrics["classifier"] == f"{tmp_path}/run/seed4/classifier"
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
-    with pytest.raises(ArtifactError, match="holds metrics.json, settings.yaml and none of fold1 to fold3, so it is"):
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Test rows, mean and range over the runs: accuracy 0.450 (0.400 to 0.500)." in page
+    with pytest.raises(
+        ArtifactError, match="holds metrics.json, report.html, settings.yaml and none of fold1 to fold3"
+    ):
         run_repeated(dataclasses.replace(settings, seeds=None, folds=3), heard()[1], run=run)
 
 
@@ -113,6 +121,7 @@ def test_folds_train_and_a_second_call_skips_what_is_finished(tmp_path):
     )
     metrics = run_pipeline(settings, context=heard()[1])
     assert (metrics["classifier"], metrics["out_of_fold"]["n"]) == (None, 20)
+    assert "of 20 rows are right, each predicted by the run that did not" in (tmp_path / "run/report.html").read_text()
     said, context = heard()
     again = run_pipeline(settings, context=context)
     assert sum("skipped" in line for line in said) == 4

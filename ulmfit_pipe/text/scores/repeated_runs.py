@@ -15,7 +15,7 @@ from ulmfit_pipe.settings.checks import with_absolute_paths
 from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after
-from ulmfit_pipe.stages.report import METRICS_FILE, RUN_FILES, SETTINGS_FILE
+from ulmfit_pipe.stages.report import METRICS_FILE, RUN_FILES, SETTINGS_FILE, command_line, report_line, write_report
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
@@ -99,10 +99,12 @@ def run_repeated(settings: Any, context: RunContext | None, *, run: Callable[...
         "versions": library_versions(),
         "seed": settings.seed,
         "classifier": None if settings.folds is not None else found[next(iter(found))]["classifier"],
+        "command": command_line(),
     }
     if context.accelerator.is_main_process:
         write_json(output / METRICS_FILE, metrics)
         write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
+        context.tell(report_line(write_report(output)))
     return metrics
 
 
