@@ -489,6 +489,15 @@ class TextPipeline:
         """Return how much each word of a text moves the classifier towards a label, by default the predicted one."""
         return explain(self.predictor, text, label=label)
 
+    def interpret(self, test: Any, **columns: Any) -> ClassificationInterpretation:
+        """Return what the classifier gets wrong on a labelled table, as `load_table` and its arguments take it.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ValueError: The table cannot be used, or has labels that the classifier does not know.
+        """
+        return interpret(self.predictor, test, **columns)
+
 
 def _as_json(names: Mapping[Any, str]) -> str:
     return json.dumps({str(value): name for value, name in names.items()}, ensure_ascii=False)
@@ -526,15 +535,6 @@ def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, An
     }
     single = ("test_file", "validation_file")
     return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
-
-    def interpret(self, test: Any, **columns: Any) -> ClassificationInterpretation:
-        """Return what the classifier gets wrong on a labelled table, as `load_table` and its arguments take it.
-
-        Raises:
-            RuntimeError: Nothing was fitted or loaded yet.
-            ValueError: The table cannot be used, or has labels that the classifier does not know.
-        """
-        return interpret(self.predictor, test, **columns)
 
 
 def _meant_setting(name: str) -> str | None:
