@@ -24,7 +24,7 @@ from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
 from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
-from ulmfit_pipe.settings.text import LanguageModelSettings
+from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.settings.values import SettingsError
 from ulmfit_pipe.stages.artifacts import (
@@ -133,9 +133,7 @@ def run_pipeline(
         context.tell(reason)
     tables = _load_tables(settings, in_memory or {}, context)
     _check_known(settings, tables, context, start)
-    names, several = label_names_of(tables.train)
-    settings.classifier.checked_monitor(multi_label=several)
-    settings.classifier.check_classes(names)
+    _check_labels(settings.classifier, tables.train)
     for suffix in ("", f"_{BACKWARD}") if settings.ensemble else ("",):
         refuse_other_run(
             output / f"classifier{suffix}",
@@ -200,6 +198,13 @@ def _check(settings: PipelineSettings) -> None:
         )
     if settings.folds is None:
         refuse_unvalidated_best(settings.validation_file, settings.validation_fraction, keep=settings.classifier.keep)
+
+
+def _check_labels(settings: ClassifierSettings, train: Dataset) -> None:
+    """Raise before the language model is trained where the classifier's settings do not suit the labels."""
+    names, several = label_names_of(train)
+    settings.checked_monitor(multi_label=several)
+    settings.check_classes(names)
 
 
 def _check_known(
