@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
-from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource
+from ulmfit_pipe.data.tables.row_sources import RowSource
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
 from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
@@ -40,7 +40,7 @@ from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, e
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_folder, check_names, check_tables
+from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_folder, check_names
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     PREDICTIONS_FILE,
@@ -70,8 +70,10 @@ from ulmfit_pipe.text.tables import (
     columns_of,
     label_names_of,
     load_run_tables,
+    recorded_tables,
     refuse_unvalidated_best,
     split_texts,
+    tables_given,
 )
 from ulmfit_pipe.text.unknown_text import check_known_texts
 from ulmfit_pipe.training.distributed.launch import started_processes
@@ -408,7 +410,7 @@ class TextPipeline:
         if validation is not None and "validation_file" in settings:
             raise SettingsError("validation and validation_file are the same; give validation alone")
         validation = settings.pop("validation_file", validation)
-        tables = _tables_given(settings, train=train, test=test, validation=validation, unlabelled=unlabelled)
+        tables = tables_given(settings, train=train, test=test, validation=validation, unlabelled=unlabelled)
         given = PipelineSettings(
             output_dir="." if output_dir is None else check_folder(output_dir, "output_dir"),
             model=self.model,
@@ -506,40 +508,6 @@ class TextPipeline:
 
 def _as_json(names: Mapping[Any, str]) -> str:
     return json.dumps({str(value): name for value, name in names.items()}, ensure_ascii=False)
-
-
-def _tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:
-    """Return what `fit` was given as tables, by the names of the settings that hold their files."""
-    text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
-    return {
-        f"{name}_file": check_tables(
-            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
-        )
-        for name, value in given.items()
-        if value is not None or name == "train"
-    }
-
-
-def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list[str]:
-    """Return the columns that a setting names, as far as it is what it should be: the settings check that."""
-    value = settings.get(name, default)
-    return (
-        [value] if isinstance(value, str) else list(value) if value and isinstance(value, list | tuple) else [default]
-    )
-
-
-def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
-    """Return what settings hold of a run's tables: their files, or in place of one what was in memory.
-
-    Args:
-        tables: Files, or a table in memory, by the name of the setting.
-    """
-    named = {
-        name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
-        for name, table in tables.items()
-    }
-    single = ("test_file", "validation_file")
-    return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
 
 
 def _meant_setting(name: str) -> str | None:

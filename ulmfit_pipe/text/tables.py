@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from ulmfit_pipe.data.splits import (
     some_rows,
     split_train_validation,
 )
-from ulmfit_pipe.data.tables.row_sources import reading_of
+from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource, reading_of
 from ulmfit_pipe.data.tables.tables import FileFacts, TableError, load_table
 from ulmfit_pipe.settings.checks import check_choices
 from ulmfit_pipe.settings.tables import LabelledTables, RowLimits
 from ulmfit_pipe.stages.context import RunContext
+from ulmfit_pipe.stages.python_input import check_tables
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.text.table_account import tell_of_tables
 from ulmfit_pipe.training.distributed.launch import started_processes
@@ -342,3 +343,37 @@ def without_texts_of(
         return texts
     say(f"left out {dropped:,} of {len(texts):,} {what} that are also in {where}")
     return texts.select(kept)
+
+
+def tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:
+    """Return what `fit` was given as tables, by the names of the settings that hold their files."""
+    text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
+    return {
+        f"{name}_file": check_tables(
+            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
+        )
+        for name, value in given.items()
+        if value is not None or name == "train"
+    }
+
+
+def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list[str]:
+    """Return the columns that a setting names, as far as it is what it should be: the settings check that."""
+    value = settings.get(name, default)
+    return (
+        [value] if isinstance(value, str) else list(value) if value and isinstance(value, list | tuple) else [default]
+    )
+
+
+def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
+    """Return what settings hold of a run's tables: their files, or in place of one what was in memory.
+
+    Args:
+        tables: Files, or a table in memory, by the name of the setting.
+    """
+    named = {
+        name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
+        for name, table in tables.items()
+    }
+    single = ("test_file", "validation_file")
+    return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
