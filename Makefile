@@ -5,6 +5,7 @@
 #   make test        install, then the default test suite
 #   make test-all    the slow tests too; those that need a GPU are skipped where there is none
 #   make test-gpu    only those that need a GPU
+#   make test-browser only those that open the report in Chromium; skipped where there is none
 #   make lint        ruff check, ruff format --check, mypy
 #   make format      let ruff rewrite what lint would refuse
 #   make clean       remove .venv, runs/ and caches
@@ -15,7 +16,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help install demo demo-full test test-all test-gpu lint format clean
+.PHONY: help install demo demo-full test test-all test-gpu test-browser lint format clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -61,6 +62,9 @@ test-all: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

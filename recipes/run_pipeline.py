@@ -18,6 +18,8 @@ OUTPUT_DIR/
   language_model/   the fine-tuned language model and its tokenizer
   classifier/       the classifier: TextPipeline.load, recipes/predict.py, AutoModelForSequenceClassification
   metrics.json      test and validation metrics, seconds of each stage, library versions, seed
+  predictions.csv   the test rows with truth, prediction and scores
+  report.html       the result on one page: mistakes, trust in the scores, what trained when (docs/report.md)
   settings.yaml     what was run; give it back with --config
 
 In Python:

@@ -26,7 +26,7 @@ OUTPUT_DIR/
   classifier/     weights, config.json, preprocessor_config.json: ImagePipeline.load
   metrics.json    test and validation metrics, the best validation score of each phase, seconds
   settings.yaml   what was run; give it back with --config
-  report.html     curves, learning rates, plan, layer groups
+  report.html     the result, what trained when, curves, settings
 
 Where the package is installed, `ulmfit images` takes the same settings and does the same.
 """

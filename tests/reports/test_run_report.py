@@ -148,7 +148,9 @@ def test_a_sentence_says_what_is_right_where_only_sure_answers_count():
 def test_calibration_is_shown_where_the_record_has_it():
     record = run_record()
     record["metrics"]["calibration"] = {"ece_before": 0.1234, "ece_after": 0.045}
-    assert "Temperature scaling brought it from 0.123 to 0.045" in Page(run_report(record)).words
+    assert (
+        "Calibration took it from 0.123 to 0.045 on rows that it was not fitted on." in Page(run_report(record)).words
+    )
 
 
 def test_warnings_and_what_to_try_next_come_before_the_tables():

@@ -103,6 +103,7 @@ def training_record(learner: Learner, phases: Sequence[Phase], history: History)
         "best": None if history.best is None else {"phase": history.best.phase, "epoch": history.best.epoch},
         "groups": [{"group": group.name, "parameters": group.num_parameters} for group in learner.layer_groups],
         "rates": {"stride": stride, "values": [list(step.lrs) for step in history.steps[::stride]]},
+        "batch_size": getattr(learner.task.train_batches, "batch_size", None),  # a loader of one's own may have none
         "precision": learner.accelerator.mixed_precision,
         "cut_short": learner.options.deadline is not None and was_cut_short(history.epochs, phases),
     }

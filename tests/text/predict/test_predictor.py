@@ -214,6 +214,22 @@ def test_multi_label_score_equals_scikit_learn_on_the_predictions(multi_label_pr
     )
 
 
+def test_the_answers_to_a_scored_table_are_those_that_predict_gives(predictor, multi_label_predictor, monkeypatch):
+    texts = make_texts(30, longest=40, seed=5)
+    single = labelled(texts, [0] * 30, ClassLabel(names=["bad", "fair", "good"]))
+    several = labelled(texts, [[0]] * 30, List(ClassLabel(names=list(multi_label_predictor.label_names))))
+    for model, rows_given in ((predictor, single), (multi_label_predictor, several)):
+        found, rows = model.score_rows(rows_given)[1], model.predict(texts)
+        answers = [[model.label_names[label] for label in np.flatnonzero(row)] for row in found.answers]
+        if not model.multi_label:
+            answers = [model.label_names[label] for label in found.answers]
+        assert answers == [row["label"] for row in rows]
+        assert list(found.scores) == pytest.approx([row["score"] for row in rows])
+        assert found.probabilities == pytest.approx(scores_of(rows))
+    monkeypatch.setattr("ulmfit_pipe.text.predict.predictor.MOST_SCORED", 2)
+    assert predictor.score_rows(single)[1].probabilities is None
+
+
 def test_a_table_with_its_labels_in_another_order_is_not_scored(predictor):
     table = labelled(["It works."], [0], ClassLabel(names=["good", "fair", "bad"]))
     with pytest.raises(ValueError, match="labels are good, fair, bad, the classifier's are bad, fair"):
