@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ulmfit_pipe
+from ulmfit_pipe.console import working
 from ulmfit_pipe.program import USER_ERROR, run_recipe
 from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
 from ulmfit_pipe.storage.atomic import write_atomic
@@ -71,7 +72,8 @@ def run_command(name: str) -> None:
     settings = parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help)
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _refuse_missing_tables(settings)
-    command.run(settings)
+    with working(f"ulmfit {name}"):
+        command.run(settings)
 
 
 def _refuse_missing_tables(settings: Any) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from ulmfit_pipe.training.compute.wrapping import prepared
 from ulmfit_pipe.training.distributed.sharding import phase_model
 from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_flags_kept, train_mode, trainable_indices
+from ulmfit_pipe.training.logs.progress_bar import progress_bar
 from ulmfit_pipe.training.loop import NonFiniteLossError, train_step, windows_of
 from ulmfit_pipe.training.lr_suggestions import smooth_losses, suggest, usable_part
 from ulmfit_pipe.training.objectives import Batch
@@ -142,10 +143,12 @@ def _sweep(
     lrs: list[float] = []
     losses: list[float] = []
     raw: list[float] = []
+    shown = {"accelerator": accelerator, "progress": options.progress}
     options = replace(options, compile=False)  # a minute of compiling for a hundred steps
     with (
         phase_model(model, groups, accelerator, options) as own,
         prepared(own.model, _optimizer(own.groups, options), accelerator, options) as (wrapped, wrapped_optimizer),
+        progress_bar(num_steps, "learning-rate finder", **shown) as advance,
     ):
         run = Run(wrapped, own.groups, wrapped_optimizer, task.objective, accelerator, options)
         train_mode(wrapped, own.groups, train_norm=options.train_norm, frozen_dropout=options.frozen_dropout)
@@ -159,6 +162,7 @@ def _sweep(
                 break
             run.step += 1
             lrs.append(lr)
+            advance(f"loss {loss:.4f} lr {lr:.1e}")
             raw.append(loss)
             losses = smooth_losses(raw)
             if losses[-1] > DIVERGED * min(losses):
