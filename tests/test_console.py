@@ -5,7 +5,18 @@ from types import SimpleNamespace
 import pytest
 
 from ulmfit_pipe import console
-from ulmfit_pipe.console import SECONDS_BETWEEN_LINES, Work, clock_time, hide_working, print_line, reported, working
+from ulmfit_pipe.console import (
+    SECONDS_BETWEEN_LINES,
+    Work,
+    clock_time,
+    hide_working,
+    is_watched,
+    output_to,
+    print_line,
+    reported,
+    send,
+    working,
+)
 
 
 class Clock:
@@ -103,12 +114,17 @@ def test_nothing_is_reported_on_a_terminal_nor_where_it_is_hidden_nor_when_nothi
     assert "reading: " in capsys.readouterr().out
 
 
-def test_lines_can_go_elsewhere(capsys):
+def test_output_can_go_elsewhere_and_then_no_bars_are_shown(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     found = []
-    with console.lines_to(found.append):
+    with output_to(lambda *each: found.append(each)):
         print_line("one")
+        assert send("epoch", {"epoch": 1})
+        assert not is_watched()
     print_line("two")
-    assert (found, capsys.readouterr().out) == (["one"], "two\n")
+    assert not send("epoch", {"epoch": 2})
+    assert is_watched()
+    assert (found, capsys.readouterr().out) == ([("log", "one"), ("epoch", {"epoch": 1})], "two\n")
 
 
 def test_the_thread_that_reports_starts_with_the_outermost_block_and_ends_with_it(clock):

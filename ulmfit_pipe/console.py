@@ -45,22 +45,25 @@ def escaped(text: str) -> str:
 def print_line(text: str) -> None:
     """Print a line, or a table of several, whatever the console is: one that is closed or missing gets nothing.
 
-    Inside of `lines_to` it goes there instead.
+    Inside of `output_to` it goes there instead.
     """
-    if _receivers:
-        _receivers[-1](text)
+    if send("log", text):
         return
     with contextlib.suppress(ValueError):  # a file that was closed; UnicodeEncodeError does not come, see VisibleStream
         print(text, file=VisibleStream(sys.stdout), flush=True)
 
 
 def on_terminal() -> bool:
-    """Return whether a person sees what is written to stderr."""
-    return sys.stderr is not None and not getattr(sys.stderr, "closed", False) and sys.stderr.isatty()
+    """Return whether a person sees what is written to stderr, and wants to (see `output_to`)."""
+    return (
+        not _receivers and sys.stderr is not None and not getattr(sys.stderr, "closed", False) and sys.stderr.isatty()
+    )
 
 
 def in_notebook() -> bool:
     """Return whether this runs in a notebook's kernel: a person sees its output, though no stream is a terminal."""
+    if _receivers:
+        return False
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
@@ -70,17 +73,25 @@ def is_watched() -> bool:
     return on_terminal() or in_notebook()
 
 
-_receivers: list[Callable[[str], None]] = []
+Receiver = Callable[[str, Any], None]  # of ("log", a line), ("epoch", its numbers), ...
+_receivers: list[Receiver] = []
 
 
 @contextlib.contextmanager
-def lines_to(receiver: Callable[[str], None]) -> Iterator[None]:
-    """Give what `print_line` prints in the block to a function instead."""
+def output_to(receiver: Receiver) -> Iterator[None]:
+    """Give what is printed while a program works to a function instead; bars are not shown meanwhile."""
     _receivers.append(receiver)
     try:
         yield
     finally:
         _receivers.remove(receiver)
+
+
+def send(kind: str, value: Any) -> bool:
+    """Give something to the receiver of `output_to`; False where there is none, and it has to be printed."""
+    if _receivers:
+        _receivers[-1](kind, value)
+    return bool(_receivers)
 
 
 # What runs
