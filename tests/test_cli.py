@@ -14,6 +14,8 @@ import pytest
 import ulmfit_pipe
 from ulmfit_pipe import cli
 from ulmfit_pipe.console import print_line, send
+from ulmfit_pipe.settings.guides import GUIDES
+from ulmfit_pipe.settings.parsing import list_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +57,30 @@ def test_every_command_has_the_help_of_its_settings(monkeypatch, capsys, name):
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: ulmfit {name} [--config FILE ...] [--name VALUE ...]\n")
     assert "--output" in out
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_help_shows_ten_settings_an_example_and_files_and_help_all_every_setting(monkeypatch, capsys, name):
+    names = [field.name for field in list_settings(getattr(ulmfit_pipe, cli.COMMANDS[name].settings))]
+    shown = []
+    for words in (["--help"], ["--help", "all"]):
+        code, out, err = called(monkeypatch, capsys, name, *words)
+        assert (code, err) == (0, "")
+        shown.append([line.split()[0][2:] for line in out.splitlines() if line.startswith("  --")])
+        assert f"example:\n  ulmfit {name} --" in out
+        assert "writes:\n  OUTPUT_" in out
+        assert (f"--help all lists the other {len(names) - 10} settings too" in out) is (words == ["--help"])
+    assert shown[0] == ["config", *GUIDES[name].first]
+    assert len(GUIDES[name].first) == 10
+    assert sorted(shown[1]) == sorted(["config", *names])
+
+
+def test_help_has_the_presets_numbers_where_null_leaves_them_to_it(monkeypatch, capsys):
+    shown = " ".join(called(monkeypatch, capsys, "run", "--help")[1].split())
+    assert (
+        "Base learning rate. (a number or null; default: null, which is fastai 0.02, transformer 5e-05, paper" in shown
+    )
+    assert "scripts-2018 50; more where there is less data)" in shown
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from typing import Any
 import ulmfit_pipe
 from ulmfit_pipe.console import output_to, print_line, send, working
 from ulmfit_pipe.program import USER_ERROR, run_recipe
+from ulmfit_pipe.settings.guides import GUIDES
 from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
 from ulmfit_pipe.storage.atomic import write_atomic
 
@@ -75,7 +76,7 @@ def run_command(name: str) -> None:
     """
     command = COMMANDS[name]
     mode = _output_mode(name, sys.argv)
-    settings = parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help)
+    settings = parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help, guide=GUIDES.get(name))
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _refuse_missing_tables(settings)
     with mode(), working(f"ulmfit {name}"):
@@ -192,8 +193,9 @@ def _help() -> str:
             "Training commands and predict take --quiet (errors and the result only) or --json (log, epochs and result",
             "as JSON, one object in a line).",
             "",
-            "ulmfit COMMAND --help lists the settings of one. Several processes: torchrun --nproc_per_node 2 -m",
-            "ulmfit_pipe COMMAND ..., or accelerate launch -m ulmfit_pipe COMMAND ...",
+            "ulmfit COMMAND --help has the settings of one that most people need, ulmfit COMMAND --help all lists all.",
+            "Several processes: torchrun --nproc_per_node 2 -m ulmfit_pipe COMMAND ..., or accelerate launch -m",
+            "ulmfit_pipe COMMAND ...",
         ]
     )
 
