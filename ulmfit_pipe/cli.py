@@ -275,9 +275,11 @@ def _find_learning_rate(job: Any) -> Any:
     print(f"{len(result.lrs)} of {job.num_steps} steps before the loss diverged")
     for name, lr in result.suggestions.items():
         print(f"{name:>8}  {lr:.2e}")
+    for line in result.advice_lines():
+        print(line)
     print(f"swept with these groups trained: {', '.join(result.trained)}")
     print(f"curve: {job.output_dir}/learning_rate.png")
-    print(f"use it:  --{job.stage}.lr {result.valley:.1e}")
+    print(f"use it:  --{job.stage}.lr {result.taken:.1e}")
     return result
 
 

@@ -189,6 +189,11 @@ def reported(items: Iterable[Item], what: str, *, total: int | None = None, unit
             work.advance()
 
 
+def anything_works() -> bool:
+    """Return whether there is a `working` around."""
+    return bool(_RUNNING.works)
+
+
 def hide_working() -> None:
     """Report nothing more until the outermost `working` that runs now has ended."""
     _RUNNING.hidden = True

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from ulmfit_pipe.console import hide_working, print_line, working
+from ulmfit_pipe.console import anything_works, hide_working, print_line, working
 from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.settings.checks import check_seed, check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.settings.choices import Precision
@@ -37,7 +37,7 @@ def exclusive_run() -> Iterator[None]:
         print_line("another run is under way in a thread of this process; waiting for it to end")
         _RUNNING.acquire()
     try:
-        with run_files(), working("running"):
+        with run_files(), contextlib.nullcontext() if anything_works() else working("running"):
             yield
     finally:
         _RUNNING.release()
