@@ -22,7 +22,7 @@ from datasets import Dataset
 from ulmfit_pipe.console import working
 from ulmfit_pipe.data.sample.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.data.splits import some_rows
-from ulmfit_pipe.reports.text_tables import Report, format_table
+from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import DemoSettings
 from ulmfit_pipe.stages.artifacts import load_config
@@ -372,7 +372,7 @@ def contest_table(scores: dict[str, list[dict[str, float]]]) -> Report:
         )
     several = any(len(values) > 1 for values in scores.values())
     ends = "lowest and highest seed" if several else "95 % interval over the test paragraphs"
-    return Report(f"{format_table(rows)}\nfrom - to: {ends}")
+    return Report.of(rows, f"from - to: {ends}")
 
 
 def _mean(values: Sequence[dict[str, float]], name: str) -> float:
