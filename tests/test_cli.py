@@ -1,5 +1,8 @@
 """The command `ulmfit`: every command is a recipe's, help is quick, a mistake ends in one line."""
 
+import json
+import logging
+import math
 import os
 import re
 import subprocess
@@ -10,6 +13,9 @@ import pytest
 
 import ulmfit_pipe
 from ulmfit_pipe import cli
+from ulmfit_pipe.console import print_line, send
+from ulmfit_pipe.settings.guides import GUIDES
+from ulmfit_pipe.settings.parsing import list_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +58,30 @@ def test_every_command_has_the_help_of_its_settings(monkeypatch, capsys, name):
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: ulmfit {name} [--config FILE ...] [--name VALUE ...]\n")
     assert "--output" in out
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_help_shows_ten_settings_an_example_and_files_and_help_all_every_setting(monkeypatch, capsys, name):
+    names = [field.name for field in list_settings(getattr(ulmfit_pipe, cli.COMMANDS[name].settings))]
+    shown = []
+    for words in (["--help"], ["--help", "all"]):
+        code, out, err = called(monkeypatch, capsys, name, *words)
+        assert (code, err) == (0, "")
+        shown.append([line.split()[0][2:] for line in out.splitlines() if line.startswith("  --")])
+        assert f"example:\n  ulmfit {name} --" in out
+        assert "writes:\n  OUTPUT_" in out
+        assert (f"--help all lists the other {len(names) - 10} settings too" in out) is (words == ["--help"])
+    assert shown[0] == ["config", *GUIDES[name].first]
+    assert len(GUIDES[name].first) == 10
+    assert sorted(shown[1]) == sorted(["config", *names])
+
+
+def test_help_has_the_presets_numbers_where_null_leaves_them_to_it(monkeypatch, capsys):
+    shown = " ".join(called(monkeypatch, capsys, "run", "--help")[1].split())
+    assert (
+        "Base learning rate. (a number or null; default: null, which is fastai 0.02, transformer 5e-05, paper" in shown
+    )
+    assert "scripts-2018 50; more where there is less data)" in shown
 
 
 @pytest.mark.parametrize(
@@ -120,3 +150,82 @@ def test_a_table_that_does_not_exist_is_refused_before_torch_is_imported(tmp_pat
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == "False\n"
     assert "error: there is no file nowhere.csv; the folder . holds no table" in done.stderr
+
+
+@pytest.fixture
+def training(monkeypatch, tmp_path):
+    """Put a short one in place of a run; it gives the words of the command."""
+
+    def run_pipeline(settings):
+        print_line("tables read")
+        logging.getLogger("ulmfit_pipe.data").warning("note: a column is odd")
+        send("epoch", {"epoch": 1, "train_loss": 0.5}) or print_line("epoch 1")
+        print("a library's own line")
+        return {
+            "test": {"accuracy": math.nan, "n": 3},
+            "classifier": str(tmp_path / "classifier"),
+            "seed": settings.seed,
+            "report": tmp_path,
+        }
+
+    monkeypatch.setattr(ulmfit_pipe, "run_pipeline", run_pipeline)
+    monkeypatch.setattr(ulmfit_pipe, "metrics_table", lambda metrics: f"n {metrics['test']['n']}")
+    table = tmp_path / "train.csv"
+    table.write_text("text,label\n")
+    return ["run", "--train_file", table, "--output_dir", tmp_path / "out"]
+
+
+def test_json_is_one_strict_object_in_a_line_and_nothing_else(training, monkeypatch, capsys, tmp_path):
+    code, out, err = called(monkeypatch, capsys, *training, "--json")
+    assert (code, err) == (0, "")
+    refuse = pytest.fail  # NaN and Infinity are no JSON
+    assert [json.loads(line, parse_constant=refuse) for line in out.splitlines()] == [
+        {"log": "tables read"},
+        {"log": "note: a column is odd"},
+        {"epoch": {"epoch": 1, "train_loss": 0.5}},
+        {
+            "result": {
+                "test": {"accuracy": None, "n": 3},
+                "classifier": str(tmp_path / "classifier"),
+                "seed": 0,
+                "report": str(tmp_path),
+            }
+        },
+    ]
+
+
+def test_quiet_prints_the_result_and_no_log(training, monkeypatch, capsys):
+    code, out, err = called(monkeypatch, capsys, *training, "--quiet")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:2] == ["a library's own line", "n 3"]
+    assert "tables read" not in out
+    assert "epoch 1" not in out
+    assert "odd" not in out
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--json"])
+def test_an_error_is_a_line_on_the_other_stream_whatever_the_output(monkeypatch, capsys, tmp_path, flag):
+    words = ["run", "--train_file", tmp_path / "no.csv", "--output_dir", tmp_path / "out", flag]
+    code, out, err = called(monkeypatch, capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "no.csv" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["explain", "--json"],
+            "ulmfit explain: error: --json is for run, predict, demo, finetune-lm, train-classifier, lr-find, images, "
+            "pretrain-lm, low-shot, ablation, transferability; explain prints its result as it is: leave it out",
+        ),
+        (
+            ["run", "--json", "--quiet"],
+            "ulmfit run: error: --quiet and --json are both given; give one: --json has the log and the result as "
+            "JSON, --quiet the result",
+        ),
+    ],
+)
+def test_output_flags_that_do_not_fit_are_refused_in_one_line(monkeypatch, capsys, words, line):
+    assert called(monkeypatch, capsys, *words) == (2, "", line + "\n")

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -248,3 +249,31 @@ def test_a_console_that_was_closed_stops_no_training(monkeypatch):
         RunContext().say("line")
         monkeypatch.setattr(sys, "stderr", stream)
         assert not on_terminal()
+
+
+def test_warnings_of_libraries_stay_off_the_terminal_and_ours_and_numerical_ones_are_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_rest: shown.append(str(message)))
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    monkeypatch.setenv("DATASETS_VERBOSITY", "info")
+    levels = {}
+
+    def main():
+        levels.update({name: os.environ.get(name) for name in program.VERBOSITY})
+        for category in program.TO_PROGRAMMERS:
+            warnings.warn_explicit(f"theirs {category.__name__}", category, "/lib/sklearn/base.py", 7)
+        warnings.warn_explicit("overflow", RuntimeWarning, "/lib/numpy/core.py", 7)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run_recipe(main)
+        assert shown == ["overflow"]
+        assert levels["TRANSFORMERS_VERBOSITY"] == "error"
+        assert levels["DATASETS_VERBOSITY"] == "info"
+        assert "TRANSFORMERS_VERBOSITY" not in os.environ
+        own = str(program.PACKAGE / "cli.py")
+        run_recipe(lambda: warnings.warn_explicit("ours", FutureWarning, own, 7, module="tests"))
+        monkeypatch.setattr(sys, "warnoptions", ["default"])
+        run_recipe(lambda: warnings.warn_explicit("asked for", FutureWarning, "/lib/sklearn/base.py", 7))
+    assert shown == ["overflow", "ours", "asked for"]

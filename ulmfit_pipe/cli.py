@@ -6,11 +6,16 @@
 Nothing is imported before it is needed: `ulmfit --help` and `ulmfit run --help` load no torch.
 """
 
+import contextlib
+import dataclasses
+import io
 import json
+import logging
+import math
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -18,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import ulmfit_pipe
+from ulmfit_pipe.console import output_to, print_line, send, working
 from ulmfit_pipe.program import USER_ERROR, run_recipe
+from ulmfit_pipe.settings.guides import GUIDES
 from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
 from ulmfit_pipe.storage.atomic import write_atomic
 
@@ -31,13 +38,13 @@ class Command:
 
     Attributes:
         settings: Public name of the settings class; its fields are the command's options.
-        run: Does the work and prints the result.
+        run: Does the work, prints the result and returns it for `--json` (one of `WITH_MODES`).
         help: One line.
         first: The setting whose name need not be written before its value, or values.
     """
 
     settings: str
-    run: Callable[[Any], None]
+    run: Callable[[Any], Any]
     help: str
     first: str | None = None
 
@@ -69,10 +76,96 @@ def run_command(name: str) -> None:
         name: One of `COMMANDS`.
     """
     command = COMMANDS[name]
-    settings = parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help)
+    mode = _output_mode(name, sys.argv)
+    settings = parse_settings(getattr(ulmfit_pipe, command.settings), description=command.help, guide=GUIDES.get(name))
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _refuse_missing_tables(settings)
-    command.run(settings)
+    with mode(), working(f"ulmfit {name}"):
+        result = command.run(settings)
+        send("result", result)
+
+
+def _output_mode(name: str, words: list[str]) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Take `--quiet` and `--json` out of a command's words, and return how its output is printed.
+
+    Raises:
+        SystemExit: Both are given, or the command has neither; code 2.
+    """
+    given = [flag for flag in MODES if flag in words]
+    if not given:
+        return contextlib.nullcontext
+    why = ""
+    if name not in WITH_MODES:
+        why = f"{given[0]} is for {', '.join(WITH_MODES)}; {name} prints its result as it is: leave it out"
+    elif len(given) > 1:
+        why = (
+            "--quiet and --json are both given; give one: --json has the log and the result as JSON, --quiet the result"
+        )
+    if why:
+        print(f"{Path(words[0]).name}: error: {why}", file=sys.stderr)
+        raise SystemExit(USER_ERROR)
+    words[:] = [word for word in words if word != given[0]]
+    return MODES[given[0]]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Print the result alone: no log, no bars."""
+    with _notes_in_the_log(), output_to(lambda _kind, _value: None):
+        yield
+
+
+@contextlib.contextmanager
+def _as_json() -> Iterator[None]:
+    """Print log, epochs and result as JSON, one object in a line, and nothing else."""
+    stream = sys.stdout
+
+    def show(kind: str, value: Any) -> None:
+        """Print one object, in one call, since a thread prints too."""
+        stream.write(json.dumps({kind: _plain(value)}, allow_nan=False) + "\n")
+        stream.flush()
+
+    with _notes_in_the_log(), output_to(show), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+class _Notes(logging.Handler):
+    """Prints each note as a line of the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a note."""
+        print_line(record.getMessage())
+
+
+@contextlib.contextmanager
+def _notes_in_the_log() -> Iterator[None]:
+    """Print what the package's loggers note as lines of the log, instead of on the other stream."""
+    handler, logger = _Notes(logging.WARNING), logging.getLogger("ulmfit_pipe")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _plain(value: Any) -> Any:
+    """Return a result as strict JSON has it: NaN and infinity are null, paths and all that is no value are texts."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+WITH_MODES = (
+    *("run", "predict", "demo", "finetune-lm", "train-classifier", "lr-find", "images", "pretrain-lm"),
+    *("low-shot", "ablation", "transferability"),
+)  # commands that return a result
+MODES = {"--quiet": _quiet, "--json": _as_json}
 
 
 def _refuse_missing_tables(settings: Any) -> None:
@@ -98,8 +191,12 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "ulmfit COMMAND --help lists the settings of one. Several processes: torchrun --nproc_per_node 2 -m",
-            "ulmfit_pipe COMMAND ..., or accelerate launch -m ulmfit_pipe COMMAND ...",
+            "Training commands and predict take --quiet (errors and the result only) or --json (log, epochs and result",
+            "as JSON, one object in a line).",
+            "",
+            "ulmfit COMMAND --help has the settings of one that most people need, ulmfit COMMAND --help all lists all.",
+            "Several processes: torchrun --nproc_per_node 2 -m ulmfit_pipe COMMAND ..., or accelerate launch -m",
+            "ulmfit_pipe COMMAND ...",
         ]
     )
 
@@ -107,20 +204,23 @@ def _help() -> str:
 # The commands
 
 
-def _run(settings: Any) -> None:
+def _run(settings: Any) -> Any:
     metrics = ulmfit_pipe.run_pipeline(settings)
     print(ulmfit_pipe.metrics_table(metrics))
     folder = metrics["classifier"]
     if folder is None:
         print("these are scores of the folds; the same command without --folds trains the classifier to use")
-        return
+        return metrics
     print(f"the classifier is in {folder}; use it with")
     print(f"  ulmfit predict --model {shlex.quote(folder)} --input_file FILE --output_file OUT.csv")
     print(f'  TextPipeline.load({_quoted(folder)}).predict(["..."])')
+    return metrics
 
 
-def _predict(settings: Any) -> None:
-    print(ulmfit_pipe.predict_file(settings))
+def _predict(settings: Any) -> Any:
+    summary = ulmfit_pipe.predict_file(settings)
+    print(summary)
+    return summary
 
 
 def _check_data(settings: Any) -> None:
@@ -154,26 +254,27 @@ def _report(settings: Any) -> None:
     print(ulmfit_pipe.make_report(settings))
 
 
-def _pretrain_language_model(job: Any) -> None:
+def _pretrain_language_model(job: Any) -> Any:
     if job.model is not None and job.language_model.plan == "preset":
         job = replace(job, language_model=replace(job.language_model, plan="pretrain"))
-    _show_language_model(job, then="ulmfit run")
+    return _show_language_model(job, then="ulmfit run")
 
 
-def _finetune_language_model(job: Any) -> None:
+def _finetune_language_model(job: Any) -> Any:
     if job.model is None:
         raise ValueError("--model is missing: the folder of a pretrained language model; ulmfit pretrain-lm makes one")
-    _show_language_model(job, then="ulmfit train-classifier")
+    return _show_language_model(job, then="ulmfit train-classifier")
 
 
-def _show_language_model(job: Any, *, then: str) -> None:
+def _show_language_model(job: Any, *, then: str) -> Any:
     metrics = ulmfit_pipe.run_language_model(job)
     print(ulmfit_pipe.describe_perplexity(metrics["validation"]))
     print(f"the language model is in {job.output_dir}; give it to the next stage:")
     print(f"  {then} --model {shlex.quote(job.output_dir)} --train_file train.csv --output_dir runs/mine")
+    return metrics
 
 
-def _train_classifier(job: Any) -> None:
+def _train_classifier(job: Any) -> Any:
     metrics = ulmfit_pipe.run_classifier(job)
     print(ulmfit_pipe.metrics_table(metrics))
     folder = shlex.quote(job.output_dir)
@@ -181,25 +282,30 @@ def _train_classifier(job: Any) -> None:
     print(f"  ulmfit predict --model {folder} --input_file FILE --output_file OUT.csv")
     print("and continue from it when there is more labelled data with")
     print(f"  ulmfit train-classifier --model {folder} --train_file MORE.csv --output_dir NEW_FOLDER")
+    return metrics
 
 
-def _find_learning_rate(job: Any) -> None:
+def _find_learning_rate(job: Any) -> Any:
     result = ulmfit_pipe.find_learning_rate(job)
     print(f"{len(result.lrs)} of {job.num_steps} steps before the loss diverged")
     for name, lr in result.suggestions.items():
         print(f"{name:>8}  {lr:.2e}")
+    for line in result.advice_lines():
+        print(line)
     print(f"swept with these groups trained: {', '.join(result.trained)}")
     print(f"curve: {job.output_dir}/learning_rate.png")
-    print(f"use it:  --{job.stage}.lr {result.valley:.1e}")
+    print(f"use it:  --{job.stage}.lr {result.taken:.1e}")
+    return result
 
 
-def _train_image_classifier(settings: Any) -> None:
+def _train_image_classifier(settings: Any) -> Any:
     metrics = ulmfit_pipe.run_image_pipeline(settings)
     print(ulmfit_pipe.metrics_table(metrics))
     print(ulmfit_pipe.thawing_table(metrics))
     folder = metrics["classifier"]
     print(f"the classifier is in {folder}; use it with")
     print(f'  ImagePipeline.load({_quoted(folder)}).predict(["image.jpg"])')
+    return metrics
 
 
 def _import_fastai(settings: Any) -> None:
@@ -226,24 +332,27 @@ def _export_fastai(settings: Any) -> None:
         print(f"  {line}")
 
 
-def _low_shot(settings: Any) -> None:
+def _low_shot(settings: Any) -> Any:
     results = ulmfit_pipe.run_low_shot(settings)
     if settings.stage == "language_model":
         print(f"language models: {', '.join(results['language_models'].values())}")
-        return
+        return results
     print(f"\n{results['table']}\n")
     print(f"picture: {settings.figure or f'{settings.output_dir}/curve.png'}")
+    return results
 
 
-def _ablation(settings: Any) -> None:
+def _ablation(settings: Any) -> Any:
     results = ulmfit_pipe.run_ablation(settings)
     if settings.stage != "plans":
         print(f"\n{results['table']}")
+    return results
 
 
-def _transferability(settings: Any) -> None:
+def _transferability(settings: Any) -> Any:
     results = ulmfit_pipe.run_transferability(settings)
     print(f"\n{results['table']}\n\npicture: {results['figure']}\n\n{results['answer']}")
+    return results
 
 
 def _show_filters(settings: Any) -> None:
@@ -265,7 +374,7 @@ def _package_language_model(settings: Any) -> None:
     print(f"  ulmfit run --model {shlex.quote(folder)} --train_file YOURS.csv --output_dir runs/mine")
 
 
-def _demo(settings: Any) -> None:
+def _demo(settings: Any) -> Any:
     metrics = ulmfit_pipe.run_demo(settings)
     print(f"\n{metrics['table']}\n")
     for example in metrics["examples"]:
@@ -279,6 +388,7 @@ def _demo(settings: Any) -> None:
     print("and with a table of your own, columns text and label:")
     model = shlex.quote(str(metrics["general_model"]))
     print(f"  ulmfit run --model {model} --train_file YOURS.csv --output_dir runs/mine")
+    return metrics
 
 
 def _write_configs(settings: Any) -> None:

@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ulmfit_pipe.console import VisibleStream, in_one_line, open_missing_streams
 from ulmfit_pipe.settings.values import cut_middle
@@ -25,6 +26,8 @@ ALMOST_FULL = 1 << 20  # bytes
 AGAIN = "run the same command again, with --resume true where the recipe has it"
 KEPT = "stages that had finished are kept"
 STOPPED = f"stopped by SIGTERM; {AGAIN}; {KEPT}"
+VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")  # environment variables of libraries
+TO_PROGRAMMERS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning, UserWarning)
 SECONDS_FOR_LAUNCHER = 5.0
 LONGEST_LINE = 600  # characters of an error, whatever file, column or label it quotes
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes: of argparse, and of a shell whose program got SIGINT
@@ -46,7 +49,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     """
     open_missing_streams()
     try:
-        with sigterm_raises(STOPPED), _one_process_prints():
+        with sigterm_raises(STOPPED), _one_process_prints(), _libraries_quiet():
             sigterm_when_launcher_ends()
             main()
     except Preempted as stop:
@@ -78,6 +81,37 @@ def _one_process_prints() -> Iterator[None]:
         return
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+@contextlib.contextmanager
+def _libraries_quiet() -> Iterator[None]:
+    """Keep warnings and notes of other libraries off the terminal: whoever runs a command cannot act on them.
+
+    Dropped are warnings to programmers (of a future or deprecated use, of use) that come from no file of this package;
+    transformers, datasets and the hub's client print errors alone. Python's `-W` and PYTHONWARNINGS show the warnings
+    again, the libraries' own variables the notes.
+    """
+    quiet = {name: "error" for name in VERBOSITY if name not in os.environ}
+    os.environ.update(quiet)
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.showwarning = _without_libraries(warnings.showwarning)
+        try:
+            yield
+        finally:
+            for name in quiet:
+                os.environ.pop(name, None)
+
+
+def _without_libraries(show: Callable[..., None]) -> Callable[..., None]:
+    """Return a `warnings.showwarning` that drops what other libraries tell programmers."""
+
+    def show_ours(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        """Show a warning, unless it is another library's."""
+        if not issubclass(category, TO_PROGRAMMERS) or Path(filename).is_relative_to(PACKAGE):
+            show(message, category, filename, *rest)
+
+    return show_ours
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -77,7 +77,7 @@ def test_parts_are_written_once_and_joined_when_asked(run_recipe, classifier_fol
 
 
 def test_help_names_every_setting_and_says_what_becomes_of_a_given_label(run_recipe):
-    code, out, err = run_recipe("--help")
+    code, out, err = run_recipe("--help", "all")
     assert code == 0
     for name in ("--model", "--input_file", "--output_file", "--output_dir", "--part_rows", "--text_column"):
         assert name in out

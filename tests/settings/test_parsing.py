@@ -198,10 +198,10 @@ def test_yaml_keeps_the_order_of_the_fields():
         (["--clasifier_epochs", "1"], r"did you mean --classifier.epochs\?"),
         (["--pres", "paper"], r"unknown setting --pres; did you mean --preset\?"),
         (["--conf", "a.yaml"], r"unknown setting --conf; did you mean --config\?"),
-        (["--zzz", "1"], r"unknown setting --zzz; --help lists all that there are$"),
-        (["--skip_blank", "true"], "unknown setting --skip_blank; --help lists all that there are$"),
+        (["--zzz", "1"], r"unknown setting --zzz; --help all lists all there are$"),
+        (["--skip_blank", "true"], "unknown setting --skip_blank; --help all lists all there are$"),
         (["--per_device_train_epochs", "3"], r"did you mean --classifier.epochs\?"),
-        (["--\x1b[31m" + "x" * 5000, "1"], r"unknown setting --\\x1b\[31mxx.*xx; --help lists all"),
+        (["--\x1b[31m" + "x" * 5000, "1"], r"unknown setting --\\x1b\[31mxx.*xx; --help all lists all"),
         (["--seed", "1", "--seed", "2"], "--seed is given twice: '1' and '2'; write it once"),
         (["--preset", "paper", "--preset=paper"], "--preset is given twice: 'paper' and 'paper'; write it once"),
         (["--text_column", "a", "--text_column", "null"], "--text_column is given twice: 'a' and 'null'; write it on"),
@@ -314,7 +314,7 @@ def test_unknown_names_are_compared_once_however_many_there_are(tmp_path, monkey
     numbers = []
     for count in (10, 1000):
         compared.clear()
-        with pytest.raises(SettingsError, match=r"unknown setting n0; --help lists all") as refused:
+        with pytest.raises(SettingsError, match=r"unknown setting n0; --help all lists all") as refused:
             parse("--config", write(tmp_path / "a.yaml", "".join(f"n{n}: 1\n" for n in range(count))))
         numbers.append(len(compared))
         assert len(str(refused.value)) < 200
@@ -375,7 +375,7 @@ def test_on_the_real_command_line_a_mistake_ends_the_program_with_code_two(monke
     with pytest.raises(SystemExit) as caught:
         parse_settings(PipelineSettings, description="A test.")
     assert caught.value.code == 2
-    error = "run.py: error: unknown setting --sede; did you mean --seed? (--help lists all)\n"
+    error = "run.py: error: unknown setting --sede; did you mean --seed? (--help all lists all)\n"
     assert capsys.readouterr().err == error
 
 

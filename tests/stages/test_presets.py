@@ -6,6 +6,7 @@ import time
 import pytest
 
 from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.settings.guides import BY_PRESET
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.presets import PRESETS, Dropouts, load_preset, resolve_preset, scale_epochs
 from ulmfit_pipe.text.plans import classifier_phases, possible_epochs, settled, within_time
@@ -315,3 +316,28 @@ def test_an_unknown_preset_names_those_there_are():
     words = r"preset must be one of \['fastai', 'paper', 'scripts-2018', 'transformer'\], got 'fast'"
     with pytest.raises(ValueError, match=words):
         load_preset("fast")
+
+
+def test_the_numbers_that_help_shows_are_the_presets():
+    found = {}
+    for name in ("fastai", "transformer", "paper", "scripts-2018"):
+        preset = load_preset(name)
+        language_model, classifier = (
+            preset.lm_phases(4, None, None, None),
+            preset.classifier_phases(5, None, None, None),
+        )
+        numbers = {
+            "language_model.lr": max(max(phase.lrs) for phase in language_model),
+            "language_model.epochs": language_model[-1].epochs,
+            "language_model.batch_size": preset.batch_size,
+            "language_model.bptt": preset.bptt,
+            "classifier.lr": max(max(phase.lrs) for phase in classifier),
+            "classifier.epochs_per_phase": classifier[0].epochs,
+            "classifier.final_epochs": classifier[-1].epochs,
+            "classifier.batch_size": preset.batch_size,
+            "classifier.lr_decay": preset.lr_decay,
+        }
+        for setting, number in numbers.items():
+            if number:  # a transformer has no bptt
+                found.setdefault(setting, []).append(f"{name} {number:.3g}")
+    assert {setting: ", ".join(words) for setting, words in found.items()} == BY_PRESET

@@ -21,6 +21,7 @@ from tests.support.toy_models import (
     token_rows,
     weights_of,
 )
+from ulmfit_pipe.console import output_to
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training import lr_finder
@@ -115,6 +116,17 @@ def test_an_epoch_is_told_when_it_ends(new_learner, said):
     learner.fit_one_cycle(3)
     assert [later - earlier for earlier, later in pairwise(seen)][-2:] == [1, 1]
     assert len(said) == seen[-1] + 1
+
+
+def test_an_epoch_is_sent_as_numbers_where_the_output_is_no_text(new_learner, said):
+    sent = []
+    learner = new_learner()
+    said.clear()
+    with output_to(lambda *each: sent.append(each)):
+        history = learner.fit(2, 1e-2)
+    assert [(kind, values["epoch"]) for kind, values in sent] == [("epoch", 1), ("epoch", 2)]
+    assert [values["train_loss"] for _, values in sent] == [record.train_loss for record in history.epochs]
+    assert not [line for line in said if "train loss" in line]
 
 
 def test_the_kept_weights_are_told_at_the_end(new_learner, said):

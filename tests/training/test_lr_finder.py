@@ -7,7 +7,8 @@ import torch
 from tests.support.toy_models import ToyBatches, groups_of, new_model, new_phase, new_task, same, text_rows, weights_of
 from ulmfit_pipe.training.layer_groups import freeze, freeze_map, freeze_to, train_mode, unfreeze
 from ulmfit_pipe.training.loop import fit
-from ulmfit_pipe.training.lr_finder import lr_find
+from ulmfit_pipe.training.lr_finder import LRFinderResult, lr_find
+from ulmfit_pipe.training.lr_suggestions import Advice
 from ulmfit_pipe.training.objectives import ClassificationObjective
 from ulmfit_pipe.training.optim import LR_DECAY
 from ulmfit_pipe.training.records import Task, TrainingOptions
@@ -181,6 +182,15 @@ def test_suggestions_have_all_four_rules_and_a_line(accelerator):
     assert result.valley == result.suggestions["valley"]
     assert result.trained == ("middle", "head")
     assert result.describe().startswith("suggested learning rates for middle, head: valley ")
+    assert result.taken == result.suggestions[result.advice.name]
+    assert f"; take {result.advice.name} {result.taken:.2e}: it is " in result.describe()
+
+
+def test_a_warning_stands_beside_the_suggestions_of_a_curve_that_is_not_to_be_believed():
+    suggestions = {"valley": 1e-3, "minimum": 1e-2}
+    result = LRFinderResult((1e-3,), (1.0,), suggestions, ("head",), Advice("minimum", "it is so", ("it is short",)))
+    assert result.taken == 1e-2
+    assert result.advice_lines() == ["take minimum 1.00e-02: it is so", "warning: it is short"]
 
 
 def test_a_sweep_of_chosen_groups_trains_only_them(accelerator):

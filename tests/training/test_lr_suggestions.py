@@ -5,6 +5,7 @@ import pytest
 
 from ulmfit_pipe.training.lr_suggestions import (
     _longest_falling,
+    advise,
     minimum,
     slide,
     smooth_losses,
@@ -136,3 +137,47 @@ def test_curves_that_cannot_be_read_are_refused():
         suggest([0.0, *LRS[:19]], [1.0] * 20)
     with pytest.raises(ValueError, match=r"beta must lie in \[0, 1\), got 1; 0.98 is fastai's value"):
         smooth_losses([1.0], beta=1)
+
+
+def advice_on(losses):
+    lrs = LRS[: len(losses)]
+    return advise(lrs, losses, suggest(lrs, losses))
+
+
+FALLING = [2.0 - i / 50 for i in range(50)] + [1.0 + i / 5 for i in range(10)]  # down by half, then it diverges
+
+
+def test_a_good_curve_gives_the_valley_and_no_doubt():
+    advice = advice_on(FALLING)
+    assert (advice.name, advice.doubts) == ("valley", ())
+    assert advice.why == "it is in the middle of the longest fall of the loss"
+
+
+def test_the_minimum_is_taken_where_the_valley_is_nearer_to_the_divergence():
+    advice = advise(LRS[:60], FALLING, {"valley": 1e-2, "minimum": 1e-3})
+    assert advice.name == "minimum"
+    assert advice.why == "it is a tenth of the rate with the lowest loss, and valley is nearer to the divergence"
+
+
+def test_a_flat_curve_is_not_believed():
+    (doubt,) = advice_on([2.0 - i / 10_000 for i in range(60)]).doubts
+    assert doubt == (
+        "the curve is flat, the loss falls from 2 to 1.994 only; take more steps, a larger end_lr, or the preset's "
+        "rate (leave lr out)"
+    )
+    (rising,) = advice_on([2.0 + i / 10 for i in range(60)]).doubts
+    assert rising.startswith("the curve is flat, the loss falls from 2 to 2 only; ")
+
+
+def test_a_short_curve_is_not_believed():
+    (doubt,) = advice_on(FALLING[:31]).doubts
+    assert doubt == ("the curve is short, 31 usable points of 32 or more; take more steps or a smaller start_lr")
+    assert not advice_on(FALLING[:32]).doubts
+
+
+def test_a_noisy_curve_is_not_believed():
+    chance = random.Random(0)
+    (doubt,) = advice_on([loss + chance.uniform(-0.1, 0.1) for loss in FALLING]).doubts
+    assert doubt.startswith("the curve is noisy, the smoothed loss climbs ")
+    assert doubt.endswith("; take larger batches, or the preset's rate (leave lr out)")
+    assert not advice_on([loss + chance.uniform(-0.005, 0.005) for loss in FALLING]).doubts

@@ -345,6 +345,8 @@ def test_a_history_shows_itself_in_a_line_and_as_a_table_in_a_notebook():
     records = [EpochRecord("<b>", 0, 3, 3, 1.5, {"loss": 1.25}, (1e-2,), 2.0, 10.0)]
     history = History(records, [StepRecord(1, 1.5, (1e-2,))] * 5000, records[0])
     assert repr(history) == "History(1 epochs, 5000 steps, best: <b>, epoch 1)"
+    assert history._repr_html_().startswith("<table><thead><tr><th ")
+    assert history._repr_html_().count("<tr>") == 2
     assert "&lt;b&gt;" in history._repr_html_()
     assert "<b>" not in history._repr_html_()
 

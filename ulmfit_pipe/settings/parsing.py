@@ -25,6 +25,7 @@ import docstring_parser
 import yaml
 
 from ulmfit_pipe.console import VisibleStream, in_one_line
+from ulmfit_pipe.settings.guides import MORE_EPOCHS, Guide
 from ulmfit_pipe.settings.values import (
     COMMAND_LINE,
     SettingsError,
@@ -45,6 +46,7 @@ SUGGESTION_MARGIN = 0.15  # a name this much less alike than the best is noise b
 MAX_SUGGESTIONS = 3
 LONGEST_NAME = 80  # characters; no setting has such a name, and comparing takes the square of it
 LARGEST_FILE = 2**18  # bytes of a settings file
+FIRST_SETTINGS = "The settings that most people need"
 MOST_VALUES = 200_000  # in a settings file, each alias (*name) counted with all that it stands for
 
 
@@ -78,6 +80,7 @@ def parse_settings(
     *,
     description: str,
     prog: str | None = None,
+    guide: Guide | None = None,
 ) -> SettingsT:
     """Read settings from the command line and the files it names.
 
@@ -91,6 +94,7 @@ def parse_settings(
             ends the program with exit code 2.
         description: One or two sentences for the top of `--help`.
         prog: Name of the program in messages; the script's name if None.
+        guide: What `--help` shows first; None shows every setting, as `--help all` does.
 
     Raises:
         SettingsError: A mistake in an `argv` that was given.
@@ -98,7 +102,11 @@ def parse_settings(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
-        _help_parser(settings_class, description, prog).print_help()
+        short = None if guide is None or "all" in words else guide.first
+        nulls = {} if guide is None else guide.nulls
+        _help_parser(settings_class, description, prog, first=short, nulls=nulls).print_help()
+        if guide is not None:
+            print(_help_end(guide, short=short is not None, settings_class=settings_class))
         raise SystemExit(0)
     try:
         return _parse_words(settings_class, words)
@@ -218,7 +226,7 @@ def _refuse_name(name: str, fields: Mapping[str, Any], *, spelled: str, dashes: 
     nearest = [dashes + candidate for candidate in nearest_names(name, list(fields))]
     shown = repr(cut_middle(spelled, LONGEST_NAME))[1:-1]  # control characters escaped
     advice = (
-        f"did you mean {' or '.join(nearest)}? (--help lists all)" if nearest else "--help lists all that there are"
+        f"did you mean {' or '.join(nearest)}? (--help all lists all)" if nearest else "--help all lists all there are"
     )
     raise SettingsError(f"unknown setting {shown}; {advice}")
 
@@ -410,17 +418,34 @@ def _build_group(settings_class: Any, values: Mapping[str, Any], *, prefix: str)
         raise SettingsError(f"{prefix.rstrip('.') or 'settings'}: {error}") from error
 
 
-def _help_parser(settings_class: type, description: str, prog: str | None) -> argparse.ArgumentParser:
+def _help_parser(
+    settings_class: type, description: str, prog: str | None, *, first: Sequence[str] | None, nulls: Mapping[str, str]
+) -> argparse.ArgumentParser:
+    """Return what prints the help: of the settings that are named first, or of all in their groups."""
     usage = "%(prog)s [--config FILE ...] [--name VALUE ...]"
     parser = argparse.ArgumentParser(prog=prog, description=description, usage=usage)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; may be repeated, later ones win")
     sections: dict[str, Any] = {}
-    for field in list_settings(settings_class):
-        group = field.name.rpartition(".")[0]
+    fields = {field.name: field for field in list_settings(settings_class)}
+    for field in fields.values() if first is None else [fields[name] for name in first]:
+        group = field.name.rpartition(".")[0] if first is None else ""
         if group not in sections:
-            sections[group] = parser.add_argument_group(field.section)
+            sections[group] = parser.add_argument_group(field.section if first is None else FIRST_SETTINGS)
         default = "required" if field.required else f"default: {to_text(field.default)}"
+        if field.default is None and field.name in nulls:
+            default += f", which is {nulls[field.name]}"
+            default += "; more where there is less data" if field.name in MORE_EPOCHS else ""
         again = "; repeat the name for each" if takes_list(field.type) else ""
         text = f"{field.doc} ({describe_type(field.type)}{again}; {default})".strip().replace("%", "%%")
         sections[group].add_argument(f"--{field.name}", metavar="VALUE", help=text)
     return parser
+
+
+def _help_end(guide: Guide, *, short: bool, settings_class: type) -> str:
+    """Return example and files, and how to see what was left out."""
+    flags = "--quiet prints errors and the result only, --json one JSON object in a line."
+    lines = ["", "example:", f"  {guide.example}", "writes:", f"  {guide.writes}", "", flags]
+    if short:
+        count = len(list_settings(settings_class)) - len(guide.first)
+        lines += [f"--help all lists the other {count} settings too, in their groups."]
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from ulmfit_pipe.console import print_line
+from ulmfit_pipe.console import anything_works, hide_working, print_line, working
 from ulmfit_pipe.data.run_files import run_files
 from ulmfit_pipe.settings.checks import check_seed, check_whole, check_zero_or_more, settings_that_count
 from ulmfit_pipe.settings.choices import Precision
@@ -37,7 +37,7 @@ def exclusive_run() -> Iterator[None]:
         print_line("another run is under way in a thread of this process; waiting for it to end")
         _RUNNING.acquire()
     try:
-        with run_files():
+        with run_files(), contextlib.nullcontext() if anything_works() else working("running"):
             yield
     finally:
         _RUNNING.release()
@@ -54,7 +54,7 @@ class RunContext:
         tf32: Train in TF32 on NVIDIA GPUs, or not; None leaves it to torch.
         gradient_checkpointing: Run layers again in the backward pass, for less memory.
         compile: Compile the model for each phase.
-        progress: Show progress bars; None decides by the terminal.
+        progress: Show progress bars; None decides by the terminal; False also drops the lines that replace them.
         deadline: ``time.monotonic()`` at which training stops, or None.
         resume: Resume an unfinished stage from its last checkpoint, instead of starting over.
         checkpoint_seconds: Seconds between a stage's checkpoints; 0 saves after every step, None saves none.
@@ -80,6 +80,8 @@ class RunContext:
 
     def __post_init__(self) -> None:
         """Refuse trackers that are not installed, and values out of range, before anything is read."""
+        if self.progress is False:
+            hide_working()
         self.report_to = check_report_to(self.report_to)
         check_whole(self, {"log_every": 1})
         check_seed(self)

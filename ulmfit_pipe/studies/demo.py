@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from ulmfit_pipe.console import working
 from ulmfit_pipe.data.sample.docstrings import build_corpus, split_by_source
 from ulmfit_pipe.data.splits import some_rows
-from ulmfit_pipe.reports.text_tables import Report, format_table
+from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import DemoSettings
 from ulmfit_pipe.stages.artifacts import load_config
@@ -149,7 +150,8 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     context.refuse_several_processes("the demonstration", shares_cells=False)
     output, seconds = Path(settings.output_dir), {}
     started = time.perf_counter()
-    target = build_corpus(TARGET_LIBRARIES)
+    with working(f"reading docstrings of {', '.join(TARGET_LIBRARIES)}"):
+        target = build_corpus(TARGET_LIBRARIES)
     seconds["corpus"] = time.perf_counter() - started
     context.tell(
         f"{len(target):,} paragraphs of {', '.join(TARGET_LIBRARIES)} to classify (their own names are masked)"
@@ -202,7 +204,8 @@ def demo_size(settings: DemoSettings) -> DemoSize:
 
 def _pretrain(pretraining: Pretraining, context: RunContext, output: Path, seconds: dict[str, float]) -> Path:
     started = time.perf_counter()
-    general = build_corpus(pretraining.libraries)
+    with working(f"reading docstrings of {', '.join(pretraining.libraries)}"):
+        general = build_corpus(pretraining.libraries)
     seconds["corpus"] += time.perf_counter() - started
     context.tell(f"{len(general):,} paragraphs of {', '.join(pretraining.libraries)} to learn English from")
     table = some_rows(general, pretraining.rows, seed=context.seed)
@@ -345,7 +348,8 @@ def _all_epochs(size: DemoSize, *, layers: int) -> int:
 
 def tfidf_scores(tables: DemoTables, *, seed: int) -> dict[str, float]:
     """Train TF-IDF with logistic regression on the labelled rows and score it on the test."""
-    answers = fit_tfidf(tables.train, seed=seed).answers(tables.test)
+    with working(f"baseline: {TITLE}"):
+        answers = fit_tfidf(tables.train, seed=seed).answers(tables.test)
     return {**plain_scores(label_array(tables.test), answers), "n": len(tables.test)}
 
 
@@ -368,7 +372,7 @@ def contest_table(scores: dict[str, list[dict[str, float]]]) -> Report:
         )
     several = any(len(values) > 1 for values in scores.values())
     ends = "lowest and highest seed" if several else "95 % interval over the test paragraphs"
-    return Report(f"{format_table(rows)}\nfrom - to: {ends}")
+    return Report.of(rows, f"from - to: {ends}")
 
 
 def _mean(values: Sequence[dict[str, float]], name: str) -> float:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ulmfit_pipe.console import reported, working
 from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.models.heads.window_classifier import mean_by_document
@@ -86,8 +87,9 @@ def frozen_features(
     labels: list[Tensor] = []
     most = math.ceil(MOST_ROWS / accelerator.num_processes)
     speed = _Speed(until)
+    read = speed.in_time(batch for batch in batches if not is_filler(batch))
     try:
-        for batch in speed.in_time(batch for batch in batches if not is_filler(batch)):
+        for batch in reported(read, "probe: reading texts", total=len(batches), unit="batches"):
             seen.clear()
             given = {name: value for name, value in batch.items() if name not in ("labels", "row")}
             inputs = to_device(given, accelerator)
@@ -293,7 +295,8 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
     head = find_head(network, num_labels)
     features = frozen_features(learner.model, head, learner.task.train_batches, accelerator=accelerator, until=until)
     bias, blocks = getattr(head, "bias", True) is not None, isinstance(head, PoolingClassifierHead)
-    probe = fit_probe(features, num_labels=num_labels, each_alone=blocks, bias=bias, seed=context.seed)
+    with working("probe: logistic regression"):
+        probe = fit_probe(features, num_labels=num_labels, each_alone=blocks, bias=bias, seed=context.seed)
     probe = same_everywhere(probe, accelerator)
     set_head(head, probe, features)
     found, read = held_out_score(probe, features.labels), len(features.labels)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ulmfit_pipe.reports.text_tables import Report, format_table, header_lines, table_line
+from ulmfit_pipe.reports.text_tables import Report, header_lines, table_line
 from ulmfit_pipe.training.best_weights import BestWeights
 from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord
 
@@ -70,7 +70,7 @@ class History:
         """Return a table with a row per epoch; the epoch whose weights were kept is marked."""
         names = list(dict.fromkeys(name for record in self.epochs for name in record.metrics))
         rows = [(*_row(record, names), "best" if record is self.best else "") for record in self.epochs]
-        return Report(format_table([(*_header(names), ""), *rows]))
+        return Report.of([(*_header(names), ""), *rows])
 
     def __repr__(self) -> str:
         """Return a short line, as a prompt or a notebook shows it: a long training has thousands of steps."""

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ulmfit_pipe.console import print_line
+from ulmfit_pipe.console import print_line, send
 from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training import layer_groups as grouping
@@ -268,7 +268,8 @@ class Learner:
         table = EpochTable([phase.name for phase in plan.phases])
 
         def remember(record: EpochRecord) -> None:
-            self.say(table.line(record))
+            if not send("epoch", {**asdict(record), "epoch": record.epoch + 1}):  # counted from 1, as in the log
+                self.say(table.line(record))
             self.epochs_done += 1
             phase = next((phase for phase in plan.phases if phase.name == record.phase), None)
             if phase is None:  # the start

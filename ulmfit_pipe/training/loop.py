@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ulmfit_pipe.console import reported
 from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.training.compute.wrapping import prepared
 from ulmfit_pipe.training.distributed.agreement import check_agreement
@@ -173,7 +174,7 @@ def train_epoch(
     for observer in run.observers:
         observer.before_batches()
     shown = {"accelerator": run.accelerator, "progress": run.options.progress, "done": state.batch // size}
-    with progress_bar(math.ceil(len(batches) / size), description, **shown) as bar:
+    with progress_bar(math.ceil(len(batches) / size), description, **shown) as advance:
         for window in windows_of(rest, size):
             used = time_used(run.accelerator, run.options, started=run.started)
             if used >= 1:
@@ -186,8 +187,7 @@ def train_epoch(
             _note_step(run, window, state, loss=loss, count=step_count)
             state.seconds, lrs = time.perf_counter() - started, run.steps[-1].lrs
             speed = f"{state.items * run.accelerator.num_processes / state.seconds:,.0f} {run.unit}/s"
-            bar.set_postfix_str(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {speed}", refresh=False)
-            bar.update()
+            advance(f"loss {loss:.4f} lr {lrs[0]:.1e}..{lrs[-1]:.1e} {speed}")
             for observer in run.observers:
                 observer.after_step(run, position)
     share_running_statistics(run)
@@ -219,7 +219,7 @@ def evaluate(
     model.eval()
     carry = None
     with torch.no_grad(), accelerator.autocast(), brought_together(model):
-        for batch in batches:
+        for batch in reported(batches, "scoring", total=len(batches), unit="batches"):
             if is_filler(batch):
                 continue
             output = objective(model, to_device(batch, accelerator), carry)

@@ -21,8 +21,9 @@ from torch import nn
 from ulmfit_pipe.training.compute.wrapping import prepared
 from ulmfit_pipe.training.distributed.sharding import phase_model
 from ulmfit_pipe.training.layer_groups import LayerGroup, set_trainable, train_flags_kept, train_mode, trainable_indices
+from ulmfit_pipe.training.logs.progress_bar import progress_bar
 from ulmfit_pipe.training.loop import NonFiniteLossError, train_step, windows_of
-from ulmfit_pipe.training.lr_suggestions import smooth_losses, suggest, usable_part
+from ulmfit_pipe.training.lr_suggestions import Advice, advise, smooth_losses, suggest, usable_part
 from ulmfit_pipe.training.objectives import Batch
 from ulmfit_pipe.training.optim import build_optimizer
 from ulmfit_pipe.training.records import Batches, Task, TrainingOptions
@@ -46,17 +47,24 @@ class LRFinderResult:
         losses: Smoothed loss at each step.
         suggestions: Learning rates by rule: ``valley``, ``slide``, ``minimum``, ``steep``.
         trained: Names of the layer groups that the sweep trained.
+        advice: Which suggestion to take, why, and whether the curve is to be believed; None where nobody judged it.
     """
 
     lrs: tuple[float, ...]
     losses: tuple[float, ...]
     suggestions: dict[str, float] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
+    advice: Advice | None = None
 
     @property
     def valley(self) -> float:
         """The suggestion that fastai shows by default."""
         return self.suggestions["valley"]
+
+    @property
+    def taken(self) -> float:
+        """The suggestion that the advice takes, or valley."""
+        return self.valley if self.advice is None else self.suggestions[self.advice.name]
 
     def plot(self, path: Path | str | None = None) -> "Picture":
         """Draw the curve and the suggestions, and save it as a picture where a path is given."""
@@ -75,7 +83,14 @@ class LRFinderResult:
     def describe(self) -> str:
         """Return the suggestions in one line."""
         found = ", ".join(f"{name} {lr:.2e}" for name, lr in self.suggestions.items())
-        return f"suggested learning rates for {', '.join(self.trained)}: {found}"
+        return "; ".join([f"suggested learning rates for {', '.join(self.trained)}: {found}", *self.advice_lines()])
+
+    def advice_lines(self) -> list[str]:
+        """Return which suggestion to take and why, and a warning for each reason not to believe the curve."""
+        if self.advice is None:
+            return []
+        doubts = [f"warning: {doubt}" for doubt in self.advice.doubts]
+        return [f"take {self.advice.name} {self.taken:.2e}: {self.advice.why}", *doubts]
 
 
 def lr_find(
@@ -125,8 +140,9 @@ def lr_find(
             bounds=(start_lr, end_lr),
             num_steps=num_steps,
         )
-    suggestions = suggest(*usable_part(lrs, losses, num_it=num_steps))
-    return LRFinderResult(tuple(lrs), tuple(losses), suggestions, trained)
+    curve = usable_part(lrs, losses, num_it=num_steps)
+    suggestions = suggest(*curve)
+    return LRFinderResult(tuple(lrs), tuple(losses), suggestions, trained, advise(*curve, suggestions))
 
 
 def _sweep(
@@ -142,10 +158,12 @@ def _sweep(
     lrs: list[float] = []
     losses: list[float] = []
     raw: list[float] = []
+    shown = {"accelerator": accelerator, "progress": options.progress}
     options = replace(options, compile=False)  # a minute of compiling for a hundred steps
     with (
         phase_model(model, groups, accelerator, options) as own,
         prepared(own.model, _optimizer(own.groups, options), accelerator, options) as (wrapped, wrapped_optimizer),
+        progress_bar(num_steps, "learning-rate finder", **shown) as advance,
     ):
         run = Run(wrapped, own.groups, wrapped_optimizer, task.objective, accelerator, options)
         train_mode(wrapped, own.groups, train_norm=options.train_norm, frozen_dropout=options.frozen_dropout)
@@ -159,6 +177,7 @@ def _sweep(
                 break
             run.step += 1
             lrs.append(lr)
+            advance(f"loss {loss:.4f} lr {lr:.1e}")
             raw.append(loss)
             losses = smooth_losses(raw)
             if losses[-1] > DIVERGED * min(losses):

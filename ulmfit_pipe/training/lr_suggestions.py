@@ -1,6 +1,7 @@
 """Learning rates suggested by the curve of a learning-rate finder: pure functions of (lrs, losses).
 
-`usable_part` trims the recorded curve as fastai does, `suggest` reads all suggestions off what is left:
+`usable_part` trims the recorded curve as fastai does, `suggest` reads all suggestions off what is left, `advise` (ours)
+takes one of them and says where the curve is not to be believed:
 
 - valley: a third and a half into the longest stretch of falling losses; a safe choice, and the default elsewhere.
 - slide: walks back from the divergence until the slope settles; the boldest.
@@ -12,7 +13,8 @@ Source: fastai 2.8, `fastai/callback/schedule.py`, whose values these functions 
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +24,10 @@ SKIPPED_AT_END = 5  # the last records are past the divergence
 SLIDE_INTERVAL = 15  # points between the two slopes that `slide` compares
 SLIDE_TOLERANCE = 0.005  # slopes nearer than this count as equal, in loss per point
 MIN_POINTS = SLIDE_INTERVAL + 1
+# When a curve is not to be believed; all three are ours, from curves of the tests and of the built-in model.
+FEW_POINTS = 2 * MIN_POINTS
+FLAT = 0.02  # of the first loss: a fall below this is no sign of learning
+NOISY = 0.5  # of the fall: what the smoothed loss climbs on its way down
 
 
 def smooth_losses(losses: Sequence[float], *, beta: float = SMOOTHING) -> list[float]:
@@ -139,6 +145,54 @@ def steep(lrs: Sequence[float], losses: Sequence[float]) -> float:
     """Suggest the rate at which the loss falls fastest per factor of the learning rate."""
     slopes = np.diff(np.asarray(losses, dtype=np.float64)) / np.diff(np.log(np.asarray(lrs, dtype=np.float64)))
     return float(lrs[int(np.argmin(slopes))])
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which suggestion to take.
+
+    Attributes:
+        name: Of the suggestion.
+        why: The reason, as a part of a line.
+        doubts: Reasons not to believe the curve at all, with what to do; empty where it is good.
+    """
+
+    name: str
+    why: str
+    doubts: tuple[str, ...] = ()
+
+
+def advise(lrs: Sequence[float], losses: Sequence[float], suggestions: Mapping[str, float]) -> Advice:
+    """Choose one of a curve's suggestions, and say where the curve is too short, too flat or too noisy for any.
+
+    Args:
+        lrs: Rising learning rates, of the part that `usable_part` has left.
+        losses: Smoothed, finite losses.
+        suggestions: What `suggest` found there.
+    """
+    name, why = "valley", "it is in the middle of the longest fall of the loss"
+    if suggestions["minimum"] < suggestions["valley"]:
+        name, why = "minimum", "it is a tenth of the rate with the lowest loss, and valley is nearer to the divergence"
+    values = np.asarray(losses, dtype=np.float64)
+    way_down = values[: int(values.argmin()) + 1]
+    fall, climbed = float(way_down.max() - way_down[-1]), float(np.diff(way_down).clip(min=0).sum())
+    doubts = []
+    if len(values) < FEW_POINTS:
+        doubts.append(
+            f"the curve is short, {len(values)} usable points of {FEW_POINTS} or more; take more steps or a smaller "
+            "start_lr"
+        )
+    if fall < FLAT * abs(float(values[0])):
+        doubts.append(
+            f"the curve is flat, the loss falls from {values[0]:.4g} to {values.min():.4g} only; take more steps, a "
+            "larger end_lr, or the preset's rate (leave lr out)"
+        )
+    elif climbed > NOISY * fall:
+        doubts.append(
+            f"the curve is noisy, the smoothed loss climbs {climbed:.2g} on its way down by {fall:.2g}; take larger "
+            "batches, or the preset's rate (leave lr out)"
+        )
+    return Advice(name, why, tuple(doubts))
 
 
 SUGGESTIONS = {"valley": valley, "slide": slide, "minimum": minimum, "steep": steep}

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ulmfit_pipe.reports.text_tables import Report, format_table
+from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.training.distributed.processes import time_used
 from ulmfit_pipe.training.history import BestTracker, History
 from ulmfit_pipe.training.layer_groups import LayerGroup, norm_parameter_names
@@ -243,8 +243,7 @@ class Plan:
                 )
             )
         norms = self.train_norm and any(norm_parameter_names(group) for group in self.groups[:-1])
-        note = "\nnorm layers of frozen groups train too (train_norm)" if norms else ""
-        return Report(format_table(rows) + note)
+        return Report.of(rows, *(["norm layers of frozen groups train too (train_norm)"] if norms else []))
 
 
 def run_phases(

@@ -20,6 +20,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from ulmfit_pipe.console import Work, in_one_line, working
 from ulmfit_pipe.data.labels import LabelColumn, Place, is_blank
 from ulmfit_pipe.data.run_files import run_folder
 from ulmfit_pipe.data.tables.column_names import check_wanted
@@ -122,14 +123,16 @@ def _read_table(
     facts: list[FileFacts],
     say: Callable[[str], None],
 ) -> datasets.Dataset:
-    def texts() -> Iterator[str]:
+    def texts(work: Work) -> Iterator[str]:
         for one in sources:
             rows = one if isinstance(one, RowSource) else open_one(one)
             check_wanted(rows, reader.columns, reader.label_columns)
             facts.append(FileFacts(rows.name))
             opened = len(rows.notes)
             try:
-                yield from reader.texts(rows, facts[-1])
+                for text in reader.texts(rows, facts[-1]):
+                    work.advance()
+                    yield text
             except TableError as error:
                 if len(rows.notes) > opened:  # about a truncated last row
                     raise TableError(f"{error} ({rows.notes[-1]})") from error
@@ -137,9 +140,10 @@ def _read_table(
             for note in rows.notes:
                 say(note)
 
-    table = _write_texts(texts())
+    names = ", ".join(each.name if isinstance(each, RowSource) else str(each) for each in sources)
+    with working(f"reading {in_one_line(names)}", unit="rows") as work:
+        table = _write_texts(texts(work))
     if not len(table):
-        names = ", ".join(each.name if isinstance(each, RowSource) else str(each) for each in sources)
         raise TableError(f"{names}: the table is empty, it has no rows to use")
     if not reader.label_columns:
         return table

@@ -9,7 +9,7 @@ import logging
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ulmfit_pipe.console import Work, working
 from ulmfit_pipe.data.progress_bars import bars_on_a_terminal_only
 from ulmfit_pipe.data.tables.column_names import shown_names
 from ulmfit_pipe.data.text.english_words import cut_words
@@ -76,12 +77,13 @@ def train_tokenizer(
     if first is None:
         raise ValueError("there is no word to train a vocabulary on: the texts are empty")
     segments = chain([first], segments)
-    if kind == "unigram":
-        backend = _train_unigram_backend(segments, vocab_size)
-    elif kind == "bpe":
-        backend = _train_bpe_backend(segments, vocab_size)
-    else:
-        return build_word_tokenizer([*SPECIAL_TOKENS, *_frequent_words(segments, vocab_size, min_count)])
+    with working("learning a vocabulary"):
+        if kind == "unigram":
+            backend = _train_unigram_backend(segments, vocab_size)
+        elif kind == "bpe":
+            backend = _train_bpe_backend(segments, vocab_size)
+        else:
+            return build_word_tokenizer([*SPECIAL_TOKENS, *_frequent_words(segments, vocab_size, min_count)])
     return _wrap(backend, kind)
 
 
@@ -140,16 +142,17 @@ def tokenize_dataset(
 
     def encode(folder: Path) -> datasets.Dataset:
         """Tokenize every row; the ids go to files in the folder."""
-        with bars_on_a_terminal_only():
+        several = num_proc is not None and num_proc > 1 and len(dataset) > 1
+        with bars_on_a_terminal_only(), working("tokenizing", total=len(dataset), unit="texts") as work:
             return dataset.map(
-                _encode_rows,
+                _encode_rows if several else _counting(work),
                 fn_kwargs={"tokenizer": tokenizer},
                 batched=True,
                 batch_size=TABLE_ROWS,
                 writer_batch_size=TABLE_ROWS,
                 remove_columns=["text"],
                 features=features,
-                num_proc=min(num_proc, len(dataset)) if num_proc and num_proc > 1 and len(dataset) > 1 else None,
+                num_proc=min(num_proc or 1, len(dataset)) if several else None,
                 cache_file_name=str(folder / "tokens.arrow"),
                 load_from_cache_file=False,
                 new_fingerprint=key,
@@ -302,6 +305,18 @@ def _wrap(backend: Tokenizer, kind: str) -> UlmfitTokenizer:
 
 def _encode_rows(rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
     return {"input_ids": encode_documents(tokenizer, rows["text"])}
+
+
+def _counting(work: Work) -> Callable[..., dict[str, list[Any]]]:
+    """Return `_encode_rows` that notes how far it is, for this process."""
+
+    def encode(rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+        """Tokenize rows."""
+        encoded = _encode_rows(rows, tokenizer)
+        work.advance(len(rows["text"]))
+        return encoded
+
+    return encode
 
 
 def _content_key(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> str:

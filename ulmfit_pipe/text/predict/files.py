@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ulmfit_pipe.console import in_one_line, on_terminal
+from ulmfit_pipe.console import in_one_line, on_terminal, reported, working
 from ulmfit_pipe.data.tables.column_names import check_wanted
 from ulmfit_pipe.data.tables.plain_copies import PlainTable, plain_tables
 from ulmfit_pipe.data.tables.readers import RowSource, TableError, open_plain, open_rows
@@ -224,7 +224,7 @@ def _predict_one(
     counts: Counts = Counter()
     done = 0
     bar = tqdm(total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True)
-    with bar, whole_file(target) as temporary:
+    with bar, working("predicting", total=total, unit="rows") as work, whole_file(target) as temporary:
         schema = columns.schema(stream.schema() if suffix == ".parquet" else None)
         with contextlib.closing(open_writer(temporary, schema, suffix=suffix, escaped=escaped)) as writer:
             for chunk in read_chunks(table.path, stream, settings.chunk_rows):
@@ -232,6 +232,7 @@ def _predict_one(
                 columns.write(writer, columns.predict(chunk, counts))
                 done += rows
                 bar.update(rows)
+                work.advance(rows)
         if done != total:
             raise TableError(f"{table.name} changed while it was read: {total} rows, then {done}; run again")
     if line := predictor.describe_cut():
@@ -305,7 +306,9 @@ def _opened(source: str, settings: PredictFileSettings) -> RowSource:
 def _count_rows(rows: RowSource, settings: PredictFileSettings, *, say: Callable[[str], None]) -> int:
     """Read the whole file once, refuse the first row that cannot be predicted, and count the rows."""
     number, numbers, columns, known = 0, 0, settings.text_column, len(rows.notes)
-    for number, values in enumerate(rows.read(columns), start=1):
+    for number, values in enumerate(
+        reported(rows.read(columns), f"reading {in_one_line(rows.name)}", unit="rows"), start=1
+    ):
         numbers += any(not isinstance(value, str) and value is not None and value == value for value in values)
         check_row(values, number, name=rows.name, columns=columns, skip_empty=settings.empty_text == "skip")
     if not number:

@@ -19,6 +19,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from ulmfit_pipe.console import reported
 from ulmfit_pipe.data.labels import can_be, clean_label, list_apart, typed_label
 from ulmfit_pipe.data.streams.backbone_batches import BackboneBatches
 from ulmfit_pipe.data.streams.classifier_batches import ClassifierBatches
@@ -292,7 +293,7 @@ class Predictor:
         )
         thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
         found: list[torch.Tensor] = []
-        for batch in batches:
+        for batch in reported(batches, "scoring", total=len(batches), unit="batches"):
             probabilities, labels = self._batch_probabilities(batch), batch["labels"]
             if self.multi_label:
                 given = (probabilities >= thresholds).long()  # (batch, num_labels)

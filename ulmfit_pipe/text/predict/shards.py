@@ -20,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ulmfit_pipe.console import working
 from ulmfit_pipe.data.tables.plain_copies import PlainTable
 from ulmfit_pipe.data.tables.readers import TableError
 from ulmfit_pipe.data.tables.row_streams import (
@@ -173,9 +174,13 @@ class ShardedJob:
     def _make(self, parts: Sequence[Part], *, shown: bool = False) -> None:
         """Make parts, in their order; each input is read once, from its top."""
         total = sum(part.rows for part in self.parts)
-        with tqdm(
-            total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True
-        ) as bar:
+        done = total - sum(part.rows for part in self._missing())
+        with (
+            tqdm(
+                total=total, desc="predicting", unit=" rows", disable=not shown, leave=False, dynamic_ncols=True
+            ) as bar,
+            working("predicting", total=total, unit="rows", done=done) as work,
+        ):
             for number, group in itertools.groupby(parts, key=lambda part: part.input):
                 wanted, source = {part.input_row: part for part in group}, self.sources[number - 1]
                 chunks = read_chunks(source, open_stream(source, columns=self.names), self.settings.chunk_rows)
@@ -183,6 +188,7 @@ class ShardedJob:
                 for first, pieces in itertools.groupby(split, key=lambda piece: piece[0]):
                     if (part := wanted.pop(first, None)) is not None and not self._is_finished(part):
                         self._write(part, (rows for _, rows in pieces))
+                        work.advance(part.rows)
                     if shown:
                         bar.update(total - sum(part.rows for part in self._missing()) - bar.n)
                     if not wanted:

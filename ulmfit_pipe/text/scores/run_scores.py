@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
+from ulmfit_pipe.console import working
 from ulmfit_pipe.settings.choices import BaselineName
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text.predict.predictor import Predictor, ScoredRows
@@ -80,7 +81,8 @@ def _baseline(train: Dataset, context: RunContext) -> Tfidf | None:
     if classes > MOST_BASELINE_CLASSES:
         context.tell(f"no baseline: it is trained for up to {MOST_BASELINE_CLASSES:,} classes, here are {classes:,}")
         return None
-    fitted = fit_tfidf(train, seed=context.seed, most_rows=MOST_BASELINE_ROWS)
+    with working(f"baseline: {TITLE}"):
+        fitted = fit_tfidf(train, seed=context.seed, most_rows=MOST_BASELINE_ROWS)
     if fitted.details["rows"] < len(train):
         context.tell(
             f"baseline: {TITLE} was trained on {fitted.details['rows']:,} of the {len(train):,} training rows, to take "

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ulmfit_pipe.reports.text_tables import Report, format_table
+from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.training.distributed.processes import to_device
 from ulmfit_pipe.training.layer_groups import LayerGroup, train_flags_kept
 from ulmfit_pipe.training.records import Task
@@ -44,9 +44,9 @@ def summarize(
     total = sum(group.num_parameters for group in groups)
     moving = sum(group.num_trainable for group in groups)
     tied = _tied_names(model)
-    lines = [format_table(rows), f"total {total:,} parameters: {moving:,} trainable, {total - moving:,} frozen"]
-    lines += [f"tied, counted once: {' = '.join(names)}" for names in tied]
-    return Report("\n".join(lines))
+    notes = [f"total {total:,} parameters: {moving:,} trainable, {total - moving:,} frozen"]
+    notes += [f"tied, counted once: {' = '.join(names)}" for names in tied]
+    return Report.of(rows, *notes)
 
 
 def _by_owner(group: LayerGroup) -> dict[str, list[nn.Parameter]]:

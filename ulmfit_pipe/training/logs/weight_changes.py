@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_pipe.reports.change_words import change_words
-from ulmfit_pipe.reports.text_tables import Report, format_table
+from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.resume.saved_learner import untied_state
 
@@ -96,7 +96,7 @@ class WeightChanges:
             tensors: With a line for each tensor and buffer below its group, in place of the one that moved most.
         """
         if tensors:
-            return Report(format_table([("layer group or tensor", "numbers", "change"), *self._all_rows()]))
+            return Report.of([("layer group or tensor", "numbers", "change"), *self._all_rows()])
         rows: list[tuple[str, ...]] = [("layer group", "parameters", "change", "its tensor that moved most")]
         for group in self.groups:
             held = [tensor for tensor in self.tensors if tensor.group == group.name]
@@ -106,7 +106,7 @@ class WeightChanges:
         if self.buffers:
             size = sum(buffer.size for buffer in self.buffers)
             rows.append(("(buffers)", f"{size:,}", "", _most_moved(self.buffers)))
-        return Report(format_table(rows))
+        return Report.of(rows)
 
     def _all_rows(self) -> list[tuple[str, ...]]:
         named = [(row, row.name) for row in self.tensors] + [(row, f"{row.name} (buffer)") for row in self.buffers]
