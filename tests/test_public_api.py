@@ -49,6 +49,7 @@ PUBLIC_NAMES = [
     "ExportFastaiSettings",
     "ExportSummary",
     "FileFacts",
+    "Guide",
     "History",
     "ImageBatches",
     "ImageClassifierSettings",

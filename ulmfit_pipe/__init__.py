@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.reports.plots import Picture as Picture
     from ulmfit_pipe.reports.result_table import metrics_table as metrics_table
     from ulmfit_pipe.reports.text_tables import Report as Report
+    from ulmfit_pipe.settings.guides import Guide as Guide
     from ulmfit_pipe.settings.images import AugmentationSettings as AugmentationSettings
     from ulmfit_pipe.settings.images import ImageClassifierSettings as ImageClassifierSettings
     from ulmfit_pipe.settings.images import ImageHeadSettings as ImageHeadSettings
@@ -237,6 +238,7 @@ _HOMES = {
         "PackageSettings",
         "ShowFiltersSettings",
     ],
+    "ulmfit_pipe.settings.guides": ["Guide"],
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
     "ulmfit_pipe.settings.prediction": ["EvaluateSettings", "ExplainSettings", "PredictFileSettings"],
     "ulmfit_pipe.settings.reports": ["ReportSettings"],
