@@ -30,7 +30,7 @@ def test_every_recipe_but_the_benchmarks_is_a_command():
     texts = [path.read_text() for path in (ROOT / "recipes").glob("*.py") if not path.stem.startswith("benchmark_")]
     names = {name for text in texts for name in re.findall(r'run_command\("([a-z-]+)"\)', text)}
     assert len(names) == len(texts)
-    assert names | {"configs", "explain", "check-data"} == set(cli.COMMANDS)  # those need no recipe
+    assert names | {"configs", "explain", "check-data", "update"} == set(cli.COMMANDS)  # those need no recipe
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])

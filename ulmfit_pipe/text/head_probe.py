@@ -262,12 +262,14 @@ class HeadStart:
         seconds: Time that a forward pass over all training rows takes.
         record: What ``stage.json`` keeps of it.
         set_scale: Sets the head to the probe's weights times a factor.
+        name: What it is called in a line.
     """
 
     start: EpochRecord
     seconds: float
     record: dict[str, Any]
     set_scale: Callable[[float], None]
+    name: str = "the probe"
 
 
 def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num_labels: int, rows: int) -> HeadStart:

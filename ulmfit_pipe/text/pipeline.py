@@ -19,13 +19,13 @@ from datasets import Dataset
 
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
-from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource
+from ulmfit_pipe.data.tables.row_sources import RowSource
 from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
 from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.settings.text import LanguageModelSettings
-from ulmfit_pipe.settings.text_runs import PipelineSettings
+from ulmfit_pipe.settings.text_runs import PipelineSettings, UpdateSettings
 from ulmfit_pipe.settings.values import SettingsError
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
@@ -40,7 +40,14 @@ from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, e
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_folder, check_names, check_tables
+from ulmfit_pipe.stages.python_input import (
+    AT_HAND,
+    check_call,
+    check_folder,
+    check_names,
+    recorded_tables,
+    tables_given,
+)
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     REPORT_FILE,
@@ -70,6 +77,7 @@ from ulmfit_pipe.text.tables import (
     split_texts,
 )
 from ulmfit_pipe.text.unknown_text import check_known_texts
+from ulmfit_pipe.text.updating.update import run_update
 from ulmfit_pipe.training.distributed.launch import started_processes
 
 Direction: TypeAlias = Literal["forward", "backward"]
@@ -84,6 +92,12 @@ GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, o
     "test_file": "test=",
     "unlabelled_file": "unlabelled=",
     "model": "TextPipeline(model)",
+}
+GIVEN_TO_UPDATE = {
+    "train_file": "update(new, ...), the first argument",
+    "test_file": "test=",
+    "replay_file": "old=",
+    "model": "TextPipeline.load(model).update",
 }
 
 
@@ -395,7 +409,7 @@ class TextPipeline:
         if validation is not None and "validation_file" in settings:
             raise SettingsError("validation and validation_file are the same; give validation alone")
         validation = settings.pop("validation_file", validation)
-        tables = _tables_given(settings, train=train, test=test, validation=validation, unlabelled=unlabelled)
+        tables = tables_given(settings, train=train, test=test, validation=validation, unlabelled=unlabelled)
         given = PipelineSettings(
             output_dir="." if output_dir is None else check_folder(output_dir, "output_dir"),
             model=self.model,
@@ -413,6 +427,41 @@ class TextPipeline:
         self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code) if folder else None
         if before is not None and before != self._temporary:
             before[1]()
+        return self.metrics
+
+    def update(
+        self, new: Any, *, output_dir: str | Path, test: Any = None, old: Any = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Continue the classifier on new labelled rows, new classes included, and predict with the result.
+
+        Args:
+            new: Labelled table, as `fit` takes one.
+            output_dir: Folder for the updated classifier; the one before stays as it is.
+            test: Labelled table that is scored before and after.
+            old: Labelled table of old rows to train on too; None reads those of the classifier's run again.
+            **settings: Any other field of `UpdateSettings`.
+
+        Returns:
+            What ``metrics.json`` holds; `update_table` shows what the update changed.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ValueError: A setting, table or model cannot be used.
+        """
+        source = self._folder if self.predictor else None
+        meant = partial(_meant_setting, settings_class=UpdateSettings)
+        check_names(settings, UpdateSettings, elsewhere=GIVEN_TO_UPDATE, meant=meant, of="update")
+        tables = tables_given(settings, train=new, test=test, replay=old)
+        given = UpdateSettings(
+            model=str(source),
+            output_dir=check_folder(output_dir, "output_dir"),
+            **recorded_tables(tables),
+            **{"trust_remote_code": self.trust_remote_code, **settings},
+        )
+        rows = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
+        self.metrics = run_update(given, in_memory=rows)
+        self._folder = os.path.abspath(given.output_dir)
+        self._predictor = Predictor.load(given.output_dir, trust_remote_code=given.trust_remote_code)
         return self.metrics
 
     def _temporary_folder(self, *, again: bool) -> str:
@@ -480,43 +529,9 @@ def _as_json(names: Mapping[Any, str]) -> str:
     return json.dumps({str(value): name for value, name in names.items()}, ensure_ascii=False)
 
 
-def _tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:
-    """Return what `fit` was given as tables, by the names of the settings that hold their files."""
-    text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
-    return {
-        f"{name}_file": check_tables(
-            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
-        )
-        for name, value in given.items()
-        if value is not None or name == "train"
-    }
-
-
-def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list[str]:
-    """Return the columns that a setting names, as far as it is what it should be: the settings check that."""
-    value = settings.get(name, default)
-    return (
-        [value] if isinstance(value, str) else list(value) if value and isinstance(value, list | tuple) else [default]
-    )
-
-
-def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
-    """Return what settings hold of a run's tables: their files, or in place of one what was in memory.
-
-    Args:
-        tables: Files, or a table in memory, by the name of the setting.
-    """
-    named = {
-        name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
-        for name, table in tables.items()
-    }
-    single = ("test_file", "validation_file")
-    return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
-
-
-def _meant_setting(name: str) -> str | None:
+def _meant_setting(name: str, settings_class: type = PipelineSettings) -> str | None:
     """Return the setting whose name is near, as it is written in Python, or None."""
-    near = nearest_names(name, [field.name for field in list_settings(PipelineSettings)])
+    near = nearest_names(name, [field.name for field in list_settings(settings_class)])
     if not near:
         return None
     group, _, field_name = near[0].rpartition(".")

@@ -99,7 +99,7 @@ def columns_of(settings: LabelledTables) -> dict[str, Any]:
     return {each.name: getattr(settings, each.name) for each in dataclasses.fields(LabelledTables)}
 
 
-def _for_loading(columns: LabelledTables) -> dict[str, Any]:
+def loading_options(columns: LabelledTables) -> dict[str, Any]:
     """Return the same choices as arguments of `load_table`.
 
     Raises:
@@ -159,7 +159,7 @@ def load_run_tables(
     check_seed(seed)
     given = LabelledTables(**columns)
     how = {"reading": reading_of(given), "say": say}
-    loader = _Loader(_for_loading(given), max_rows or RowLimits(), seed, how=how)
+    loader = TableLoader(loading_options(given), max_rows or RowLimits(), seed, how=how)
     train = loader.labelled("training", train_file)
     loader.names = label_names_of(train)[0]
     held_out = {
@@ -210,7 +210,7 @@ def hold_out(
     return parts["train"], parts["validation"]
 
 
-class _Loader:
+class TableLoader:
     """Loads the tables of a run, and records facts about their files."""
 
     def __init__(self, columns: dict[str, Any], limits: RowLimits, seed: int, *, how: dict[str, Any]) -> None:
