@@ -80,7 +80,8 @@ def _check_labels(model: ResolvedModel, config: Any, names: list[str], *, multi_
         known, given = list_apart(saved, names)
         raise ArtifactError(
             f"{model} is a classifier of {known}, the training table has the labels {given}; to resume from a "
-            f"classifier the labels must be the same: for other labels put a new head on its encoder with {NEW_HEAD}"
+            f"classifier the labels must be the same: for other labels put a new head on its encoder with {NEW_HEAD}, "
+            "or add classes to it with ulmfit update"
         )
     if gives_several != multi_label:
         kinds = ("several labels", "one label") if not multi_label else ("one label", "several labels")

@@ -167,8 +167,8 @@ def load_run_tables(
         for name, file in (("validation", validation_file), ("test", test_file))
     }
     kept = _frequent_labels(train, given.min_rows_per_class, say)
-    train = _with_labels(train, kept)
-    validation, test = (None if table is None else _with_labels(table, kept) for table in held_out.values())
+    train = with_labels(train, kept)
+    validation, test = (None if table is None else with_labels(table, kept) for table in held_out.values())
     check_labels_for_training(train)
     if validation is None:
         train, validation = hold_out(train, validation_fraction, seed=seed, say=say)
@@ -255,7 +255,7 @@ def _frequent_labels(train: Dataset, least: int, say: Callable[[str], None]) -> 
     return kept
 
 
-def _with_labels(table: Dataset, kept: Sequence[int] | None) -> Dataset:
+def with_labels(table: Dataset, kept: Sequence[int] | None) -> Dataset:
     """Return a table without all but the labels kept: without their rows, in multi-label without the labels."""
     if kept is None:
         return table

@@ -16,11 +16,12 @@ from ulmfit_pipe import TextPipeline, update_table
 from ulmfit_pipe.data.tables.tables import TableError
 from ulmfit_pipe.settings.parsing import load_settings
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.settings.text_runs import ClassifierJob, UpdateSettings
+from ulmfit_pipe.settings.text_runs import ClassifierJob, PipelineSettings, UpdateSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
 from ulmfit_pipe.text.jobs import run_classifier
+from ulmfit_pipe.text.pipeline import run_pipeline
 from ulmfit_pipe.text.updating.head_rows import last_linear
 from ulmfit_pipe.text.updating.update import run_update
 from ulmfit_pipe.training.linear_probe import Features, fit_new_rows
@@ -134,8 +135,12 @@ def test_without_old_rows_it_is_told_what_may_be_forgotten(place, tmp_path):
     said, context = heard()
     found = run_update(settings_for(place, "none", replay="none"), context=context)
     assert found["update"]["rows"] == {"old": 0, "new": 24}
+    assert not any("will not know when to give such a label" in line for line in said)
     assert "note: no old rows are trained on; the classes without new rows may be forgotten: bad" in said
     shutil.copytree(place / "old", tmp_path / "copied")
+    (tmp_path / "copied/settings.yaml").write_text("a: [")
+    run_update(settings_for(place, "torn", model=str(tmp_path / "copied")), context=context)
+    assert any("settings.yaml is not YAML; give them with --replay_file" in line for line in said)
     (tmp_path / "copied/settings.yaml").unlink()
     run_update(settings_for(place, "moved", model=str(tmp_path / "copied")), context=context)
     assert any(
@@ -166,7 +171,10 @@ def test_old_rows_that_have_changed_are_not_taken_for_those_of_the_run(place, tm
         name = f"changed-{changed}"
         found = run_update(settings_for(place, name, model=str(tmp_path / "classifier")), context=context)
         assert found["update"]["rows"]["old"] == rows
-    assert any(f"{table_file} changed since the classifier was trained; give them with" in line for line in said)
+    assert any(
+        f"{table_file} no longer hold the rows that the classifier was trained on; give them with" in line
+        for line in said
+    )
 
 
 def test_a_replay_file_takes_the_place_of_the_run_s_rows(place, tmp_path):
@@ -207,6 +215,36 @@ def test_python_updates_from_tables_in_memory(place):
     assert pipeline.predictor.label_names == list(THREE)
     with pytest.raises(ValueError, match=r"update has no setting 'replay_fil'; did you mean 'replay"):
         pipeline.update((["a"], ["b"]), output_dir=place / "x", replay_fil="none")
+
+
+def test_a_whole_run_s_folder_is_updated_and_its_held_out_rows_stay_held_out(place, tiny_language_model_folder):
+    run = PipelineSettings(
+        [str(place / "old.csv")],
+        str(place / "run"),
+        str(tiny_language_model_folder),
+        fine_tune_language_model=False,
+        validation_fraction=0.2,
+        classifier=PROBE,
+        baseline="none",
+    )
+    run_pipeline(run, report=False)
+    settings = settings_for(place, "run2", model=str(place / "run"), validation_fraction=0.25, classifier=SHORT)
+    found = run_update(settings)
+    assert found["update"]["rows"] == {"old": 32, "new": 18}
+    assert (found["validation"]["n"], found["update"]["new"]["all"]["rows"]) == (14, 6)
+    assert read_stage(place / "run2")["identity"]["settings"]["keep"] == "best"
+
+
+def test_a_new_class_of_few_rows_can_be_left_out(place, tmp_path):
+    rows = [*reviews(6, seed=5, labels=("fair", "good")), ("an odd film", "odd")]
+    rare = [str(write_csv(tmp_path / "rare.csv", rows))]
+    said, context = heard()
+    found = run_update(settings_for(place, "rare", train_file=rare, min_rows_per_class=2), context=context)
+    assert found["update"]["new_labels"] == ["fair"]
+    assert "left out new classes with fewer than 2 rows (min_rows_per_class): odd (1)" in said
+    write_csv(tmp_path / "rare.csv", rows[-1:])
+    with pytest.raises(TableError, match="min_rows_per_class 2 leaves no class of the new table; take a lower one"):
+        run_update(settings_for(place, "rarer", train_file=rare, min_rows_per_class=2))
 
 
 # What cannot be used

@@ -4,6 +4,7 @@ Where old rows came from is in ``settings.yaml`` beside the classifier, and what
 ``stage.json``: rows that have changed since are not taken for them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ulmfit_pipe.stages.classifier_labels import labels_of
 from ulmfit_pipe.stages.config_notes import label_type_in
 from ulmfit_pipe.stages.report import SETTINGS_FILE
 from ulmfit_pipe.storage.digests import digest_of
+from ulmfit_pipe.text.scores.repeated_runs import fold_of
 from ulmfit_pipe.text.tables import (
     RunTables,
     TableLoader,
@@ -32,6 +34,7 @@ from ulmfit_pipe.text.tables import (
     label_names_of,
     load_run_tables,
     loading_options,
+    with_labels,
 )
 
 TYPES = {None: "text", INTEGERS: "integers", BOOLS: "true and false"}
@@ -100,6 +103,7 @@ def load_update_rows(
     given = {name: in_memory.get(name, getattr(settings, name)) for name in _TABLES}
     loader = _loader(settings, say)
     new = loader.labelled("training", given["train_file"])
+    new = _without_rare(new, known, settings.min_rows_per_class, say)
     labels = _with_new(known, new, model)
     new = _relabelled(new, labels)
     _check_new_classes(new, labels, old=len(known.names))
@@ -138,6 +142,24 @@ def _loader(settings: LabelledTables, say: Say) -> TableLoader:
     columns = LabelledTables(**columns_of(settings))
     how = {"reading": reading_of(columns), "say": say}
     return TableLoader(loading_options(columns), RowLimits(), 0, how=how)
+
+
+def _without_rare(new: Dataset, known: LabelSet, least: int, say: Say) -> Dataset:
+    """Leave out new classes with fewer rows than `least`.
+
+    Raises:
+        TableError: There is nothing else in the table.
+    """
+    names, counts = label_names_of(new)[0], Counter(label for row in labels_of_rows(new) for label in row)
+    old = {clean_label(name) for name in known.names}
+    kept = [number for number, name in enumerate(names) if clean_label(name) in old or counts[number] >= least]
+    rare = [f"{name} ({counts[number]:,})" for number, name in enumerate(names) if number not in kept]
+    if least <= 1 or not rare:
+        return new
+    if not kept:
+        raise TableError(f"min_rows_per_class {least:,} leaves no class of the new table; take a lower one")
+    say(f"left out new classes with fewer than {least:,} rows (min_rows_per_class): {list_labels(rare)}")
+    return with_labels(new, kept)
 
 
 def _with_new(known: LabelSet, table: Dataset, model: ResolvedModel) -> LabelSet:
@@ -242,13 +264,16 @@ def remembered_rows(folder: Path, known: LabelSet) -> RunTables:
     names = label_names_of(found.train)[0]
     columns = [table[name] for table in (found.train, found.validation) if table for name in ("text", "label")]
     if names != known.names or digest_of(*columns, names) != record.get("identity", {}).get("data"):
-        raise TableError(f"{', '.join(files)} changed since the classifier was trained")
+        raise TableError(f"{', '.join(files)} no longer hold the rows that the classifier was trained on")
     return found
 
 
 def _kind_of_settings(path: Path) -> type[Any]:
     """Return the class of the settings in a file, by their names."""
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TableError(f"{path} is not YAML") from error
     names = set(found) if isinstance(found, dict) else set()
     if "replay" in names:
         return UpdateSettings
@@ -259,15 +284,17 @@ def _rows_of(settings: Any) -> RunTables:
     """Return the rows that a run with these settings trains on and holds out."""
     if isinstance(settings, UpdateSettings):
         return load_update_rows(settings, find_model(settings.model), in_memory={}, say=_silent).tables
-    return load_run_tables(
+    is_fold = getattr(settings, "folds", None) is not None
+    tables = load_run_tables(
         settings.train_file,
         validation_file=settings.validation_file,
-        validation_fraction=settings.validation_fraction,
+        validation_fraction=0.0 if is_fold else settings.validation_fraction,
         seed=settings.seed,
         max_rows=getattr(settings, "max_rows", None),
         say=_silent,
         **columns_of(settings),
     )
+    return fold_of(tables, settings, say=_silent) if is_fold else tables
 
 
 def _silent(_line: str) -> None:

@@ -130,7 +130,8 @@ def _tell(rows: UpdateRows, context: RunContext) -> None:
             f"the classes without new rows may be forgotten: {list_labels(lost)}" if lost else "some may be forgotten"
         )
         context.tell(f"note: no old rows are trained on{why}; {what}")
-    tell_of_tables(rows.tables.named(), rows.files, names=labels.names, several=labels.several, say=context.tell)
+    several, say = labels.several, context.tell
+    tell_of_tables(rows.tables.named(), rows.files, names=labels.names, several=several, say=say, known=old)
 
 
 def _settled(
