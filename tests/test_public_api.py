@@ -129,6 +129,7 @@ PUBLIC_NAMES = [
     "UlmfitTokenizer",
     "UnsafePickleError",
     "UnsupportedAcceleratorError",
+    "UpdateSettings",
     "WeightChange",
     "WeightChanges",
     "Windows",
@@ -172,6 +173,7 @@ PUBLIC_NAMES = [
     "run_pipeline",
     "run_recipe",
     "run_transferability",
+    "run_update",
     "show_filters",
     "split_layer_groups",
     "split_train_validation",
@@ -179,6 +181,7 @@ PUBLIC_NAMES = [
     "train_classifier",
     "train_image_classifier",
     "train_language_model",
+    "update_table",
     "weight_changes",
 ]
 

@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.text_runs import LanguageModelJob as LanguageModelJob
     from ulmfit_pipe.settings.text_runs import LearningRateJob as LearningRateJob
     from ulmfit_pipe.settings.text_runs import PipelineSettings as PipelineSettings
+    from ulmfit_pipe.settings.text_runs import UpdateSettings as UpdateSettings
     from ulmfit_pipe.settings.values import SettingsError as SettingsError
     from ulmfit_pipe.stages.context import RunContext as RunContext
     from ulmfit_pipe.stages.finished import StageResult as StageResult
@@ -130,6 +131,8 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.predict.predictor import Predictor as Predictor
     from ulmfit_pipe.text.predict.predictor import ScoredRows as ScoredRows
     from ulmfit_pipe.text.scores.interpretation import ClassificationInterpretation as ClassificationInterpretation
+    from ulmfit_pipe.text.updating.update import run_update as run_update
+    from ulmfit_pipe.text.updating.update import update_table as update_table
     from ulmfit_pipe.tools.fastai.export_fastai import ExportSummary as ExportSummary
     from ulmfit_pipe.tools.fastai.export_fastai import export_fastai as export_fastai
     from ulmfit_pipe.tools.fastai.import_fastai import ImportSummary as ImportSummary
@@ -251,6 +254,7 @@ _HOMES = {
         "LanguageModelJob",
         "LearningRateJob",
         "PipelineSettings",
+        "UpdateSettings",
     ],
     "ulmfit_pipe.settings.values": ["SettingsError"],
     "ulmfit_pipe.stages.context": ["RunContext"],
@@ -276,6 +280,7 @@ _HOMES = {
     "ulmfit_pipe.text.predict.evaluation": ["evaluate_file", "evaluate_table"],
     "ulmfit_pipe.text.predict.files": ["PredictSummary", "predict_file"],
     "ulmfit_pipe.text.predict.predictor": ["Predictor", "ScoredRows"],
+    "ulmfit_pipe.text.updating.update": ["run_update", "update_table"],
     "ulmfit_pipe.tools.fastai.export_fastai": ["ExportSummary", "export_fastai"],
     "ulmfit_pipe.tools.fastai.import_fastai": ["ImportSummary", "import_fastai"],
     "ulmfit_pipe.tools.fastai.safe_pickles": ["UnsafePickleError"],

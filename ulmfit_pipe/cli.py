@@ -29,7 +29,7 @@ from ulmfit_pipe.settings.guides import GUIDES
 from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
 from ulmfit_pipe.storage.atomic import write_atomic
 
-TABLES = ("train_file", "validation_file", "test_file", "unlabelled_file", "input_file")  # settings that name tables
+TABLES = ("train_file", "validation_file", "test_file", "unlabelled_file", "input_file", "replay_file")  # name tables
 
 
 @dataclass(frozen=True)
@@ -280,9 +280,19 @@ def _train_classifier(job: Any) -> Any:
     folder = shlex.quote(job.output_dir)
     print(f"the classifier is in {job.output_dir}; use it with")
     print(f"  ulmfit predict --model {folder} --input_file FILE --output_file OUT.csv")
-    print("and continue from it when there is more labelled data with")
-    print(f"  ulmfit train-classifier --model {folder} --train_file MORE.csv --output_dir NEW_FOLDER")
+    print("and continue from it when there is more labelled data, new classes too, with")
+    print(f"  ulmfit update {folder} --train_file MORE.csv --output_dir NEW_FOLDER")
     return metrics
+
+
+def _update(settings: Any) -> None:
+    metrics = ulmfit_pipe.run_update(settings)
+    print(ulmfit_pipe.metrics_table(metrics))
+    if table := ulmfit_pipe.update_table(metrics):
+        print(table)
+    folder = shlex.quote(settings.output_dir)
+    print(f"the updated classifier is in {settings.output_dir}; use it with")
+    print(f"  ulmfit predict --model {folder} --input_file FILE --output_file OUT.csv")
 
 
 def _find_learning_rate(job: Any) -> Any:
@@ -429,6 +439,9 @@ COMMANDS = {
     ),
     "train-classifier": Command(
         "ClassifierJob", _train_classifier, "Train a classifier from a language model, an encoder or a classifier."
+    ),
+    "update": Command(
+        "UpdateSettings", _update, "Continue a saved classifier on new labelled rows, new classes too.", first="model"
     ),
     "lr-find": Command(
         "LearningRateJob", _find_learning_rate, "Sweep the learning rate of a stage and suggest values."

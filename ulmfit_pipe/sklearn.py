@@ -24,11 +24,10 @@ from ulmfit_pipe.data.text.pretrained_tokenizers import encode_documents
 from ulmfit_pipe.settings.choices import DEFAULT_MODEL
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.context import context_of
-from ulmfit_pipe.stages.python_input import check_folder, check_names, check_tables, check_texts
+from ulmfit_pipe.stages.python_input import check_folder, check_names, check_tables, check_texts, recorded_tables
 from ulmfit_pipe.storage.temporary_files import folder_of_owner, remove
 from ulmfit_pipe.text.pipeline import run_pipeline
 from ulmfit_pipe.text.predict.predictor import Predictor
-from ulmfit_pipe.text.tables import recorded_tables
 
 TEXT = "text"  # name of the column of texts; labels of several are named by their number
 LARGEST_SEED = 2**31 - 1  # of those that a generator gives

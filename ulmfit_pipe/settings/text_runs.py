@@ -148,6 +148,52 @@ class ClassifierJob(LabelledTables, TextModelOptions, RunSettings):
 
 
 @dataclass(frozen=True)
+class UpdateSettings(LabelledTables, TextModelOptions, RunSettings):
+    """Settings of an update: a saved classifier continues on new labelled rows, which may have new classes.
+
+    Attributes:
+        model: Folder of the classifier, or of the run that made it.
+        train_file: Table or tables of the new labelled rows.
+        output_dir: Folder to write: the updated classifier with its metrics, settings and report.
+        test_file: Labelled table that is scored before and after; the test table of the first run shows what was
+            forgotten.
+        validation_file: Labelled table of new rows that are only measured; without it a part of train_file is held out.
+        validation_fraction: Part of the new rows held out where no validation file is given; 0 trains on all; null
+            holds out a tenth of 500 rows or more (20 or more per label), and nothing of fewer.
+        replay: Train on the old rows too, which keeps the old classes: auto reads them from replay_file, or from where
+            the classifier's run has read them, if they are unchanged; none trains on the new rows alone.
+        replay_file: Labelled table or tables of old rows, in place of those of the classifier's run.
+        unknown_text: Texts in a language or script that the classifier does not know: error stops before any
+            training, allow trains on them all the same.
+        classifier: Settings of the training. plan auto trains all layer groups at 0.3 times the usual rate, after the
+            head's rows of new classes were found by regression on the frozen network's features; probe stops there.
+    """
+
+    model: str
+    train_file: list[str]
+    output_dir: str
+    test_file: str | None = None
+    validation_file: str | None = None
+    validation_fraction: float | None = None
+    replay: Literal["auto", "none"] = "auto"
+    replay_file: list[str] | None = None
+    unknown_text: UnknownText = "error"
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        super().__post_init__()
+        if self.replay == "none" and self.replay_file is not None:
+            raise ValueError("replay none trains on no old rows, so replay_file has no meaning; leave one of them out")
+        for name in ("new_head", "from_scratch"):
+            if getattr(self.classifier, name):
+                raise ValueError(
+                    f"classifier.{name} true would discard what an update keeps; leave it out, or train a new "
+                    "classifier with ulmfit train-classifier"
+                )
+
+
+@dataclass(frozen=True)
 class LearningRateJob(LabelledTables, TextModelOptions, ComputeSettings):
     """Settings of a learning-rate search.
 

@@ -15,7 +15,7 @@ from typing import Any
 from ulmfit_pipe.data.labels import is_blank
 from ulmfit_pipe.data.tables.memory_tables import listed, open_memory_columns, open_memory_table
 from ulmfit_pipe.data.tables.readers import KNOWN_SUFFIXES
-from ulmfit_pipe.data.tables.row_sources import RowSource
+from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource
 from ulmfit_pipe.settings.parsing import ordered_fields
 from ulmfit_pipe.settings.values import SettingsError, shorten
 
@@ -171,6 +171,45 @@ def _reads_as_text(item: Any) -> bool:
     return not os.path.exists(os.path.expanduser(item))
 
 
+def tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:
+    """Return what a run was given as tables, by the names of the settings that hold their files.
+
+    Args:
+        settings: Settings of the run, which may name columns.
+        **given: Tables by their names; None is none, but for ``train``.
+    """
+    text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
+    return {
+        f"{name}_file": check_tables(
+            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
+        )
+        for name, value in given.items()
+        if value is not None or name == "train"
+    }
+
+
+def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list[str]:
+    """Return the columns that a setting names, as far as it is what it should be: the settings check that."""
+    value = settings.get(name, default)
+    return (
+        [value] if isinstance(value, str) else list(value) if value and isinstance(value, list | tuple) else [default]
+    )
+
+
+def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
+    """Return what settings hold of a run's tables: their files, or in place of one what was in memory.
+
+    Args:
+        tables: Files, or a table in memory, by the name of the setting.
+    """
+    named = {
+        name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
+        for name, table in tables.items()
+    }
+    single = ("test_file", "validation_file")
+    return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}
+
+
 def _is_pair(value: Any) -> bool:
     """Whether a value is (texts, labels), and not two files."""
     if not isinstance(value, tuple) or len(value) != 2 or hasattr(value, "_fields"):
@@ -268,15 +307,21 @@ def check_call(misplaced: Sequence[Any], output_dir: Any, *, table: bool = True)
 
 
 def check_names(
-    given: Iterable[str], settings_class: type, *, elsewhere: Mapping[str, str], meant: Callable[[str], str | None]
+    given: Iterable[str],
+    settings_class: type,
+    *,
+    elsewhere: Mapping[str, str],
+    meant: Callable[[str], str | None],
+    of: str = "fit",
 ) -> None:
-    """Raise unless `fit` has settings of all these names.
+    """Raise unless a method, such as `fit`, has settings of all these names.
 
     Args:
         given: Names of keyword arguments.
         settings_class: The settings that `fit` fills.
         elsewhere: Fields of the class that are given in another way, and how.
         meant: Returns what an unknown name was likely meant to be, or None.
+        of: The method.
 
     Raises:
         SettingsError: There is no such setting.
@@ -284,11 +329,11 @@ def check_names(
     names = [field.name for field in ordered_fields(settings_class) if field.name not in elsewhere]
     for name in given:
         if name in elsewhere:
-            raise SettingsError(f"fit has no setting {name!r}; write {elsewhere[name]}")
+            raise SettingsError(f"{of} has no setting {name!r}; write {elsewhere[name]}")
         if name not in names:
             near = meant(name)
             advice = f"; did you mean {near}?" if near else "."
-            raise SettingsError(f"fit has no setting {shorten(name)}{advice} There are {', '.join(names)}")
+            raise SettingsError(f"{of} has no setting {shorten(name)}{advice} There are {', '.join(names)}")
 
 
 def _names_in(values: Any) -> list[Any] | None:

@@ -26,6 +26,7 @@ from ulmfit_pipe.models.quiet_transformers import one_builds, quiet_transformers
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.artifacts import ModelName, find_model, model_identity, model_type_of
+from ulmfit_pipe.stages.classifier_labels import labels_of
 from ulmfit_pipe.stages.config_notes import remember_label_type, set_thresholds, thresholds_of
 from ulmfit_pipe.stages.context import RunContext, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult
@@ -42,6 +43,7 @@ from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.text.scores.calibrated_head import calibrate_classifier
 from ulmfit_pipe.text.scores.thresholds import settle_thresholds
 from ulmfit_pipe.text.tables import label_names_of
+from ulmfit_pipe.text.updating.head_rows import start_new_rows
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.records import Phase
@@ -50,6 +52,7 @@ from ulmfit_pipe.training.resume.run_state import random_kept
 # Of the probe's scores, when training resumes from them: a head that is certain of every row leaves no gradient. Ours:
 # with 8 labels a class of TREC-6 0.3 instead of 1 took the accuracy from 81.6 to 84.0 % (4 splits each)
 START_SCALE = 0.3
+OWN_START = "the head's new rows start at the mean of its others"
 FOLDS = 3  # of a small table, to decide whether unfreezing pays
 
 
@@ -78,6 +81,7 @@ def train_classifier(
     output_dir: Path | str,
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
+    update: bool = False,
 ) -> StageResult:
     """Train a classifier on labelled texts, from a language model or encoder, or resuming from a saved classifier.
 
@@ -89,6 +93,8 @@ def train_classifier(
         output_dir: Folder to write; a finished stage with the same settings and data is not run again.
         settings: Settings of the stage.
         context: Preset, seed, precision, time.
+        update: The model is a classifier that keeps its head, which gets a row for each label that it does not have;
+            those come after its own.
 
     Returns:
         The folder, its validation metrics and seconds.
@@ -97,13 +103,15 @@ def train_classifier(
     model, output_dir = find_model(model), home_path(output_dir)
     settings, context = settings or ClassifierSettings(), (context or RunContext()).for_model(model_type_of(model))
     identity = {**classifier_identity(train, validation, settings, context), "model": model_identity(model)}
+    identity |= {"update": True} if update else {}
     run = StageRun("classifier", output_dir, identity, model, context)
     if (done := run.begin()) is not None:
         return done
     settings, by_folds = _settled(train, validation, settings, context)
-    parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context)
+    parts = build_classifier_learner(train, validation, model=model, settings=settings, context=context, update=update)
     run.keep(parts.learner, parts.tokenizer)
-    probe = _probed(parts, settings, context, rows=len(train)) if settings.plan in PROBED else None
+    start = partial(start_new_rows, old=len(labels_of(model, model.loaded)[0])) if update else start_head
+    probe = _probed(parts, settings, context, start, rows=len(train)) if update or settings.plan in PROBED else None
     pays = partial(_unfreezing_pays, train, model, settings, context) if by_folds else None
     phases, history = _train(parts, probe, settings, context, output_dir, pays)
     if settings.norm_statistics == "recomputed":
@@ -114,22 +122,25 @@ def train_classifier(
         predictor, train, validation, wanted=settings.calibrate, probe=left, context=context
     )
     metrics = {} if validation is None else _final_metrics(parts, predictor, validation, context)
-    record = {
-        "labels": parts.label_names,
-        **calibrated,
-        **({} if probe is None else {"probe": probe.record}),
-        **({"thresholds": thresholds_of(parts.network.config)} if parts.multi_label else {}),
-    }
     return run.save(
         parts.learner,
         phases,
         history,
         metrics,
         seconds=run.seconds(history),
-        record=record,
+        record=_record_of(parts, probe) | calibrated,
         write=partial(_write, parts),
         shown=_shown(metrics),
     )
+
+
+def _record_of(parts: ClassifierParts, probe: HeadStart | None) -> dict[str, Any]:
+    """Return what ``stage.json`` keeps of a classifier beside its training."""
+    return {
+        "labels": parts.label_names,
+        **({} if probe is None else {"probe": probe.record}),
+        **({"thresholds": thresholds_of(parts.network.config)} if parts.multi_label else {}),
+    }
 
 
 def _settled(
@@ -148,15 +159,20 @@ def _check_tables(train: Any, validation: Any, *, of: str) -> None:
 
 
 def _probed(
-    parts: ClassifierParts, settings: ClassifierSettings, context: RunContext, *, rows: int
+    parts: ClassifierParts,
+    settings: ClassifierSettings,
+    context: RunContext,
+    start: Callable[..., HeadStart],
+    *,
+    rows: int,
 ) -> HeadStart | None:
     """Set the head from the frozen network's features; None where its weights cannot be set so."""
     try:
-        return start_head(parts.learner, parts.network, context=context, num_labels=len(parts.label_names), rows=rows)
+        return start(parts.learner, parts.network, context=context, num_labels=len(parts.label_names), rows=rows)
     except ProbeError as error:
         if settings.plan == "probe":
             raise
-        context.tell(f"the head starts at random: {error}")
+        context.tell(f"{'the head starts at random' if start is start_head else OWN_START}: {error}")
         return None
 
 
@@ -188,7 +204,9 @@ def _train(
     history = learner.fit_plan(phases, keep_best=keep_best, start=probe.start)
     if keep_best and history.best is not None and history.best.phase == probe.start.phase:
         probe.set_scale(1.0)
-        context.tell("no epoch with unfrozen layers was better on the validation rows, so the probe is what is kept")
+        context.tell(
+            f"no epoch with unfrozen layers was better on the validation rows, so {probe.name} is what is kept"
+        )
     return phases, history
 
 
@@ -346,8 +364,9 @@ def build_classifier_learner(
     model: ModelName,
     settings: ClassifierSettings | None = None,
     context: RunContext | None = None,
+    update: bool = False,
 ) -> ClassifierParts:
-    """Prepare tokenizer, batches, model and phases, without training anything.
+    """Prepare tokenizer, batches, model and phases, without training anything; arguments as of `train_classifier`.
 
     Raises:
         TypeError: A table is not from `load_table`.
@@ -364,7 +383,7 @@ def build_classifier_learner(
         raise ValueError("keep 'best' needs validation rows; give some, or set keep to 'last'")
     names, multi_label = label_names_of(train)
     monitor = settings.checked_monitor(multi_label=multi_label)
-    network, tokenizer = load_as_classifier(model, names, multi_label, settings, context)
+    network, tokenizer = load_as_classifier(model, names, multi_label, settings, context, update=update)
     reading = family_of(network.config.model_type).choose_reading(settings, network, tokenizer, model=model)
     remember_label_type(network.config, label_type_of(train.features["label"]))
     reader = reading.wrap(network)

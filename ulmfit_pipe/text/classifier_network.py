@@ -11,10 +11,17 @@ from ulmfit_pipe.stages.classifier_labels import NEW_HEAD, is_text_classifier, l
 from ulmfit_pipe.stages.config_notes import set_thresholds
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text.families.family import family_of
+from ulmfit_pipe.text.updating.head_rows import grow_head
 
 
 def load_as_classifier(
-    model: ModelName, names: list[str], multi_label: bool, settings: "ClassifierSettings", context: RunContext
+    model: ModelName,
+    names: list[str],
+    multi_label: bool,
+    settings: "ClassifierSettings",
+    context: RunContext,
+    *,
+    update: bool = False,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a model as a classifier of a table's labels, with its tokenizer.
 
@@ -24,14 +31,18 @@ def load_as_classifier(
         multi_label: Whether a text may have several.
         settings: Settings of the stage.
         context: Preset and log.
+        update: The model is a classifier of the first of the labels; its head gets a row for each further one.
 
     Raises:
         ArtifactError: The model cannot classify texts, its tokenizer is another's, or a classifier's labels differ.
         ValueError: A setting has no meaning for the model.
     """
     model = find_model(model)
-    config = model.loaded
-    if is_text_classifier(config) and not settings.new_head:
+    config, wanted = model.loaded, names
+    if update:
+        names = labels_of(model, config)[0]
+        _check_labels(model, config, wanted[: len(names)], multi_label=multi_label)
+    elif is_text_classifier(config) and not settings.new_head:
         _check_labels(model, config, names, multi_label=multi_label)
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
@@ -42,6 +53,8 @@ def load_as_classifier(
     if settings.new_head and is_text_classifier(config):
         set_thresholds(network.config, None)  # they were those of the other labels
         context.tell(f"{model} is a classifier: its encoder is taken, the head is new")
+    if update:
+        grow_head(network, wanted)
     return network, tokenizer
 
 
@@ -67,7 +80,8 @@ def _check_labels(model: ResolvedModel, config: Any, names: list[str], *, multi_
         known, given = list_apart(saved, names)
         raise ArtifactError(
             f"{model} is a classifier of {known}, the training table has the labels {given}; to resume from a "
-            f"classifier the labels must be the same: for other labels put a new head on its encoder with {NEW_HEAD}"
+            f"classifier the labels must be the same: for other labels put a new head on its encoder with {NEW_HEAD}, "
+            "or add classes to it with ulmfit update"
         )
     if gives_several != multi_label:
         kinds = ("several labels", "one label") if not multi_label else ("one label", "several labels")

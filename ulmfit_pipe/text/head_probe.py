@@ -267,6 +267,7 @@ class HeadStart:
         out_of_fold: Probabilities, float64 (rows, num_labels), of rows that folds held out, with their labels, int64
             (rows,) or bool (rows, num_labels); None where nothing was held out.
         growth: What their logits are to be multiplied by to be as large as the saved probe's.
+        name: What it is called in a line.
     """
 
     start: EpochRecord
@@ -275,6 +276,7 @@ class HeadStart:
     set_scale: Callable[[float], None]
     out_of_fold: tuple[NDArray[Any], NDArray[Any]] | None
     growth: float
+    name: str = "the probe"
 
 
 def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num_labels: int, rows: int) -> HeadStart:

@@ -20,18 +20,15 @@ from datasets import Dataset
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
 from ulmfit_pipe.data.tables.row_sources import RowSource
-from ulmfit_pipe.models.builtin_models import builtin_models
 from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
-from ulmfit_pipe.settings.choices import BACKWARD_MODEL, DEFAULT_MODEL, PresetName
+from ulmfit_pipe.settings.choices import DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
-from ulmfit_pipe.settings.text_runs import PipelineSettings
+from ulmfit_pipe.settings.text_runs import PipelineSettings, UpdateSettings
 from ulmfit_pipe.settings.values import SettingsError
 from ulmfit_pipe.stages.artifacts import (
     ArtifactError,
     ResolvedModel,
-    find_model,
-    load_tokenizer,
     model_type_of,
     read_stage,
     resolve_model,
@@ -40,7 +37,14 @@ from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, e
 from ulmfit_pipe.stages.finished import StageResult, refuse_other_run
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.presets import AWD_LSTM
-from ulmfit_pipe.stages.python_input import AT_HAND, check_call, check_folder, check_names
+from ulmfit_pipe.stages.python_input import (
+    AT_HAND,
+    check_call,
+    check_folder,
+    check_names,
+    recorded_tables,
+    tables_given,
+)
 from ulmfit_pipe.stages.report import (
     METRICS_FILE,
     PREDICTIONS_FILE,
@@ -55,6 +59,7 @@ from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.temporary_files import folder_of_owner
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
+from ulmfit_pipe.text.families.starting_models import starting_models, with_builtin_backward
 from ulmfit_pipe.text.language_model import train_language_model
 from ulmfit_pipe.text.predict.evaluation import evaluate_table
 from ulmfit_pipe.text.predict.explain import Explanation, explain
@@ -70,12 +75,11 @@ from ulmfit_pipe.text.tables import (
     columns_of,
     label_names_of,
     load_run_tables,
-    recorded_tables,
     refuse_unvalidated_best,
     split_texts,
-    tables_given,
 )
 from ulmfit_pipe.text.unknown_text import check_known_texts
+from ulmfit_pipe.text.updating.update import run_update
 from ulmfit_pipe.training.distributed.launch import started_processes
 
 Direction: TypeAlias = Literal["forward", "backward"]
@@ -90,6 +94,12 @@ GIVEN_TO_FIT = {  # settings that `TextPipeline.fit` takes under another name, o
     "test_file": "test=",
     "unlabelled_file": "unlabelled=",
     "model": "TextPipeline(model)",
+}
+GIVEN_TO_UPDATE = {
+    "train_file": "update(new, ...), the first argument",
+    "test_file": "test=",
+    "replay_file": "old=",
+    "model": "TextPipeline.load(model).update",
 }
 
 
@@ -430,6 +440,41 @@ class TextPipeline:
             before[1]()
         return self.metrics
 
+    def update(
+        self, new: Any, *, output_dir: str | Path, test: Any = None, old: Any = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Continue the classifier on new labelled rows, new classes included, and predict with the result.
+
+        Args:
+            new: Labelled table, as `fit` takes one.
+            output_dir: Folder for the updated classifier; the one before stays as it is.
+            test: Labelled table that is scored before and after.
+            old: Labelled table of old rows to train on too; None reads those of the classifier's run again.
+            **settings: Any other field of `UpdateSettings`.
+
+        Returns:
+            What ``metrics.json`` holds; `update_table` shows what the update changed.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ValueError: A setting, table or model cannot be used.
+        """
+        source = self._folder if self.predictor else None
+        meant = partial(_meant_setting, settings_class=UpdateSettings)
+        check_names(settings, UpdateSettings, elsewhere=GIVEN_TO_UPDATE, meant=meant, of="update")
+        tables = tables_given(settings, train=new, test=test, replay=old)
+        given = UpdateSettings(
+            model=str(source),
+            output_dir=check_folder(output_dir, "output_dir"),
+            **recorded_tables(tables),
+            **{"trust_remote_code": self.trust_remote_code, **settings},
+        )
+        rows = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
+        self.metrics = run_update(given, in_memory=rows)
+        self._folder = os.path.abspath(given.output_dir)
+        self._predictor = Predictor.load(given.output_dir, trust_remote_code=given.trust_remote_code)
+        return self.metrics
+
     def _temporary_folder(self, *, again: bool) -> str:
         """Return a folder that goes with the pipeline, the one before where its run is to go on; say where it is."""
         if started_processes() > 1:
@@ -510,70 +555,10 @@ def _as_json(names: Mapping[Any, str]) -> str:
     return json.dumps({str(value): name for value, name in names.items()}, ensure_ascii=False)
 
 
-def _meant_setting(name: str) -> str | None:
+def _meant_setting(name: str, settings_class: type = PipelineSettings) -> str | None:
     """Return the setting whose name is near, as it is written in Python, or None."""
-    near = nearest_names(name, [field.name for field in list_settings(PipelineSettings)])
+    near = nearest_names(name, [field.name for field in list_settings(settings_class)])
     if not near:
         return None
     group, _, field_name = near[0].rpartition(".")
     return f'{group}={{"{field_name}": ...}}' if group else repr(near[0])
-
-
-def with_builtin_backward(settings: "PipelineSettings") -> "PipelineSettings":
-    """Add the built-in backward model to an ensemble that starts from the built-in forward one, if there is any."""
-    if not settings.ensemble or settings.model != DEFAULT_MODEL or settings.model_backward is not None:
-        return settings
-    builtin = builtin_models()
-    is_builtin = DEFAULT_MODEL in builtin and resolve_model(DEFAULT_MODEL) == str(builtin[DEFAULT_MODEL])
-    found = is_builtin and BACKWARD_MODEL in builtin
-    return dataclasses.replace(settings, model_backward=BACKWARD_MODEL) if found else settings
-
-
-def starting_models(settings: "PipelineSettings") -> dict[Direction, ResolvedModel | None]:
-    """Return the model that each direction of a run starts from, looked up once; None is one from scratch.
-
-    Raises:
-        ValueError: A pretrained forward model comes without a backward one.
-        ArtifactError: The models are not AWD-LSTMs, read in the wrong directions, or have different vocabularies.
-    """
-    first = find_model(settings.model)
-    if not settings.ensemble:
-        return {settings.language_model.direction: first}
-    if first is None:
-        return {"forward": None, "backward": find_model(settings.model_backward)}
-    if first.model_type != AWD_LSTM:
-        raise ArtifactError(
-            f"{first} is a {first.model_type!r} model, and an ensemble is of a forward and a backward AWD-LSTM: set "
-            "ensemble to false, or give AWD-LSTM models"
-        )
-    if settings.model_backward is None:
-        raise ValueError(
-            f"ensemble true needs a backward language model besides --model {first}; give --model_backward, or "
-            "--model null to train both from scratch"
-        )
-    second = find_model(settings.model_backward)
-    _check_pair(settings, first, second)
-    return {"forward": first, "backward": second}
-
-
-def _check_pair(settings: "PipelineSettings", forward: ResolvedModel, backward: ResolvedModel) -> None:
-    """Refuse two models that cannot be averaged, before either is trained."""
-    for direction, model in (("forward", forward), ("backward", backward)):
-        found = getattr(model.loaded, "direction", None)
-        if found != direction:
-            raise ArtifactError(
-                f"{model} reads text {found}, the ensemble needs it as its {direction} model; give --model "
-                "a forward and --model_backward a backward language model"
-            )
-    kept = settings.language_model.tokenizer in ("auto", "keep")
-    if kept and forward.loaded.vocab_hash != backward.loaded.vocab_hash:
-        both_words = all(load_tokenizer(model).kind == "word" for model in (forward, backward))
-        if not (
-            both_words
-            and settings.fine_tune_language_model is not False
-            and settings.language_model.tokenizer == "auto"
-        ):
-            raise ArtifactError(
-                f"{forward} and {backward} have different vocabularies, so they cannot be averaged; "
-                "train both with the same tokenizer, or set language_model.tokenizer to build a new one"
-            )

@@ -32,6 +32,7 @@ LSTM_LR, LSTM_LR_DECAY = 5e-3, 1.3  # the same of an AWD-LSTM
 AUTO_EPOCHS = 4  # of a table with many rows
 AUTO_STEPS = 100  # of a table with few rows: as many epochs as have this many steps, up to
 AUTO_MOST_EPOCHS = 25
+UPDATE_SHARE = 0.3  # of these rates, for a classifier that is trained already; ours
 BACKWARD_COST = 2.5  # what a training step takes beside its forward pass, in forward passes, optimizer included
 
 
@@ -52,6 +53,20 @@ def settled(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, row
     if keep == "auto":
         keep = "best" if held_out else "last"
     return dataclasses.replace(settings, plan=plan, keep=keep)
+
+
+def settled_for_update(settings: ClassifierSettings, recipe: Preset) -> ClassifierSettings:
+    """Return settings whose ``auto`` is replaced by what it means for a classifier that continues on new rows.
+
+    Args:
+        settings: Settings of the stage.
+        recipe: The preset.
+    """
+    if settings.plan not in ("auto", "probe-full"):
+        return settings
+    usual = AUTO_LR if recipe.name == TRANSFORMER else LSTM_LR
+    rate = settings.rest_lr or settings.lr or UPDATE_SHARE * usual
+    return dataclasses.replace(settings, plan="probe-full", rest_lr=rate)
 
 
 def decided_by_folds(settings: ClassifierSettings, recipe: Preset, *, held_out: bool, rows: int) -> bool:

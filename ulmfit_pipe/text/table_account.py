@@ -28,6 +28,7 @@ def tell_of_tables(
     names: Sequence[str],
     several: bool,
     say: Say,
+    known: int = 0,
 ) -> None:
     """Report what a run's tables hold and what looks wrong.
 
@@ -37,6 +38,7 @@ def tell_of_tables(
         names: The label names.
         several: A row may have several labels.
         say: Receives the lines.
+        known: How many labels, the first ones, the model has learned before.
     """
     say(f"files: {_describe_files(files)}")
     facts = {name: look_at_texts(table) for name, table in tables.items()}
@@ -51,7 +53,7 @@ def tell_of_tables(
     _tell_of_conflicts([tables[name] for name in parts], [facts[name] for name in parts], labels, names, say)
     _tell_of_shared(facts, say)
     totals = sum((counts[name] for name in counts if name != "test"), Counter[int]())
-    _tell_of_unmeasured(counts, totals, names, say)
+    _tell_of_unmeasured(counts, totals, names, say, known=known)
     _tell_of_lookalikes(totals, names, say)
     _tell_of_odd_labels(totals, names, several, say)
 
@@ -151,10 +153,10 @@ def _tell_of_shared(facts: Mapping[str, TextFacts], say: Say) -> None:
 
 
 def _tell_of_unmeasured(
-    counts: Mapping[str, Counter[int]], totals: Counter[int], names: Sequence[str], say: Say
+    counts: Mapping[str, Counter[int]], totals: Counter[int], names: Sequence[str], say: Say, *, known: int
 ) -> None:
     """Report the classes that a table has no rows of."""
-    untrained = [number for number in range(len(names)) if not counts["training"][number]]
+    untrained = [number for number in range(known, len(names)) if not counts["training"][number]]
     if untrained:
         say(
             f"note: there are no training rows of {_listed(names, untrained)}; the classifier will not know when to "

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ from ulmfit_pipe.data.splits import (
     some_rows,
     split_train_validation,
 )
-from ulmfit_pipe.data.tables.row_sources import IN_MEMORY, RowSource, reading_of
+from ulmfit_pipe.data.tables.row_sources import reading_of
 from ulmfit_pipe.data.tables.tables import FileFacts, TableError, load_table
 from ulmfit_pipe.settings.checks import check_choices
 from ulmfit_pipe.settings.tables import LabelledTables, RowLimits
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.stages.python_input import check_tables
 from ulmfit_pipe.storage.digests import digest_of
 from ulmfit_pipe.text.table_account import tell_of_tables
 from ulmfit_pipe.training.distributed.launch import started_processes
@@ -100,7 +99,7 @@ def columns_of(settings: LabelledTables) -> dict[str, Any]:
     return {each.name: getattr(settings, each.name) for each in dataclasses.fields(LabelledTables)}
 
 
-def _for_loading(columns: LabelledTables) -> dict[str, Any]:
+def loading_options(columns: LabelledTables) -> dict[str, Any]:
     """Return the same choices as arguments of `load_table`.
 
     Raises:
@@ -160,7 +159,7 @@ def load_run_tables(
     check_seed(seed)
     given = LabelledTables(**columns)
     how = {"reading": reading_of(given), "say": say}
-    loader = _Loader(_for_loading(given), max_rows or RowLimits(), seed, how=how)
+    loader = TableLoader(loading_options(given), max_rows or RowLimits(), seed, how=how)
     train = loader.labelled("training", train_file)
     loader.names = label_names_of(train)[0]
     held_out = {
@@ -168,8 +167,8 @@ def load_run_tables(
         for name, file in (("validation", validation_file), ("test", test_file))
     }
     kept = _frequent_labels(train, given.min_rows_per_class, say)
-    train = _with_labels(train, kept)
-    validation, test = (None if table is None else _with_labels(table, kept) for table in held_out.values())
+    train = with_labels(train, kept)
+    validation, test = (None if table is None else with_labels(table, kept) for table in held_out.values())
     check_labels_for_training(train)
     if validation is None:
         train, validation = hold_out(train, validation_fraction, seed=seed, say=say)
@@ -199,7 +198,7 @@ def load_labelled_table(
         TableError: The table cannot be used; file, row and column are named.
     """
     given = LabelledTables(**columns)
-    loader = _Loader(_for_loading(given), RowLimits(), 0, how={"reading": reading_of(given), "say": say})
+    loader = TableLoader(loading_options(given), RowLimits(), 0, how={"reading": reading_of(given), "say": say})
     loader.names = list(known)
     return loader.labelled("test", file)
 
@@ -231,7 +230,7 @@ def hold_out(
     return parts["train"], parts["validation"]
 
 
-class _Loader:
+class TableLoader:
     """Loads the tables of a run, and records facts about their files."""
 
     def __init__(self, columns: dict[str, Any], limits: RowLimits, seed: int, *, how: dict[str, Any]) -> None:
@@ -276,7 +275,7 @@ def _frequent_labels(train: Dataset, least: int, say: Callable[[str], None]) -> 
     return kept
 
 
-def _with_labels(table: Dataset, kept: Sequence[int] | None) -> Dataset:
+def with_labels(table: Dataset, kept: Sequence[int] | None) -> Dataset:
     """Return a table without all but the labels kept: without their rows, in multi-label without the labels."""
     if kept is None:
         return table
@@ -343,37 +342,3 @@ def without_texts_of(
         return texts
     say(f"left out {dropped:,} of {len(texts):,} {what} that are also in {where}")
     return texts.select(kept)
-
-
-def tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[str] | RowSource]:
-    """Return what `fit` was given as tables, by the names of the settings that hold their files."""
-    text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
-    return {
-        f"{name}_file": check_tables(
-            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
-        )
-        for name, value in given.items()
-        if value is not None or name == "train"
-    }
-
-
-def _named_columns(settings: Mapping[str, Any], name: str, default: str) -> list[str]:
-    """Return the columns that a setting names, as far as it is what it should be: the settings check that."""
-    value = settings.get(name, default)
-    return (
-        [value] if isinstance(value, str) else list(value) if value and isinstance(value, list | tuple) else [default]
-    )
-
-
-def recorded_tables(tables: Mapping[str, list[str] | RowSource]) -> dict[str, Any]:
-    """Return what settings hold of a run's tables: their files, or in place of one what was in memory.
-
-    Args:
-        tables: Files, or a table in memory, by the name of the setting.
-    """
-    named = {
-        name: [f"{IN_MEMORY} {table.in_memory}"] if isinstance(table, RowSource) else table
-        for name, table in tables.items()
-    }
-    single = ("test_file", "validation_file")
-    return {name: files[0] if name in single and len(files) == 1 else files for name, files in named.items()}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -96,6 +97,41 @@ def fit_probe(features: Features, *, num_labels: int, each_alone: bool, bias: bo
     growth = float(np.linalg.norm(weight)) / length_of_others if length_of_others else 1.0
     weight = weight / spread
     return LinearProbe(weight, intercept - weight @ centre, strength, held_out, growth)
+
+
+def fit_new_rows(features: Features, *, weight: Floats, bias: Floats | None, num_labels: int) -> tuple[Floats, Floats]:
+    """Fit the rows of new labels beside those of old ones, which stay as they are: their scores are on one scale.
+
+    Args:
+        features: What the frozen network gives for texts of old and new labels.
+        weight: float (old labels, width), the rows there are.
+        bias: float (old labels,), or None where the layer has none.
+        num_labels: Old labels and new ones.
+
+    Returns:
+        weight float64 (new labels, width) and bias float64 (new labels,).
+    """
+    x, old = features.values.astype(np.float64), len(weight)
+    fixed = x @ weight.T.astype(np.float64) + (0.0 if bias is None else bias)
+    centre = x.mean(0) if bias is not None else np.zeros(x.shape[1])
+    length = math.sqrt(float(((x - centre) ** 2).sum(1).mean())) or 1.0
+    scaled = (x - centre) / length
+    if bias is not None:
+        scaled = np.concatenate([scaled, np.ones((len(x), 1))], axis=1)
+    targets, several = _targets(features.labels, num_labels), features.labels.ndim == 2
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        rows = flat.reshape(num_labels - old, -1)
+        p = _probabilities(np.concatenate([fixed, scaled @ rows.T], axis=1), several=several)
+        gradient = USUAL_STRENGTH * (p - targets)[:, old:].T @ scaled + rows
+        value = USUAL_STRENGTH * len(x) * _log_loss(p, targets, several=several) + float((rows**2).sum()) / 2
+        return value / len(x), gradient.ravel() / len(x)
+
+    start = np.zeros((num_labels - old) * scaled.shape[1])
+    rows = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": MOST_ITERATIONS}).x
+    rows = rows.reshape(num_labels - old, -1)
+    new = rows[:, : x.shape[1]] / length
+    return new, (np.zeros(len(new)) if bias is None else rows[:, -1] - new @ centre)
 
 
 def _targets(labels: NDArray[Any], num_labels: int) -> NDArray[Any]:
