@@ -226,10 +226,11 @@ class ClassifierSettings:
         """
         for name in self.class_weights if isinstance(self.class_weights, dict) else ():
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                advice = f"; did you mean {close[0]!r}?" if close else ""
+                folded = {each.casefold(): each for each in names}
+                close = difflib.get_close_matches(name.casefold(), folded, n=1)
+                advice = f"did you mean {folded[close[0]]!r}? It has" if close else "it has"
                 raise ValueError(
-                    f"class_weights names {shorten(name)}, and the training table has no such class{advice} It has "
+                    f"class_weights names {shorten(name)}, and the training table has no such class; {advice} "
                     f"{', '.join(map(shorten, names[:SHOWN_CLASSES]))}{', ...' if len(names) > SHOWN_CLASSES else ''}"
                 )
 

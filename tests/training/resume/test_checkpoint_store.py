@@ -157,7 +157,7 @@ def test_a_disk_that_really_is_full_leaves_the_checkpoints_of_before(tmp_path):
     message, left = done.stdout.splitlines()
     assert message.startswith(f"could not save checkpoint {tmp_path}/step-00000003: ")
     assert "No space left on device" in message
-    assert "; it takes about 1 MB and 0 MB are free; the one before, step-00000002, stands. The disk" in message
+    assert "; it takes about 1 MB and 0 MB are free; the one before, step-00000002, remains. The disk" in message
     assert left == "['step-00000001', 'step-00000002'] 2"
 
 
@@ -168,7 +168,7 @@ def test_a_writer_that_is_refused_in_the_middle_of_a_file_leaves_nothing_behind(
     try:
         with pytest.raises(
             CheckpointError,
-            match="File too large.*; it takes about.*; the one before, step-00000001, stands. The file is l",
+            match="File too large.*; it takes about.*; the one before, step-00000001, remains. The file is l",
         ):
             write(tmp_path, 2, a=torch.zeros(100_003))
     finally:
