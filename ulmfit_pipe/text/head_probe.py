@@ -61,6 +61,20 @@ def find_head(network: nn.Module, num_labels: int) -> nn.Linear | PoolingClassif
     raise ProbeError(f"a {type(network).__name__} has no linear layer with {num_labels} outputs")
 
 
+def last_layer(network: nn.Module, num_labels: int) -> nn.Linear:
+    """Return the linear layer that gives a classifier's scores.
+
+    Raises:
+        ProbeError: There is none.
+    """
+    head = find_head(network, num_labels)
+    if isinstance(head, PoolingClassifierHead):
+        blocks: Any = head.blocks
+        layer: nn.Linear = blocks[-1].linear
+        return layer
+    return head
+
+
 @torch.no_grad()
 def frozen_features(
     reader: nn.Module, head: nn.Module, batches: Batches, *, accelerator: Accelerator, until: float | None = None
@@ -274,9 +288,52 @@ class HeadStart:
     seconds: float
     record: dict[str, Any]
     set_scale: Callable[[float], None]
-    out_of_fold: tuple[NDArray[Any], NDArray[Any]] | None
-    growth: float
+    out_of_fold: tuple[NDArray[Any], NDArray[Any]] | None = None
+    growth: float = 1.0
     name: str = "the probe"
+
+
+def training_features(learner: Learner, head: nn.Module, context: RunContext) -> Features:
+    """Read the training texts once for a part of the network; where time is limited, in half of what is left."""
+    until = None if context.deadline is None else (time.monotonic() + context.deadline) / 2
+    return frozen_features(
+        learner.model, head, learner.task.train_batches, accelerator=context.accelerator, until=until
+    )
+
+
+def fit_head_probe(
+    head: nn.Linear | PoolingClassifierHead, features: Features, *, num_labels: int, seed: int
+) -> LinearProbe:
+    """Fit logistic regression on what goes into a head, as `fit_probe` does, scaled and centred as the head can be."""
+    bias, blocks = getattr(head, "bias", True) is not None, isinstance(head, PoolingClassifierHead)
+    return fit_probe(features, num_labels=num_labels, each_alone=blocks, bias=bias, seed=seed)
+
+
+def starting_epoch(
+    learner: Learner, features: Features, *, loss: float, seconds: float, rows: int
+) -> tuple[EpochRecord, float]:
+    """Return what a classifier is worth before training, as an epoch, and the seconds of a pass over all its rows.
+
+    Args:
+        learner: The classifier's learner.
+        features: What was read of the training rows.
+        loss: Mean log loss on them.
+        seconds: Time that setting the head took.
+        rows: Training rows.
+    """
+    read = len(features.labels)
+    start = EpochRecord(
+        phase=START,
+        epoch=0,
+        step=0,
+        total_steps=0,
+        train_loss=loss,
+        metrics={} if learner.task.valid_batches is None else learner.validate(),
+        lrs=(0.0,) * len(learner.layer_groups),
+        seconds=seconds,
+        items_per_second=read / seconds,
+    )
+    return start, features.seconds * (rows - features.skipped) / read + features.skipped_seconds
 
 
 def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num_labels: int, rows: int) -> HeadStart:
@@ -293,12 +350,10 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
         ProbeError: The head's weights cannot be set so.
     """
     started, accelerator = time.perf_counter(), context.accelerator
-    until = None if context.deadline is None else (time.monotonic() + context.deadline) / 2
     head = find_head(network, num_labels)
-    features = frozen_features(learner.model, head, learner.task.train_batches, accelerator=accelerator, until=until)
-    bias, blocks = getattr(head, "bias", True) is not None, isinstance(head, PoolingClassifierHead)
+    features = training_features(learner, head, context)
     with working("probe: logistic regression"):
-        probe = fit_probe(features, num_labels=num_labels, each_alone=blocks, bias=bias, seed=context.seed)
+        probe = fit_head_probe(head, features, num_labels=num_labels, seed=context.seed)
     probe = same_everywhere(probe, accelerator)
     set_head(head, probe, features)
     found, read = held_out_score(probe, features.labels), len(features.labels)
@@ -311,18 +366,7 @@ def start_head(learner: Learner, network: nn.Module, *, context: RunContext, num
     if features.skipped:
         line += f"; {features.skipped:,} more, which max_seconds leave no time to read, are left out"
     context.tell(f"{line}; its weights are the head's start")
-    start = EpochRecord(
-        phase=START,
-        epoch=0,
-        step=0,
-        total_steps=0,
-        train_loss=probe.loss(features),
-        metrics={} if learner.task.valid_batches is None else learner.validate(),
-        lrs=(0.0,) * len(learner.layer_groups),
-        seconds=seconds,
-        items_per_second=read / seconds,
-    )
-    whole = features.seconds * (rows - features.skipped) / read + features.skipped_seconds
+    start, whole = starting_epoch(learner, features, loss=probe.loss(features), seconds=seconds, rows=rows)
     labels = features.labels > 0.5 if features.labels.ndim == 2 else features.labels
     out_of_fold = None if probe.held_out is None else (probe.held_out, labels)
 

@@ -20,9 +20,9 @@ from ulmfit_pipe.settings.text_runs import ClassifierJob, PipelineSettings, Upda
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
+from ulmfit_pipe.text.head_probe import last_layer
 from ulmfit_pipe.text.jobs import run_classifier
 from ulmfit_pipe.text.pipeline import run_pipeline
-from ulmfit_pipe.text.updating.head_rows import last_linear
 from ulmfit_pipe.text.updating.update import run_update
 from ulmfit_pipe.training.linear_probe import Features, fit_new_rows
 
@@ -326,8 +326,8 @@ def test_a_transformer_s_last_layer_gets_rows_and_reads_as_before(tmp_path, head
     parts = build_classifier_learner(
         new, None, model=tmp_path / "old", settings=ClassifierSettings(plan="probe-full"), context=context, update=True
     )
-    layer = last_linear(parts.network, 3)
-    old = last_linear(AutoModelForSequenceClassification.from_pretrained(tmp_path / "old"), 2)
+    layer = last_layer(parts.network, 3)
+    old = last_layer(AutoModelForSequenceClassification.from_pretrained(tmp_path / "old"), 2)
     assert torch.equal(layer.weight[:2], old.weight) and torch.equal(layer.weight[2], old.weight.mean(0))
     if old.bias is not None:
         assert torch.equal(layer.bias[:2], old.bias)

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
 
-from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.stages.config_notes import note, notes_of
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.text.head_probe import HeadStart, ProbeError, find_head
+from ulmfit_pipe.text.head_probe import HeadStart, ProbeError, last_layer
 from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.text.scores.calibration import (
     LEAST_ROWS,
@@ -124,17 +122,3 @@ def _divide_logits(predictor: Predictor, temperatures: np.ndarray, sample: Datas
         for name, value in layer.named_parameters():
             value.copy_(kept[name])
     return f"{NOT} they are not the output of the network's last layer"
-
-
-def last_layer(network: nn.Module, num_labels: int) -> nn.Linear:
-    """Return the linear layer that gives the logits.
-
-    Raises:
-        ProbeError: There is none.
-    """
-    head = find_head(network, num_labels)
-    if isinstance(head, PoolingClassifierHead):
-        blocks: Any = head.blocks
-        layer: nn.Linear = blocks[-1].linear
-        return layer
-    return head

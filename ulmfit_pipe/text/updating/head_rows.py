@@ -12,29 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from ulmfit_pipe.models.heads.classifier_heads import PoolingClassifierHead
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.classifier_labels import NEW_HEAD
 from ulmfit_pipe.stages.config_notes import set_thresholds, thresholds_of
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.text.head_probe import HeadStart, ProbeError, find_head, frozen_features, same_everywhere
+from ulmfit_pipe.text.head_probe import (
+    HeadStart,
+    ProbeError,
+    last_layer,
+    same_everywhere,
+    starting_epoch,
+    training_features,
+)
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.linear_probe import USUAL_STRENGTH, Features, LinearProbe, fit_new_rows
-from ulmfit_pipe.training.records import START, EpochRecord
-
-
-def last_linear(network: nn.Module, num_labels: int) -> nn.Linear:
-    """Return the linear layer that gives a classifier's scores.
-
-    Raises:
-        ProbeError: It has none.
-    """
-    head = find_head(network, num_labels)
-    if not isinstance(head, PoolingClassifierHead):
-        return head
-    last: Any = head.blocks[-1]
-    linear: nn.Linear = last.linear
-    return linear
 
 
 @torch.no_grad()
@@ -52,7 +43,7 @@ def grow_head(network: Any, names: list[str]) -> None:
     if len(names) == old:
         return
     try:
-        layer = last_linear(network, old)
+        layer = last_layer(network, old)
     except ProbeError as error:
         raise ArtifactError(f"the head cannot take new classes: {error}; train a new one with {NEW_HEAD}") from error
     wider = nn.Linear(layer.in_features, len(names), bias=layer.bias is not None, dtype=layer.weight.dtype)
@@ -87,10 +78,8 @@ def start_new_rows(
     Raises:
         ProbeError: Nothing tells old labels from new ones, or the layer's inputs do not explain the scores.
     """
-    started, accelerator = time.perf_counter(), context.accelerator
-    until = None if context.deadline is None else (time.monotonic() + context.deadline) / 2
-    layer = last_linear(network, num_labels)
-    features = frozen_features(learner.model, layer, learner.task.train_batches, accelerator=accelerator, until=until)
+    started, layer = time.perf_counter(), last_layer(network, num_labels)
+    features = training_features(learner, layer, context)
     read, record = len(features.labels), {"rows": len(features.labels), "new_labels": num_labels - old}
     if num_labels > old:
         _check_labels(features, old)
@@ -100,19 +89,8 @@ def start_new_rows(
             f"features of {read:,} texts"
         )
     seconds = time.perf_counter() - started
-    start = EpochRecord(
-        phase=START,
-        epoch=0,
-        step=0,
-        total_steps=0,
-        train_loss=_loss(layer, features),
-        metrics={} if learner.task.valid_batches is None else learner.validate(),
-        lrs=(0.0,) * len(learner.layer_groups),
-        seconds=seconds,
-        items_per_second=read / seconds,
-    )
-    whole = features.seconds * (rows - features.skipped) / read + features.skipped_seconds
-    return HeadStart(start, whole, record, partial(_keep_rows, layer), None, 1.0, name="the classifier before it")
+    start, whole = starting_epoch(learner, features, loss=_loss(layer, features), seconds=seconds, rows=rows)
+    return HeadStart(start, whole, record, partial(_keep_rows, layer), name="the classifier before it")
 
 
 def _check_labels(features: Features, old: int) -> None:
