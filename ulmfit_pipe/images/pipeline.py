@@ -18,26 +18,19 @@ from ulmfit_pipe.images.predict import ImagePredictor
 from ulmfit_pipe.images.tables import ImageTables, load_image_tables
 from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
 from ulmfit_pipe.reports.text_tables import format_table
-from ulmfit_pipe.settings.checks import (
-    with_absolute_paths,
-)
 from ulmfit_pipe.settings.images import ImageSettings
-from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.python_input import check_call, check_files, check_folder, check_names
 from ulmfit_pipe.stages.report import (
-    METRICS_FILE,
-    SETTINGS_FILE,
     command_line,
     refuse_foreign_output,
     report_line,
+    save_records,
     write_report,
 )
-from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.digests import digest_of
-from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 
 GIVEN_TO_FIT = {  # settings that `ImagePipeline.fit` takes under another name
@@ -181,8 +174,7 @@ def _finish(
         "command": command_line(),
     }
     if context.accelerator.is_main_process:
-        write_json(output / METRICS_FILE, metrics)
-        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
+        save_records(output, settings=settings, metrics=metrics)
         context.tell(report_line(write_report(output)))
     return metrics
 

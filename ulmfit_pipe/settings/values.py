@@ -292,6 +292,17 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def under_dotted_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(under_dotted_names(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def to_text(value: Any) -> str:
     """A value as one would type it: JSON for what is not text, which YAML reads as well."""
     return value if isinstance(value, str) and value else json.dumps(to_plain(value), ensure_ascii=False)

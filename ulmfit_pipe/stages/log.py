@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ulmfit_pipe.settings.values import under_dotted_names
 from ulmfit_pipe.stages.artifacts import LOG_FILE, save_stage
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.stages.progress import drop_progress
@@ -38,15 +39,12 @@ def track_training(
     learner.options = replace(learner.options, trackers=tuple(trackers), log_every=context.log_every)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested values under dotted names, as plain as every tracker can take them."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in under_dotted_names(values).items()
+    }
 
 
 def save_training(

@@ -18,15 +18,16 @@ from ulmfit_pipe.data.tables.row_streams import FORMULA_STARTS
 from ulmfit_pipe.reports.comparison import compare_runs, comparison_table
 from ulmfit_pipe.reports.predictions import Prediction
 from ulmfit_pipe.reports.run_report import run_report
+from ulmfit_pipe.settings.checks import with_absolute_paths
 from ulmfit_pipe.settings.images import ImageSettings
-from ulmfit_pipe.settings.parsing import list_settings
+from ulmfit_pipe.settings.parsing import list_settings, settings_to_yaml
 from ulmfit_pipe.settings.reports import ReportSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, PipelineSettings
-from ulmfit_pipe.settings.values import to_plain
+from ulmfit_pipe.settings.values import to_plain, under_dotted_names
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
 from ulmfit_pipe.stages.presets import PRESETS
 from ulmfit_pipe.storage.atomic import CheckpointError, write_atomic
-from ulmfit_pipe.storage.json_files import read_json
+from ulmfit_pipe.storage.json_files import read_json, write_json
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
@@ -62,6 +63,12 @@ def refuse_foreign_output(output: Path, *, ensemble: bool) -> None:
             f"{output / 'classifier'} is an ensemble with a backward classifier, the settings have ensemble false; "
             "choose another output folder"
         )
+
+
+def save_records(folder: Path | str, *, settings: Any, metrics: Mapping[str, Any]) -> None:
+    """Write ``metrics.json`` and ``settings.yaml``, by which the run can be repeated, its paths absolute."""
+    write_json(Path(folder) / METRICS_FILE, metrics)
+    write_atomic(Path(folder) / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
 
 
 def write_report(folder: Path | str) -> Path:
@@ -132,7 +139,7 @@ def run_record(folder: Path | str) -> dict[str, Any]:
     else:
         found = {name: read_stage(folder / name) for name in STAGES}
         stages = {name: record for name, record in found.items() if record is not None}
-    settings = _flat(_settings_in(folder / SETTINGS_FILE))
+    settings = under_dotted_names(_settings_in(folder / SETTINGS_FILE))
     return {
         "name": folder.resolve().name,
         "folder": str(folder),
@@ -151,17 +158,6 @@ def _settings_in(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _defaults(settings: Mapping[str, Any], *, single: str | None) -> dict[str, Any]:

@@ -14,21 +14,17 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.tables.row_sources import reading_of
 from ulmfit_pipe.data.tables.tables import load_table
-from ulmfit_pipe.settings.checks import with_absolute_paths
-from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, LearningRateJob
 from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, ResolvedModel, find_model, model_type_of, read_stage
 from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after, exclusive_run
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.report import (
-    METRICS_FILE,
     PREDICTIONS_FILE,
-    SETTINGS_FILE,
     command_line,
     report_line,
+    save_records,
     write_report,
 )
-from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import build_classifier_learner, train_classifier
@@ -204,8 +200,7 @@ def _write_metrics(
         **more,
     }
     if context.accelerator.is_main_process:
-        write_json(Path(job.output_dir) / METRICS_FILE, metrics)
-        write_atomic(Path(job.output_dir) / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(job)).encode())
+        save_records(job.output_dir, settings=job, metrics=metrics)
     return metrics
 
 

@@ -20,9 +20,9 @@ from datasets import Dataset
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
 from ulmfit_pipe.data.tables.row_sources import RowSource
-from ulmfit_pipe.settings.checks import home_path, with_absolute_paths
+from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.choices import DEFAULT_MODEL, PresetName
-from ulmfit_pipe.settings.parsing import list_settings, nearest_names, settings_to_yaml
+from ulmfit_pipe.settings.parsing import list_settings, nearest_names
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings, UpdateSettings
 from ulmfit_pipe.settings.values import SettingsError
@@ -46,16 +46,14 @@ from ulmfit_pipe.stages.python_input import (
     tables_given,
 )
 from ulmfit_pipe.stages.report import (
-    METRICS_FILE,
     PREDICTIONS_FILE,
-    SETTINGS_FILE,
     command_line,
     refuse_foreign_output,
     report_line,
+    save_records,
     write_report,
 )
-from ulmfit_pipe.storage.atomic import atomic_folder, contents_of, write_atomic
-from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.storage.atomic import atomic_folder, contents_of
 from ulmfit_pipe.storage.temporary_files import folder_of_owner
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
@@ -330,8 +328,7 @@ def _finish(
         **predictor.named_thresholds(),
     }
     if context.accelerator.is_main_process:
-        write_json(output / METRICS_FILE, metrics)
-        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
+        save_records(output, settings=settings, metrics=metrics)
         if report:
             context.tell(report_line(write_report(output)))
     return metrics

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from ulmfit_pipe.settings.checks import with_absolute_paths
-from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.stages.artifacts import ArtifactError
 from ulmfit_pipe.stages.context import RunContext, context_of, deadline_after
-from ulmfit_pipe.stages.report import METRICS_FILE, RUN_FILES, SETTINGS_FILE, command_line, report_line, write_report
-from ulmfit_pipe.storage.atomic import write_atomic
-from ulmfit_pipe.storage.json_files import write_json
+from ulmfit_pipe.stages.report import (
+    RUN_FILES,
+    command_line,
+    report_line,
+    save_records,
+    write_report,
+)
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.scores.bootstrap import score_intervals
 from ulmfit_pipe.text.scores.tfidf import label_array
@@ -102,8 +104,7 @@ def run_repeated(settings: Any, context: RunContext | None, *, run: Callable[...
         "command": command_line(),
     }
     if context.accelerator.is_main_process:
-        write_json(output / METRICS_FILE, metrics)
-        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
+        save_records(output, settings=settings, metrics=metrics)
         context.tell(report_line(write_report(output)))
     return metrics
 

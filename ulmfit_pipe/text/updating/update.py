@@ -16,8 +16,6 @@ from datasets import Dataset
 from ulmfit_pipe.data.labels import list_labels
 from ulmfit_pipe.data.splits import labels_of_rows
 from ulmfit_pipe.reports.text_tables import format_table
-from ulmfit_pipe.settings.checks import with_absolute_paths
-from ulmfit_pipe.settings.parsing import settings_to_yaml
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.settings.text_runs import UpdateSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, ResolvedModel, find_model
@@ -28,15 +26,12 @@ from ulmfit_pipe.stages.finished import StageResult
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.stages.report import (
     BACKWARD,
-    METRICS_FILE,
     PREDICTIONS_FILE,
-    SETTINGS_FILE,
     command_line,
     report_line,
+    save_records,
     write_report,
 )
-from ulmfit_pipe.storage.atomic import write_atomic
-from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import train_classifier
 from ulmfit_pipe.text.plans import settled_for_update
@@ -195,8 +190,7 @@ def _finish(
         **after.named_thresholds(),
     }
     if context.accelerator.is_main_process:
-        write_json(output / METRICS_FILE, metrics)
-        write_atomic(output / SETTINGS_FILE, settings_to_yaml(with_absolute_paths(settings)).encode())
+        save_records(output, settings=settings, metrics=metrics)
         context.tell(report_line(write_report(output)))
     return metrics
 

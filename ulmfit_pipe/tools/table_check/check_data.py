@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ulmfit_pipe.console import in_one_line, print_line
 from ulmfit_pipe.data.splits import labels_of_rows
+from ulmfit_pipe.data.tables.row_streams import escape_formula
 from ulmfit_pipe.data.text.text_facts import look_at_texts
 from ulmfit_pipe.settings.tables import CheckDataSettings
 from ulmfit_pipe.settings.text import ClassifierSettings
@@ -35,7 +36,6 @@ MOST_COMPARED = 20_000  # texts that are compared with one another for near repe
 COMPARED_AT_ONCE = 500
 SHOWN = 20  # rows listed on the terminal
 SHOWN_TEXT = 80  # characters
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by a spreadsheet
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,7 @@ def problems_csv(found: Sequence[Problem]) -> str:
     writer.writerow(["table", "row", "problem", "label", "suggestion", "score", "text"])
     for each in found:
         score = "" if each.score is None else f"{each.score:.4f}"
-        cells = [each.label, each.suggestion, each.text]
-        label, suggestion, text = (f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells)
+        label, suggestion, text = map(escape_formula, (each.label, each.suggestion, each.text))
         writer.writerow([each.table, each.row, each.problem, label, suggestion, score, text])
     return stream.getvalue()
 
