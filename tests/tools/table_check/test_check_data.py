@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.tiny_runs import write_csv
 from ulmfit_pipe.settings.tables import CheckDataSettings
+from ulmfit_pipe.text import head_probe
+from ulmfit_pipe.tools.table_check import check_data as table_check
 from ulmfit_pipe.tools.table_check.check_data import Problem, check_data, describe_problems, rank_label_errors
 
 TEXTS = [
@@ -81,3 +83,16 @@ def test_nothing_wrong_is_said_in_words():
     assert describe_problems([one]).splitlines()[1] == (
         r"  training row 3: label is likely wrong; a -> b (0.50): x\x1b[31my"
     )
+
+
+def test_of_a_very_long_table_the_first_rows_are_read_and_named_by_number(tmp_path, builtin, capsys, monkeypatch):
+    for module in (table_check, head_probe):
+        monkeypatch.setattr(module, "MOST_ROWS", 30)
+    words = {"bad": "dull long nobody", "good": "warm funny lovely"}
+    rows = [(f"{words[label]} " * (1 + number % 5), label) for number in range(40) for label in words]
+    rows[7], rows[50] = (rows[7][0], "bad"), (rows[50][0], "good")
+    file = write_csv(tmp_path / "t.csv", rows)
+    found = check_data(CheckDataSettings(train_file=[str(file)], model="awd-lstm-en"))
+    errors = [each for each in found if each.problem == "label is likely wrong"]
+    assert errors[0].row == 8 and all(each.row <= 30 for each in errors)
+    assert "label errors are looked for in the first 30 of 80 rows" in capsys.readouterr().out

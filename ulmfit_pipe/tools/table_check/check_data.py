@@ -20,15 +20,15 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from ulmfit_pipe.console import in_one_line, print_line
 from ulmfit_pipe.data.splits import labels_of_rows
 from ulmfit_pipe.data.tables.row_streams import escape_formula
-from ulmfit_pipe.data.text.text_facts import look_at_texts
+from ulmfit_pipe.data.text.text_facts import TextFacts, look_at_texts
 from ulmfit_pipe.settings.tables import CheckDataSettings
 from ulmfit_pipe.settings.text import ClassifierSettings
 from ulmfit_pipe.stages.context import RunContext
 from ulmfit_pipe.storage.atomic import write_atomic
 from ulmfit_pipe.text.classifier import build_classifier_learner
-from ulmfit_pipe.text.head_probe import find_head, frozen_features
+from ulmfit_pipe.text.head_probe import MOST_ROWS, find_head, fit_head_probe, training_features
+from ulmfit_pipe.text.predict.columns import LABEL_SEPARATOR
 from ulmfit_pipe.text.tables import columns_of, label_names_of, load_run_tables
-from ulmfit_pipe.training.linear_probe import fit_probe
 
 FEW_LETTERS = 4  # letters and digits of a text, below which nothing can be known from it
 NEAR = 0.85  # cosine of two texts' TF-IDF vectors over runs of 3 to 5 characters
@@ -76,12 +76,13 @@ def check_data(settings: CheckDataSettings) -> list[Problem]:
         **columns_of(settings),
     )
     names, several = label_names_of(tables.train)
+    train = _Rows.of("training", tables.train, names)
     found: list[Problem] = []
     if settings.label_errors:
-        found += _label_errors(tables.train, settings, names, several=several)
-    for name, table in {"training": tables.train, "test": tables.test}.items():
-        if table is not None:
-            found += _odd_texts(name, table, names, tables.train if name == "test" else None)
+        found += _label_errors(train, settings, several=several)
+    found += _odd_texts(train, known=())
+    if tables.test is not None:
+        found += _odd_texts(_Rows.of("test", tables.test, names), known=train.facts.alike)
     if settings.output_file is not None:
         write_atomic(settings.output_file, problems_csv(found).encode("utf-8-sig"))
     return found
@@ -136,49 +137,79 @@ def rank_label_errors(probabilities: NDArray[Any], given: NDArray[Any]) -> list[
     return [(int(row), int(other[row]), float(margins[row])) for row in order if margins[row] > 0]
 
 
-def _label_errors(train: Dataset, settings: CheckDataSettings, names: list[str], *, several: bool) -> Iterator[Problem]:
+@dataclass(frozen=True)
+class _Rows:
+    """A table with what is looked up again and again: its texts, their facts, and its labels."""
+
+    name: str
+    table: Dataset
+    texts: list[str]
+    facts: TextFacts
+    labels: list[list[int]]
+    names: list[str]
+
+    @classmethod
+    def of(cls, name: str, table: Dataset, names: list[str]) -> "_Rows":
+        """Look at a table once."""
+        return cls(name, table, list(table["text"]), look_at_texts(table), labels_of_rows(table), names)
+
+    def problem(self, row: int, problem: str, *, suggested: Sequence[int] = (), score: float | None = None) -> Problem:
+        """Return a problem of one row, counted from 0."""
+        label, suggestion = (
+            LABEL_SEPARATOR.join(self.names[number] for number in numbers) for numbers in (self.labels[row], suggested)
+        )
+        if score is not None and not suggestion:
+            suggestion = "no label"
+        return Problem(self.name, row + 1, problem, label, suggestion, score, self.texts[row])
+
+
+def _label_errors(rows: _Rows, settings: CheckDataSettings, *, several: bool) -> Iterator[Problem]:
+    read = rows.table.select(range(min(len(rows.table), MOST_ROWS)))  # the first: more would be read in no order
+    if len(read) < len(rows.table):
+        print_line(f"label errors are looked for in the first {len(read):,} of {len(rows.table):,} rows")
     context = RunContext(seed=settings.seed)
     parts = build_classifier_learner(
-        train, None, model=settings.model, settings=ClassifierSettings(keep="last"), context=context
+        read, None, model=settings.model, settings=ClassifierSettings(keep="last"), context=context
     )
-    learner, head = parts.learner, find_head(parts.network, len(names))
-    features = frozen_features(learner.model, head, learner.task.train_batches, accelerator=context.accelerator)
-    each_alone, bias = hasattr(head, "blocks"), getattr(head, "bias", True) is not None
-    probe = fit_probe(features, num_labels=len(names), each_alone=each_alone, bias=bias, seed=settings.seed)
+    head = find_head(parts.network, len(rows.names))
+    features = training_features(parts.learner, head, context)
+    probe = fit_head_probe(head, features, num_labels=len(rows.names), seed=settings.seed)
     if probe.held_out is None:
         print_line("label errors are not looked for: fewer than two labels have two rows or more")
         return
-    if len(features.labels) < len(train):
-        print_line(f"label errors are looked for in the first {len(features.labels):,} of {len(train):,} rows")
     for row, other, margin in rank_label_errors(probe.held_out, features.labels):
-        own = labels_of_rows(train.select([row]))[0]
-        suggested = sorted(set(own) ^ {other}) if several else [other]
-        yield _problem("training", train, row, "label is likely wrong", names, suggested=suggested, score=margin)
+        suggested = sorted(set(rows.labels[row]) ^ {other}) if several else [other]
+        yield rows.problem(row, "label is likely wrong", suggested=suggested, score=margin)
 
 
-def _odd_texts(name: str, table: Dataset, names: list[str], train: Dataset | None) -> Iterator[Problem]:
-    """Give repeats, contradictions, near repeats and texts of almost nothing; of a test table also what was trained."""
-    facts, labels = look_at_texts(table), labels_of_rows(table)
-    known = {} if train is None else {text: row for row, text in enumerate(look_at_texts(train).alike)}
+def _odd_texts(rows: _Rows, *, known: Sequence[int]) -> Iterator[Problem]:
+    """Give repeats, contradictions, near repeats, texts of almost nothing, and texts that are known.
+
+    Args:
+        rows: The table.
+        known: Hash values of the training texts, as `TextFacts.alike`, for another table.
+    """
+    trained = {text: row for row, text in enumerate(known)}
     first: dict[int, int] = {}
-    for row, text in enumerate(facts.alike):
+    for row, text in enumerate(rows.facts.alike):
         before = first.setdefault(text, row)
-        if text in known:
-            yield _problem(name, table, row, f"is also training row {known[text] + 1:,}", names)
+        if text in trained:
+            yield rows.problem(row, f"is also training row {trained[text] + 1:,}")
         if before != row:
-            same = labels[before] == labels[row]
+            same = rows.labels[before] == rows.labels[row]
             kind = "repeats row" if same else "has another label than the same text in row"
-            yield _problem(name, table, row, f"{kind} {before + 1:,}", names)
-        if sum(map(str.isalnum, table[row]["text"])) < FEW_LETTERS:
-            yield _problem(name, table, row, "text is almost empty", names)
-    for row, before in _near_repeats(table["text"], facts.alike):
-        kind = "nearly repeats row" if labels[before] == labels[row] else "has another label than the like text in row"
-        yield _problem(name, table, row, f"{kind} {before + 1:,}", names)
+            yield rows.problem(row, f"{kind} {before + 1:,}")
+        if sum(map(str.isalnum, rows.texts[row])) < FEW_LETTERS:
+            yield rows.problem(row, "text is almost empty")
+    for row, before in _near_repeats(rows.texts, rows.facts.alike):
+        same = rows.labels[before] == rows.labels[row]
+        kind = "nearly repeats row" if same else "has another label than the like text in row"
+        yield rows.problem(row, f"{kind} {before + 1:,}")
 
 
 def _near_repeats(texts: Sequence[str], alike: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Give rows whose text is nearly that of an earlier row, with the most similar one, but for repeats."""
-    texts = list(texts[:MOST_COMPARED])
+    texts = texts[:MOST_COMPARED]
     try:
         vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32).fit_transform(texts)
     except ValueError:  # no text has three characters
@@ -192,20 +223,3 @@ def _near_repeats(texts: Sequence[str], alike: Sequence[int]) -> Iterator[tuple[
                 near[int(row)] = max(near.get(int(row), (0.0, 0)), (float(cosine), int(other)))
         for row in sorted(near):
             yield row, near[row][1]
-
-
-def _problem(
-    name: str,
-    table: Dataset,
-    row: int,
-    problem: str,
-    names: Sequence[str],
-    *,
-    suggested: Sequence[int] = (),
-    score: float | None = None,
-) -> Problem:
-    own = labels_of_rows(table.select([row]))[0]
-    label, suggestion = ("|".join(names[number] for number in numbers) for numbers in (own, suggested))
-    if score is not None and not suggestion:
-        suggestion = "no label"
-    return Problem(name, row + 1, problem, label, suggestion, score, table[row]["text"])
