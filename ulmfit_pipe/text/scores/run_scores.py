@@ -33,7 +33,19 @@ def score_tables(
     baseline: BaselineName,
     predictions: Path | None = None,
 ) -> dict[str, dict[str, Any] | None]:
-    """Return the scores of a run's test and validation table; None for a table that there is not.
+    """Return the scores of `scores_and_answers` alone."""
+    return scores_and_answers(predictor, tables, context, baseline=baseline, predictions=predictions)[0]
+
+
+def scores_and_answers(
+    predictor: Predictor,
+    tables: RunTables,
+    context: RunContext,
+    *,
+    baseline: BaselineName,
+    predictions: Path | None = None,
+) -> tuple[dict[str, dict[str, Any] | None], dict[str, ScoredRows]]:
+    """Return the scores of a run's test and validation table, None for one that there is not, and the answers.
 
     Every process predicts its share; the first one does the rest and hands it to the others.
 
@@ -48,7 +60,8 @@ def score_tables(
     Returns:
         What `Predictor.score` gives, with ``interval`` (95 %), ``majority`` (the share of the class that is the most
         frequent in training), ``per_class``, and ``baseline``: scores on the same rows, the ``rows`` it was trained on,
-        its ``C``, and ``ahead``, ``ahead_interval``: how far the classifier is ahead by accuracy (micro F1).
+        its ``C``, and ``ahead``, ``ahead_interval``: how far the classifier is ahead by accuracy (micro F1). The
+        answers are those to all rows of the tables that there are, on every process.
     """
     found: dict[str, dict[str, Any] | None] = {"test": None, "validation": None}
     answers: dict[str, ScoredRows] = {}
@@ -73,7 +86,7 @@ def score_tables(
             found[name] = {**(found[name] or {}), **extra}
     content = gather_bytes(json.dumps(found).encode() if main else b"", context.accelerator)[0]
     shared: dict[str, dict[str, Any] | None] = json.loads(content)
-    return shared
+    return shared, answers
 
 
 def _baseline(train: Dataset, context: RunContext) -> Tfidf | None:

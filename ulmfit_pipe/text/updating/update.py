@@ -6,7 +6,7 @@ the old rows too where they are at hand (replay), so that old classes are not fo
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ from ulmfit_pipe.text.classifier import train_classifier
 from ulmfit_pipe.text.plans import settled_for_update
 from ulmfit_pipe.text.predict.predictor import Predictor
 from ulmfit_pipe.text.scores.predictions import record_of
-from ulmfit_pipe.text.scores.run_scores import score_tables
+from ulmfit_pipe.text.scores.run_scores import scores_and_answers
 from ulmfit_pipe.text.scores.tfidf import label_array
 from ulmfit_pipe.text.table_account import tell_of_tables
 from ulmfit_pipe.text.tables import check_tables_alike, label_names_of
+from ulmfit_pipe.text.truncation import Reading
 from ulmfit_pipe.text.unknown_text import check_known_texts
 from ulmfit_pipe.text.updating.rows import LabelSet, UpdateRows, load_update_rows
 
-READING = ("long_documents", "max_length", "window_length", "window_overlap")  # settings that a classifier remembers
+READING = tuple(field.name for field in fields(Reading))  # settings that a classifier remembers
 TABLE_TITLES = {"test": "test", "new": "new rows held out"}
 MOST_CLASSES = 20  # shown one by one
 
@@ -164,12 +165,15 @@ def _finish(
     started, output = time.perf_counter(), Path(settings.output_dir)
     before = Predictor.load(model.location, accelerator=context.accelerator)
     after = Predictor.load(output, accelerator=context.accelerator)
-    compared = {
-        name: compare(before, after, table, old=rows.old_labels)
-        for name, table in (("test", rows.tables.test), ("new", rows.new))
-        if table is not None
-    }
-    scores = score_tables(after, rows.tables, context, baseline="none", predictions=output / PREDICTIONS_FILE)
+    scores, answers = scores_and_answers(
+        after, rows.tables, context, baseline="none", predictions=output / PREDICTIONS_FILE
+    )
+    compared = {}
+    if rows.tables.test is not None:
+        compared["test"] = compare(before, answers["test"].answers, rows.tables.test, old=rows.old_labels)
+    if rows.new is not None:  # the last of the validation rows
+        now = answers["validation"].answers[-len(rows.new) :]
+        compared["new"] = compare(before, now, rows.new, old=rows.old_labels)
     metrics = {
         **scores,
         "update": {
@@ -195,12 +199,12 @@ def _finish(
     return metrics
 
 
-def compare(before: Predictor, after: Predictor, table: Dataset, *, old: int) -> dict[str, Any]:
+def compare(before: Predictor, now: np.ndarray, table: Dataset, *, old: int) -> dict[str, Any]:
     """Return the share of right rows before and after an update: of all, of old and of new classes, of each class.
 
     Args:
         before: The classifier as it was.
-        after: The updated one.
+        now: The updated one's answers to the rows, as `ScoredRows` has them.
         table: Rows with the labels of the updated one.
         old: How many labels the classifier had before; a row with a further one is of a new class.
 
@@ -208,7 +212,7 @@ def compare(before: Predictor, after: Predictor, table: Dataset, *, old: int) ->
         ``all``, ``old_classes``, ``new_classes``: ``rows``, ``before``, ``after``, None where there are no rows; and
         ``per_class``, the same of the rows of each class.
     """
-    labels, now = label_array(table), after.score_rows(table)[1].answers
+    labels = label_array(table)
     right: dict[str, np.ndarray]
     is_new: np.ndarray
     names, several = label_names_of(table)
