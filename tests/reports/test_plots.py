@@ -10,7 +10,9 @@ from ulmfit_pipe.reports.plots import (
     LABEL_GAP,
     _kept_apart,
     plot_label_curves,
+    plot_losses,
     plot_lr_find,
+    plot_schedule,
 )
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -40,6 +42,39 @@ def test_a_notebook_shows_a_picture_without_pyplot():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "LRFinderResult(3 rates, suggested learning rates for head: valley 1.00e-03)\n"
+
+
+def test_losses_are_drawn_by_step_and_those_of_epochs_where_they_end(tmp_path):
+    figure = plot_losses(
+        [3.0, 2.0, math.nan, 1.0, 0.5],
+        [(3, 2.5, 2.2), (5, 0.75, None)],
+        phases=[("head", 0), ("all", 3)],
+        path=tmp_path / "losses.png",
+    )
+    axes = figure.axes[0]
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    assert lines["training, each step"] == ([1, 2, 4, 5], [3.0, 2.0, 1.0, 0.5])
+    assert lines["training, mean of the epoch"] == ([3, 5], [2.5, 0.75])
+    assert lines["validation"][0] == [3, 5]
+    assert lines["validation"][1][0] == 2.2 and math.isnan(lines["validation"][1][1])
+    assert [list(line.get_xdata()) for line in axes.get_lines() if line.get_linestyle() == "--"] == [[3.5, 3.5]]
+    assert (tmp_path / "losses.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert "validation" not in legend_texts(plot_losses([1.0], [(1, 1.0, None)]).axes[0])
+
+
+def test_the_rate_of_a_frozen_group_is_a_gap():
+    axes = plot_schedule({"body": [0.0, 1e-4], "head": [1e-3, 1e-2]}).axes[0]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert math.isnan(lines["body"][0]) and lines["body"][1] == 1e-4 and lines["head"] == [1e-3, 1e-2]
+    assert axes.get_yscale() == "log"
+    assert legend_texts(axes) == ["head", "body"]
+
+
+def test_a_training_without_a_step_has_no_picture():
+    with pytest.raises(ValueError, match="no finite loss to draw among 0"):
+        plot_losses([], [])
+    with pytest.raises(ValueError, match="a schedule's picture needs a learning rate above 0, and no step has one"):
+        plot_schedule({"head": [0.0]})
 
 
 def test_a_diverging_loss_does_not_flatten_the_valley():

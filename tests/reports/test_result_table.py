@@ -1,6 +1,8 @@
 """The result table, line by line."""
 
-from ulmfit_pipe.reports.result_table import class_rows, metrics_table
+import re
+
+from ulmfit_pipe.reports.result_table import Metrics, class_rows, metrics_table
 
 BASELINE = {"name": "TF-IDF + logistic regression", "accuracy": 0.74, "macro_f1": 0.72, "rows": 900, "C": 10.0}
 SCORES = {
@@ -49,3 +51,18 @@ def test_of_many_classes_the_five_worst_are_shown():
     rows, note = class_rows(classes)
     assert [row["class"] for row in rows] == ["c29", "c27", "c25", "c23", "c21"]
     assert note == "the 5 classes of the lowest F1, of 30 (15 of them in the table)"
+
+
+def test_in_a_notebook_metrics_are_a_short_table_and_stay_a_dictionary():
+    metrics = Metrics({"test": SCORES, "validation": None, "warnings": ["<b>not ahead"], "classifier": "runs/x"})
+    assert metrics == {"test": SCORES, "validation": None, "warnings": ["<b>not ahead"], "classifier": "runs/x"}
+    page = metrics._repr_html_()
+    cells = [re.findall(r">([^<>]*)</t[hd]>", line) for line in page.split("<tr>")[1:]]
+    assert cells == [
+        ["", "accuracy", "macro f1", "loss", "rows"],
+        ["test", "0.824 (0.790 to 0.856)", "0.810 (0.772 to 0.845)", "0.500", "500"],
+        ["  TF-IDF + logistic regression", "0.740", "0.720", "", ""],
+    ]
+    assert page.endswith("</table><p>&lt;b&gt;not ahead</p><p>classifier: runs/x</p>")
+    assert "<td" in Metrics({"accuracy": 0.5, "n": 3})._repr_html_()
+    assert "<td" not in Metrics({"test": None})._repr_html_()

@@ -25,12 +25,13 @@ from ulmfit_pipe.console import output_to
 from ulmfit_pipe.storage import atomic
 from ulmfit_pipe.storage.atomic import CheckpointError
 from ulmfit_pipe.training import lr_finder
+from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.layer_groups import split_layer_groups
 from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.metrics import LanguageModelMetric
 from ulmfit_pipe.training.objectives import SequenceObjective
 from ulmfit_pipe.training.phases import full, gradual_unfreezing, linear_probe_then_fine_tune
-from ulmfit_pipe.training.records import Task, TrainingOptions
+from ulmfit_pipe.training.records import EpochRecord, StepRecord, Task, TrainingOptions
 from ulmfit_pipe.training.schedules import Schedule
 
 
@@ -127,6 +128,33 @@ def test_an_epoch_is_sent_as_numbers_where_the_output_is_no_text(new_learner, sa
     assert [(kind, values["epoch"]) for kind, values in sent] == [("epoch", 1), ("epoch", 2)]
     assert [values["train_loss"] for _, values in sent] == [record.train_loss for record in history.epochs]
     assert not [line for line in said if "train loss" in line]
+
+
+def test_pictures_of_a_training_show_all_its_fits(new_learner):
+    learner = new_learner()
+    for draw in (learner.plot_losses, learner.plot_schedule):
+        with pytest.raises(ValueError, match="there is nothing to draw: no step was taken yet; call a fit first"):
+            draw()
+    batches = len(learner.task.train_batches)
+    learner.fit_plan(gradual_unfreezing(4, lr=1e-2, final_epochs=2))
+    learner.fit_one_cycle(1)
+    learner.fit_one_cycle(2)  # a phase of the same name, fitted again
+    axes = learner.plot_losses().axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["validation"].get_xdata()) == [batches * (epoch + 1) for epoch in range(8)]
+    expected = [record.metrics["loss"] for record in learner.history.epochs]
+    assert list(lines["validation"].get_ydata()) == expected
+    starts = [list(line.get_xdata())[0] - 0.5 for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert starts == [batches * epochs for epochs in (1, 2, 3, 5, 6)]
+    rates = {line.get_label(): list(line.get_ydata()) for line in learner.plot_schedule().axes[0].get_lines()}
+    assert [sum(value != value for value in rates[name]) for name in NAMES] == [3 * batches, 2 * batches, batches, 0]
+
+
+def test_epochs_of_one_step_end_at_their_own_step():
+    steps = [StepRecord(0, loss, (0.1,)) for loss in (3.0, 2.0)]
+    epochs = [EpochRecord(name, 0, 1, 1, 1.0, {"loss": 1.0}, (0.1,), 1.0, 1.0) for name in ("one", "two")]
+    lines = History(epochs, steps).plot_losses().axes[0].get_lines()
+    assert list(next(line for line in lines if line.get_label() == "validation").get_xdata()) == [1, 2]
 
 
 def test_the_kept_weights_are_told_at_the_end(new_learner, said):

@@ -17,6 +17,7 @@ from ulmfit_pipe.images.classifier import meant_setting, train_image_classifier
 from ulmfit_pipe.images.predict import ImagePredictor
 from ulmfit_pipe.images.tables import ImageTables, load_image_tables
 from ulmfit_pipe.models.layer_groups.spec import LayerGroupSpec
+from ulmfit_pipe.reports.result_table import Metrics
 from ulmfit_pipe.reports.text_tables import format_table
 from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.stages.artifacts import read_stage
@@ -273,13 +274,14 @@ class ImagePipeline:
             model=self.model,
             **settings,
         )
-        self.metrics = run_image_pipeline(
+        metrics = run_image_pipeline(
             given,
             train=train if isinstance(train, Dataset) else None,
             test=test if isinstance(test, Dataset) else None,
             custom_head=custom_head,
             layer_groups=layer_groups,
         )
+        self.metrics = Metrics(metrics)
         self._predictor = ImagePredictor.load(self.metrics["classifier"], custom_head=copy.deepcopy(custom_head))
         return self.metrics
 

@@ -1,4 +1,4 @@
-"""Pictures from plain lists and dictionaries: learning-rate finder, label curves.
+"""Pictures from plain lists and dictionaries: learning-rate finder, losses, learning rates, label curves.
 
 Every function returns a `Picture`, a matplotlib figure that a notebook shows, and saves a PNG where `path` is given.
 Figures are built by matplotlib's object interface: no window, no global state, safe on servers and in threads.
@@ -8,9 +8,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 WIDTH = 8.0  # inches
 DOTS_PER_INCH = 150
@@ -21,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 PRINTED_DOTS_PER_INCH = 200  # of a picture for a page
 # Okabe and Ito's colours, told apart by colour-blind readers too; each also has a mark of its own
 APART = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222", "#e69f00")
+MANY_POINTS = 40  # of a line, from which on they are not marked one by one
 LABEL_GAP = 0.055  # of the axes' height between two names at the curves' ends
 LOSS_HEADROOM = 1.6  # a diverging loss is drawn up to this many times the span between first and lowest
 
@@ -77,6 +81,100 @@ def plot_lr_find(
     if suggestions:
         axes.legend(loc="best", framealpha=0.9, edgecolor="white")
     return finish_figure(figure, path)
+
+
+def plot_losses(
+    losses: Sequence[float],
+    epochs: Sequence[tuple[int, float, float | None]],
+    *,
+    phases: Sequence[tuple[str, int]] = (),
+    path: str | Path | None = None,
+) -> Picture:
+    """Draw the loss of every step, and where each epoch ends its mean and the validation loss.
+
+    Args:
+        losses: Training loss of each step.
+        epochs: Of each epoch the steps taken by its end, its mean training loss, and its validation loss or None.
+        phases: Name and first step of each phase.
+        path: Where to save a PNG, or None.
+
+    Raises:
+        ValueError: There is no step, or no loss is finite.
+    """
+    points = _finite_points(range(1, len(losses) + 1), losses, what="steps")
+    figure, axes = new_figure(height=4.2)
+    xs, ys = zip(*points, strict=True)
+    axes.plot(xs, ys, color=BLUE, linewidth=0.8, alpha=0.35, label="training, each step")
+    ends = [end for end, _, _ in epochs]
+    _line(axes, ends, [loss for _, loss, _ in epochs], "training, mean of the epoch", BLUE, "o")
+    if any(loss is not None for _, _, loss in epochs):
+        _line(axes, ends, [math.nan if loss is None else loss for _, _, loss in epochs], "validation", ORANGE, "s")
+    _by_step(axes, phases)
+    axes.set(ylabel="loss", title="Loss")
+    axes.legend(loc="upper right", framealpha=0.9, edgecolor="white")
+    return finish_figure(figure, path)
+
+
+def plot_schedule(
+    rates: Mapping[str, Sequence[float]],
+    *,
+    phases: Sequence[tuple[str, int]] = (),
+    path: str | Path | None = None,
+) -> Picture:
+    """Draw the learning rate of each layer group over the steps (log axis), with the phases' boundaries.
+
+    Args:
+        rates: Group name, input side first, to its learning rate at every step; 0 where it is frozen, which is
+            drawn as a gap.
+        phases: Name and first step of each phase.
+        path: Where to save a PNG, or None.
+
+    Raises:
+        ValueError: No group has a rate at any step.
+    """
+    if not any(value > 0 for values in rates.values() for value in values):
+        raise ValueError(
+            "a schedule's picture needs a learning rate above 0, and no step has one; was anything trained?"
+        )
+    figure, axes = new_figure(height=4.2)
+    for place, (name, values) in enumerate(rates.items()):
+        drawn = [value if value > 0 else math.nan for value in values]
+        color = colormaps["viridis"](0.85 * place / max(1, len(rates) - 1))
+        _line(axes, range(1, len(drawn) + 1), drawn, name, color, ".")
+    axes.set_yscale("log")
+    _by_step(axes, phases)
+    axes.set(ylabel="learning rate", title="Learning rates")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1],
+        labels[::-1],
+        title="head on top" if len(rates) > 1 else None,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+    )
+    return finish_figure(figure, path)
+
+
+def _line(axes: Axes, xs: Sequence[int], ys: Sequence[float], label: str, color: Any, marker: str) -> None:
+    shape = marker if len(xs) < MANY_POINTS else ""
+    axes.plot(xs, ys, color=color, marker=shape, markersize=5, linewidth=1.8, label=label)
+
+
+def _by_step(axes: Axes, phases: Sequence[tuple[str, int]]) -> None:
+    """Name the axis of steps, draw a line where each phase but the first starts, and name the phases above it."""
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(phases) < 2:
+        return
+    for _, start in phases[1:]:
+        axes.axvline(start + 0.5, color=MUTED, linewidth=0.8, linestyle="--", zorder=1)
+    names = axes.secondary_xaxis("top")
+    names.set_ticks([start + 0.5 for _, start in phases], [name for name, _ in phases])
+    names.tick_params(length=0, pad=1, labelsize=8, labelcolor=MUTED, labelrotation=25)
+    for label in names.get_xticklabels():
+        label.set(ha="left", rotation_mode="anchor")
+    names.spines["top"].set_visible(False)
 
 
 def plot_label_curves(

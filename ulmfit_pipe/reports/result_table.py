@@ -4,11 +4,43 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ulmfit_pipe.console import in_one_line
+from ulmfit_pipe.reports.text_tables import Report
 
 MOST_CLASSES = 20  # that are shown one by one
 WORST_SHOWN = 5  # where there are more
 NESTED = ("interval", "per_class", "baseline")  # entries of a table's scores that are not numbers
+SHORT = ("accuracy", "micro_f1", "macro_f1", "loss", "perplexity")  # columns of a notebook's table, where known
 CLASS_COLUMNS = ("precision", "recall", "f1", "support")
+
+
+class Metrics(dict[str, Any]):
+    """The metrics of a run, or the scores of a table: a dictionary that a notebook shows as a short table."""
+
+    def _repr_html_(self) -> str:
+        """Return a row of scores for each table and for the baseline on the same rows, and what else matters."""
+        tables = {name: self[name] for name in ("test", "validation", "out_of_fold") if self.get(name)}
+        tables = tables or ({"scores": self} if "n" in self else {})
+        shown = [name for name in SHORT if any(name in scores for scores in tables.values())]
+        rows: list[tuple[str, ...]] = [("", *(name.replace("_", " ") for name in shown), "rows")]
+        for name, scores in tables.items():
+            rows.append((name.replace("_", " "), *(_with_interval(scores, each) for each in shown), _count(scores)))
+            if baseline := scores.get("baseline"):
+                rows.append((f"  {baseline['name']}", *(_with_interval(baseline, each) for each in shown), ""))
+        notes = [*self.get("warnings", []), *self.get("try_next", [])]
+        if folder := self.get("classifier"):
+            notes.append(f"classifier: {folder}")
+        return Report.of(rows, *map(in_one_line, notes))._repr_html_()
+
+
+def _with_interval(scores: Mapping[str, Any], name: str) -> str:
+    if scores.get(name) is None:
+        return ""
+    interval = (scores.get("interval") or {}).get(name)
+    return f"{scores[name]:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
+
+
+def _count(scores: Mapping[str, Any]) -> str:
+    return f"{scores['n']:,}" if "n" in scores else ""
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

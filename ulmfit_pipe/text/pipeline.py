@@ -20,6 +20,7 @@ from datasets import Dataset
 from ulmfit_pipe.console import print_line
 from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
 from ulmfit_pipe.data.tables.row_sources import RowSource
+from ulmfit_pipe.reports.result_table import Metrics
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.choices import DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names
@@ -429,7 +430,7 @@ class TextPipeline:
         if output_dir is None:
             given = dataclasses.replace(given, output_dir=self._temporary_folder(again=given.resume))
         rows = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
-        self.metrics = run_pipeline(given, in_memory=rows)
+        self.metrics = Metrics(run_pipeline(given, in_memory=rows))
         folder = self.metrics["classifier"]  # cross-validation leaves no single classifier
         self._folder = folder and os.path.abspath(folder)
         self._predictor = Predictor.load(folder, trust_remote_code=given.trust_remote_code) if folder else None
@@ -467,7 +468,7 @@ class TextPipeline:
             **{"trust_remote_code": self.trust_remote_code, **settings},
         )
         rows = {name: table for name, table in tables.items() if isinstance(table, RowSource)}
-        self.metrics = run_update(given, in_memory=rows)
+        self.metrics = Metrics(run_update(given, in_memory=rows))
         self._folder = os.path.abspath(given.output_dir)
         self._predictor = Predictor.load(given.output_dir, trust_remote_code=given.trust_remote_code)
         return self.metrics
@@ -532,7 +533,7 @@ class TextPipeline:
         self, table: str | Path | Dataset, *, precision: float | None = None, **columns: Any
     ) -> dict[str, Any]:
         """Score the classifier on a labelled table; see `evaluate_table`."""
-        return evaluate_table(self.predictor, table, precision=precision, **columns)
+        return Metrics(evaluate_table(self.predictor, table, precision=precision, **columns))
 
     def explain(self, text: str, *, label: Any = None) -> Explanation:
         """Return how much each word of a text moves the classifier towards a label, by default the predicted one."""

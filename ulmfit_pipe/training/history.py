@@ -3,12 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ulmfit_pipe.reports.text_tables import Report, header_lines, table_line
 from ulmfit_pipe.training.best_weights import BestWeights
 from ulmfit_pipe.training.records import EpochRecord, Phase, StepRecord
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.reports.plots import Picture
 
 
 def _cell(value: float) -> str:
@@ -59,18 +64,78 @@ class History:
         steps: One record an optimizer step over all phases.
         best: The record whose weights were kept, or None without validation.
         earlier_seconds: Time that the training had taken before it was resumed, in this process not measured.
+        groups: Names of the layer groups, input side first; each step has a learning rate for each.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     best: EpochRecord | None = None
     earlier_seconds: float = 0.0
+    groups: tuple[str, ...] = ()
 
     def describe(self) -> Report:
         """Return a table with a row per epoch; the epoch whose weights were kept is marked."""
         names = list(dict.fromkeys(name for record in self.epochs for name in record.metrics))
         rows = [(*_row(record, names), "best" if record is self.best else "") for record in self.epochs]
         return Report.of([(*_header(names), ""), *rows])
+
+    def plot_losses(self, path: Path | str | None = None) -> "Picture":
+        """Draw the losses over the steps of all phases; saved as PNG where a path is given.
+
+        Raises:
+            ValueError: No step was taken.
+        """
+        from ulmfit_pipe.reports.plots import plot_losses  # drawing is loaded by who draws
+
+        self._check_steps()
+        epochs = [
+            (end, record.train_loss, record.metrics.get("loss"))
+            for end, record in zip(self._ends(), self.epochs, strict=True)
+        ]
+        return plot_losses([step.loss for step in self.steps], epochs, phases=self._phases(), path=path)
+
+    def plot_schedule(self, path: Path | str | None = None) -> "Picture":
+        """Draw the learning rate of each layer group over the steps, a gap where it was frozen; saved as PNG likewise.
+
+        Raises:
+            ValueError: No step was taken.
+        """
+        from ulmfit_pipe.reports.plots import plot_schedule  # drawing is loaded by who draws
+
+        self._check_steps()
+        columns = list(zip(*(step.lrs for step in self.steps), strict=True))
+        names = self.groups or [f"group {place}" for place in range(len(columns))]
+        return plot_schedule(dict(zip(names, columns, strict=True)), phases=self._phases(), path=path)
+
+    def _check_steps(self) -> None:
+        if not self.steps:
+            raise ValueError("there is nothing to draw: no step was taken yet; call a fit first")
+
+    def _ends(self) -> list[int]:
+        """Return how many steps over all phases were taken by the end of each epoch."""
+        ends, place = [], 0
+        for record in self.epochs:
+            start = place
+            while place < len(self.steps) and self._in_epoch(place, start, record):
+                place += 1
+            ends.append(place)
+        return ends
+
+    def _in_epoch(self, place: int, start: int, record: EpochRecord) -> bool:
+        """Whether a step belongs to the epoch that begins at `start`: steps count anew from each phase on."""
+        counts_on = place == start or (record.step > 1 and self.steps[place].step >= self.steps[place - 1].step)
+        return counts_on and self.steps[place].step < record.step
+
+    def _phases(self) -> list[tuple[str, int]]:
+        """Return name and first step of each phase that took steps; a phase that is fitted again counts again."""
+        found: list[tuple[str, int]] = []
+        before, start = None, 0
+        for record, end in zip(self.epochs, self._ends(), strict=True):
+            begins = before is None or record.phase != before.phase or record.epoch <= before.epoch
+            if begins and end > start:
+                found.append((record.phase, start))
+            before, start = record, end
+        return found
 
     def __repr__(self) -> str:
         """Return a short line, as a prompt or a notebook shows it: a long training has thousands of steps."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -35,6 +35,9 @@ from ulmfit_pipe.training.phases import Plan, run_phases
 from ulmfit_pipe.training.records import Batches, EpochRecord, Phase, Task, TrainingOptions
 from ulmfit_pipe.training.resume import saved_learner
 from ulmfit_pipe.training.schedules import Schedule
+
+if TYPE_CHECKING:
+    from ulmfit_pipe.reports.plots import Picture
 
 OF_ONE_RUN = ("deadline", "checkpoints", "trackers", "log_every")  # options that are not part of what a learner is
 
@@ -73,7 +76,7 @@ class Learner:
         self.options = options or TrainingOptions()
         self.lr = lr
         self.monitor = monitor
-        self.history = History()
+        self.history = History(groups=tuple(self.names))
         self.position: dict[str, Any] | None = None
         self.epochs_done = 0
         self._accelerator = accelerator
@@ -154,6 +157,16 @@ class Learner:
         if self._snapshot is None:
             raise ValueError("there is nothing to compare with: call snapshot() before training, then weight_changes()")
         return weight_changes(self._snapshot, self.model.state_dict(), self.layer_groups)
+
+    # ---- pictures of the training so far
+
+    def plot_losses(self, path: Path | str | None = None) -> "Picture":
+        """Draw training and validation losses over all fits; see `History.plot_losses`."""
+        return self.history.plot_losses(path)
+
+    def plot_schedule(self, path: Path | str | None = None) -> "Picture":
+        """Draw the learning rate of each layer group over all fits; see `History.plot_schedule`."""
+        return self.history.plot_schedule(path)
 
     # ---- training
 

@@ -321,6 +321,7 @@ def _run_phase(
 ) -> None:
     """Run one phase of a plan, or the rest of it if a checkpoint is inside it."""
     phase = plan.phases[number]
+    tracker.history.groups = tuple(group.name for group in plan.groups)
     if not begun:
         tracker.start(phase)
     before = sum(record.phase != phase.name for record in tracker.history.epochs)

@@ -86,8 +86,12 @@ class WeightChanges:
         return str(self.describe())
 
     def __repr__(self) -> str:
-        """Return the table, for a notebook or a prompt."""
+        """Return the table, for a prompt."""
         return str(self)
+
+    def _repr_html_(self) -> str:
+        """Return the table of the layer groups for a notebook."""
+        return self.describe()._repr_html_()
 
     def describe(self, *, tensors: bool = False) -> Report:
         """Return a table of the layer groups, input side first.
