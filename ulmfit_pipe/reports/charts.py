@@ -190,7 +190,7 @@ def reliability_picture(bins: Sequence[Bin]) -> dict[str, Any]:
                 "y": y(each.accuracy),
                 "height": max(y(0) - y(each.accuracy), 1),
                 "opacity": 0.3 + 0.7 * math.sqrt(each.count / most),
-                "title": f"scores {each.low:.1f} to {each.high:.1f}, {each.score:.2f} on average: {each.count:,} "
+                "title": f"scores {each.low:.2f} to {each.high:.2f}, {each.score:.2f} on average: {each.count:,} "
                 f"answers, {percent(each.accuracy)} % right",
             }
             for each in bins

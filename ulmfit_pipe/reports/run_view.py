@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from ulmfit_pipe.console import in_one_line, visible
 from ulmfit_pipe.reports.charts import coverage_picture, curves, freeze_map, phases_of, reliability_picture
 from ulmfit_pipe.reports.number_words import duration, number, percent
 from ulmfit_pipe.reports.predictions import (
     Prediction,
-    calibration_error,
+    binned_error,
     class_scores,
     confusion,
     coverage_curve,
@@ -318,7 +320,7 @@ def _trust(rows: Sequence[Prediction], *, several: bool, calibration: Any) -> di
     levels = [] if several else levels_of(rows)
     known = calibration if isinstance(calibration, Mapping) else {}
     return {
-        "error": calibration_error(bins),
+        "error": binned_error(np.array([score for score, _ in decisions]), np.array([right for _, right in decisions])),
         "before": known.get("ece_before"),
         "after": known.get("ece_after"),
         "confidence": sum(score for score, _ in decisions) / len(decisions),

@@ -529,9 +529,7 @@ class TextPipeline:
         """Return ``{"label", "score", "scores"}`` for each text, in order; see `Predictor.predict`."""
         return self.predictor.predict(texts, abstain_below=abstain_below)
 
-    def evaluate(
-        self, table: str | Path | Dataset, *, precision: float | None = None, **columns: Any
-    ) -> dict[str, Any]:
+    def evaluate(self, table: Any, *, precision: float | None = None, **columns: Any) -> dict[str, Any]:
         """Score the classifier on a labelled table; see `evaluate_table`."""
         return Metrics(evaluate_table(self.predictor, table, precision=precision, **columns))
 
@@ -540,7 +538,7 @@ class TextPipeline:
         return explain(self.predictor, text, label=label)
 
     def interpret(self, test: Any, **columns: Any) -> ClassificationInterpretation:
-        """Return what the classifier gets wrong on a labelled table, as `load_table` and its arguments take it.
+        """Return what the classifier gets wrong on a labelled table; tables and columns as for `evaluate`.
 
         Raises:
             RuntimeError: Nothing was fitted or loaded yet.

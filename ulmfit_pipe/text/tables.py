@@ -184,23 +184,39 @@ def load_run_tables(
 
 
 def load_labelled_table(
-    file: str, *, known: Sequence[str], say: Callable[[str], None] = print_line, **columns: Any
+    source: Any,
+    *,
+    known: Sequence[str],
+    several: bool = False,
+    say: Callable[[str], None] = print_line,
+    **columns: Any,
 ) -> Dataset:
     """Return a labelled table, read as a run reads its test table.
 
     Args:
-        file: The table.
+        source: A file, or anything else that `load_table` takes.
         known: Names that the labels must have, in order.
+        several: A row may have several labels.
         say: Called with each log line.
-        **columns: Fields of `LabelledTables`.
+        **columns: Fields of `LabelledTables`, or arguments that only `load_table` has.
 
     Raises:
         TableError: The table cannot be used; file, row and column are named.
+        ValueError: ``text_column`` is given under both of its names.
     """
-    given = LabelledTables(**columns)
-    loader = TableLoader(loading_options(given), RowLimits(), 0, how={"reading": reading_of(given), "say": say})
+    if "text_columns" in columns:  # load_table's name for it
+        if "text_column" in columns:
+            raise ValueError("text_columns is another name of text_column; give text_column alone")
+        columns["text_column"] = columns.pop("text_columns")
+    names = {each.name for each in dataclasses.fields(LabelledTables)}
+    given = LabelledTables(**{name: value for name, value in columns.items() if name in names})
+    if several and len(_listed(given.label_column)) == 1:
+        given = dataclasses.replace(given, multi_label=True)
+    others = {name: value for name, value in columns.items() if name not in names}
+    how = {"reading": reading_of(given), "say": say, **others}
+    loader = TableLoader(loading_options(given), RowLimits(), 0, how=how)
     loader.names = list(known)
-    return loader.labelled("test", file)
+    return loader.labelled("test", source)
 
 
 def hold_out(

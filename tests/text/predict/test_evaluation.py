@@ -3,6 +3,7 @@
 import json
 import sys
 
+import pandas as pd
 import pytest
 
 from tests.support.part_tables import read_table
@@ -41,8 +42,25 @@ def test_the_scores_are_those_of_the_runs_own_test_table(run):
     found = TextPipeline.load(folder).evaluate(test_file)
     names = ("accuracy", "macro_f1", "loss", "n", "interval", "per_class")
     assert {name: found[name] for name in names} == {name: metrics["test"][name] for name in names}
-    assert 0 <= found["calibration_error"] <= 1
+    page = (folder.parent / "report.html").read_text()
+    assert f"The expected calibration error is {found['calibration_error']:.3f}: answers have" in page
     assert metrics["calibration"]["rows"] == 120
+
+
+def test_evaluate_and_interpret_take_the_same_tables_and_names_of_columns(run, tmp_path):
+    _, folder, test_file = run
+    pipe = TextPipeline.load(folder)
+    frame = pd.read_csv(test_file).rename(columns={"text": "Review", "label": "Mood"})
+    frame.to_csv(tmp_path / "renamed.csv", index=False)
+    wanted = pipe.evaluate(test_file)["accuracy"]
+    for name in ("text_column", "text_columns"):
+        for source in (frame, tmp_path / "renamed.csv"):
+            columns = {name: ["Review"], "label_column": ["Mood"]}
+            assert pipe.evaluate(source, **columns)["accuracy"] == wanted
+            assert pipe.interpret(source, **columns).scores["accuracy"] == wanted
+    for call in (pipe.evaluate, pipe.interpret):
+        with pytest.raises(ValueError, match="text_columns is another name of text_column; give text_column alone"):
+            call(frame, text_column="Review", text_columns=["Review"])
 
 
 def test_the_command_prints_the_scores_and_writes_them(run, tmp_path, capsys, monkeypatch):

@@ -8,14 +8,14 @@ from typing import Any
 
 from datasets import Dataset
 
+from ulmfit_pipe.reports.predictions import binned_error
 from ulmfit_pipe.settings.prediction import EvaluateSettings, PredictFileSettings
-from ulmfit_pipe.settings.tables import LabelledTables
 from ulmfit_pipe.stages.artifacts import read_stage
 from ulmfit_pipe.stages.context import context_of
 from ulmfit_pipe.stages.model_folder import trusting_run
 from ulmfit_pipe.storage.json_files import write_json
 from ulmfit_pipe.text.predict.predictor import BACKWARD, Predictor, ScoredRows
-from ulmfit_pipe.text.scores.calibration import binned_error, coverage_curve, cut_for_precision
+from ulmfit_pipe.text.scores.calibration import coverage_curve, cut_for_precision
 from ulmfit_pipe.text.scores.run_scores import answer_scores
 from ulmfit_pipe.text.scores.tfidf import label_array
 from ulmfit_pipe.text.tables import columns_of, load_labelled_table
@@ -46,7 +46,7 @@ def evaluate_file(settings: EvaluateSettings) -> dict[str, Any]:
 
 def evaluate_table(
     predictor: Predictor,
-    table: str | Path | Dataset,
+    table: Any,
     *,
     precision: float | None = None,
     seed: int = 0,
@@ -57,7 +57,7 @@ def evaluate_table(
 
     Args:
         predictor: The classifier.
-        table: A labelled file, or what `load_table` gives.
+        table: A labelled file or anything else that `load_table` takes, or what it gives.
         precision: The share of labels that should be right, or None.
         seed: Of the resamples that the intervals are taken from; 0 is a run's own.
         say: Called with each log line on how the file was read.
@@ -73,10 +73,8 @@ def evaluate_table(
     """
     _check_precision(precision, predictor)
     if not isinstance(table, Dataset):
-        given = LabelledTables(**columns)
-        if predictor.multi_label and isinstance(given.label_column, list) and len(given.label_column) == 1:
-            given = dataclasses.replace(given, multi_label=True)
-        table = load_labelled_table(str(table), known=predictor.label_names, say=say, **columns_of(given))
+        known, several = predictor.label_names, predictor.multi_label
+        table = load_labelled_table(table, known=known, several=several, say=say, **columns)
     scores, scored = predictor.score_rows(table)
     labels, answers = label_array(table), scored.answers
     found: dict[str, Any] = {

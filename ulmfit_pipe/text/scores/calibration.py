@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.model_selection import KFold
 
+from ulmfit_pipe.reports.predictions import binned_error
+
 LEAST_ROWS = 100  # to fit temperatures on; with fewer they are mostly noise; ours
 LEAST_OF_LABEL = 10  # rows with a label, and without it, for a temperature of its own; ours
 FOLDS = 5  # to measure what temperatures are worth on rows that they were not fitted on
-BINS = 15  # of the expected calibration error, Guo et al. 2017
 LARGEST = 20.0  # temperature; the smallest is its inverse
 TOLERANCE = 1e-4  # of a temperature's logarithm
 DIGITS = 4  # of a temperature that is kept
@@ -159,7 +160,7 @@ def scaled(probabilities: Floats, temperatures: Floats) -> Floats:
 
 
 def calibration_error(probabilities: Floats, labels: NDArray[Any]) -> float:
-    """Return the expected calibration error: how far scores are from how often they are right, by 15 bins of scores.
+    """Return the expected calibration error: how far scores are from how often they are right, by bins of scores.
 
     Of the label given, or where a row may have several of each label's probability.
 
@@ -172,13 +173,6 @@ def calibration_error(probabilities: Floats, labels: NDArray[Any]) -> float:
     else:
         scores, right = probabilities.ravel(), labels.ravel()
     return binned_error(scores, right)
-
-
-def binned_error(scores: Floats, right: NDArray[Any]) -> float:
-    """Return how far scores (rows,) are from how often they are right (rows,), on average over 15 bins of scores."""
-    bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
-    off = np.bincount(bins, weights=scores - right, minlength=BINS)
-    return float(np.abs(off).sum() / len(scores))
 
 
 def coverage_curve(scores: Floats, right: NDArray[Any]) -> list[list[float]]:

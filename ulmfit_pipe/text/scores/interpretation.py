@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ulmfit_pipe.data.tables.tables import load_table
 from ulmfit_pipe.reports.predictions import Prediction, confusion, most_confused
 from ulmfit_pipe.text.predict.predictor import SMALLEST, Predictor
 from ulmfit_pipe.text.scores.run_scores import per_class
 from ulmfit_pipe.text.scores.tfidf import label_array
-from ulmfit_pipe.text.tables import TEST
+from ulmfit_pipe.text.tables import load_labelled_table
 
 if TYPE_CHECKING:
     from ulmfit_pipe.reports.plots import Picture
@@ -124,14 +123,15 @@ def interpret(predictor: Predictor, test: Any, **columns: Any) -> Classification
     Args:
         predictor: The classifier.
         test: A table of `load_table` with the classifier's label names, or what `load_table` takes.
-        **columns: Further arguments of `load_table`.
+        **columns: Fields of `LabelledTables`, as `evaluate` takes them, or arguments that only `load_table` has.
 
     Raises:
         TableError: The table cannot be used, or has labels that the classifier does not know.
+        ValueError: ``text_column`` is given under both of its names.
     """
     if not isinstance(test, Dataset):
-        names, several = predictor.label_names, predictor.multi_label
-        test = load_table(test, label_names=names, multi_label=several, usual_splits=TEST, **columns)
+        known, several = predictor.label_names, predictor.multi_label
+        test = load_labelled_table(test, known=known, several=several, **columns)
     return ClassificationInterpretation(predictor, test)
 
 
