@@ -241,6 +241,33 @@ def test_the_freeze_map_has_a_band_for_each_group_and_phase_grey_where_frozen():
     assert (drawn["steps"], drawn["low"], drawn["high"]) == (24, "0.002", "0.004")
 
 
+def test_how_far_each_group_moved_stands_beside_whether_it_trained():
+    record = run_record()
+    record["stages"]["classifier"]["rates"]["values"] = [[0.0, *rates[1:]] for rates in stage()["rates"]["values"]]
+    words = Page(run_report(record)).words
+    assert "What was updated : how far the weights that were kept are from where training started" in words
+    assert (
+        "moved head 12,345 trained 150% lstm1 12,345 trained 3% lstm0 12,345 trained 0.2% "
+        "embeddings 12,345 frozen throughout unchanged" in words
+    )
+    older = run_record(stages={"classifier": stage(weight_changes=[])})
+    assert "What was updated" not in Page(run_report(older)).words
+
+
+def test_a_phase_has_its_seconds_and_its_memory():
+    words = Page(run_report(run_record())).words
+    assert "1 last 1 head 2 0.004 0.6 3.0 s 0.75 GiB 2 last 2 lstm1, head 2 0.004 0.6 3.0 s 1.25 GiB" in words
+    assert "GiB" not in Page(run_report(run_record(stages={"classifier": stage(memory={})}))).words
+
+
+def test_texts_that_are_in_training_too_are_counted_and_warned_of():
+    words = Page(run_report(run_record())).words
+    assert "repeated in training in validation training 4 test 0 3 Rows whose text is, word for word, in an" in words
+    assert (
+        "3 of the 40 test texts are also among the training texts, word for word, so the score is flattered." in words
+    )
+
+
 def test_thinned_rates_are_laid_over_all_steps():
     rates = {"stride": 4, "values": stage()["rates"]["values"][::4]}
     thinned, whole = freeze_map(stage(rates=rates)), freeze_map(stage())

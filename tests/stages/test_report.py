@@ -39,6 +39,9 @@ def test_the_record_of_a_run_holds_all_that_its_files_say(run):
     assert record["effective"]["language_model.alpha"] == 2.0
     batch_sizes = {name: stage["batch_size"] for name, stage in record["stages"].items()}
     assert batch_sizes == {"language_model": 1, "classifier": CLASSIFIER.batch_size}  # 4 rows would be too short
+    logged = [json.loads(line) for line in (folder / "classifier/log.jsonl").read_text().splitlines()]
+    used = [line["memory/rss_gib"] for line in logged if line["phase"] == 1 and "memory/rss_gib" in line]
+    assert record["stages"]["classifier"]["memory"][1] == max(used) > 0
     assert [row.row for row in record["predictions"]] == [1, 2, 3]
     assert {row.truth for row in record["predictions"]} == {"bad", "good"}
 

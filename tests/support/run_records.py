@@ -41,6 +41,18 @@ def stage(**changes: Any) -> dict[str, Any]:
         "best": {"phase": "last 2", "epoch": 1},
         "groups": [{"group": name, "parameters": 12345} for name in GROUPS],
         "rates": {"stride": 1, "values": rates},
+        "weight_changes": [
+            {
+                "name": name,
+                "group": name,
+                "size": 12345,
+                "norm_before": 2.0,
+                "norm_change": 2 * moved,
+                "relative": moved,
+            }
+            for name, moved in zip(GROUPS, (0.0, 0.002, 0.03, 1.5), strict=True)
+        ],
+        "memory": {1: 0.75, 2: 1.25, 3: 2.5},
         "files": {"model.safetensors": {"sha256": "c7db8b"}},
     }
     return {**record, **changes}
@@ -63,6 +75,8 @@ def run_record(*, names: tuple[str, ...] = ("bad", "good"), rows: int = 40, **ch
         "training": {"rows": 27, "characters": {"median": 30.0, "95 %": 50.0, "longest": 61}, "labels": {}},
         "test": {"rows": rows, "characters": {"median": 30.0, "95 %": 50.0, "longest": 60}, "labels": {}},
     }
+    tables["training"]["repeats"] = 4
+    tables["test"] |= {"repeats": 0, "in_training": 3}
     for table in tables.values():
         table["labels"] = {name: 7 + len(name) for name in names}  # type: ignore[assignment]
     record = {

@@ -179,6 +179,22 @@ def test_a_plan_of_the_head_alone_leaves_the_encoder_bit_identical(tiny_language
     stored = load_file(tiny_language_model_folder / "model.safetensors")
     after = load_file(tmp_path / "head/model.safetensors")
     assert all(torch.equal(after[name], value) for name, value in stored.items() if name.startswith("model."))
+    moved = {row["name"]: row["relative"] for row in read_stage(tmp_path / "head")["weight_changes"]}
+    assert [moved.pop("head") > 0, set(moved.values())] == [True, {0.0}]
+
+
+def test_the_record_has_how_far_training_moved_each_layer_group(tiny_language_model_folder, tmp_path):
+    settings = dataclasses.replace(CLASSIFIER, plan="full", calibrate=False, keep="last")
+    before = {
+        name: value.clone() for name, value in build(tiny_language_model_folder).learner.model.state_dict().items()
+    }
+    fit(tiny_language_model_folder, tmp_path / "full", settings=settings)
+    after = load_file(tmp_path / "full/model.safetensors")
+    rows = {row["name"]: row for row in read_stage(tmp_path / "full")["weight_changes"]}
+    assert list(rows) == [group["group"] for group in read_stage(tmp_path / "full")["groups"]]
+    name = "model.embeddings.weight"
+    expected = float((after[name] - before[name]).norm() / before[name].norm())
+    assert rows["embeddings"]["relative"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["paper", "scripts-2018"])

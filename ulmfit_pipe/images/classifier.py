@@ -103,7 +103,8 @@ def train_image_classifier(
         return done
     parts = build_image_learner(*scans, settings=settings, context=context, **given)
     run.keep(parts.learner)
-    history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
+    with run.comparing_weights(parts.learner):
+        history = parts.learner.fit_plan(parts.phases, keep_best=settings.keep == "best")
     refuse_unbegun(len(history.steps), output_dir, context)
     metrics = {} if scans[1] is None else _predictor(parts, context).score(scans[1].table)
     skipped = [problem for scan in scans if scan is not None for problem in scan.skipped]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_pipe.console import in_one_line, visible
+from ulmfit_pipe.reports.change_words import change_words
 from ulmfit_pipe.reports.charts import coverage_picture, curves, freeze_map, phases_of, reliability_picture
 from ulmfit_pipe.reports.number_words import duration, number, percent
 from ulmfit_pipe.reports.predictions import (
@@ -55,7 +56,7 @@ def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "lead": _lead(record),
         "verdict": verdict(record),
         "facts": list(_facts(record, names)),
-        "warnings": metrics.get("warnings") or [],
+        "warnings": [*(metrics.get("warnings") or []), *_leaks(metrics.get("tables") or {}, judged)],
         "try_next": metrics.get("try_next") or [],
         "cut_short": metrics.get("cut_short") or [],
         "scores": list(_score_rows(metrics)),
@@ -66,6 +67,7 @@ def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "stages": [_stage(name, stage) for name, stage in stages],
         "tables": metrics.get("tables") or {},
         "labels": _label_counts(metrics.get("tables") or {}),
+        "repeats": list(_repeats(metrics.get("tables") or {})),
         **_run(record),
     }
 
@@ -366,12 +368,48 @@ def _stage(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "phases": list(_phase_rows(record)),
         "measured": list(measured),
         "epochs": [{**epoch, "kept": place == kept} for place, epoch in enumerate(epochs)],
-        "groups": record.get("groups") or [],
+        "groups": _group_rows(record),
+        "compared": bool(record.get("weight_changes")),
         "plan": record.get("plan", ""),
         "probe": record.get("probe"),
         "seconds": record.get("seconds"),
         "cut_short": record.get("cut_short"),
+        "memory": record.get("memory"),
     }
+
+
+def _group_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return parameters of each layer group and how far it moved, the head first as in the freeze map."""
+    groups = record.get("groups") or []
+    moved = {row["name"]: row for row in record.get("weight_changes") or []}
+    rates = (record.get("rates") or {}).get("values") or []
+    trained = [any(rate > 0 for rate in column) for column in zip(*rates, strict=True)] or [False] * len(groups)
+    furthest = max((row["relative"] or 0.0 for row in moved.values()), default=0.0) or 1.0
+    rows = []
+    for group, is_trained in zip(groups, trained, strict=False):
+        change = moved.get(group["group"])
+        relative = None if change is None else change["relative"]
+        words = "" if change is None else change_words(change)
+        rows.append(
+            {
+                **group,
+                "state": "trained" if is_trained else "frozen throughout",
+                "change": words,
+                "relative": relative or 0.0,
+                "share": (relative or 0.0) / furthest,
+            }
+        )
+    return rows[::-1]
+
+
+def _leaks(tables: Mapping[str, Any], judged: str) -> Iterator[str]:
+    """Yield a warning where rows of the table that counts are among those that were trained on, word for word."""
+    table = tables.get(judged) or {}
+    if count := table.get("in_training"):
+        yield (
+            f"{number(count)} of the {number(table['rows'])} {judged} texts are also among the training texts, word "
+            "for word, so the score is flattered"
+        )
 
 
 def _phase_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -379,6 +417,7 @@ def _phase_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     epochs, groups = record.get("epochs") or [], [group["group"] for group in record.get("groups") or []]
     rates = record.get("rates") or {"stride": 1, "values": []}
     steps = {name: (start, end) for name, start, end in phases_of(epochs)}
+    numbers, memory = {name: place for place, name in enumerate(steps, start=1)}, record.get("memory") or {}
     for name in dict.fromkeys(epoch["phase"] for epoch in epochs):
         own = [epoch for epoch in epochs if epoch["phase"] == name]
         start, end = (place // rates["stride"] for place in steps.get(name, (0, 0)))
@@ -402,7 +441,20 @@ def _phase_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "measure": "" if key is None else WORDS.get(key, key.replace("_", " ")),
             "best": None if not values else (max if key in ("micro_f1", "accuracy") else min)(values),
             "seconds": sum(epoch["seconds"] for epoch in own),
+            "number": numbers.get(name, ""),
+            "memory": memory.get(numbers.get(name, 0)),
         }
+
+
+def _repeats(tables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield how many rows of each table are repeats, or also in the tables that come before it."""
+    for name, table in tables.items():
+        if "repeats" in table:
+            shown = {"repeated": "repeats", "in training": "in_training", "in validation": "in_validation"}
+            yield {
+                "name": name,
+                "cells": {words: number(table[key]) if key in table else "" for words, key in shown.items()},
+            }
 
 
 def _label_counts(tables: Mapping[str, Any]) -> dict[str, Any] | None:

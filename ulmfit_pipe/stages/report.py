@@ -4,7 +4,9 @@ The page is made from the run's files alone: ``metrics.json``, ``settings.yaml``
 ``stage.json``.
 """
 
+import contextlib
 import csv
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,7 +26,7 @@ from ulmfit_pipe.settings.parsing import list_settings, settings_to_yaml
 from ulmfit_pipe.settings.reports import ReportSettings
 from ulmfit_pipe.settings.text_runs import ClassifierJob, LanguageModelJob, PipelineSettings
 from ulmfit_pipe.settings.values import to_plain, under_dotted_names
-from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
+from ulmfit_pipe.stages.artifacts import LOG_FILE, STAGE_FILE, ArtifactError, read_stage
 from ulmfit_pipe.stages.presets import PRESETS
 from ulmfit_pipe.storage.atomic import CheckpointError, write_atomic
 from ulmfit_pipe.storage.json_files import read_json, write_json
@@ -139,6 +141,8 @@ def run_record(folder: Path | str) -> dict[str, Any]:
     else:
         found = {name: read_stage(folder / name) for name in STAGES}
         stages = {name: record for name, record in found.items() if record is not None}
+    places = {name: folder / name if single is None else folder for name in stages}
+    stages = {name: {**record, "memory": _memory_of(places[name])} for name, record in stages.items()}
     settings = under_dotted_names(_settings_in(folder / SETTINGS_FILE))
     return {
         "name": folder.resolve().name,
@@ -150,6 +154,18 @@ def run_record(folder: Path | str) -> dict[str, Any]:
         "stages": stages,
         "predictions": list(_read_predictions(folder / PREDICTIONS_FILE)),
     }
+
+
+def _memory_of(folder: Path) -> dict[int, float]:
+    """Return the most memory in GiB that the log of a stage has of each phase: the GPU's, else the process's."""
+    found: dict[int, float] = {}
+    with contextlib.suppress(OSError, ValueError), (folder / LOG_FILE).open(encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            memory = line.get("memory/cuda_peak_gib") or line.get("memory/rss_gib")
+            if memory is not None:
+                phase = int(line.get("phase", 0))
+                found[phase] = max(found.get(phase, 0.0), float(memory))
+    return found
 
 
 def _settings_in(path: Path) -> dict[str, Any]:

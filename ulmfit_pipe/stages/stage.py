@@ -1,7 +1,8 @@
 """What every stage does around its training, written once: skip if finished, keep progress and log, save."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from ulmfit_pipe.stages.model_names import ModelName
 from ulmfit_pipe.stages.progress import keep_progress
 from ulmfit_pipe.training.history import History
 from ulmfit_pipe.training.learner import Learner
+from ulmfit_pipe.training.logs.weight_changes import copy_weights, weight_changes
 from ulmfit_pipe.training.records import Phase
+
+MOST_COMPARED = 500_000_000  # parameters whose copy is kept while they train, 2 GB in float32; ours
 
 
 @dataclass
@@ -37,6 +41,7 @@ class StageRun:
     model: ModelName | None
     context: RunContext
     _started: float = field(default=0.0, init=False)
+    _changes: list[dict[str, Any]] | None = field(default=None, init=False)
 
     def begin(self) -> StageResult | None:
         """Return the result of the same stage if it is finished; otherwise seed every generator and start the clock."""
@@ -55,6 +60,19 @@ class StageRun:
         vocabulary = None if tokenizer is None else vocabulary_digest(tokenizer)
         keep_progress(learner, self.output_dir, identity=self.identity, vocabulary=vocabulary, context=self.context)
         track_training(learner, self.output_dir, identity=self.identity, context=self.context)
+
+    @contextlib.contextmanager
+    def comparing_weights(self, learner: Learner) -> Iterator[None]:
+        """Note how far a block moves the weights of each layer group, for the record: 0 of what stayed frozen."""
+        sizes = sum(group.num_parameters for group in learner.layer_groups)
+        if not self.context.accelerator.is_main_process or sizes > MOST_COMPARED:
+            yield
+            return
+        before = copy_weights(learner.model)
+        yield
+        with contextlib.suppress(ValueError):  # of weights that are NaN; what was trained is saved all the same
+            changes = weight_changes(before, learner.model.state_dict(), learner.layer_groups)
+            self._changes = changes.to_dict()["groups"]
 
     def seconds(self, history: History) -> float:
         """Return how long the stage has taken, with what it took before it was resumed."""
@@ -91,6 +109,7 @@ class StageRun:
             "seconds": seconds,
             **record,
             **training_record(learner, phases, history),
+            **({} if self._changes is None else {"weight_changes": self._changes}),
         }
         save_training(self.output_dir, stage=self.name, record=full, write=write, context=self.context)
         self.context.tell(f"{self.name.replace('_', ' ')} saved in {self.output_dir}: {shown}")

@@ -113,7 +113,7 @@ def train_classifier(
     start = partial(start_new_rows, old=len(labels_of(model, model.loaded)[0])) if update else start_head
     probe = _probed(parts, settings, context, start, rows=len(train)) if update or settings.plan in PROBED else None
     pays = partial(_unfreezing_pays, train, model, settings, context) if by_folds else None
-    phases, history = _train(parts, probe, settings, context, output_dir, pays)
+    phases, history = _train(parts, probe, settings, context, run, pays)
     if settings.norm_statistics == "recomputed":
         parts.learner.recompute_norm_statistics()
     predictor = Predictor([parts.network], parts.tokenizer, accelerator=context.accelerator)
@@ -181,16 +181,17 @@ def _train(
     probe: HeadStart | None,
     settings: ClassifierSettings,
     context: RunContext,
-    output_dir: Path | str,
+    run: StageRun,
     pays: Callable[[HeadStart, list[Phase], float], bool] | None,
 ) -> tuple[list[Phase], History]:
     """Run the phases, or as many of their epochs as the time allows, and return them with their history."""
     learner, keep_best = parts.learner, settings.keep == "best"
     if probe is None:
-        history = learner.fit_plan(parts.phases, keep_best=keep_best)
-        refuse_unbegun(len(history.steps), output_dir, context)
+        with run.comparing_weights(learner):
+            history = learner.fit_plan(parts.phases, keep_best=keep_best)
+        refuse_unbegun(len(history.steps), run.output_dir, context)
         return parts.phases, history
-    phases = epochs_of_checkpoint(parts.phases, output_dir) if context.resume else None
+    phases = epochs_of_checkpoint(parts.phases, run.output_dir) if context.resume else None
     if phases is None:
         possible = main_number(possible_epochs(probe.seconds, context.deadline), context.accelerator)
         phases, line = within_time(parts.phases, possible)
@@ -201,7 +202,8 @@ def _train(
     if not phases:
         return [], History(epochs=[probe.start], best=probe.start if keep_best else None)
     probe.set_scale(START_SCALE)
-    history = learner.fit_plan(phases, keep_best=keep_best, start=probe.start)
+    with run.comparing_weights(learner):
+        history = learner.fit_plan(phases, keep_best=keep_best, start=probe.start)
     if keep_best and history.best is not None and history.best.phase == probe.start.phase:
         probe.set_scale(1.0)
         context.tell(

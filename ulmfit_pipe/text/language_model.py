@@ -67,7 +67,8 @@ def train_language_model(
         return done
     parts = build_language_model_learner(train, validation, model=model, settings=settings, context=context)
     run.keep(parts.learner, parts.tokenizer)
-    history = _train(parts, context)
+    with run.comparing_weights(parts.learner):
+        history = _train(parts, context)
     metrics, seconds = _final_metrics(parts, history, validation), run.seconds(history)
     lineage = lineage_after(
         parts.learner, history, metrics, model, context, seconds=seconds, tokens=parts.tokens, files=train_files

@@ -54,5 +54,19 @@ def test_formulas_lone_surrogates_and_long_texts_are_written_so_that_they_do_no_
 def test_the_record_of_tables_counts_rows_characters_and_labels():
     texts = Dataset.from_dict({"text": ["a", "bbb", "cc", "dddd"]})
     found = record_of({"training": table(reviews(5)), "unlabelled": texts}, names=["bad", "good"])
-    assert found["unlabelled"] == {"rows": 4, "characters": {"median": 2.5, "95 %": 3.8499999999999996, "longest": 4}}
+    lengths = {"median": 2.5, "95 %": 3.8499999999999996, "longest": 4}
+    assert found["unlabelled"] == {"rows": 4, "characters": lengths, "repeats": 0}
     assert found["training"]["labels"] == {"bad": 3, "good": 2}
+
+
+def test_repeats_and_leaks_are_counted_word_for_word():
+    texts = {"training": "a b b c", "validation": "b x", "test": "a c x x y", "unlabelled": "a z z z"}
+    tables = {name: Dataset.from_dict({"text": words.split()}) for name, words in texts.items()}
+    found = record_of(tables, names=[])
+    counted = {name: {key: row[key] for key in row if key not in ("rows", "characters")} for name, row in found.items()}
+    assert counted == {
+        "training": {"repeats": 1},
+        "validation": {"repeats": 0, "in_training": 1},
+        "test": {"repeats": 1, "in_training": 2, "in_validation": 2},
+        "unlabelled": {"repeats": 2},
+    }

@@ -70,16 +70,36 @@ def _as_utf8(text: str) -> str:
 
 
 def record_of(tables: Mapping[str, Dataset], *, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what ``metrics.json`` holds of each table: ``rows``, ``characters`` of a text, and rows of each label."""
+    """Return what ``metrics.json`` holds of each table.
+
+    That is ``rows``, ``characters`` of a text, rows of each label, ``repeats`` (rows whose text is in an earlier row,
+    word for word), and of tables that are only measured ``in_training`` and ``in_validation``: rows whose text is there
+    too.
+    """
     record: dict[str, dict[str, Any]] = {}
+    hashes: dict[str, list[int]] = {}
     for name, table in tables.items():
         lengths = np.array([len(text) for text in table["text"]])
+        hashes[name] = [hash(text) for text in table["text"]]
         middle, most = np.quantile(lengths, [0.5, 0.95])
         record[name] = {
             "rows": len(table),
             "characters": {"median": float(middle), "95 %": float(most), "longest": int(lengths.max())},
+            "repeats": len(table) - len(set(hashes[name])),
+            **_shared(name, hashes),
         }
         if "label" in table.column_names:
             counts = Counter(int(label) for labels in labels_of_rows(table) for label in labels)
             record[name]["labels"] = {label: counts[number] for number, label in enumerate(names)}
     return record
+
+
+def _shared(name: str, hashes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return how many rows of a table are in training, and of the test table in validation, word for word."""
+    others = {"validation": ("training",), "test": ("training", "validation")}.get(name, ())
+    found = {}
+    for other in others:
+        if other in hashes:
+            known = set(hashes[other])
+            found[f"in_{other}"] = sum(each in known for each in hashes[name])
+    return found
