@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.run_records import hostile_record, predictions, run_record, stage
-from ulmfit_pipe.reports.charts import curves, freeze_map
+from ulmfit_pipe.reports.charts import coverage_picture, curves, freeze_map
 from ulmfit_pipe.reports.comparison import compare_runs, comparison_table
 from ulmfit_pipe.reports.number_words import duration, number, percent
-from ulmfit_pipe.reports.predictions import Prediction
+from ulmfit_pipe.reports.predictions import Level, Prediction
 from ulmfit_pipe.reports.run_report import run_report
 from ulmfit_pipe.reports.run_view import verdict, view_of
 
@@ -256,8 +256,26 @@ def test_how_far_each_group_moved_stands_beside_whether_it_trained():
 
 def test_a_phase_has_its_seconds_and_its_memory():
     words = Page(run_report(run_record())).words
-    assert "1 last 1 head 2 0.004 0.6 3.0 s 0.75 GiB 2 last 2 lstm1, head 2 0.004 0.6 3.0 s 1.25 GiB" in words
+    assert "1 last 1 head 2 0.004 0.6 3.0 s 0.8 GiB 2 last 2 lstm1, head 2 0.004 0.6 3.0 s 1.2 GiB" in words
     assert "GiB" not in Page(run_report(run_record(stages={"classifier": stage(memory={})}))).words
+
+
+def test_what_the_weights_were_worth_at_the_start_is_no_phase():
+    start = {**stage()["epochs"][0], "phase": "probe", "step": 0, "total_steps": 0}
+    record = stage(epochs=[start, *stage()["epochs"]])
+    names = [
+        (phase["number"], phase["name"]) for phase in view_of(run_record(stages={"c": record}))["stages"][0]["phases"]
+    ]
+    assert names == [("", "probe"), (1, "last 1"), (2, "last 2"), (3, "all")]
+    drawn = curves(record["epochs"], {"loss": [1.0] * 7}, best=None, title="Loss")
+    assert [(phase["number"], phase["name"]) for phase in drawn["phases"]] == names
+
+
+def test_marks_of_the_coverage_curve_are_named_where_there_is_room():
+    levels = [Level(0.5, 1.0, 0.9), Level(0.6, 0.98, 0.92), Level(0.7, 0.9, 0.95), Level(0.8, 0.5, 1.0)]
+    drawn = coverage_picture(levels[::-1], levels)
+    assert [mark["label"] for mark in drawn["marks"]] == [".5", "", ".7", ".8"]
+    assert [tick["label"] for tick in drawn["ticks"]] == ["90", "92.5", "95", "97.5", "100"]
 
 
 def test_texts_that_are_in_training_too_are_counted_and_warned_of():

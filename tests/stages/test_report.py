@@ -37,6 +37,8 @@ def test_the_record_of_a_run_holds_all_that_its_files_say(run):
     assert record["effective"]["classifier.plan"] == "preset"
     assert record["effective"]["classifier.lr"] == pytest.approx(2e-2, rel=0.1)
     assert record["effective"]["language_model.alpha"] == 2.0
+    assert record["effective"]["classifier.monitor"] == "accuracy"
+    assert record["effective"]["fine_tune_language_model"] is True
     batch_sizes = {name: stage["batch_size"] for name, stage in record["stages"].items()}
     assert batch_sizes == {"language_model": 1, "classifier": CLASSIFIER.batch_size}  # 4 rows would be too short
     logged = [json.loads(line) for line in (folder / "classifier/log.jsonl").read_text().splitlines()]

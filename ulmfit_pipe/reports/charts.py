@@ -5,7 +5,8 @@ with a title, which a browser shows where the pointer rests.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from ulmfit_pipe.reports.number_words import number, percent
@@ -16,6 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 20.0, 34.0
 NAMES = 100.0  # room for the names of layer groups
 LEGEND = 44.0  # height below the freeze map
 STOPS = 14  # colours that a phase's learning rate is drawn with
+LABEL_ROOM = 30.0  # between two marks with labels
 FADE = 1e3  # learning rates lower than the highest by more than this have the lowest colour
 SCALE = ((59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis, without its darkest part
 
@@ -132,14 +134,20 @@ def curves(
     names = [epoch["phase"] for epoch in epochs]
     starts = [place for place in range(len(epochs)) if place == 0 or names[place] != names[place - 1]]
     ends = [*starts[1:], len(epochs)]
+    numbers = list(accumulate(int(bool(epochs[start]["total_steps"])) for start in starts))  # the start is no phase
     step = max(1, math.ceil(len(epochs) / 12))
     return {
         "title": title,
         "ticks": [{"y": y(tick), "label": number(tick)} for tick in ticks],
         "epochs": [{"x": x(place), "label": place + 1} for place in range(0, len(epochs), step)],
         "phases": [
-            {"x": x(start - 0.5), "width": x(end) - x(start), "number": count + 1, "name": names[start]}
-            for count, (start, end) in enumerate(zip(starts, ends, strict=True))
+            {
+                "x": x(start - 0.5),
+                "width": x(end) - x(start),
+                "number": count if epochs[start]["total_steps"] else "",
+                "name": names[start],
+            }
+            for count, start, end in zip(numbers, starts, ends, strict=True)
         ],
         "best": None if best is None else x(best),
         "lines": [
@@ -222,18 +230,27 @@ def coverage_picture(curve: Sequence[Level], levels: Sequence[Level]) -> dict[st
             {
                 "x": x(level.coverage),
                 "y": y(level.accuracy),
-                "label": f"{level.score:g}".removeprefix("0"),
-                "room": place == 0 or x(levels[place - 1].coverage) - x(level.coverage) > 26,
+                "label": f"{level.score:g}".removeprefix("0") if room else "",
                 "title": f"score {level.score:g} or more: {percent(level.coverage)} % of the texts are answered, "
                 f"{percent(level.accuracy)} % of these right",
             }
-            for place, level in enumerate(levels)
+            for level, room in zip(levels, _with_room([x(level.coverage) for level in levels]), strict=True)
         ],
         "ticks": [
-            {"y": y(low + (1 - low) * place / 4), "label": percent(low + (1 - low) * place / 4)} for place in range(5)
+            {"y": y(value), "label": f"{100 * value:.4g}"}
+            for value in (low + (1 - low) * place / 4 for place in range(5))
         ],
         "shares": [{"x": x(value / 4), "label": f"{25 * value}"} for value in range(5)],
     }
+
+
+def _with_room(places: Sequence[float]) -> Iterator[bool]:
+    """Yield whether a mark has room for its label beside the last one that has one."""
+    last = math.inf
+    for place in places:
+        room = abs(last - place) > LABEL_ROOM
+        last = place if room else last
+        yield room
 
 
 def interval_bar(value: float, low: float, high: float, *, baseline: float | None = None) -> dict[str, float | None]:

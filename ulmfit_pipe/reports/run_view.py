@@ -1,6 +1,7 @@
 """What a run's page shows, as plain values in the order of the page; the template only lays it out."""
 
 import datetime
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -31,6 +32,7 @@ MOST_SQUARED = 20  # classes of a confusion matrix; of more there is the list of
 MOST_PAIRS = 20
 LONGEST_TEXT = 400  # characters of a text
 LONGEST_NAME = 60  # characters of a class's name
+SHOWN_DECADES = 4  # of how far layer groups moved, below the furthest
 ASKED_SCORE = 0.8  # of the sentence on coverage
 LEAST_COVERAGE = 0.05  # of the same: a lower score is taken where fewer rows reach it
 WORDS = {"micro_f1": "micro F1", "macro_f1": "macro F1", "mean_average_precision": "mean average precision"}
@@ -396,7 +398,7 @@ def _group_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "state": "trained" if is_trained else "frozen throughout",
                 "change": words,
                 "relative": relative or 0.0,
-                "share": (relative or 0.0) / furthest,
+                "share": 0.0 if not relative else max(0.0, 1 + math.log10(relative / furthest) / SHOWN_DECADES),
             }
         )
     return rows[::-1]
@@ -485,7 +487,10 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     settings, defaults, metrics = record["settings"], record["defaults"], record["metrics"]
     changed: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
+    trains_language_model = any("language_model" in name for name in record["stages"])
     for name, value in settings.items():
+        if name.startswith("language_model.") and not trains_language_model:
+            continue  # that stage did not run
         row = {"name": name, "value": value, "default": defaults.get(name), "came_to": record["effective"].get(name)}
         (changed if name not in defaults or defaults[name] != value else others).append(row)
     prints = []

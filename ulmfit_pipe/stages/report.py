@@ -191,7 +191,9 @@ def _effective(
     settings: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what settings that were left to the preset came to, as far as the records know."""
-    values: dict[str, Any] = {"preset": metrics.get("preset")}
+    values: dict[str, Any] = {"preset": metrics.get("preset"), "validation_fraction": _held_out(settings, metrics)}
+    values["fine_tune_language_model"] = any(name.startswith("language_model") for name in stages)
+    values["classifier.monitor"] = "micro_f1" if "thresholds" in metrics else "accuracy"
     for stage, record in stages.items():
         known = _known_values(record, PRESETS.get(str(metrics.get("preset"))))
         for name, value in known.items():
@@ -203,9 +205,18 @@ def _effective(
     }
 
 
+def _held_out(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> float | None:
+    """Return which part of the rows was held out, or None where a validation table was given."""
+    rows = {name: table["rows"] for name, table in (metrics.get("tables") or {}).items()}
+    if settings.get("validation_file") or "training" not in rows:
+        return None
+    held_out = rows.get("validation", 0)
+    return round(held_out / (held_out + rows["training"]), 3)
+
+
 def _known_values(record: Mapping[str, Any], preset: Any) -> dict[str, Any]:
     """Return hyperparameters of a stage: the preset's, those in its fingerprint, and what its epochs show."""
-    known = {name: getattr(preset, name) for name in OF_PRESET if getattr(preset, name, None)}
+    known = {name: getattr(preset, name) for name in OF_PRESET if hasattr(preset, name)}
     known.update(
         {name: value for name, value in record["identity"].get("settings", {}).items() if value not in UNKNOWN}
     )
