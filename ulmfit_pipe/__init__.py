@@ -99,7 +99,6 @@ if TYPE_CHECKING:
     from ulmfit_pipe.stages.presets import Dropouts as Dropouts
     from ulmfit_pipe.stages.presets import Preset as Preset
     from ulmfit_pipe.stages.presets import StageOptimizer as StageOptimizer
-    from ulmfit_pipe.stages.report import make_report as make_report
     from ulmfit_pipe.stages.saved_learner import groups_of as groups_of
     from ulmfit_pipe.stages.saved_learner import load_learner as load_learner
     from ulmfit_pipe.storage.atomic import CheckpointError as CheckpointError
@@ -126,6 +125,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.predict.explain import Explanation as Explanation
     from ulmfit_pipe.text.predict.explain import explain as explain
     from ulmfit_pipe.text.predict.explain import explain_texts as explain_texts
+    from ulmfit_pipe.text.predict.explained_report import make_report as make_report
     from ulmfit_pipe.text.predict.files import PredictSummary as PredictSummary
     from ulmfit_pipe.text.predict.files import predict_file as predict_file
     from ulmfit_pipe.text.predict.predictor import Predictor as Predictor
@@ -261,7 +261,6 @@ _HOMES = {
     "ulmfit_pipe.stages.finished": ["StageResult"],
     "ulmfit_pipe.stages.model_names": ["ArtifactError", "ResolvedModel"],
     "ulmfit_pipe.stages.presets": ["Dropouts", "Preset", "StageOptimizer"],
-    "ulmfit_pipe.stages.report": ["make_report"],
     "ulmfit_pipe.stages.saved_learner": ["groups_of", "load_learner"],
     "ulmfit_pipe.storage.atomic": ["CheckpointError", "OutputError"],
     "ulmfit_pipe.studies.ablation": ["run_ablation"],
@@ -277,6 +276,7 @@ _HOMES = {
     "ulmfit_pipe.text.language_model_scores": ["describe_perplexity"],
     "ulmfit_pipe.text.pipeline": ["TextPipeline", "run_pipeline"],
     "ulmfit_pipe.text.predict.explain": ["Explanation", "explain", "explain_texts"],
+    "ulmfit_pipe.text.predict.explained_report": ["make_report"],
     "ulmfit_pipe.text.predict.evaluation": ["evaluate_file", "evaluate_table"],
     "ulmfit_pipe.text.predict.files": ["PredictSummary", "predict_file"],
     "ulmfit_pipe.text.predict.predictor": ["Predictor", "ScoredRows"],

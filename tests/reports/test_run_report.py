@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.support.run_records import hostile_record, predictions, run_record, stage
+from tests.support.run_records import HOSTILE, hostile_record, predictions, run_record, stage
 from ulmfit_pipe.reports.charts import coverage_picture, curves, freeze_map
 from ulmfit_pipe.reports.comparison import compare_runs, comparison_table
 from ulmfit_pipe.reports.number_words import duration, number, percent
 from ulmfit_pipe.reports.predictions import Level, Prediction
 from ulmfit_pipe.reports.run_report import run_report
-from ulmfit_pipe.reports.run_view import verdict, view_of
+from ulmfit_pipe.reports.run_view import marked_words, verdict, view_of
 
 VOID = ("meta", "input", "stop", "rect", "line", "circle", "polyline")
 
@@ -143,6 +143,34 @@ def test_a_sentence_says_what_is_right_where_only_sure_answers_count():
     words = Page(run_report(run_record(predictions=rows))).words
     assert "If it answers only from a score of 0.8: 90 % right on 50 % of the texts." in words
     assert "The expected calibration error is 0.300: answers have a score of 0.75 on average, and 45 % of them" in words
+
+
+def test_words_are_found_in_the_text_in_their_order_and_the_others_are_left_out():
+    words = [["good", 2.0], ["film", -1.0], ["(gone)", 0.5], ["good", -0.5], ["", 3.0]]
+    assert [(piece["text"], piece["share"]) for piece in marked_words("A Good film,\x1b good!", words)] == [
+        ("A ", 0.0),
+        ("Good", 2 / 3),
+        (" ", 0.0),
+        ("film", -1 / 3),
+        (",\\x1b ", 0.0),
+        ("good", -0.5 / 3),
+        ("!", 0.0),
+    ]
+    assert marked_words("plain", []) == [{"text": "plain", "share": 0.0}]
+    assert marked_words("\u0130 good", [["good", 1.0]])[0]["text"] == "\u0130 good"  # its small letters are more
+
+
+def test_mistakes_that_were_explained_bear_their_words():
+    rows = [Prediction(4, "a dull end", "good", "bad", 0.9), Prediction(5, "warm", "bad", "good", 0.8)]
+    words = [["a", -0.5], ["dull", 2.0], ["-", 9.0], [HOSTILE, 0.25]]
+    explained = {"prediction": "bad", "score": 0.9, "label": "bad", "words": words}
+    record = run_record(predictions=rows, explanations={"4": explained, "5": explained})  # of 5 another run's
+    page = Page(run_report(record))
+    assert f"row 4 a dull end bad: dull +2.00, a −0.50, {HOSTILE} +0.25" in page.words
+    assert '<mark class="for" style="--share: 22%">dull</mark>' in page.source
+    assert page.words.count("dull +2.00") == 1
+    assert "--explain true" not in page.words and "for the label given, against it" in page.words
+    assert "ulmfit report runs/reviews --explain true colours the words" in Page(run_report(run_record())).words
 
 
 def test_calibration_is_shown_where_the_record_has_it():

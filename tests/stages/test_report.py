@@ -11,7 +11,7 @@ from ulmfit_pipe.settings.reports import ReportSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError, save_stage
 from ulmfit_pipe.stages.context import RunContext
-from ulmfit_pipe.stages.report import command_line, make_report, refuse_foreign_output, run_record, write_report
+from ulmfit_pipe.stages.report import command_line, refuse_foreign_output, run_record, write_report, write_reports
 from ulmfit_pipe.text.pipeline import run_pipeline
 
 
@@ -52,9 +52,9 @@ def test_the_page_is_made_from_the_files_alone(run, tmp_path, monkeypatch):
     folder = run[1]
     first = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()
-    assert make_report(ReportSettings([str(folder)])) == f"report: {folder / 'report.html'}"
+    assert write_reports(ReportSettings([str(folder)])) == f"report: {folder / 'report.html'}"
     assert (folder / "report.html").read_bytes() == first
-    make_report(ReportSettings([str(folder)], str(tmp_path / "there.html")))
+    write_reports(ReportSettings([str(folder)], str(tmp_path / "there.html")))
     assert (tmp_path / "there.html").read_bytes() == first
     page = first.decode()
     assert "<h1>ULMFiT run reviews</h1>" in page
@@ -65,11 +65,11 @@ def test_the_page_is_made_from_the_files_alone(run, tmp_path, monkeypatch):
 
 def test_two_runs_are_compared_and_a_page_is_written_only_where_it_is_asked_for(run, tmp_path):
     folder = str(run[1])
-    shown = make_report(ReportSettings([folder, folder]))
+    shown = write_reports(ReportSettings([folder, folder]))
     assert shown.startswith("run ")
     assert shown.endswith("no setting differs but the output folder\n--output_file FILE.html writes it as a page")
     page = tmp_path / "both.html"
-    assert make_report(ReportSettings([folder, folder], str(page))).endswith(f"page: {page}")
+    assert write_reports(ReportSettings([folder, folder], str(page))).endswith(f"page: {page}")
     assert "2 ULMFiT runs" in page.read_text(encoding="utf-8")
 
 

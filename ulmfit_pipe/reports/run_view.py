@@ -31,6 +31,7 @@ MOST_NAMED = 12  # classes listed in a line
 MOST_SQUARED = 20  # classes of a confusion matrix; of more there is the list of the most confused pairs
 MOST_PAIRS = 20
 LONGEST_TEXT = 400  # characters of a text
+MOST_WORDS = 5  # of those that move a label most
 LONGEST_NAME = 60  # characters of a class's name
 SHOWN_DECADES = 4  # of how far layer groups moved, below the furthest
 ASKED_SCORE = 0.8  # of the sentence on coverage
@@ -64,7 +65,7 @@ def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "scores": list(_score_rows(metrics)),
         "classes": _class_rows(scores, rows, names, several=several, thresholds=metrics.get("thresholds") or {}),
         **_confusions(rows, names, several=several),
-        "mistakes": None if not rows else _mistakes(rows, names),
+        "mistakes": None if not rows else _mistakes(rows, names, record.get("explanations") or {}),
         "trust": None if not rows else _trust(rows, several=several, calibration=metrics.get("calibration")),
         "stages": [_stage(name, stage) for name, stage in stages],
         "tables": metrics.get("tables") or {},
@@ -290,17 +291,23 @@ def _embedded(rows: Sequence[Prediction]) -> list[Prediction]:
     return list({row.row: row for row in chosen}.values())
 
 
-def _mistakes(rows: Sequence[Prediction], names: Sequence[str]) -> dict[str, Any]:
+def _mistakes(
+    rows: Sequence[Prediction], names: Sequence[str], explanations: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     wrong = {row.row: place for place, row in enumerate(most_confident_mistakes(rows))}
     unsure = {row.row: place for place, row in enumerate(least_certain(rows))}
     places = {name: place for place, name in enumerate(names)}
     texts = []
     for row in _embedded(rows):
-        shown = visible(row.text[:LONGEST_TEXT])
+        found = explanations.get(str(row.row)) or {}
+        if (found.get("prediction"), found.get("score")) != (row.prediction, row.score):
+            found = {}  # of another run's answers
         texts.append(
             {
                 "row": row.row,
-                "text": shown,
+                "pieces": marked_words(row.text[:LONGEST_TEXT], found.get("words") or []),
+                "strongest": _strongest(found.get("words") or []),
+                "explained": in_one_line(found.get("label", "")),
                 "more": len(row.text) - LONGEST_TEXT,
                 "truth": in_one_line(row.truth) or "no label",
                 "prediction": in_one_line(row.prediction) or "no label",
@@ -313,7 +320,43 @@ def _mistakes(rows: Sequence[Prediction], names: Sequence[str]) -> dict[str, Any
         )
     texts.sort(key=lambda text: (text["wrong"] is None, text["wrong"] or 0, text["row"]))
     count = sum(not row.right for row in rows)
-    return {"texts": texts, "wrong": len(wrong), "unsure": len(unsure), "all_wrong": count, "rows": len(rows)}
+    explained = any(text["strongest"] for text in texts)
+    return {
+        "explained": explained,
+        "texts": texts,
+        "wrong": len(wrong),
+        "unsure": len(unsure),
+        "all_wrong": count,
+        "rows": len(rows),
+    }
+
+
+def marked_words(text: str, words: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return a text in pieces, each with what its word adds to the label: 1 is the most of any word, 0 is no word.
+
+    Args:
+        text: The text.
+        words: Its words in order, each with its share of the label's log-odds; a word that is not found is left out.
+    """
+    most = max((abs(share) for _, share in words), default=0.0) or 1.0
+    lowered, place, pieces = text.lower(), 0, []
+    for word, share in words:
+        start = lowered.find(word.lower(), place) if word else -1
+        end = start + len(word)
+        if start < 0 or len(lowered) != len(text):
+            continue
+        pieces += [{"text": visible(text[place:start]), "share": 0.0}] if start > place else []
+        pieces.append({"text": visible(text[start:end]), "share": share / most})
+        place = end
+    return [*pieces, {"text": visible(text[place:]), "share": 0.0}] if place < len(text) else pieces
+
+
+def _strongest(words: Sequence[Sequence[Any]]) -> str:
+    """Return the words that move the label most, in either direction, in a line; marks alone are no words."""
+    ranked = sorted((word for word in words if any(map(str.isalnum, word[0]))), key=lambda word: -abs(word[1]))
+    return ", ".join(
+        f"{short_name(word)} {'−' if share < 0 else '+'}{abs(share):.2f}" for word, share in ranked[:MOST_WORDS]
+    )
 
 
 def _trust(rows: Sequence[Prediction], *, several: bool, calibration: Any) -> dict[str, Any] | None:

@@ -13,10 +13,13 @@ class ReportSettings:
     Attributes:
         run_dir: Folder of a finished run or stage, whose report.html is made again; several are compared.
         output_file: HTML page to write; null writes one run's page into its folder, and prints a comparison only.
+        explain: Colour the words of the most confident mistakes by what they add to the label given (integrated
+            gradients, with the run's classifier; a second or so a text). It is kept in explanations.json.
     """
 
     run_dir: list[str]
     output_file: str | None = None
+    explain: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty list, and a page that would take the place of another kind of file."""

@@ -34,6 +34,7 @@ from ulmfit_pipe.storage.json_files import read_json, write_json
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
+EXPLANATIONS_FILE = "explanations.json"  # written where it is asked for
 SETTINGS_FILE = "settings.yaml"
 RUN_FILES = (METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, SETTINGS_FILE)
 BACKWARD = "backward"
@@ -95,7 +96,7 @@ def _page_of(folder: Path | str) -> bytes:
     return run_report(record)
 
 
-def make_report(settings: ReportSettings) -> str:
+def write_reports(settings: ReportSettings) -> str:
     """Make the page of a run again, or compare several runs; return what to print.
 
     Raises:
@@ -153,6 +154,7 @@ def run_record(folder: Path | str) -> dict[str, Any]:
         "effective": _effective(settings, stages, metrics),
         "stages": stages,
         "predictions": list(_read_predictions(folder / PREDICTIONS_FILE)),
+        "explanations": _explanations_in(folder / EXPLANATIONS_FILE),
     }
 
 
@@ -166,6 +168,14 @@ def _memory_of(folder: Path) -> dict[int, float]:
                 phase = int(line.get("phase", 0))
                 found[phase] = max(found.get(phase, 0.0), float(memory))
     return found
+
+
+def _explanations_in(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except (CheckpointError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _settings_in(path: Path) -> dict[str, Any]:
