@@ -31,6 +31,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # Named, so that the second run of the few tests that compute in bf16 does not import all files to find them.
 BF16_FILES = $$(grep -rl --include='test_*.py' 'mark\.bf16' tests)
 
+BROWSER_FILES = $$(grep -rl --include='test_*.py' 'mark\.browser' tests)
+
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
 
@@ -64,7 +66,7 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test-browser: $(STAMP)
-	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m browser $(BROWSER_FILES) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -111,7 +111,10 @@ def hostile_record() -> dict[str, Any]:
     record["metrics"] |= {"warnings": [HOSTILE], "try_next": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
     record["settings"] = {HOSTILE: HOSTILE, "model": HOSTILE, "train_file": [HOSTILE]}
     named = {"groups": [{"group": HOSTILE, "parameters": 1}] * 4, "plan": HOSTILE, "labels": [HOSTILE, f"{HOSTILE}2"]}
-    whole = stage(**named)
+    moved = {"size": 1, "norm_before": 1.0, "norm_change": 0.5, "relative": 0.5}
+    whole = stage(**named, weight_changes=[{"name": HOSTILE, "group": HOSTILE, **moved}])
+    words = [[HOSTILE, 1.0], ["w" * 3000, -0.5]]
+    record["explanations"] = {"1": {"prediction": f"{HOSTILE}2", "score": 0.9, "label": HOSTILE, "words": words}}
     for epoch in whole["epochs"]:
         epoch["phase"] = HOSTILE
     record["stages"] = {"classifier": whole}
