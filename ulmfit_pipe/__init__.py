@@ -4,6 +4,7 @@ Names are loaded when they are first used, so that importing the package costs n
 the imports below `TYPE_CHECKING`, Python the table after them.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -333,6 +334,8 @@ if not TYPE_CHECKING:  # a type checker that knew this function would take any n
     def __getattr__(name: str) -> Any:
         if name not in _HOME_OF:
             raise AttributeError(f"module 'ulmfit_pipe' has no attribute {name!r}; its public names are {__all__}")
+        # tqdm's advice, in red, where a notebook has no widgets: bars are text there
+        warnings.filterwarnings("ignore", message="IProgress not found")
         return getattr(import_module(_HOME_OF[name]), name)
 
     def __dir__() -> list[str]:

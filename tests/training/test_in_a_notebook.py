@@ -13,11 +13,10 @@ nbformat = pytest.importorskip("nbformat", reason="it comes with nbclient")
 ROOT = Path(__file__).parents[2]
 CELLS = {
     "start": """
+from ulmfit_pipe import Learner, gradual_unfreezing
 from accelerate import Accelerator
 from tests.support.toy_models import groups_of, new_model, new_task
 from ulmfit_pipe.reports.result_table import Metrics
-from ulmfit_pipe.training.learner import Learner
-from ulmfit_pipe.training.phases import gradual_unfreezing
 model = new_model()
 learner = Learner(model, groups_of(model), new_task(), accelerator=Accelerator(cpu=True))
 plan = learner.plan(gradual_unfreezing(4, lr=1e-2, final_epochs=2))""",
@@ -52,6 +51,11 @@ def shown(outputs):
 
 def printed(outputs):
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+def test_no_warning_of_another_library_is_shown(outputs):
+    texts = [output.text for each in outputs.values() for output in each if output.get("name") == "stderr"]
+    assert [text for text in texts if "Warning" in text] == []
 
 
 @pytest.mark.parametrize("cell", ["losses", "schedule", "finder", "with pyplot", "found"])

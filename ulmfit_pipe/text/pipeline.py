@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from datasets import Dataset
 
 from ulmfit_pipe.console import print_line
-from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of
+from ulmfit_pipe.data.labels import BOOLS, INTEGERS, label_type_of, list_labels
 from ulmfit_pipe.data.tables.row_sources import RowSource
 from ulmfit_pipe.reports.result_table import Metrics
 from ulmfit_pipe.settings.checks import home_path
@@ -367,6 +367,11 @@ class TextPipeline:
         self._predictor: Predictor | None = None
         self._folder: str | None = None  # of the classifier
         self._temporary: tuple[str, weakref.finalize[..., Any]] | None = None  # folder of a run without output_dir
+
+    def __repr__(self) -> str:
+        """Return one line: what fit starts from, and the classifier with its labels."""
+        labels = "" if self._predictor is None else f"; {self._folder}: {list_labels(self._predictor.label_names)}"
+        return f"TextPipeline({self.model}{labels or '; no classifier yet'})"
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextPipeline":

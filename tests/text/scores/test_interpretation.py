@@ -100,11 +100,13 @@ def test_a_pipeline_interprets_a_file(tmp_path):
         write_csv(tmp_path / f"{name}.csv", reviews(count, seed=count)) for name, count in (("a", 30), ("b", 9))
     )
     pipe = TextPipeline(None)
+    assert repr(pipe) == "TextPipeline(None; no classifier yet)"
     with pytest.raises(RuntimeError, match="there is no classifier yet"):
         pipe.interpret(test)
     pipe.fit(
         train, output_dir=tmp_path / "run", test=test, validation_fraction=0, language_model=LM, classifier=CLASSIFIER
     )
+    assert repr(pipe) == f"TextPipeline(None; {tmp_path / 'run/classifier'}: bad, good)"
     found = pipe.interpret(test)
     assert int(np.trace(found.confusion())) == round(pipe.metrics["test"]["accuracy"] * 9)
     assert found.per_class()["support"].sum() == 9

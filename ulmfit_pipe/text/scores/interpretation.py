@@ -109,7 +109,7 @@ class ClassificationInterpretation:
 
     def _repr_html_(self) -> str:
         """Return the scores of each class as a table for a notebook."""
-        return str(self.per_class()._repr_html_())
+        return str(self.per_class().round(3)._repr_html_())
 
     def _single(self) -> list[Prediction]:
         if self._several:
