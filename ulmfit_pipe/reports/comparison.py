@@ -5,9 +5,9 @@ from typing import Any
 
 from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.reports.charts import interval_bar
-from ulmfit_pipe.reports.number_words import duration, number, percent
+from ulmfit_pipe.reports.number_words import WORDS, duration, number, percent
 from ulmfit_pipe.reports.run_report import render
-from ulmfit_pipe.reports.run_view import WORDS, date_of, judged_table, model_name, things
+from ulmfit_pipe.reports.run_view import date_of, judged_table, model_name, things
 from ulmfit_pipe.reports.text_tables import format_table
 
 OF_THE_PLACE = ("output_dir",)  # settings in which any two runs differ

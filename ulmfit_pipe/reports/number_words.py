@@ -1,8 +1,12 @@
-"""Numbers as a person reads them: shares in percent, durations in words, none of a hundred digits."""
+"""Numbers and names as a person reads them: shares in percent, durations in words, none of a hundred digits."""
 
 import math
 from typing import Any
 
+from ulmfit_pipe.console import in_one_line
+
+WORDS = {"micro_f1": "micro F1", "macro_f1": "macro F1", "mean_average_precision": "mean average precision"}
+LONGEST_NAME = 60  # characters of a class's name
 BEYOND = 1e6  # a number that is not a count means no more above it
 
 
@@ -55,3 +59,9 @@ def duration(seconds: float | None) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def short_name(name: str) -> str:
+    """Return a class's name in one line of bounded length."""
+    shown = in_one_line(name)
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"

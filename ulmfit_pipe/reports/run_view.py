@@ -1,7 +1,6 @@
 """What a run's page shows, as plain values in the order of the page; the template only lays it out."""
 
 import datetime
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -9,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from ulmfit_pipe.console import in_one_line, visible
-from ulmfit_pipe.reports.change_words import change_words
-from ulmfit_pipe.reports.charts import coverage_picture, curves, freeze_map, phases_of, reliability_picture
-from ulmfit_pipe.reports.number_words import duration, number, percent
+from ulmfit_pipe.reports.charts import coverage_picture, reliability_picture
+from ulmfit_pipe.reports.number_words import WORDS, duration, number, percent, short_name
 from ulmfit_pipe.reports.predictions import (
     Prediction,
     binned_error,
@@ -26,17 +24,15 @@ from ulmfit_pipe.reports.predictions import (
     most_confused,
     reliability,
 )
+from ulmfit_pipe.reports.training_view import label_counts, leaks, repeats, stage_view
 
 MOST_NAMED = 12  # classes listed in a line
 MOST_SQUARED = 20  # classes of a confusion matrix; of more there is the list of the most confused pairs
 MOST_PAIRS = 20
 LONGEST_TEXT = 400  # characters of a text
 MOST_WORDS = 5  # of those that move a label most
-LONGEST_NAME = 60  # characters of a class's name
-SHOWN_DECADES = 4  # of how far layer groups moved, below the furthest
 ASKED_SCORE = 0.8  # of the sentence on coverage
 LEAST_COVERAGE = 0.05  # of the same: a lower score is taken where fewer rows reach it
-WORDS = {"micro_f1": "micro F1", "macro_f1": "macro F1", "mean_average_precision": "mean average precision"}
 
 
 def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +40,7 @@ def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         record: What the run's files say: ``name``, ``folder``, ``metrics``, ``settings``, ``defaults``, ``effective``,
-            ``stages`` and ``predictions``.
+            ``stages``, ``predictions`` and ``explanations``.
     """
     metrics, rows = record["metrics"], record["predictions"]
     judged = judged_table(metrics)
@@ -59,7 +55,7 @@ def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "lead": _lead(record),
         "verdict": verdict(record),
         "facts": list(_facts(record, names)),
-        "warnings": [*(metrics.get("warnings") or []), *_leaks(metrics.get("tables") or {}, judged)],
+        "warnings": [*(metrics.get("warnings") or []), *leaks(metrics.get("tables") or {}, judged)],
         "try_next": metrics.get("try_next") or [],
         "cut_short": metrics.get("cut_short") or [],
         "scores": list(_score_rows(metrics)),
@@ -67,10 +63,10 @@ def view_of(record: Mapping[str, Any]) -> dict[str, Any]:
         **_confusions(rows, names, several=several),
         "mistakes": None if not rows else _mistakes(rows, names, record.get("explanations") or {}),
         "trust": None if not rows else _trust(rows, several=several, calibration=metrics.get("calibration")),
-        "stages": [_stage(name, stage) for name, stage in stages],
+        "stages": [stage_view(name, stage) for name, stage in stages],
         "tables": metrics.get("tables") or {},
-        "labels": _label_counts(metrics.get("tables") or {}),
-        "repeats": list(_repeats(metrics.get("tables") or {})),
+        "labels": label_counts(metrics.get("tables") or {}),
+        "repeats": list(repeats(metrics.get("tables") or {})),
         **_run(record),
     }
 
@@ -196,12 +192,6 @@ def _facts(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[st
     if seconds:
         parts = ", ".join(f"{name.replace('_', ' ')} {duration(value)}" for name, value in seconds.items())
         yield "Time", f"{duration(sum(seconds.values()))} ({parts})"
-
-
-def short_name(name: str) -> str:
-    """Return a class's name in one line of bounded length."""
-    shown = in_one_line(name)
-    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
 
 def _score_rows(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -380,146 +370,6 @@ def _trust(rows: Sequence[Prediction], *, several: bool, calibration: Any) -> di
             (level for level in reversed(levels) if level.score <= ASKED_SCORE and level.coverage >= LEAST_COVERAGE),
             None,
         ),
-    }
-
-
-# Training
-
-
-def _stage(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    epochs = record.get("epochs") or []
-    best = record.get("best")
-    kept = next(
-        (place for place, epoch in enumerate(epochs) if best == {"phase": epoch["phase"], "epoch": epoch["epoch"]}),
-        None,
-    )
-    losses = {
-        "training loss": [epoch["train_loss"] for epoch in epochs],
-        "validation loss": [epoch["metrics"].get("loss") for epoch in epochs],
-    }
-    measured = dict.fromkeys(key for epoch in epochs for key in epoch["metrics"] if key not in ("loss", "n"))
-    columns = {key: [epoch["metrics"].get(key) for epoch in epochs] for key in measured}
-    scores = {
-        WORDS.get(key, key.replace("_", " ")): values
-        for key, values in columns.items()
-        if all(value is None or 0 <= value <= 1 for value in values)
-    }
-    moved = len(epochs) > 1
-    return {
-        "title": name.replace("_", " ").capitalize(),
-        "map": freeze_map(record) if "rates" in record else None,
-        "losses": curves(epochs, losses, best=kept, title="Loss") if moved else None,
-        "scores": curves(epochs, scores, best=kept, title="Validation scores") if moved else None,
-        "phases": list(_phase_rows(record)),
-        "measured": list(measured),
-        "epochs": [{**epoch, "kept": place == kept} for place, epoch in enumerate(epochs)],
-        "groups": _group_rows(record),
-        "compared": bool(record.get("weight_changes")),
-        "plan": record.get("plan", ""),
-        "probe": record.get("probe"),
-        "seconds": record.get("seconds"),
-        "cut_short": record.get("cut_short"),
-        "memory": record.get("memory"),
-    }
-
-
-def _group_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return parameters of each layer group and how far it moved, the head first as in the freeze map."""
-    groups = record.get("groups") or []
-    moved = {row["name"]: row for row in record.get("weight_changes") or []}
-    rates = (record.get("rates") or {}).get("values") or []
-    trained = [any(rate > 0 for rate in column) for column in zip(*rates, strict=True)] or [False] * len(groups)
-    furthest = max((row["relative"] or 0.0 for row in moved.values()), default=0.0) or 1.0
-    rows = []
-    for group, is_trained in zip(groups, trained, strict=False):
-        change = moved.get(group["group"])
-        relative = None if change is None else change["relative"]
-        words = "" if change is None else change_words(change)
-        rows.append(
-            {
-                **group,
-                "state": "trained" if is_trained else "frozen throughout",
-                "change": words,
-                "relative": relative or 0.0,
-                "share": 0.0 if not relative else max(0.0, 1 + math.log10(relative / furthest) / SHOWN_DECADES),
-            }
-        )
-    return rows[::-1]
-
-
-def _leaks(tables: Mapping[str, Any], judged: str) -> Iterator[str]:
-    """Yield a warning where rows of the table that counts are among those that were trained on, word for word."""
-    table = tables.get(judged) or {}
-    if count := table.get("in_training"):
-        yield (
-            f"{number(count)} of the {number(table['rows'])} {judged} texts are also among the training texts, word "
-            "for word, so the score is flattered"
-        )
-
-
-def _phase_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what each phase trained, how fast, how long, and the best it reached."""
-    epochs, groups = record.get("epochs") or [], [group["group"] for group in record.get("groups") or []]
-    rates = record.get("rates") or {"stride": 1, "values": []}
-    steps = {name: (start, end) for name, start, end in phases_of(epochs)}
-    numbers, memory = {name: place for place, name in enumerate(steps, start=1)}, record.get("memory") or {}
-    for name in dict.fromkeys(epoch["phase"] for epoch in epochs):
-        own = [epoch for epoch in epochs if epoch["phase"] == name]
-        start, end = (place // rates["stride"] for place in steps.get(name, (0, 0)))
-        columns = list(zip(*rates["values"][start : max(end, start + 1)], strict=True)) if name in steps else []
-        highest = [max(column) for column in columns]
-        trained = [group for group, rate in zip(groups, highest, strict=False) if rate > 0]
-        key = next(
-            (
-                key
-                for key in ("micro_f1", "accuracy", "perplexity", "pseudo_perplexity", "loss")
-                if any(epoch["metrics"].get(key) is not None for epoch in own)
-            ),
-            None,
-        )
-        values = [epoch["metrics"][key] for epoch in own if key and epoch["metrics"].get(key) is not None]
-        yield {
-            "name": name,
-            "trained": "all groups" if len(trained) == len(groups) else ", ".join(trained) or "nothing unfrozen",
-            "epochs": len(own),
-            "rate": max(highest, default=None),
-            "measure": "" if key is None else WORDS.get(key, key.replace("_", " ")),
-            "best": None if not values else (max if key in ("micro_f1", "accuracy") else min)(values),
-            "seconds": sum(epoch["seconds"] for epoch in own),
-            "number": numbers.get(name, ""),
-            "memory": memory.get(numbers.get(name, 0)),
-        }
-
-
-def _repeats(tables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield how many rows of each table are repeats, or also in the tables that come before it."""
-    for name, table in tables.items():
-        if "repeats" in table:
-            shown = {"repeated": "repeats", "in training": "in_training", "in validation": "in_validation"}
-            yield {
-                "name": name,
-                "cells": {words: number(table[key]) if key in table else "" for words, key in shown.items()},
-            }
-
-
-def _label_counts(tables: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the rows of each class in each table, the most frequent class first."""
-    labelled = {name: table["labels"] for name, table in tables.items() if "labels" in table}
-    if not labelled:
-        return None
-    first = next(iter(labelled.values()))
-    ranked = sorted(first, key=lambda name: -first[name])
-    most = max(first.values(), default=1) or 1
-    return {
-        "tables": list(labelled),
-        "rows": [
-            {
-                "name": short_name(name),
-                "counts": [counts.get(name, 0) for counts in labelled.values()],
-                "share": first[name] / most,
-            }
-            for name in ranked
-        ],
     }
 
 
