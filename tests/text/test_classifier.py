@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.tiny_runs import CLASSIFIER, folder_bytes, heard, multi_label_table, reviews, table
 from ulmfit_pipe.settings.text import ClassifierSettings
-from ulmfit_pipe.stages import artifacts
+from ulmfit_pipe.stages import artifacts, stage
 from ulmfit_pipe.stages.artifacts import ArtifactError, read_stage
 from ulmfit_pipe.stages.config_notes import label_type_in
 from ulmfit_pipe.stages.context import RunContext, deadline_after
@@ -183,7 +183,7 @@ def test_a_plan_of_the_head_alone_leaves_the_encoder_bit_identical(tiny_language
     assert [moved.pop("head") > 0, set(moved.values())] == [True, {0.0}]
 
 
-def test_the_record_has_how_far_training_moved_each_layer_group(tiny_language_model_folder, tmp_path):
+def test_the_record_has_how_far_training_moved_each_layer_group(tiny_language_model_folder, tmp_path, monkeypatch):
     settings = dataclasses.replace(CLASSIFIER, plan="full", calibrate=False, keep="last")
     before = {
         name: value.clone() for name, value in build(tiny_language_model_folder).learner.model.state_dict().items()
@@ -195,6 +195,9 @@ def test_the_record_has_how_far_training_moved_each_layer_group(tiny_language_mo
     name = "model.embeddings.weight"
     expected = float((after[name] - before[name]).norm() / before[name].norm())
     assert rows["embeddings"]["relative"] == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr(stage, "MOST_COMPARED", 1000)  # of a model too large to be kept twice nothing is recorded
+    fit(tiny_language_model_folder, tmp_path / "large", settings=settings)
+    assert "weight_changes" not in read_stage(tmp_path / "large")
 
 
 @pytest.mark.parametrize("preset", ["paper", "scripts-2018"])

@@ -20,7 +20,7 @@ from ulmfit_pipe.training.learner import Learner
 from ulmfit_pipe.training.logs.weight_changes import copy_weights, weight_changes
 from ulmfit_pipe.training.records import Phase
 
-MOST_COMPARED = 500_000_000  # parameters whose copy is kept while they train, 2 GB in float32; ours
+MOST_COMPARED = 250_000_000  # parameters whose copy is kept while they train, 1 GB in float32; ours
 
 
 @dataclass
