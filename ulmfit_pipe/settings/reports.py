@@ -22,8 +22,12 @@ class ReportSettings:
     explain: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse an empty list, and a page that would take the place of another kind of file."""
+        """Refuse an empty list, an explained comparison, and a page that would replace another kind of file."""
         if not self.run_dir:
             raise ValueError("run_dir is empty; name the folder of at least one run")
+        if self.explain and len(self.run_dir) > 1:
+            raise ValueError(
+                f"explain is for the page of one run, and {len(self.run_dir)} are compared; give each run_dir by itself"
+            )
         if self.output_file is not None and not self.output_file.lower().endswith((".html", ".htm")):
             raise ValueError(f"output_file must end in .html, got {self.output_file!r}; the report is a web page")

@@ -55,6 +55,10 @@ def test_the_shown_mistakes_are_explained_by_the_words_of_explain(run, tmp_path)
 
 
 def test_what_cannot_be_explained_is_refused(run):
+    with pytest.raises(
+        ValueError, match="explain is for the page of one run, and 2 are compared; give each run_dir by"
+    ):
+        ReportSettings([str(run), str(run)], explain=True)
     shutil.rmtree(run / "classifier")
     with pytest.raises(ArtifactError, match="run holds no classifier to explain its mistakes with; leave explain out"):
         ulmfit_pipe.make_report(ReportSettings([str(run)], explain=True))

@@ -27,8 +27,7 @@ def make_report(settings: ReportSettings) -> str:
         ArtifactError: A folder does not hold the records of a run, or nothing in it can be explained.
     """
     if settings.explain:
-        for folder in settings.run_dir:
-            explain_mistakes(folder)
+        explain_mistakes(settings.run_dir[0])
     return write_reports(settings)
 
 
