@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.prediction import EvaluateSettings as EvaluateSettings
     from ulmfit_pipe.settings.prediction import ExplainSettings as ExplainSettings
     from ulmfit_pipe.settings.prediction import PredictFileSettings as PredictFileSettings
+    from ulmfit_pipe.settings.prediction import ServeSettings as ServeSettings
     from ulmfit_pipe.settings.reports import ReportSettings as ReportSettings
     from ulmfit_pipe.settings.studies import AblationSettings as AblationSettings
     from ulmfit_pipe.settings.studies import LowShotSettings as LowShotSettings
@@ -143,6 +144,9 @@ if TYPE_CHECKING:
     from ulmfit_pipe.tools.inspection.show_filters import show_filters as show_filters
     from ulmfit_pipe.tools.inspection.weight_comparison import compare_weights as compare_weights
     from ulmfit_pipe.tools.packaging.package_model import package_language_model as package_language_model
+    from ulmfit_pipe.tools.serving.server import ServeError as ServeError
+    from ulmfit_pipe.tools.serving.server import build_app as build_app
+    from ulmfit_pipe.tools.serving.server import serve as serve
     from ulmfit_pipe.tools.table_check.check_data import Problem as Problem
     from ulmfit_pipe.tools.table_check.check_data import check_data as check_data
     from ulmfit_pipe.tools.table_check.check_data import describe_problems as describe_problems
@@ -244,7 +248,7 @@ _HOMES = {
     ],
     "ulmfit_pipe.settings.guides": ["Guide"],
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
-    "ulmfit_pipe.settings.prediction": ["EvaluateSettings", "ExplainSettings", "PredictFileSettings"],
+    "ulmfit_pipe.settings.prediction": ["EvaluateSettings", "ExplainSettings", "PredictFileSettings", "ServeSettings"],
     "ulmfit_pipe.settings.reports": ["ReportSettings"],
     "ulmfit_pipe.settings.studies": ["AblationSettings", "LowShotSettings", "TransferabilitySettings"],
     "ulmfit_pipe.settings.tables": ["CheckDataSettings", "RowLimits"],
@@ -288,6 +292,7 @@ _HOMES = {
     "ulmfit_pipe.tools.inspection.show_filters": ["ShownFilters", "show_filters"],
     "ulmfit_pipe.tools.inspection.weight_comparison": ["compare_weights"],
     "ulmfit_pipe.tools.packaging.package_model": ["package_language_model"],
+    "ulmfit_pipe.tools.serving.server": ["ServeError", "build_app", "serve"],
     "ulmfit_pipe.tools.table_check.check_data": ["Problem", "check_data", "describe_problems"],
     "ulmfit_pipe.training.compute.accelerator_checks": ["UnsupportedAcceleratorError"],
     "ulmfit_pipe.training.distributed.agreement": ["DisagreementError"],

@@ -250,6 +250,10 @@ def _evaluate(settings: Any) -> None:
         print(f"written to {settings.output_file}")
 
 
+def _serve(settings: Any) -> None:
+    ulmfit_pipe.serve(settings)
+
+
 def _report(settings: Any) -> None:
     print(ulmfit_pipe.make_report(settings))
 
@@ -427,6 +431,7 @@ COMMANDS = {
         "CheckDataSettings", _check_data, "Name the rows of a labelled table that may be wrong: repeats, label errors."
     ),
     "evaluate": Command("EvaluateSettings", _evaluate, "Score a classifier on a labelled table, with intervals."),
+    "serve": Command("ServeSettings", _serve, "Serve a classifier over HTTP: labels, scores, why.", first="model"),
     "report": Command(
         "ReportSettings",
         _report,

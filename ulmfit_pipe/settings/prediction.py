@@ -113,3 +113,52 @@ class ExplainSettings:
     label: str | None = None
     output_file: str | None = None
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+@with_home_paths
+class ServeSettings:
+    """Settings of a classifier over HTTP.
+
+    Attributes:
+        model: Folder of a classifier.
+        host: Address to listen on; 0.0.0.0 is every one of this machine's, to be put behind something that checks who
+            asks.
+        port: Port to listen on; 0 takes a free one.
+        batch_texts: Texts of concurrent requests that are predicted together.
+        most_waiting: Texts that may wait at once; a request that is too much gets the answer 429.
+        request_texts: Texts of a request.
+        text_characters: Characters of a text.
+        stop_seconds: Seconds that requests have to end in when the server is stopped.
+        mixed_precision: no, bf16, fp16 (GPU only), or fp8 (GPUs from Ada on).
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    batch_texts: int = 64
+    most_waiting: int = 1024
+    request_texts: int = 256
+    text_characters: int = 100_000
+    stop_seconds: int = 30
+    mixed_precision: Precision = "no"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the limits.
+
+        Raises:
+            ValueError: A limit is below 1, or the port is not one.
+        """
+        for name in ("batch_texts", "most_waiting", "request_texts", "text_characters", "stop_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port must lie in 0..65535, got {self.port}; 0 takes a free one")
+        if self.most_waiting < self.request_texts:
+            raise ValueError(
+                f"most_waiting {self.most_waiting} is below request_texts {self.request_texts}, so a full request "
+                "would never be answered; raise the first or lower the second"
+            )
