@@ -29,8 +29,10 @@ pytestmark = pytest.mark.usefixtures("quick_ends_of_phases")
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "ablation",
+    "benchmark_fastai",
     "benchmark_few_labels",
     "benchmark_prediction",
+    "benchmark_trainer",
     "benchmark_training",
     "export_fastai",
     "find_learning_rate",

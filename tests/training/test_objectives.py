@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from tests.support.toy_models import CLASSES, VOCAB, ToyLanguageModel, new_model, text_rows, token_rows
+from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
+from ulmfit_pipe.models.awd_lstm.modeling_awd_lstm import AwdLstmForCausalLM
 from ulmfit_pipe.training import objectives
 from ulmfit_pipe.training.objectives import (
     ClassificationObjective,
@@ -193,3 +195,52 @@ def test_a_target_that_is_no_class_is_refused_in_chunks_too() -> None:
     logits = torch.zeros(3, objectives.CHUNK_NUMBERS)
     with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
         objectives.summed_cross_entropy(logits, torch.tensor([0, -1, 2]))
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_decoders_loss_without_its_logits_has_the_same_value_and_gradients(
+    kind: torch.dtype, tolerance: float
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = objectives.DECODED_ROWS + 20  # two chunks, the last one not full
+    hidden = torch.randn(2, rows // 2, 7, generator=generator, dtype=kind).requires_grad_()
+    weight, bias = (torch.randn(*size, generator=generator, dtype=kind).requires_grad_() for size in [(11, 7), (11,)])
+    targets = torch.randint(11, (2, rows // 2), generator=generator)
+    targets[0, 3] = targets[1, -1] = objectives.IGNORED
+    found = []
+    for loss_sum in (
+        objectives.decoded_cross_entropy(hidden, weight, bias, targets),
+        F.cross_entropy(F.linear(hidden, weight, bias).flatten(0, 1), targets.flatten(), reduction="sum"),
+    ):
+        found.append((loss_sum, *torch.autograd.grad(loss_sum / 50, (hidden, weight, bias))))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+    assert not found[0][1][0, 3].any()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_training_step_without_logits_is_the_step_with_them(frozen: bool, bf16: bool) -> None:
+    config = AwdLstmConfig(vocab_size=50, embedding_size=8, hidden_size=12, num_hidden_layers=2)
+    model = AwdLstmForCausalLM(config).train()
+    model.lm_head.weight.requires_grad_(not frozen)  # the embeddings' too: they are one
+    tokens = torch.randint(50, (3, 10), generator=torch.Generator().manual_seed(1))
+    batch, found = {"input_ids": tokens[:, :-1], "targets": tokens[:, 1:]}, []
+    for decodes in (True, False):
+        torch.manual_seed(2)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            output = SequenceObjective(decodes=decodes)(model, batch, None)
+        (output.loss_sum / 27 + output.penalty).backward()
+        found.append((output.loss_sum.detach(), {name: value.grad for name, value in model.named_parameters()}))
+        model.zero_grad()
+        assert (output.logits.numel() == 0) == decodes
+    (loss, ours), (their_loss, theirs) = found
+    tolerance = 2e-2 if bf16 else 1e-5
+    assert float(loss) == pytest.approx(float(their_loss), rel=tolerance)
+    for name, gradient in theirs.items():
+        if gradient is None:
+            assert ours[name] is None
+        else:
+            assert (ours[name] - gradient).abs().max() <= tolerance * gradient.abs().max(), name
+    assert SequenceObjective(decodes=True)(model.eval(), batch, None).logits.shape == (3, 9, 50)

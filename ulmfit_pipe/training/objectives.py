@@ -5,6 +5,7 @@ Sums and counts, not means, so that unequal batches, accumulation and many proce
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ Batch = Mapping[str, Tensor]
 HALF_TYPES = (torch.float16, torch.bfloat16)
 IGNORED = -100  # torch's ignore_index
 CHUNK_NUMBERS = 2**19  # logits whose loss is computed at once: 2 MB in float32, what a core's own cache holds
+DECODED_ROWS = 256  # rows of a decoder's logits at once: with 60,000 classes 128 took 8 % longer, 64 took 33 %
 # (model, its inputs, bool (batch, seq_len)) -> float (wanted positions, num_classes), row by row
 LogitsAt = Callable[[nn.Module, Mapping[str, Tensor], Tensor], Tensor]
 
@@ -28,7 +30,7 @@ class ObjectiveOutput:
         loss_sum: Loss summed over the items, with its graph.
         penalty: A regularizer (a mean, not a sum) that is trained on but not reported, or None.
         carry: Recurrent state for the next batch, detached, or None.
-        logits: float (batch, ..., num_classes), detached.
+        logits: float (batch, ..., num_classes), detached; empty in training where the loss was taken without them.
         labels: The targets that belong to the logits.
         penalty_parts: The terms of the penalty, equally many on every process, each with the number of positions that
             it is a mean over; several processes average by these. Empty where the number is in proportion to the
@@ -133,14 +135,16 @@ class SequenceObjective:
     Args:
         alpha: Weight of the mean square of the dropped output (AR).
         beta: Weight of the mean square of its change over time (TAR), on the output before dropout.
+        decodes: Whether the model takes ``decoder_loss``: then training on a CPU never holds all logits.
 
     Source: Merity et al. 2017, section 4.3; values 2 and 1 as in fastai and the 2018 code.
     """
 
-    def __init__(self, *, alpha: float = 2.0, beta: float = 1.0) -> None:
+    def __init__(self, *, alpha: float = 2.0, beta: float = 1.0, decodes: bool = False) -> None:
         _check_penalties(alpha, beta)
         self.alpha = alpha
         self.beta = beta
+        self.decodes = decodes
 
     def count(self, batch: Batch) -> float:
         """Return the number of targets that are not ignored."""
@@ -149,9 +153,15 @@ class SequenceObjective:
     def __call__(self, model: nn.Module, batch: Batch, carry: Any) -> ObjectiveOutput:
         """Run the model from the recurrent state and sum the cross-entropy over all positions."""
         targets = batch["targets"]
-        output = model(input_ids=batch["input_ids"], hidden_state=carry)
-        logits = output.logits  # (batch, seq_len, vocab_size)
-        loss_sum = summed_cross_entropy(logits.flatten(0, 1), targets.flatten())
+        inputs = {"input_ids": batch["input_ids"], "hidden_state": carry}
+        logits = torch.empty(0)
+        if self.decodes and model.training and targets.device.type == "cpu":  # nobody asks for logits in training
+            output = model(**inputs, decoder_loss=partial(decoded_cross_entropy, targets=targets))
+            loss_sum = output.loss
+        else:
+            output = model(**inputs)
+            logits = output.logits  # (batch, seq_len, vocab_size)
+            loss_sum = summed_cross_entropy(logits.flatten(0, 1), targets.flatten())
         penalty = None
         if model.training:
             penalty = activation_penalty(output.raw_output, output.dropped_output, alpha=self.alpha, beta=self.beta)
@@ -194,16 +204,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss_sum = torch.zeros((), dtype=wide)
         for first in range(0, len(logits), rows_at_once):
             rows = slice(first, first + rows_at_once)
-            counts = (targets[rows] != IGNORED).unsqueeze(1).to(wide)  # (chunk, 1)
-            at_target = targets[rows].where(targets[rows] != IGNORED, 0).unsqueeze(1)
             scores = logits[rows].to(wide, copy=True)  # (chunk, num_classes)
-            scores -= scores.amax(dim=1, keepdim=True)
-            target_scores = scores.gather(1, at_target)
-            sums = scores.exp_().sum(dim=1, keepdim=True)
-            loss_sum += ((sums.log() - target_scores) * counts).sum()
+            loss_sum += _loss_then_gradient(scores, targets[rows])
             if gradient is not None:
-                scores *= counts / sums
-                gradient[rows] = scores.scatter_add_(1, at_target, -counts)
+                gradient[rows] = scores
         ctx.save_for_backward(gradient)
         return loss_sum
 
@@ -213,6 +217,84 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         """Scale the gradient that forward kept."""
         (gradient,) = ctx.saved_tensors
         return gradient * loss_gradient.to(gradient.dtype), None
+
+
+def _loss_then_gradient(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed cross-entropy of scores float (rows, num_classes), and overwrite them with its gradient."""
+    wanted = (targets != IGNORED).unsqueeze(1)  # (rows, 1)
+    at_target, counts = targets.unsqueeze(1).where(wanted, 0), wanted.to(scores)
+    scores -= scores.amax(dim=1, keepdim=True)
+    target_scores = scores.gather(1, at_target)
+    sums = scores.exp_().sum(dim=1, keepdim=True)
+    scores *= counts / sums
+    scores.scatter_add_(1, at_target, -counts)
+    return ((sums.log() - target_scores) * counts).sum()
+
+
+def decoded_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """Return `summed_cross_entropy` of ``F.linear(hidden, weight, bias)`` without ever holding all of these logits.
+
+    Both gradients are taken beside the loss, `DECODED_ROWS` rows at a time. Not for float16, as above.
+
+    Args:
+        hidden: float (..., hidden), what the decoder reads.
+        weight: float (num_classes, hidden) of the decoder.
+        bias: float (num_classes,).
+        targets: int64 (...); -100 counts for nothing.
+    """
+    rows = hidden.flatten(0, -2)
+    loss_sum: Tensor = _DecodedCrossEntropy.apply(rows, weight, bias, targets.flatten())
+    return loss_sum
+
+
+class _DecodedCrossEntropy(torch.autograd.Function):
+    """A linear decoder and the summed cross-entropy of its logits, with the gradients of input, weight and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """Sum the losses; under autocast the products are computed in its type, as those of a linear layer are."""
+        device = hidden.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        wide = torch.float32 if kind in HALF_TYPES else kind
+        with torch.autocast(device, enabled=False):
+            inputs, decoder, shift = hidden.to(kind), weight.to(kind), bias.to(kind)
+            of_hidden = torch.empty_like(inputs)
+            of_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+            of_bias = torch.zeros_like(bias, dtype=wide)
+            loss_sum = torch.zeros((), dtype=wide, device=hidden.device)
+            for first in range(0, len(inputs), DECODED_ROWS):
+                rows = slice(first, first + DECODED_ROWS)
+                scores = torch.addmm(shift, inputs[rows], decoder.t()).to(wide)  # (chunk, num_classes)
+                loss_sum += _loss_then_gradient(scores, targets[rows])
+                of_bias += scores.sum(dim=0)
+                gradient = scores.to(kind)
+                torch.mm(gradient, decoder, out=of_hidden[rows])
+                if of_weight is not None:
+                    _add_product(of_weight, gradient.t(), inputs[rows])
+        ctx.save_for_backward(of_hidden.to(hidden.dtype), of_weight, of_bias)
+        ctx.types = weight.dtype, bias.dtype
+        return loss_sum
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
+        """Scale the gradients that forward kept."""
+        of_hidden, of_weight, of_bias = ctx.saved_tensors
+        of_weight = None if of_weight is None else (of_weight * loss_gradient).to(ctx.types[0])
+        return (
+            of_hidden * loss_gradient.to(of_hidden.dtype),
+            of_weight,
+            (of_bias * loss_gradient).to(ctx.types[1]),
+            None,
+        )
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a product of matrices to a total, which is wider than they are where they are in half precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _check_penalties(alpha: float, beta: float) -> None:

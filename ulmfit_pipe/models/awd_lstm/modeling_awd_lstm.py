@@ -4,6 +4,7 @@ Hidden state is passed and returned, never stored. Shapes use batch, seq_len, em
 `embedding` wide. Source: Merity et al. 2017; Howard & Ruder 2018; semantics of fastai 2.8 (text/models).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from ulmfit_pipe.models.heads.classifier_heads import (
 from ulmfit_pipe.models.heads.document_windows import document_lengths, gradient_starts, reversed_documents
 from ulmfit_pipe.models.quiet_transformers import quiet_transformers
 
+# (decoder's input, its weight, its bias) -> loss
+DecoderLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 HiddenState = tuple[LstmState, ...]  # one (h, c) per layer, each float (1, batch, that layer's width)
 
 EMBEDDING_INIT_RANGE = 0.1  # uniform init of embedding and decoder, fastai 2.8 and Merity et al. 2017
@@ -179,6 +182,7 @@ class AwdLstmForCausalLM(AwdLstmPreTrainedModel, GenerationMixin):
         hidden_state: HiddenState | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        decoder_loss: DecoderLoss | None = None,
         **kwargs: Any,
     ) -> AwdLstmCausalLMOutput | tuple[Any, ...]:
         """Score the next token at every position.
@@ -188,14 +192,19 @@ class AwdLstmForCausalLM(AwdLstmPreTrainedModel, GenerationMixin):
             hidden_state: The state returned for the window before, or None at the start of the text.
             labels: int64 (batch, seq_len), not yet shifted (transformers' convention); -100 is ignored.
             return_dict: False returns a plain tuple.
+            decoder_loss: Takes the decoder's input (batch, seq_len, embedding), weight and bias, and returns the
+                ``loss``; no logits are computed.
             **kwargs: Ignored, for callers that pass transformers' common arguments.
         """
         encoded = self.model(input_ids, hidden_state=hidden_state, return_dict=True)
         raw_output = encoded.last_hidden_state  # (batch, seq_len, embedding)
         dropped_output = self.output_dropout(raw_output)
-        logits = self.lm_head(dropped_output)  # (batch, seq_len, vocab)
-        loss = None
-        if labels is not None:
+        logits, loss = None, None
+        if decoder_loss is not None:
+            loss = decoder_loss(dropped_output, self.lm_head.weight, self.lm_head.bias)
+        else:
+            logits = self.lm_head(dropped_output)  # (batch, seq_len, vocab)
+        if labels is not None and logits is not None:
             targets = labels[:, 1:].reshape(-1)
             scores = at_least_single(logits[:, :-1].reshape(-1, logits.shape[-1]))
             loss_sum = F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")

@@ -115,6 +115,7 @@ def _objective(settings: "LanguageModelSettings", recipe: Preset) -> SequenceObj
     return SequenceObjective(
         alpha=recipe.alpha if settings.alpha is None else settings.alpha,
         beta=recipe.beta if settings.beta is None else settings.beta,
+        decodes=True,
     )
 
 
