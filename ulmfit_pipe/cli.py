@@ -149,7 +149,7 @@ def _notes_in_the_log() -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a result as strict JSON has it: NaN and infinity are null, paths and all that is no value are texts."""
+    """Return a result as strict JSON has it: NaN and infinity are null; paths and types that JSON lacks are texts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -130,7 +130,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             The estimator.
 
         Raises:
-            TypeError: X has something that is no text.
+            TypeError: X has something that is not a text.
             ValueError: X or y cannot be used, or a setting.
         """
         texts = _texts(X)
@@ -274,7 +274,7 @@ def _texts(X: Any) -> list[str]:
     """Return the texts of X.
 
     Raises:
-        TypeError: Something in it is no text.
+        TypeError: Something in it is not a text.
         ValueError: It is empty, has several columns, or a text is empty.
     """
     rows = open_memory_table(X, "X")

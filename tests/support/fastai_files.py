@@ -1,6 +1,8 @@
-"""Weights that fastai 2.8.12 made (tests/reference), and vocabularies of their eleven rows."""
+"""Weights that fastai 2.8.12 made (tests/reference), vocabularies of their eleven rows, and a pickle that attacks."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,3 +23,13 @@ def stored(name: str) -> dict[str, torch.Tensor]:
 def weights_of(arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the state dict among them."""
     return {key.removeprefix("weights/"): value for key, value in arrays.items() if key.startswith("weights/")}
+
+
+class Attack:
+    """Leaves a folder behind when it is unpickled in the usual way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)

@@ -325,3 +325,13 @@ def tokens(batch: int = 2, seq_len: int = 5) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(3)
     ids = torch.randint(3, VOCAB, (batch, seq_len), generator=random)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(batch) % LABELS}
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a model's parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed(model: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the parameters that are not bit for bit what they were."""
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}

@@ -239,7 +239,7 @@ def _column(value: Any, what: str) -> Sequence[Any]:
     """Return one of two columns.
 
     Raises:
-        TypeError: It is a table, a text or something else that is no column.
+        TypeError: It is a table, a text or something else that is not a column.
     """
     takes = f"{what} must be a list, a Series or an array of one axis"
     names, axes = _names_in(value), getattr(value, "ndim", 1)

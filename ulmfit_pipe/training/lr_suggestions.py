@@ -26,7 +26,7 @@ SLIDE_TOLERANCE = 0.005  # slopes nearer than this count as equal, in loss per p
 MIN_POINTS = SLIDE_INTERVAL + 1
 # When a curve is not to be believed; all three are ours, from curves of the tests and of the built-in model.
 FEW_POINTS = 2 * MIN_POINTS
-FLAT = 0.02  # of the first loss: a fall below this is no sign of learning
+FLAT = 0.02  # of the first loss: a fall below this is not a sign of learning
 NOISY = 0.5  # of the fall: what the smoothed loss climbs on its way down
 
 

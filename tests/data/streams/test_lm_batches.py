@@ -3,14 +3,8 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tests.support.unique_tokens import as_lists, make_documents
 from ulmfit_pipe.data.streams.lm_batches import LanguageModelBatches
-
-
-def make_documents(count, seed=3, longest=9):
-    random = np.random.default_rng(seed)
-    lengths = random.integers(0, longest, count)
-    values = iter(range(100, 100 + int(lengths.sum())))  # every token is unique: any misplaced one shows
-    return [[next(values) for _ in range(length)] for length in lengths]
 
 
 def naive_batches(stream, *, batch_size, bptt):
@@ -27,10 +21,6 @@ def naive_batches(stream, *, batch_size, bptt):
             )
         )
     return batches
-
-
-def as_lists(batches):
-    return [(batch["input_ids"].tolist(), batch["targets"].tolist()) for batch in batches]
 
 
 @pytest.mark.parametrize(("count", "batch_size", "bptt"), [(7, 1, 3), (23, 3, 5), (41, 4, 7), (60, 6, 40), (90, 7, 1)])

@@ -4,23 +4,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from tests.support.unique_tokens import as_lists, make_documents
 from ulmfit_pipe.data.streams.masking import IGNORED, TokenMasking
 from ulmfit_pipe.data.streams.token_blocks import BlockLayout, TokenBlockBatches, block_layout
 from ulmfit_pipe.data.text.pretrained_tokenizers import SpecialTokens
 
 MASKING = TokenMasking(2, 1000, (0, 1, 2, 3))
 FRAME = BlockLayout(SpecialTokens(prefix=(0,), suffix=(1,), prefix_types=(0,), suffix_types=(0,)))
-
-
-def make_documents(count, seed=3, longest=9):
-    random = np.random.default_rng(seed)
-    lengths = random.integers(0, longest, count)
-    values = iter(range(100, 100 + int(lengths.sum())))  # every token is unique: any misplaced one shows
-    return [[next(values) for _ in range(length)] for length in lengths]
-
-
-def as_lists(batches):
-    return [(batch["input_ids"].tolist(), batch["targets"].tolist()) for batch in batches]
 
 
 def rows_of(batches, name="input_ids"):

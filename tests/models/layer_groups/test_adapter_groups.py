@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from tests.support.small_transformers import ARCHITECTURES, BERT_SIZES, LABELS, tokens
+from tests.support.small_transformers import ARCHITECTURES, BERT_SIZES, LABELS, changed, snapshot, tokens
 from ulmfit_pipe.models.heads.window_classifier import WindowsForSequenceClassification
 from ulmfit_pipe.models.layer_groups.adapter_groups import check_adapters, frozen_base_names, has_adapters
 from ulmfit_pipe.models.layer_groups.group_specs import fixed_parameter_names, layer_group_specs
@@ -38,14 +38,6 @@ def group_names(groups):
 
 def names_of(groups):
     return {name for group in groups for name, _ in group.parameters}
-
-
-def snapshot(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def changed(model, before):
-    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
 
 
 def train(model, groups, *, steps=3):

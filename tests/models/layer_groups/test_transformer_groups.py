@@ -16,6 +16,8 @@ from tests.support.small_transformers import (
     HIDDEN,
     LLAMA_SIZES,
     VOCAB,
+    changed,
+    snapshot,
     tokens,
 )
 from ulmfit_pipe.models.awd_lstm.configuration_awd_lstm import AwdLstmConfig
@@ -46,14 +48,6 @@ def names_by_group(model, **options):
     specs = layer_group_specs(model, **options)
     groups = split_layer_groups(model, [spec.prefixes for spec in specs], names=[spec.name for spec in specs])
     return {group.name: [name for name, _ in group.parameters] for group in groups}
-
-
-def snapshot(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def changed(model, before):
-    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
 
 
 def train(model, groups, optimizer, *, steps=2):

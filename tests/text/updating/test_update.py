@@ -64,11 +64,6 @@ def settings_for(place, output, **changes):
     return UpdateSettings(**given)
 
 
-def head_of(folder):
-    weights = load_file(folder / "model.safetensors")
-    return weights["classifier.blocks.1.linear.weight"]
-
-
 def test_a_probe_update_keeps_the_network_and_the_old_rows_of_the_head_bit_for_bit(place):
     run_update(settings_for(place, "probed"))
     before, after = (load_file(place / name / "model.safetensors") for name in ("old", "probed"))

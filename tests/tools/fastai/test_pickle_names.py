@@ -9,20 +9,11 @@ import zipfile
 import pytest
 import torch
 
+from tests.support.fastai_files import Attack
 from ulmfit_pipe.tools.fastai import pickle_names
 from ulmfit_pipe.tools.fastai.pickle_names import PickleNames, names_in_file, odd_archive, shown_text
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-
-
-class Attack:
-    """Leaves a folder behind when it is unpickled in the usual way."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.fastai_files import Attack
 from ulmfit_pipe.tools.fastai import safe_pickles
 from ulmfit_pipe.tools.fastai.safe_pickles import (
     UnsafePickleError,
@@ -23,16 +24,6 @@ from ulmfit_pipe.tools.fastai.safe_pickles import (
 )
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-
-
-class Attack:
-    """Leaves a folder behind when it is unpickled in the usual way."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 class Odd:

@@ -361,21 +361,22 @@ def _decoded(text: str) -> Any:
 def _list_items(text: str) -> Iterator[Any]:
     """The items of a JSON list, one after the other, so that a bad one is named by its number."""
     decode = json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode
-    at, number = _after_space(text, 1), 0
+    at, number = after_space(text, 1), 0
     while text[at : at + 1] != "]" or number:
         number += 1
         with _json_errors(f"row {number}: "):
             value, at = decode(text, at)
         yield value
-        at = _after_space(text, at)
+        at = after_space(text, at)
         if text[at:] == "]":
             return
         if text[at : at + 1] != ",":
             raise _JsonError(f"after row {number} there is neither ',' nor the end of the list; was it cut short?")
-        at = _after_space(text, at + 1)
+        at = after_space(text, at + 1)
 
 
-def _after_space(text: str, at: int) -> int:
+def after_space(text: str, at: int) -> int:
+    """Return where JSON goes on behind the white space at a position."""
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it always matches
 
 

@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ulmfit_pipe.data.tables.readers import TableError, TextLines, open_plain
+from ulmfit_pipe.data.tables.readers import TableError, TextLines, after_space, open_plain
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell that spreadsheets evaluate (OWASP, CSV injection)
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 BUFFER = 1 << 20  # bytes read ahead of a column of Parquet; without it Arrow holds a whole row group
 CHUNK_CHARACTERS = 16_000_000  # limit of a chunk's text: memory does not grow with long documents
-_SPACE = re.compile(r"[ \t\r\n]*")
 _decode_value = json.JSONDecoder().raw_decode
 
 
@@ -183,20 +182,16 @@ def unify_types(one: pa.Schema, other: pa.Schema, *, name: str) -> pa.Schema:
 def split_object(line: str) -> dict[str, JsonText]:
     """Return a valid JSON object's names, each with the text of its value."""
     fields: dict[str, JsonText] = {}
-    at = _after_space(line, line.index("{") + 1)
+    at = after_space(line, line.index("{") + 1)
     while line[at] != "}":
         name, end = _decode_value(line, at)
-        start = _after_space(line, line.index(":", end) + 1)
+        start = after_space(line, line.index(":", end) + 1)
         _, end = _decode_value(line, start)
         fields[name] = JsonText(line[start:end])
-        at = _after_space(line, end)
+        at = after_space(line, end)
         if line[at] == ",":
-            at = _after_space(line, at + 1)
+            at = after_space(line, at + 1)
     return fields
-
-
-def _after_space(line: str, at: int) -> int:
-    return _SPACE.match(line, at).end()  # type: ignore[union-attr]  # it always matches
 
 
 class _ParquetStream:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ulmfit_pipe.errors import UlmfitError
 from ulmfit_pipe.storage.record_differences import as_json, differences
 from ulmfit_pipe.training.distributed.processes import ProcessError, gather_bytes, why_others_ended
+from ulmfit_pipe.training.resume.run_state import model_tensors
 
 T = TypeVar("T")
 CHUNK = 2**20  # words that are widened to 64 bits at a time
@@ -90,7 +91,7 @@ def check_agreement(model: nn.Module, accelerator: Accelerator, *, where: str) -
     """
     if accelerator.num_processes == 1:
         return
-    tensors = {name: value for name, value in _tensors_of(model).items() if not hasattr(value, "to_local")}
+    tensors = {name: value for name, value in model_tensors(model).items() if not hasattr(value, "to_local")}
     if not tensors:
         return
     own = torch.stack([checksum(value).to(accelerator.device) for value in tensors.values()])  # (tensors,)
@@ -107,10 +108,6 @@ def check_agreement(model: nn.Module, accelerator: Accelerator, *, where: str) -
         "look for code that runs on a part of the processes (a callback, is_main_process around a load). "
         "TrainingOptions(check_agreement=False) trains on without this check"
     )
-
-
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @torch.no_grad()

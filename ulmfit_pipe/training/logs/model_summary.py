@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ulmfit_pipe.reports.text_tables import Report
+from ulmfit_pipe.training.compute.tensor_trees import tensors_of
 from ulmfit_pipe.training.distributed.processes import to_device
 from ulmfit_pipe.training.layer_groups import LayerGroup, train_flags_kept
 from ulmfit_pipe.training.records import Task
@@ -74,7 +75,7 @@ def output_shapes(
 
     def remember(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = _first_tensor(output)
+            tensor = next(iter(tensors_of(output).values()), None)
             if tensor is not None:
                 shapes.setdefault(name, str(tuple(tensor.shape)))
 
@@ -92,13 +93,3 @@ def output_shapes(
         for handle in handles:
             handle.remove()
     return shapes
-
-
-def _first_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, dict):
-        output = tuple(output.values())
-    if isinstance(output, tuple | list):
-        return next((found for part in output if (found := _first_tensor(part)) is not None), None)
-    return None
