@@ -7,6 +7,7 @@
 #   make test-gpu    only those that need a GPU
 #   make test-browser only those that open the report in Chromium; skipped where there is none
 #   make lint        ruff check, ruff format --check, mypy
+#   make docs        the documentation site, from docs/ -> build/site; a warning is an error
 #   make format      let ruff rewrite what lint would refuse
 #   make clean       remove .venv, runs/ and caches
 #
@@ -16,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help install demo demo-full test test-all test-gpu test-browser lint format clean
+.PHONY: help install demo demo-full test test-all test-gpu test-browser lint docs format clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -73,10 +74,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# An environment of its own: the reference is read from the source, so that nothing of the package needs to be installed.
+docs:
+	test -x .venv-docs/bin/mkdocs || { $(PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.7' 'mkdocstrings[python]>=1.0'; }
+	.venv-docs/bin/mkdocs build --strict --quiet
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-docs runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find ulmfit_pipe recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +

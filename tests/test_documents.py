@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import ulmfit_pipe
 from tests.support.tiny_images import save_backbone, write_images
 from tests.support.tiny_models import (  # noqa: F401
     builtin,
@@ -96,3 +97,13 @@ def test_the_reading_order_names_files_that_exist():
         missing += [first] * (not (ROOT / first).is_file())
         missing += [name for name in others if not any((place / name).is_file() for place in places)]
     assert missing == []
+
+
+def test_the_reference_has_every_public_name_where_it_is_defined():
+    written = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    assert sorted(written) == sorted(f"{home}.{name}" for name, home in ulmfit_pipe._HOME_OF.items())
+
+
+def test_the_sites_pages_are_those_of_the_folder():
+    listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
