@@ -209,8 +209,7 @@ def fastai_classifier(job: Record) -> Any:
         moms=(0.8, 0.7, 0.8),
     )
     if job["pretrained"]:
-        weights = torch.load(job["encoder"], weights_only=True)
-        model[0].module.load_state_dict(weights)
+        ft.load_model(job["encoder"], model[0].module, opt=None, with_opt=False)
     return learner
 
 

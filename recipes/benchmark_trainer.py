@@ -65,11 +65,14 @@ def train_with_trainer(job: dict[str, Any]) -> float:
     import transformers
 
     tables = {part: datasets.load_from_disk(job[part]) for part in ("train", "test")}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(job["encoder"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job["encoder"], trust_remote_code=False)
     for part, table in tables.items():
         tables[part] = table.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=256), batched=True)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        job["encoder"], num_labels=len(tables["train"].features["label"].names), dtype="float32"
+        job["encoder"],
+        num_labels=len(tables["train"].features["label"].names),
+        dtype="float32",
+        trust_remote_code=False,
     )
     arguments = transformers.TrainingArguments(
         output_dir=job["place"],
