@@ -88,8 +88,10 @@ def our_classifier(job: Record) -> Any:
     """Return a Learner of our classifier on the job's tokens."""
     from accelerate import Accelerator
     from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification
 
     import ulmfit_pipe as up
+    from ulmfit_pipe.stages.pretrained_files import load_pretrained
 
     sizes = {"embedding_size": job["embedding"], "hidden_size": job["hidden"], "num_hidden_layers": 3}
     windows = {
@@ -101,7 +103,8 @@ def our_classifier(job: Record) -> Any:
     drops = {"output_dropout": 0.4, "hidden_dropout": 0.3, "input_dropout": 0.4, "embedding_dropout": 0.05}
     drops = {name: value * DROP_MULT for name, value in (drops | {"weight_dropout": 0.5}).items()}
     if job["pretrained"]:
-        model = up.AwdLstmForSequenceClassification.from_pretrained(job["pretrained"], **windows, **drops)
+        kind = AutoModelForSequenceClassification
+        model = load_pretrained(kind, job["pretrained"], use_safetensors=True, **windows, **drops)
     else:
         config = up.AwdLstmConfig(vocab_size=job["vocab"], **sizes, **windows, **drops)
         model = up.AwdLstmForSequenceClassification(config)

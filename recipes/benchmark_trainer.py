@@ -64,15 +64,18 @@ def train_with_trainer(job: dict[str, Any]) -> float:
     import datasets
     import transformers
 
+    from ulmfit_pipe.stages.pretrained_files import load_pretrained
+
     tables = {part: datasets.load_from_disk(job[part]) for part in ("train", "test")}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(job["encoder"], trust_remote_code=False)
+    tokenizer = load_pretrained(transformers.AutoTokenizer, job["encoder"])
     for part, table in tables.items():
         tables[part] = table.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=256), batched=True)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+    model = load_pretrained(
+        transformers.AutoModelForSequenceClassification,
         job["encoder"],
+        use_safetensors=True,
         num_labels=len(tables["train"].features["label"].names),
         dtype="float32",
-        trust_remote_code=False,
     )
     arguments = transformers.TrainingArguments(
         output_dir=job["place"],
