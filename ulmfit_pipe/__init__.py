@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.parsing import parse_settings as parse_settings
     from ulmfit_pipe.settings.prediction import EvaluateSettings as EvaluateSettings
     from ulmfit_pipe.settings.prediction import ExplainSettings as ExplainSettings
+    from ulmfit_pipe.settings.prediction import LabelNextSettings as LabelNextSettings
     from ulmfit_pipe.settings.prediction import PredictFileSettings as PredictFileSettings
     from ulmfit_pipe.settings.prediction import ServeSettings as ServeSettings
     from ulmfit_pipe.settings.reports import ReportSettings as ReportSettings
@@ -116,6 +117,10 @@ if TYPE_CHECKING:
     from ulmfit_pipe.text.jobs import find_learning_rate as find_learning_rate
     from ulmfit_pipe.text.jobs import run_classifier as run_classifier
     from ulmfit_pipe.text.jobs import run_language_model as run_language_model
+    from ulmfit_pipe.text.labelling.label_next import LabelNext as LabelNext
+    from ulmfit_pipe.text.labelling.label_next import RowToLabel as RowToLabel
+    from ulmfit_pipe.text.labelling.label_next import label_next as label_next
+    from ulmfit_pipe.text.labelling.learning_curve import LearningCurve as LearningCurve
     from ulmfit_pipe.text.language_model import build_language_model_learner as build_language_model_learner
     from ulmfit_pipe.text.language_model import train_language_model as train_language_model
     from ulmfit_pipe.text.language_model_parts import LanguageModelParts as LanguageModelParts
@@ -248,7 +253,13 @@ _HOMES = {
     ],
     "ulmfit_pipe.settings.guides": ["Guide"],
     "ulmfit_pipe.settings.parsing": ["parse_settings"],
-    "ulmfit_pipe.settings.prediction": ["EvaluateSettings", "ExplainSettings", "PredictFileSettings", "ServeSettings"],
+    "ulmfit_pipe.settings.prediction": [
+        "EvaluateSettings",
+        "ExplainSettings",
+        "LabelNextSettings",
+        "PredictFileSettings",
+        "ServeSettings",
+    ],
     "ulmfit_pipe.settings.reports": ["ReportSettings"],
     "ulmfit_pipe.settings.studies": ["AblationSettings", "LowShotSettings", "TransferabilitySettings"],
     "ulmfit_pipe.settings.tables": ["CheckDataSettings", "RowLimits"],
@@ -276,6 +287,8 @@ _HOMES = {
     "ulmfit_pipe.text.head_probe": ["ProbeError"],
     "ulmfit_pipe.text.scores.interpretation": ["ClassificationInterpretation"],
     "ulmfit_pipe.text.jobs": ["find_learning_rate", "run_classifier", "run_language_model"],
+    "ulmfit_pipe.text.labelling.label_next": ["LabelNext", "RowToLabel", "label_next"],
+    "ulmfit_pipe.text.labelling.learning_curve": ["LearningCurve"],
     "ulmfit_pipe.text.language_model": ["build_language_model_learner", "train_language_model"],
     "ulmfit_pipe.text.language_model_parts": ["LanguageModelParts"],
     "ulmfit_pipe.text.language_model_scores": ["describe_perplexity"],

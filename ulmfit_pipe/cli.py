@@ -29,7 +29,15 @@ from ulmfit_pipe.settings.guides import GUIDES
 from ulmfit_pipe.settings.parsing import nearest_names, parse_settings
 from ulmfit_pipe.storage.atomic import write_atomic
 
-TABLES = ("train_file", "validation_file", "test_file", "unlabelled_file", "input_file", "replay_file")  # name tables
+TABLES = (
+    "train_file",
+    "validation_file",
+    "test_file",
+    "unlabelled_file",
+    "input_file",
+    "replay_file",
+    "pool",
+)  # name tables
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ def main() -> None:
         rest, first = sys.argv[2:], COMMANDS[word].first
         for place, value in enumerate(takewhile(lambda word: not word.startswith("-"), [*rest]) if first else ()):
             rest[2 * place : 2 * place + 1] = [f"--{first}", value]
+        rest = ["--n" if part == "-n" else part for part in rest]
         sys.argv[:] = [f"ulmfit {word}", *rest]  # the name in its messages and in --help
         run_recipe(partial(run_command, word))
     else:
@@ -299,6 +308,14 @@ def _update(settings: Any) -> None:
     print(f"  ulmfit predict --model {folder} --input_file FILE --output_file OUT.csv")
 
 
+def _label_next(settings: Any) -> None:
+    print(ulmfit_pipe.label_next(settings))
+    if settings.output_file is not None:
+        print(f"written to {settings.output_file}; fill in its column label, then continue with")
+        model, file = shlex.quote(settings.model), shlex.quote(settings.output_file)
+        print(f"  ulmfit update {model} --train_file {file} --output_dir NEW_FOLDER")
+
+
 def _find_learning_rate(job: Any) -> Any:
     result = ulmfit_pipe.find_learning_rate(job)
     print(f"{len(result.lrs)} of {job.num_steps} steps before the loss diverged")
@@ -447,6 +464,12 @@ COMMANDS = {
     ),
     "update": Command(
         "UpdateSettings", _update, "Continue a saved classifier on new labelled rows, new classes too.", first="model"
+    ),
+    "label-next": Command(
+        "LabelNextSettings",
+        _label_next,
+        "Name the unlabelled rows to label next, and what their labels would buy.",
+        first="model",
     ),
     "lr-find": Command(
         "LearningRateJob", _find_learning_rate, "Sweep the learning rate of a stage and suggest values."

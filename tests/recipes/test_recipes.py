@@ -31,6 +31,7 @@ NAMES = [
     "ablation",
     "benchmark_fastai",
     "benchmark_few_labels",
+    "benchmark_label_next",
     "benchmark_prediction",
     "benchmark_trainer",
     "benchmark_training",

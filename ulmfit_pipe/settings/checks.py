@@ -17,7 +17,7 @@ SettingsT = TypeVar("SettingsT")
 PATH_SETTINGS = frozenset(  # settings that are paths, or names of models; a list holds several
     "train_file test_file validation_file unlabelled_file input_file output_file output_dir model model_backward "
     "tokenizer_of label_names train_images test_images validation_images images weights vocab before after figure "
-    "combine run_dir replay_file".split()
+    "combine run_dir replay_file pool".split()
 )
 OUTPUT_SETTINGS = ("output_dir", "output_file", "figure")
 MODEL_SETTINGS = ("model", "model_backward", "tokenizer_of")  # a built-in name comes before a folder without a model

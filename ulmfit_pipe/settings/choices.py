@@ -14,3 +14,4 @@ BACKWARD_MODEL = "awd-lstm-en-backward"  # its counterpart for an ensemble
 BUILTIN_NAMES = (DEFAULT_MODEL, BACKWARD_MODEL)
 
 ALL_ROWS = 0  # the size that stands for every labelled row
+LabelStrategy: TypeAlias = Literal["margin-kmeans", "margin", "entropy", "badge", "kmeans", "random"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ulmfit_pipe.settings.checks import check_seed, with_home_paths
-from ulmfit_pipe.settings.choices import Precision
+from ulmfit_pipe.settings.choices import LabelStrategy, Precision
 from ulmfit_pipe.settings.tables import LabelledTables, TableOptions
 
 
@@ -162,3 +162,41 @@ class ServeSettings:
                 f"most_waiting {self.most_waiting} is below request_texts {self.request_texts}, so a full request "
                 "would never be answered; raise the first or lower the second"
             )
+
+
+@dataclass(frozen=True)
+@with_home_paths
+class LabelNextSettings(LabelledTables):
+    """Settings of choosing rows to label next.
+
+    Attributes:
+        model: Folder of a classifier.
+        pool: Table or tables of texts without labels, of any kind that training reads (docs/tables.md).
+        n: Rows to choose; -n for short.
+        output_file: CSV to write, with an empty column label to fill in; one that is there already is refused; null
+            only prints the rows.
+        strategy: How rows are chosen. margin-kmeans: the rows between two labels, spread out over what the network
+            makes of the texts; margin, entropy, badge, kmeans and random are its baselines (docs/label_next.md).
+        train_file: Labelled table or tables that the classifier knows, in place of those of its run; their texts are
+            left out.
+        curve: Measure what the labels would buy, which reads the training texts once.
+        seed: Of everything that is drawn.
+        trust_remote_code: Run Python code that comes with a model (auto_map in its config.json); off, such a model is
+            refused.
+    """
+
+    model: str
+    pool: list[str]
+    n: int = 50
+    output_file: str | None = "label_next.csv"
+    strategy: LabelStrategy = "margin-kmeans"
+    train_file: list[str] | None = None
+    curve: bool = True
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_seed(self)
+        if self.n < 1:
+            raise ValueError(f"n must be 1 or more rows to label, got {self.n}; 50 is usual")

@@ -176,15 +176,15 @@ def tables_given(settings: Mapping[str, Any], **given: Any) -> dict[str, list[st
 
     Args:
         settings: Settings of the run, which may name columns.
-        **given: Tables by their names; None is none, but for ``train``.
+        **given: Tables by their names; None is none, but for ``train`` and ``pool``.
     """
     text, label = (_named_columns(settings, f"{role}_column", role) for role in ("text", "label"))
     return {
         f"{name}_file": check_tables(
-            value, name, text_columns=text, label_columns=() if name == "unlabelled" else label
+            value, name, text_columns=text, label_columns=() if name in ("unlabelled", "pool") else label
         )
         for name, value in given.items()
-        if value is not None or name == "train"
+        if value is not None or name in ("train", "pool")
     }
 
 

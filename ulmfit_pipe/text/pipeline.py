@@ -24,6 +24,7 @@ from ulmfit_pipe.reports.result_table import Metrics
 from ulmfit_pipe.settings.checks import home_path
 from ulmfit_pipe.settings.choices import DEFAULT_MODEL, PresetName
 from ulmfit_pipe.settings.parsing import list_settings, nearest_names
+from ulmfit_pipe.settings.prediction import LabelNextSettings
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.settings.text_runs import PipelineSettings, UpdateSettings
 from ulmfit_pipe.settings.values import SettingsError
@@ -59,6 +60,7 @@ from ulmfit_pipe.storage.temporary_files import folder_of_owner
 from ulmfit_pipe.storage.versions import library_versions
 from ulmfit_pipe.text.classifier import classifier_identity, train_classifier
 from ulmfit_pipe.text.families.starting_models import starting_models, with_builtin_backward
+from ulmfit_pipe.text.labelling.label_next import LabelNext, label_next
 from ulmfit_pipe.text.language_model import train_language_model
 from ulmfit_pipe.text.predict.evaluation import evaluate_table
 from ulmfit_pipe.text.predict.explain import Explanation, explain
@@ -99,6 +101,10 @@ GIVEN_TO_UPDATE = {
     "test_file": "test=",
     "replay_file": "old=",
     "model": "TextPipeline.load(model).update",
+}
+GIVEN_TO_LABEL_NEXT = {
+    "pool": "label_next(pool, ...), the first argument",
+    "model": "TextPipeline.load(model).label_next",
 }
 
 
@@ -477,6 +483,33 @@ class TextPipeline:
         self._folder = os.path.abspath(given.output_dir)
         self._predictor = Predictor.load(given.output_dir, trust_remote_code=given.trust_remote_code)
         return self.metrics
+
+    def label_next(
+        self, pool: Any, n: int = 50, *, output_file: str | Path | None = None, **settings: Any
+    ) -> LabelNext:
+        """Return which texts of a pool to label next, uncertain ones that are spread out, and what it would buy.
+
+        Args:
+            pool: Texts, or a table of texts without labels, as ``unlabelled`` of `fit`.
+            n: Rows to choose.
+            output_file: CSV to write, ready for a spreadsheet; None writes none.
+            **settings: Any other field of `LabelNextSettings`.
+
+        Raises:
+            RuntimeError: Nothing was fitted or loaded yet.
+            ValueError: A setting, table or model cannot be used, or the pool has too few rows.
+        """
+        predictor, meant = self.predictor, partial(_meant_setting, settings_class=LabelNextSettings)
+        check_names(settings, LabelNextSettings, elsewhere=GIVEN_TO_LABEL_NEXT, meant=meant, of="label_next")
+        table = tables_given(settings, pool=pool)["pool_file"]
+        given = LabelNextSettings(
+            model=str(self._folder),
+            pool=recorded_tables({"pool": table})["pool"],
+            n=n,
+            output_file=None if output_file is None else check_folder(output_file, "output_file"),
+            **{"trust_remote_code": self.trust_remote_code, **settings},
+        )
+        return label_next(given, pool=table if isinstance(table, RowSource) else None, predictor=predictor)
 
     def _temporary_folder(self, *, again: bool) -> str:
         """Return a folder that goes with the pipeline, the one before where its run is to go on; say where it is."""

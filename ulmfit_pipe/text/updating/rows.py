@@ -251,12 +251,7 @@ def remembered_rows(folder: Path, known: LabelSet) -> RunTables:
         TableError: It is not known where they are, they cannot be read, or they have changed.
         ValueError: The same, for a setting.
     """
-    record = read_stage(folder)
-    places = [place / SETTINGS_FILE for place in (folder, folder.parent) if (place / SETTINGS_FILE).is_file()]
-    if record is None or not places:
-        raise TableError(f"{folder} does not tell where its training rows are")
-    kind = _kind_of_settings(places[0])
-    before = load_settings(kind, places[0])
+    before, record = remembered_settings(folder), read_stage(folder) or {}
     files = getattr(before, "train_file", None) or []
     if any(name.startswith(IN_MEMORY) for name in files):
         raise TableError("the classifier was trained on a table in memory")
@@ -266,6 +261,22 @@ def remembered_rows(folder: Path, known: LabelSet) -> RunTables:
     if names != known.names or digest_of(*columns, names) != record.get("identity", {}).get("data"):
         raise TableError(f"{', '.join(files)} no longer hold the rows that the classifier was trained on")
     return found
+
+
+def remembered_settings(folder: Path) -> Any:
+    """Return the settings that a classifier was trained with.
+
+    Args:
+        folder: The classifier's folder.
+
+    Raises:
+        TableError: They are not beside it.
+        ValueError: They are not settings of this version.
+    """
+    places = [place / SETTINGS_FILE for place in (folder, folder.parent) if (place / SETTINGS_FILE).is_file()]
+    if read_stage(folder) is None or not places:
+        raise TableError(f"{folder} does not tell where its training rows are")
+    return load_settings(_kind_of_settings(places[0]), places[0])
 
 
 def _kind_of_settings(path: Path) -> type[Any]:

@@ -1,0 +1,1 @@
+"""Which unlabelled rows to label next, and what their labels would buy."""
