@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,7 +11,7 @@ import yaml
 from huggingface_hub import HfApi
 
 from tests.support.tiny_runs import reviews, write_csv
-from ulmfit_pipe import PipelineSettings, PushError, PushSettings, push, run_pipeline
+from ulmfit_pipe import PipelineSettings, PushError, PushSettings, cli, push, run_pipeline
 from ulmfit_pipe.settings.text import ClassifierSettings, LanguageModelSettings
 from ulmfit_pipe.stages.artifacts import ArtifactError
 
@@ -117,7 +118,7 @@ def test_push_uploads_what_loading_needs_and_the_card_alone(run, hub):
     assert not {"settings.yaml", "predictions.csv", "report.html", "stage.json"} & set(sent)
 
 
-def test_a_refusal_and_a_missing_network_say_one_sentence(run, hub, monkeypatch):
+def test_a_refusal_and_a_missing_network_say_one_sentence(run, hub, monkeypatch, capsys):
     monkeypatch.setattr(Hub, "refuse", True)
     given = PushSettings(str(run / "classifier"), "team/reviews")
     with pytest.raises(PushError, match=r"^the hub refused team/reviews \(HTTP 401\); log in with: hf auth login"):
@@ -127,6 +128,10 @@ def test_a_refusal_and_a_missing_network_say_one_sentence(run, hub, monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(PushError, match=r"^the hub cannot be reached \(OfflineModeIsEnabled\); nothing is lost"):
         push(given)
+    monkeypatch.setattr(sys, "argv", ["ulmfit", "push", given.model, given.repo])
+    with pytest.raises(SystemExit, match="^2$"):
+        cli.main()
+    assert capsys.readouterr().err.startswith("ulmfit push: error: the hub cannot be reached (OfflineModeIsEnabled); ")
 
 
 def test_what_is_no_finished_classifier_or_no_name_is_refused(run, tmp_path, tiny_language_model_folder):

@@ -15,7 +15,7 @@ from ulmfit_pipe.stages.artifacts import STAGE_FILE, ArtifactError, read_stage
 from ulmfit_pipe.stages.report import BACKWARD, CARD_FILE, write_card
 
 
-class PushError(UlmfitError, RuntimeError):
+class PushError(UlmfitError, ValueError):
     """The hub did not take the folder; the message says why."""
 
 
