@@ -36,7 +36,7 @@ def test_every_recipe_but_the_benchmarks_is_a_command():
     texts = [path.read_text() for path in (ROOT / "recipes").glob("*.py") if not path.stem.startswith("benchmark_")]
     names = {name for text in texts for name in re.findall(r'run_command\("([a-z-]+)"\)', text)}
     assert len(names) == len(texts)
-    without = {"configs", "explain", "check-data", "evaluate", "label-next", "report", "serve", "update"}
+    without = {"configs", "explain", "check-data", "evaluate", "label-next", "push", "report", "serve", "update"}
     assert names | without == set(cli.COMMANDS)
 
 
@@ -57,7 +57,7 @@ def test_every_command_has_the_help_of_its_settings(monkeypatch, capsys, name):
     code, out, err = called(monkeypatch, capsys, name, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: ulmfit {name} [--config FILE ...] [--name VALUE ...]\n")
-    assert "--output" in out or name == "serve"
+    assert "--output" in out or name in ("push", "serve")
 
 
 @pytest.mark.parametrize("name", GUIDES)

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ulmfit_pipe.settings.model_files import ExportFastaiSettings as ExportFastaiSettings
     from ulmfit_pipe.settings.model_files import ImportFastaiSettings as ImportFastaiSettings
     from ulmfit_pipe.settings.model_files import PackageSettings as PackageSettings
+    from ulmfit_pipe.settings.model_files import PushSettings as PushSettings
     from ulmfit_pipe.settings.model_files import ShowFiltersSettings as ShowFiltersSettings
     from ulmfit_pipe.settings.parsing import parse_settings as parse_settings
     from ulmfit_pipe.settings.prediction import EvaluateSettings as EvaluateSettings
@@ -149,6 +150,8 @@ if TYPE_CHECKING:
     from ulmfit_pipe.tools.inspection.show_filters import show_filters as show_filters
     from ulmfit_pipe.tools.inspection.weight_comparison import compare_weights as compare_weights
     from ulmfit_pipe.tools.packaging.package_model import package_language_model as package_language_model
+    from ulmfit_pipe.tools.packaging.push import PushError as PushError
+    from ulmfit_pipe.tools.packaging.push import push as push
     from ulmfit_pipe.tools.serving.server import ServeError as ServeError
     from ulmfit_pipe.tools.serving.server import build_app as build_app
     from ulmfit_pipe.tools.serving.server import serve as serve
@@ -249,6 +252,7 @@ _HOMES = {
         "ExportFastaiSettings",
         "ImportFastaiSettings",
         "PackageSettings",
+        "PushSettings",
         "ShowFiltersSettings",
     ],
     "ulmfit_pipe.settings.guides": ["Guide"],
@@ -306,6 +310,7 @@ _HOMES = {
     "ulmfit_pipe.tools.inspection.weight_comparison": ["compare_weights"],
     "ulmfit_pipe.tools.packaging.package_model": ["package_language_model"],
     "ulmfit_pipe.tools.serving.server": ["ServeError", "build_app", "serve"],
+    "ulmfit_pipe.tools.packaging.push": ["PushError", "push"],
     "ulmfit_pipe.tools.table_check.check_data": ["Problem", "check_data", "describe_problems"],
     "ulmfit_pipe.training.compute.accelerator_checks": ["UnsupportedAcceleratorError"],
     "ulmfit_pipe.training.distributed.agreement": ["DisagreementError"],

@@ -48,7 +48,7 @@ class Command:
         settings: Public name of the settings class; its fields are the command's options.
         run: Does the work, prints the result and returns it for `--json` (one of `WITH_MODES`).
         help: One line.
-        first: The setting whose name need not be written before its value, or values.
+        first: The setting whose name need not be written before its value, or values; or several of one value each.
     """
 
     settings: str
@@ -67,7 +67,8 @@ def main() -> None:
     elif word in COMMANDS:
         rest, first = sys.argv[2:], COMMANDS[word].first
         for place, value in enumerate(takewhile(lambda word: not word.startswith("-"), [*rest]) if first else ()):
-            rest[2 * place : 2 * place + 1] = [f"--{first}", value]
+            names = (first or "").split()
+            rest[2 * place : 2 * place + 1] = [f"--{names[min(place, len(names) - 1)]}", value]
         rest = ["--n" if part == "-n" else part for part in rest]
         sys.argv[:] = [f"ulmfit {word}", *rest]  # the name in its messages and in --help
         run_recipe(partial(run_command, word))
@@ -405,6 +406,10 @@ def _package_language_model(settings: Any) -> None:
     print(f"  ulmfit run --model {shlex.quote(folder)} --train_file YOURS.csv --output_dir runs/mine")
 
 
+def _push(settings: Any) -> None:
+    print(f"the classifier is at {ulmfit_pipe.push(settings)}")
+
+
 def _demo(settings: Any) -> Any:
     metrics = ulmfit_pipe.run_demo(settings)
     print(f"\n{metrics['table']}\n")
@@ -486,6 +491,9 @@ COMMANDS = {
         "PackageSettings",
         _package_language_model,
         "Package a language model: float16 weights, tokenizer, record and model card.",
+    ),
+    "push": Command(
+        "PushSettings", _push, "Upload a classifier to a model hub: ulmfit push DIR NAMESPACE/NAME.", first="model repo"
     ),
     "import-fastai": Command(
         "ImportFastaiSettings", _import_fastai, "Make a model folder out of a fastai .pth and its .pkl vocabulary."

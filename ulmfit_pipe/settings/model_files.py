@@ -136,3 +136,25 @@ class ShowFiltersSettings:
         check_whole(self, {"channels": 1})
         if self.layers and not self.images:
             raise ValueError(f"activations of {self.layers[0]!r} need images to be activated by; give images too")
+
+
+@dataclass(frozen=True)
+@with_home_paths
+class PushSettings:
+    """Settings of an upload to a model hub.
+
+    Attributes:
+        model: Folder of a classifier that was trained here.
+        repo: Name of the repository, NAMESPACE/NAME; made if it is not there.
+        private: Make it private; one that is there stays what it is.
+    """
+
+    model: str
+    repo: str
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        namespace, _, name = self.repo.partition("/")
+        if not namespace or not name or "/" in name:
+            raise ValueError(f"repo must be NAMESPACE/NAME, such as my-team/reviews, got {self.repo!r}")

@@ -17,10 +17,12 @@ import yaml
 
 from ulmfit_pipe.console import in_one_line
 from ulmfit_pipe.data.tables.row_streams import FORMULA_STARTS
+from ulmfit_pipe.reports.classifier_card import classifier_card
 from ulmfit_pipe.reports.comparison import compare_runs, comparison_table
 from ulmfit_pipe.reports.predictions import Prediction
 from ulmfit_pipe.reports.run_report import run_report
 from ulmfit_pipe.settings.checks import with_absolute_paths
+from ulmfit_pipe.settings.choices import BUILTIN_NAMES
 from ulmfit_pipe.settings.images import ImageSettings
 from ulmfit_pipe.settings.parsing import list_settings, settings_to_yaml
 from ulmfit_pipe.settings.reports import ReportSettings
@@ -35,6 +37,7 @@ METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
 REPORT_FILE = "report.html"
 EXPLANATIONS_FILE = "explanations.json"  # written where it is asked for
+CARD_FILE = "README.md"
 SETTINGS_FILE = "settings.yaml"
 RUN_FILES = (METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, SETTINGS_FILE)
 BACKWARD = "backward"
@@ -75,7 +78,7 @@ def save_records(folder: Path | str, *, settings: Any, metrics: Mapping[str, Any
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write the page of a finished run, or of a single stage's, into its folder.
+    """Write the page of a finished run, or of a single stage's, into its folder, and the card of a text classifier.
 
     Returns:
         Path of the page.
@@ -85,7 +88,36 @@ def write_report(folder: Path | str) -> Path:
     """
     path = Path(folder) / REPORT_FILE
     write_atomic(path, _page_of(folder))
+    for place in (Path(folder), Path(folder) / "classifier"):
+        write_card(place)
     return path
+
+
+def write_card(folder: Path) -> Path | None:
+    """Write the card of a text classifier's folder; return its path, or None where it is another stage's.
+
+    Args:
+        folder: The classifier's folder; the records of its run are in it or above it.
+    """
+    stage = read_stage(folder)
+    if stage is None or stage.get("stage") != "classifier" or not (folder / "config.json").is_file():
+        return None
+    above = next((place for place in (folder, folder.parent) if (place / METRICS_FILE).is_file()), None)
+    metrics = {} if above is None else read_json(above / METRICS_FILE)
+    settings = {} if above is None else _settings_in(above / SETTINGS_FILE)
+    base = settings.get("model") or stage.get("model")
+    is_builtin = base in BUILTIN_NAMES
+    name = folder.resolve().name if above == folder else folder.resolve().parent.name
+    content = classifier_card(
+        name,
+        config=read_json(folder / "config.json"),
+        stage=stage,
+        metrics=metrics,
+        base=base,
+        is_builtin=is_builtin,
+    )
+    write_atomic(folder / CARD_FILE, content.encode())
+    return folder / CARD_FILE
 
 
 def _page_of(folder: Path | str) -> bytes:
