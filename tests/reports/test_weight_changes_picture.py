@@ -5,7 +5,7 @@ import sys
 import pytest
 from matplotlib import image
 
-from ulmfit_pipe.reports.change_words import change_words
+from ulmfit_pipe.reports.number_words import change_words
 from ulmfit_pipe.reports.weight_changes import plot_weight_changes
 
 
@@ -78,7 +78,7 @@ def test_a_picture_of_no_group_is_refused():
 
 def test_the_words_need_neither_matplotlib_nor_torch():
     code = (
-        "import sys; from ulmfit_pipe.reports.change_words import change_words; "
+        "import sys; from ulmfit_pipe.reports.number_words import change_words; "
         "print({'matplotlib', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """Numbers and names as a person reads them: shares in percent, durations in words, none of a hundred digits."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ulmfit_pipe.console import in_one_line
@@ -65,3 +66,26 @@ def short_name(name: str) -> str:
     """Return a class's name in one line of bounded length."""
     shown = in_one_line(name)
     return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
+
+
+WHOLE_PER_CENT = 1.0  # from 100% on, decimals say nothing
+
+
+def change_words(row: Mapping[str, Any]) -> str:
+    """Return a relative change as a person reads it.
+
+    Args:
+        row: ``relative`` (the change as a share, or None where it cannot be given) and ``norm_before`` (None where
+            there was nothing before).
+
+    Returns:
+        Per cent, or ``unchanged``, ``new`` (nothing to compare with), ``from zero`` (no share of zero can be given).
+    """
+    relative = row["relative"]
+    if row["norm_before"] is None:
+        return "new"
+    if relative is None:
+        return "from zero"
+    if relative == 0:
+        return "unchanged"
+    return f"{100 * relative:,.0f}%" if relative >= WHOLE_PER_CENT else f"{100 * relative:.3g}%"

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ulmfit_pipe.reports.change_words import change_words
 from ulmfit_pipe.reports.charts import curves, freeze_map, phases_of
-from ulmfit_pipe.reports.number_words import WORDS, number, short_name
+from ulmfit_pipe.reports.number_words import WORDS, change_words, number, short_name
 
 SHOWN_DECADES = 4  # of how far layer groups moved, below the furthest
 

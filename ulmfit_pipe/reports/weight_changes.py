@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ulmfit_pipe.reports.change_words import change_words
+from ulmfit_pipe.reports.number_words import change_words
 from ulmfit_pipe.reports.plots import BLUE, INK, MUTED, ORANGE, Picture, finish_figure, new_figure
 
 TITLE = "How far training moved the weights"

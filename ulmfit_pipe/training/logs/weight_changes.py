@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ulmfit_pipe.reports.change_words import change_words
+from ulmfit_pipe.reports.number_words import change_words
 from ulmfit_pipe.reports.text_tables import Report
 from ulmfit_pipe.training.layer_groups import LayerGroup
 from ulmfit_pipe.training.resume.saved_learner import untied_state
