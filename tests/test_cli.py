@@ -229,3 +229,12 @@ def test_an_error_is_a_line_on_the_other_stream_whatever_the_output(monkeypatch,
 )
 def test_output_flags_that_do_not_fit_are_refused_in_one_line(monkeypatch, capsys, words, line):
     assert called(monkeypatch, capsys, *words) == (2, "", line + "\n")
+
+
+def test_the_short_word_of_one_command_is_left_alone_in_another(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "run_recipe", lambda work: seen.append(sys.argv[1:]))
+    for words in (["label-next", "DIR", "-n", "5"], ["explain", "DIR", "--text", "-n"]):
+        monkeypatch.setattr(sys, "argv", ["ulmfit", *words])
+        cli.main()
+    assert seen == [["--model", "DIR", "--n", "5"], ["--model", "DIR", "--text", "-n"]]

@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -49,12 +49,14 @@ class Command:
         run: Does the work, prints the result and returns it for `--json` (one of `WITH_MODES`).
         help: One line.
         first: The setting whose name need not be written before its value, or values; or several of one value each.
+        short: Words that stand for an option's name.
     """
 
     settings: str
     run: Callable[[Any], Any]
     help: str
     first: str | None = None
+    short: Mapping[str, str] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -66,10 +68,10 @@ def main() -> None:
         print(f"ulmfit_pipe {ulmfit_pipe.__version__}")
     elif word in COMMANDS:
         rest, first = sys.argv[2:], COMMANDS[word].first
-        for place, value in enumerate(takewhile(lambda word: not word.startswith("-"), [*rest]) if first else ()):
-            names = (first or "").split()
+        names = first.split() if first else []
+        for place, value in enumerate(takewhile(lambda word: not word.startswith("-"), [*rest]) if names else ()):
             rest[2 * place : 2 * place + 1] = [f"--{names[min(place, len(names) - 1)]}", value]
-        rest = ["--n" if part == "-n" else part for part in rest]
+        rest = [COMMANDS[word].short.get(part, part) for part in rest]
         sys.argv[:] = [f"ulmfit {word}", *rest]  # the name in its messages and in --help
         run_recipe(partial(run_command, word))
     else:
@@ -475,6 +477,7 @@ COMMANDS = {
         _label_next,
         "Name the unlabelled rows to label next, and what their labels would buy.",
         first="model",
+        short={"-n": "--n"},
     ),
     "lr-find": Command(
         "LearningRateJob", _find_learning_rate, "Sweep the learning rate of a stage and suggest values."
