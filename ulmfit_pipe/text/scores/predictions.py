@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from ulmfit_pipe.data.splits import labels_of_rows
 from ulmfit_pipe.data.tables.row_streams import Chunk, open_writer
+from ulmfit_pipe.data.text.text_facts import count_repeats, count_shared, look_at_texts
 from ulmfit_pipe.storage.atomic import whole_file
 from ulmfit_pipe.text.predict.columns import LABEL_SEPARATOR, SCORE_DIGITS
 from ulmfit_pipe.text.predict.predictor import ScoredRows
@@ -19,6 +20,7 @@ from ulmfit_pipe.text.predict.predictor import ScoredRows
 TEXTS_AND_LABELS = ("text", "truth", "prediction")  # columns whose cells a spreadsheet must not take for formulas
 LONGEST_TEXT = 2000  # characters of a text that are written
 CHUNK_ROWS = 2048
+BEFORE = {"validation": ("training",), "test": ("training", "validation")}  # tables that should share no text with it
 
 
 def write_predictions(path: Path, table: Dataset, scored: ScoredRows, *, names: Sequence[str]) -> None:
@@ -77,29 +79,18 @@ def record_of(tables: Mapping[str, Dataset], *, names: Sequence[str]) -> dict[st
     too.
     """
     record: dict[str, dict[str, Any]] = {}
-    hashes: dict[str, list[int]] = {}
+    facts = {name: look_at_texts(table) for name, table in tables.items()}
     for name, table in tables.items():
-        lengths = np.array([len(text) for text in table["text"]])
-        hashes[name] = [hash(text) for text in table["text"]]
-        middle, most = np.quantile(lengths, [0.5, 0.95])
+        middle, most = np.quantile(facts[name].lengths, [0.5, 0.95])
         record[name] = {
             "rows": len(table),
-            "characters": {"median": float(middle), "95 %": float(most), "longest": int(lengths.max())},
-            "repeats": len(table) - len(set(hashes[name])),
-            **_shared(name, hashes),
+            "characters": {"median": float(middle), "95 %": float(most), "longest": max(facts[name].lengths)},
+            "repeats": count_repeats(facts[name])[0],
         }
+        for other in BEFORE.get(name, ()):
+            if other in facts:
+                record[name][f"in_{other}"] = count_shared(facts[name], facts[other])[0]
         if "label" in table.column_names:
             counts = Counter(int(label) for labels in labels_of_rows(table) for label in labels)
             record[name]["labels"] = {label: counts[number] for number, label in enumerate(names)}
     return record
-
-
-def _shared(name: str, hashes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Return how many rows of a table are in training, and of the test table in validation, word for word."""
-    others = {"validation": ("training",), "test": ("training", "validation")}.get(name, ())
-    found = {}
-    for other in others:
-        if other in hashes:
-            known = set(hashes[other])
-            found[f"in_{other}"] = sum(each in known for each in hashes[name])
-    return found
