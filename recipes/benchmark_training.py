@@ -59,7 +59,7 @@ def tokens_a_second(settings: Settings, precision: str) -> float:
     windows = [torch.randint(settings.vocab_size, size) for _ in range(settings.steps)]
     batches = RandomText({"input_ids": tokens[:, :-1], "targets": tokens[:, 1:]} for tokens in windows)
     groups = up.split_layer_groups(model, [spec.prefixes for spec in up.layer_group_specs(model)])
-    accelerator, task = Accelerator(mixed_precision=precision), up.Task(batches, up.SequenceObjective())
+    accelerator, task = Accelerator(mixed_precision=precision), up.Task(batches, up.SequenceObjective(decodes=True))
     learner = up.Learner(model, groups, task, accelerator=accelerator, pretrained=False, say=lambda line: None)
     return learner.fit(2, 1e-3).epochs[-1].items_per_second
 

@@ -205,7 +205,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for first in range(0, len(logits), rows_at_once):
             rows = slice(first, first + rows_at_once)
             scores = logits[rows].to(wide, copy=True)  # (chunk, num_classes)
-            loss_sum += _loss_then_gradient(scores, targets[rows])
+            loss_sum += _summed_loss(scores, targets[rows], then_gradient=gradient is not None)
             if gradient is not None:
                 gradient[rows] = scores
         ctx.save_for_backward(gradient)
@@ -219,15 +219,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return gradient * loss_gradient.to(gradient.dtype), None
 
 
-def _loss_then_gradient(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the summed cross-entropy of scores float (rows, num_classes), and overwrite them with its gradient."""
+def _summed_loss(scores: Tensor, targets: Tensor, *, then_gradient: bool) -> Tensor:
+    """Return the summed cross-entropy of scores float (rows, num_classes), which are overwritten.
+
+    Args:
+        scores: What is left in them is their gradient where that is asked for, else of no use.
+        targets: int64 (rows,); -100 counts for nothing.
+        then_gradient: Whether the gradient is asked for.
+    """
     wanted = (targets != IGNORED).unsqueeze(1)  # (rows, 1)
     at_target, counts = targets.unsqueeze(1).where(wanted, 0), wanted.to(scores)
     scores -= scores.amax(dim=1, keepdim=True)
     target_scores = scores.gather(1, at_target)
     sums = scores.exp_().sum(dim=1, keepdim=True)
-    scores *= counts / sums
-    scores.scatter_add_(1, at_target, -counts)
+    if then_gradient:
+        scores *= counts / sums
+        scores.scatter_add_(1, at_target, -counts)
     return ((sums.log() - target_scores) * counts).sum()
 
 
@@ -265,7 +272,7 @@ class _DecodedCrossEntropy(torch.autograd.Function):
             for first in range(0, len(inputs), DECODED_ROWS):
                 rows = slice(first, first + DECODED_ROWS)
                 scores = torch.addmm(shift, inputs[rows], decoder.t()).to(wide)  # (chunk, num_classes)
-                loss_sum += _loss_then_gradient(scores, targets[rows])
+                loss_sum += _summed_loss(scores, targets[rows], then_gradient=True)
                 of_bias += scores.sum(dim=0)
                 gradient = scores.to(kind)
                 torch.mm(gradient, decoder, out=of_hidden[rows])
